@@ -1,0 +1,81 @@
+# A fresh clone needs Python >= 3.11 and a C++ compiler with OpenMP, nothing else:
+#   make demo     meta-train on sinusoids and plot what was learned (about a minute)
+#   make test     the test suite; MTML_CPU_ISA=avx2 (or base) runs it on another instruction set
+# Both make their own environment in .venv, build the package into it (editable), and do so again only when the sources
+# of the build have changed. CONTRIBUTING.md lists the variables below.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INSTALL ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+export TORCH_INSTALL
+# The environment alone decides what is imported.
+unexport PYTHONPATH
+
+BIN := $(abspath $(VENV))/bin
+CLANG_FORMAT = find csrc -regex '.*\.\(cpp\|h\|inl\|cu\)' -print0 | PATH="$(BIN):$$PATH" xargs -0 clang-format
+ENVIRONMENT := $(VENV)/.mtml-environment
+PEERS := $(VENV)/.mtml-peers
+BUILT := $(VENV)/.mtml-built
+# Folders are listed too: their times change when a file is deleted.
+BUILD_SOURCES := setup.py pyproject.toml $(shell find csrc)
+BUILD_VARIABLES := $(foreach name,CXX CPPFLAGS CXXFLAGS LDFLAGS MTML_CUDA,$(name)=$($(name)))
+
+.PHONY: help demo test lint format bench doctor build clean distclean FORCE
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo | test | lint | format | bench | doctor | build | clean | distclean"
+
+demo: $(BUILT)
+	$(BIN)/mtml train sinusoid --demo $(DEMO_ARGS)
+
+# From another folder and without it on the path (-P), so that the tests meet the installed package, not the source tree.
+test: $(BUILT)
+	cd $(VENV) && $(BIN)/python -P -m pytest "$(CURDIR)/tests" $(PYTEST_ARGS)
+
+lint: $(BUILT)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(CLANG_FORMAT) --dry-run -Werror
+
+format: $(ENVIRONMENT)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+	$(CLANG_FORMAT) -i
+
+bench: $(BUILT) $(PEERS)
+	$(BIN)/python -m bench run $(BENCH_ARGS)
+
+doctor: $(BUILT)
+	$(BIN)/mtml doctor
+
+build: $(BUILT)
+
+$(ENVIRONMENT): pyproject.toml constraints-dev.txt .ci/devenv.py
+	$(PYTHON) .ci/devenv.py $(VENV)
+	@touch $@
+
+# What the benchmarks compare with and nothing else needs.
+$(PEERS): $(ENVIRONMENT)
+	$(PYTHON) .ci/devenv.py $(VENV) --extras peers
+	@touch $@
+
+$(BUILT): $(ENVIRONMENT) $(BUILD_SOURCES) build/variables
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Rewritten only when a variable that shapes the build has another value than last time.
+build/variables: FORCE
+	@mkdir -p build
+	@echo '$(BUILD_VARIABLES)' | cmp -s - $@ || echo '$(BUILD_VARIABLES)' > $@
+
+clean:
+	rm -rf build dist *.egg-info python/*.egg-info mtml_kernels/_C*.so mtml_kernels/_build.json $(BUILT)
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv

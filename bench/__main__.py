@@ -1,0 +1,252 @@
+"""The command line: ``python -m bench run|compare|plot|readme|kernel|memory|host``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_WORKLOADS = ("sinusoid", "omniglot_mlp", "siren")
+
+
+def _prefer_installed() -> None:
+    """Search this checkout last: the package folder in its root must not shadow an installed, compiled package."""
+    root = Path(__file__).resolve().parent.parent
+    here = [p for p in sys.path if Path(p or ".").resolve() == root]
+    sys.path[:] = [p for p in sys.path if p not in here] + ([str(root)] if here else [])
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {"float32": torch.float32, "float64": torch.float64}[name]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def run(args: argparse.Namespace) -> int:
+    from bench import providers, record, runner
+
+    options = runner.Options(args.providers, args.seconds, args.threads, _dtype(args.dtype), args.device)
+    records = runner.run(args.workloads or DEFAULT_WORKLOADS, options)
+    if args.out:
+        record.write_csv(args.out, records, append=args.append)
+        print(f"wrote {args.out}")
+    wrong = [r for r in records if providers.is_ours(r.provider) and r.status in ("mismatch", "failed")]
+    return 1 if wrong else 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    from bench import compare as comparing
+    from bench import record
+
+    base, head = record.read_csv(args.base), record.read_csv(args.head)
+    verdicts = comparing.compare(base, head, args.tolerance, args.metric, args.peers)
+    if not verdicts:
+        print(f"{args.base}: no timed row of this project to compare (peers: pass --peers)", file=sys.stderr)
+        return 2
+    for verdict in verdicts:
+        print(comparing.line(verdict))
+    regressions = sum(v.regressed for v in verdicts)
+    print(f"{regressions} regressions among {len(verdicts)} rows, tolerance {args.tolerance:.0%}")
+    return 1 if regressions else 0
+
+
+def plot(args: argparse.Namespace) -> int:
+    from bench import plot as plotting
+    from bench import record
+
+    out = args.out or str(Path(args.csv).with_suffix(".png"))
+    plotting.plot(record.read_csv(args.csv), out)
+    print(f"wrote {out}")
+    return 0
+
+
+def readme(args: argparse.Namespace) -> int:
+    from bench import readme as writing
+    from bench import record
+
+    writing.write(args.readme, record.read_csv(args.csv))
+    print(f"wrote the table into {args.readme}")
+    return 0
+
+
+def kernel(args: argparse.Namespace) -> int:
+    from bench import kernel as kernels
+
+    if args.op not in kernels.OPS:
+        raise ValueError(f"op: expected one of {', '.join(kernels.OPS)}; got {args.op!r}")
+    kernels.report(
+        args.op,
+        kernels.Options(
+            kernels.parse_shape(args.shape),
+            args.tasks,
+            args.support,
+            args.query,
+            args.steps,
+            args.lr,
+            args.loss,
+            args.activation,
+            _dtype(args.dtype),
+            args.backend,
+            kernels.modes(args.mode),
+            args.inputs,
+            args.threads,
+            args.seconds,
+        ),
+    )
+    return 0
+
+
+def memory(args: argparse.Namespace) -> int:
+    import torch
+
+    from bench import memory as remembering
+    from bench.workloads import select
+
+    steps, names = [int(s) for s in _names(args.steps)], args.providers or remembering.PROVIDERS
+    threads = args.threads or torch.get_num_threads()
+    w = select([args.workload])[0]
+    if args.here:
+        print(json.dumps(remembering.measure_here(replace(w, steps=steps[0]), names[0], threads)))
+        return 0
+    usages = remembering.report(args.workload, steps, names, threads)
+    return 1 if any(u.error for u in usages) else 0
+
+
+def host(args: argparse.Namespace) -> int:
+    import torch
+
+    from bench import host as hosting
+
+    t = hosting.measure(args.workload, args.threads or torch.get_num_threads(), args.seconds)
+    print(
+        f"{args.workload}: meta-step {t.wall_us:.1f} us, inside native code {t.native_us:.1f} us, "
+        f"host {t.host_us:.1f} us (medians of {t.n} bursts)"
+    )
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a number >= 0, got {text}")
+    return value
+
+
+def _add_threads(p: argparse.ArgumentParser, seconds: float) -> None:
+    p.add_argument("--threads", type=_positive, default=0, help="default: torch's own number")
+    p.add_argument(
+        "--seconds", type=float, default=seconds, help="time budget per provider or mode (default %(default)s)"
+    )
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    p = commands.add_parser("run", help="gate and time providers on workloads, side by side", description=run_help())
+    p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"default: {' '.join(DEFAULT_WORKLOADS)}")
+    p.add_argument(
+        "--providers", type=_names, default=(), help="comma-separated, options after a colon: mtml,compile:loop"
+    )
+    p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    p.add_argument("--out", help="CSV file for the records")
+    p.add_argument("--append", action="store_true", help="keep the records that --out already holds")
+    _add_threads(p, 8.0)
+    p.set_defaults(call=run)
+
+
+def run_help() -> str:
+    return (
+        "Every provider is first checked against the plain loop in float64; one that does not match is reported and "
+        "not timed. The others are timed in turn, in bursts of at least 20 ms. Peers that are not installed are named "
+        "and skipped. Exit status 1 where this project's own provider failed or did not match."
+    )
+
+
+def _add_files(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    p = commands.add_parser("compare", help="base against head: exit status 1 on a regression")
+    p.add_argument("base")
+    p.add_argument("head")
+    p.add_argument(
+        "--tolerance", type=float, default=0.05, help="how much slower is a regression (default %(default)s)"
+    )
+    p.add_argument(
+        "--metric", choices=("auto", "ms"), default="auto", help="auto: the ratio to the fastest peer both runs have"
+    )
+    p.add_argument("--peers", action="store_true", help="judge the peers' times too")
+    p.set_defaults(call=compare)
+    p = commands.add_parser("plot", help="bars of recorded times")
+    p.add_argument("csv")
+    p.add_argument("--out", help="image file (default: beside the CSV)")
+    p.set_defaults(call=plot)
+    p = commands.add_parser("readme", help="write README's speed table from recorded times")
+    p.add_argument("csv")
+    p.add_argument("--readme", default=str(Path(__file__).resolve().parent.parent / "README.md"))
+    p.set_defaults(call=readme)
+
+
+def _add_kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    p = commands.add_parser("kernel", help="one kernel on one shape: time, GFLOP/s, GB/s, share of peak")
+    p.add_argument("op", help="inner_loop")
+    p.add_argument("--shape", default="784-256-128-64-64-5", help="widths of an MLP (default %(default)s)")
+    for name, value in (("tasks", 32), ("support", 5), ("query", 75), ("steps", 1)):
+        p.add_argument(f"--{name}", type=_positive, default=value, help="default %(default)s")
+    p.add_argument("--lr", type=float, default=0.01)
+    p.add_argument("--loss", choices=("cross_entropy", "mse"), default="cross_entropy")
+    p.add_argument("--activation", choices=("relu", "tanh", "gelu", "sine"), default="relu")
+    p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    p.add_argument("--backend", default="auto", help="auto, cpu, reference, ...")
+    p.add_argument("--mode", action="append", default=[], help="adapt, forward, forward+backward or all; repeatable")
+    p.add_argument("--inputs", action="store_true", help="gradients to the inputs too")
+    _add_threads(p, 2.0)
+    p.set_defaults(call=kernel)
+
+
+def _add_costs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    p = commands.add_parser("memory", help="peak memory of a meta-step at several numbers of inner steps")
+    p.add_argument("workload", nargs="?", default="omniglot_mlp")
+    p.add_argument("--steps", default="1,10,100", help="default %(default)s")
+    p.add_argument("--providers", type=_names, default=(), help="default: mtml,loop; the first is the unit")
+    p.add_argument("--threads", type=_positive, default=0)
+    p.add_argument("--here", action="store_true", help="the first combination, in this process, printed as JSON")
+    p.set_defaults(call=memory)
+    p = commands.add_parser("host", help="host time of a meta-step: what is spent outside native code")
+    p.add_argument("workload", nargs="?", default="sinusoid")
+    _add_threads(p, 2.0)
+    p.set_defaults(call=host)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of mtml-kernels.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_files(commands)
+    _add_kernel(commands)
+    _add_costs(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Bad input is one line on standard error and status 2."""
+    args = parser().parse_args(argv)
+    try:
+        status: int = args.call(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    _prefer_installed()
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Interleaved timing: bursts of at least 20 ms, providers in turn, medians.
+
+A drifting machine then slows all providers alike, none runs on another's cold caches only, and a single burst is long
+beside the clock's and the scheduler's grain.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+BURST_SECONDS = 0.02
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call: the median and the best of ``n`` bursts of ``count`` calls."""
+
+    ms: float
+    best_ms: float
+    n: int
+    count: int
+
+
+def burst(run: Run, count: int, device: str = "cpu") -> float:
+    """Seconds that ``count`` calls take together. Garbage collection waits until they are done."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for _ in range(count):
+            run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def calibrate(run: Run, device: str = "cpu", seconds: float = BURST_SECONDS) -> int:
+    """How many calls make a burst of at least ``seconds``; warms the provider up on the way."""
+    count = 1
+    while True:
+        elapsed = burst(run, count, device)
+        if elapsed >= seconds:
+            return count
+        count = max(count + 1, min(math.ceil(count * 1.2 * seconds / max(elapsed, 1e-7)), count * 100))
+
+
+def interleave(
+    runs: Mapping[str, Run], seconds: float, device: str = "cpu", min_rounds: int = 3, max_rounds: int = 400
+) -> dict[str, Timing]:
+    """Time all runs in turn, A B C A B C, for about ``seconds`` each.
+
+    At least ``min_rounds`` rounds, unless a round is so slow that the whole budget would be exceeded fourfold.
+    """
+    counts = {name: calibrate(run, device) for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    budget, rounds = seconds * len(runs), 0
+    gc.collect()
+    gc.freeze()  # the collections between rounds then look at the providers' garbage alone
+    start = time.perf_counter()
+    while runs and rounds < max_rounds:
+        for name, run in runs.items():
+            times[name].append(burst(run, counts[name], device) / counts[name])
+        gc.collect()
+        rounds += 1
+        spent = time.perf_counter() - start
+        if spent > 4 * budget or (spent > budget and rounds >= min_rounds):
+            break
+    gc.unfreeze()
+    return {name: Timing(statistics.median(v) * 1e3, min(v) * 1e3, len(v), counts[name]) for name, v in times.items()}

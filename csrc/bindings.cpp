@@ -1,0 +1,148 @@
+// The only file that knows Python. Tensors come as addresses (tensor.data_ptr()); mtml_kernels/native.py checks them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "mtml/abi.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;
+using Addresses = std::vector<Address>;
+
+double native_seconds = 0;  // spent inside the engine, under the GIL's protection
+
+class Timed {
+ public:
+  Timed() : start_(std::chrono::steady_clock::now()) {}
+  ~Timed() { native_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+ private:
+  std::chrono::steady_clock::time_point start_;
+};
+
+struct BadLabel : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+template <class T>
+T* as(Address a) {
+  return reinterpret_cast<T*>(a);
+}
+
+const void* const* list_in(const Addresses& a) {
+  return a.empty() ? nullptr : reinterpret_cast<const void* const*>(a.data());
+}
+void* const* list_out(const Addresses& a) { return a.empty() ? nullptr : reinterpret_cast<void* const*>(a.data()); }
+
+[[noreturn]] void fail(int status, const MtmlkError& error) {
+  if (status == MTMLK_BAD_LABEL)
+    throw BadLabel(std::to_string(error.is_query) + " " + std::to_string(error.task) + " " +
+                   std::to_string(error.sample) + " " + std::to_string(error.label));
+  if (status == MTMLK_OUT_OF_MEMORY) throw std::bad_alloc();
+  throw std::runtime_error("mtml_kernels: malformed layer program (status " + std::to_string(status) + ")");
+}
+
+class Plan {
+ public:
+  Plan(int dtype, const std::vector<int64_t>& program, const std::vector<double>& consts,
+       const std::vector<bool>& adapted, int64_t support, int64_t query, int64_t steps, const std::vector<int>& losses,
+       const std::vector<double>& loss_args, bool first_order, int needs, int keep,
+       const std::vector<int64_t>& lr_steps, const std::vector<bool>& lr_elements) {
+    const std::vector<uint8_t> adapted_bytes(adapted.begin(), adapted.end()),
+        elements(lr_elements.begin(), lr_elements.end());
+    MtmlkPlanSpec spec = {};
+    spec.dtype = dtype;
+    spec.program = program.data(), spec.n_program = int64_t(program.size());
+    spec.consts = consts.data(), spec.n_consts = int64_t(consts.size());
+    spec.adapted = adapted_bytes.data();
+    spec.support = support, spec.query = query, spec.steps = steps;
+    spec.support_loss = {losses.at(0), losses.at(1), loss_args.at(0)};
+    spec.query_loss = {losses.at(2), losses.at(3), loss_args.at(1)};
+    spec.first_order = first_order, spec.needs = needs, spec.keep = keep;
+    spec.lr_steps = lr_steps.data(), spec.lr_elements = elements.data(), spec.n_lr = int64_t(lr_steps.size());
+    MtmlkPlan* plan = nullptr;
+    const int status = mtmlk_plan_create(&spec, &plan);
+    if (status != MTMLK_OK) fail(status, {});
+    plan_.reset(plan);
+  }
+
+  py::tuple info() const {
+    MtmlkPlanInfo i;
+    mtmlk_plan_info(plan_.get(), &i);
+    return py::make_tuple(i.carry_cols, i.carry_per_task != 0, i.support_x_size, i.query_x_size);
+  }
+
+  void run(int64_t tasks, int threads, const Addresses& params, const Addresses& support_x, Address support_y,
+           const Addresses& query_x, Address query_y, Address support_mask, Address query_mask, const Addresses& lr,
+           Address step_weights, Address loss, Address output, Address support_losses, const Addresses& adapted,
+           bool differentiate, Address grad_loss, Address grad_output, Address grad_support_losses,
+           const Addresses& grad_adapted, Address carry, Address grad_support_x, Address grad_query_x) const {
+    const Timed timed;
+    MtmlkCall call = {};
+    call.tasks = tasks, call.threads = threads;
+    call.params = list_in(params), call.support_x = list_in(support_x), call.query_x = list_in(query_x);
+    call.support_y = as<void>(support_y), call.query_y = as<void>(query_y);
+    call.support_mask = as<void>(support_mask), call.query_mask = as<void>(query_mask);
+    call.lr = list_in(lr), call.step_weights = as<void>(step_weights);
+    call.loss = as<void>(loss), call.output = as<void>(output), call.support_losses = as<void>(support_losses);
+    call.adapted = list_out(adapted);
+    call.differentiate = differentiate;
+    call.grad_loss = as<void>(grad_loss), call.grad_output = as<void>(grad_output);
+    call.grad_support_losses = as<void>(grad_support_losses), call.grad_adapted = list_in(grad_adapted);
+    call.carry = as<void>(carry), call.grad_support_x = as<void>(grad_support_x),
+    call.grad_query_x = as<void>(grad_query_x);
+    MtmlkError error = {};
+    int status;
+    {
+      const py::gil_scoped_release release;
+      status = mtmlk_inner_loop(plan_.get(), &call, &error);
+    }
+    if (status != MTMLK_OK) fail(status, error);
+  }
+
+  bool carry_to_grads(Address carry, int64_t tasks, Address scale, int64_t stride, const Addresses& grads,
+                      const Addresses& lr_grads, int threads) const {
+    const Timed timed;
+    int status;
+    {
+      const py::gil_scoped_release release;
+      status = mtmlk_carry_to_grads(plan_.get(), as<void>(carry), tasks, as<void>(scale), stride, list_out(grads),
+                                    list_out(lr_grads), threads);
+    }
+    if (status == MTMLK_OUT_OF_MEMORY) fail(status, {});
+    return status == MTMLK_OK;
+  }
+
+ private:
+  struct Destroy {
+    void operator()(MtmlkPlan* plan) const { mtmlk_plan_destroy(plan); }
+  };
+  std::unique_ptr<MtmlkPlan, Destroy> plan_;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled engine of mtml_kernels; use mtml_kernels.native.";
+  py::register_exception<BadLabel>(m, "BadLabel", PyExc_ValueError);
+  py::class_<Plan>(m, "Plan")
+      .def(py::init<int, const std::vector<int64_t>&, const std::vector<double>&, const std::vector<bool>&, int64_t,
+                    int64_t, int64_t, const std::vector<int>&, const std::vector<double>&, bool, int, int,
+                    const std::vector<int64_t>&, const std::vector<bool>&>())
+      .def("info", &Plan::info)
+      .def("run", &Plan::run)
+      .def("carry_to_grads", &Plan::carry_to_grads);
+  m.def("fma_peak", &mtmlk_fma_peak, py::call_guard<py::gil_scoped_release>());
+  m.def("isa", &mtmlk_isa);
+  m.def("isa_reason", &mtmlk_isa_reason);
+  m.def("isa_available", &mtmlk_isa_available);
+  m.def("native_seconds", [] { return native_seconds; });
+}

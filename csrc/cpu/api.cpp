@@ -1,0 +1,122 @@
+// The C ABI: checks, workspace, dispatch.
+#include <pthread.h>
+
+#include <vector>
+
+#include "dispatch.h"
+
+namespace mtmlk {
+namespace {
+
+// A forked child inherits OpenMP's bookkeeping but not its threads: a parallel region of several threads would hang.
+bool forked = false;
+const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+int usable_threads(int threads) {
+  (void)registered;
+  return forked || threads < 1 ? 1 : threads;
+}
+
+bool labels_ok(const void* labels, int64_t tasks, int64_t samples, int64_t classes, bool query, MtmlkError* error) {
+  const int64_t* y = static_cast<const int64_t*>(labels);
+  for (int64_t i = 0; y && i < tasks * samples; ++i)
+    if ((y[i] < 0 && y[i] != -100) || y[i] >= classes) {
+      *error = {MTMLK_BAD_LABEL, query, i / samples, i % samples, y[i]};
+      return false;
+    }
+  return true;
+}
+
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) : data_(acquire_workspace(bytes)) {}
+  ~Workspace() {
+    if (data_) release_workspace(data_);
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+}  // namespace
+}  // namespace mtmlk
+
+using namespace mtmlk;
+
+struct MtmlkPlan {
+  Plan* plan;
+};
+
+extern "C" {
+
+int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** out) {
+  const Kernels& k = kernels();
+  Plan* plan = nullptr;
+  const int status = create_plan(*spec, spec->dtype == MTMLK_F32 ? k.lanes_f32 : k.lanes_f64, &plan);
+  if (status == MTMLK_OK) *out = new MtmlkPlan{plan};
+  return status;
+}
+
+void mtmlk_plan_destroy(MtmlkPlan* plan) {
+  destroy_plan(plan->plan);
+  delete plan;
+}
+
+void mtmlk_plan_info(const MtmlkPlan* handle, MtmlkPlanInfo* info) {
+  const Plan& p = *handle->plan;
+  *info = {p.carry_room, p.carry_per_task ? 1 : 0, p.support.samples * p.input_size, p.query.samples * p.input_size};
+}
+
+int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError* error) {
+  const Plan& p = *handle->plan;
+  MtmlkCall call = *given;
+  if (call.tasks == 0) return MTMLK_OK;
+  if (p.support_loss.kind == kCrossEntropy && p.steps > 0 &&
+      !labels_ok(call.support_y, call.tasks, p.support.samples, p.out_features, false, error))
+    return MTMLK_BAD_LABEL;
+  if (p.query_loss.kind == kCrossEntropy &&
+      !labels_ok(call.query_y, call.tasks, p.query.samples, p.out_features, true, error))
+    return MTMLK_BAD_LABEL;
+  call.threads = usable_threads(call.threads);
+  const Kernels& k = kernels();
+  const bool f32 = p.dtype == MTMLK_F32;
+  const Workspace workspace(
+      (f32 ? k.workspace_f32 : k.workspace_f64)(p, call.tasks, call.threads, call.carry != nullptr));
+  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
+  (f32 ? k.inner_loop_f32 : k.inner_loop_f64)(p, call, workspace.data());
+  return MTMLK_OK;
+}
+
+int mtmlk_carry_to_grads(const MtmlkPlan* handle, const void* carry, int64_t tasks, const void* scale,
+                         int64_t scale_stride, void* const* grads, void* const* lr_grads, int32_t threads) {
+  const Plan& p = *handle->plan;
+  const bool f32 = p.dtype == MTMLK_F32;
+  if (!p.carry_per_task)
+    for (int64_t t = 1; t < tasks && scale_stride; ++t) {
+      const auto at = [&](int64_t i) {
+        return f32 ? double(static_cast<const float*>(scale)[i]) : static_cast<const double*>(scale)[i];
+      };
+      if (at(t * scale_stride) != at(0)) return 1;
+    }
+  const Workspace workspace(p.carry_cols * (f32 ? 4 : 8));
+  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
+  std::vector<void*> targets(grads, grads + p.n_params);
+  targets.push_back(workspace.data());
+  const Kernels& k = kernels();
+  (f32 ? k.carry_f32 : k.carry_f64)(p, carry, p.carry_per_task ? tasks : 1, scale, scale_stride, targets.data(),
+                                    lr_grads, usable_threads(threads));
+  return MTMLK_OK;
+}
+
+double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds) {
+  return kernels().fma_peak(dtype, usable_threads(threads), seconds);
+}
+
+const char* mtmlk_isa(void) { return isa_ok() ? kernels().name : ""; }
+const char* mtmlk_isa_reason(void) { return isa_reason(); }
+const char* mtmlk_isa_available(void) { return isa_available(); }
+
+}  // extern "C"

@@ -1,0 +1,38 @@
+// The engine, compiled once per instruction set: isa_*.cpp defines MTMLK_ISA_* and MTMLK_KERNELS and includes this
+// file. Everything is inside an anonymous namespace: a weak symbol could make the linker choose one set's code for
+// another.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <omp.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "dispatch.h"
+#include "plan.h"
+
+namespace mtmlk {
+namespace {
+
+#include "simd.h"
+#include "vmath.h"
+#include "gemm.h"
+#include "layout.h"
+#include "act.h"
+#include "loss.h"
+#include "nodes.h"
+#include "task.h"
+#include "task_passes.h"
+#include "task_reverse.h"
+#include "driver.h"
+#include "fma_peak.h"
+
+}  // namespace
+
+const Kernels MTMLK_KERNELS = {
+    MTMLK_ISA_NAME,          Simd<float>::kLanes,   Simd<double>::kLanes,   run_inner_loop<float>,
+    run_inner_loop<double>,  carry_to_grads<float>, carry_to_grads<double>, workspace_bytes<float>,
+    workspace_bytes<double>, measure_fma_peak,
+};
+
+}  // namespace mtmlk

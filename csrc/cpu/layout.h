@@ -1,0 +1,116 @@
+// Between the module's tensors and the engine's layouts. Included inside an ISA-named namespace after gemm.h.
+//
+// A linear weight [O, I] is kept packed as [I, O] panels (gemm.h); its transposed copy, which input gradients need, as
+// [O, I] panels. Narrow weights and other parameters are rows padded to vectors. Padding is zero and stays zero.
+
+MTMLK_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Calls body(panel start, column, width) for each panel of a packed matrix with `k` rows and `n` columns.
+template <class T, class Body>
+MTMLK_INLINE void each_panel(int64_t k, int64_t n, Body body) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  const int64_t padded = round_up(n, kLanes);
+  int64_t start = 0;
+  for (int64_t col = 0; col < padded;) {
+    const int64_t width = panel_vecs((padded - col) / kLanes) * kLanes;
+    body(start, col, width);
+    start += k * width;
+    col += width;
+  }
+}
+
+// weight [O, I] -> packed [I, O]
+template <class T>
+void pack_weight(const T* weight, int64_t outputs, int64_t inputs, T* packed) {
+  each_panel<T>(inputs, outputs, [&](int64_t start, int64_t col, int64_t width) {
+    for (int64_t i = 0; i < inputs; ++i)
+      for (int64_t o = 0; o < width; ++o)
+        packed[start + i * width + o] = col + o < outputs ? weight[(col + o) * inputs + i] : T(0);
+  });
+}
+
+// packed [I, O] -> weight [O, I], scaled
+template <class T>
+void unpack_weight(const T* packed, int64_t outputs, int64_t inputs, T* weight) {
+  each_panel<T>(inputs, outputs, [&](int64_t start, int64_t col, int64_t width) {
+    const int64_t real = outputs - col < width ? outputs - col : width;
+    for (int64_t o = 0; o < real; ++o)
+      for (int64_t i = 0; i < inputs; ++i) weight[(col + o) * inputs + i] = packed[start + i * width + o];
+  });
+}
+
+// kLanes x kLanes block by log2(kLanes) rounds of interleaving rows i and i + kLanes / 2: after all rounds each element
+// has rotated from (i, j) to (j, i).
+template <class T>
+MTMLK_INLINE void transpose_block(const T* src, int64_t src_ld, T* dst, int64_t dst_ld) {
+  constexpr int kLanes = Simd<T>::kLanes, kHalf = kLanes / 2;
+  VecOf<T> row[kLanes], next[kLanes];
+  for (int i = 0; i < kLanes; ++i) row[i] = load<T>(src + i * src_ld);
+  for (int round = 1; round < kLanes; round *= 2) {
+    for (int i = 0; i < kHalf; ++i) interleave<T>(row[i], row[i + kHalf], next[2 * i], next[2 * i + 1]);
+    for (int i = 0; i < kLanes; ++i) row[i] = next[i];
+  }
+  for (int i = 0; i < kLanes; ++i) store<T>(dst + i * dst_ld, row[i]);
+}
+
+// packed [K, N] -> packed [N, K]
+template <class T>
+void transpose_packed(const T* src, int64_t k, int64_t n, T* dst) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  T block[kLanes * kLanes] __attribute__((aligned(kVecBytes)));
+  T zero_rows[kLanes * kLanes] __attribute__((aligned(kVecBytes)));
+  each_panel<T>(n, k, [&](int64_t dst_start, int64_t row0, int64_t dst_width) {
+    each_panel<T>(k, n, [&](int64_t src_start, int64_t col0, int64_t src_width) {
+      for (int64_t r = 0; r < dst_width; r += kLanes)
+        for (int64_t c = 0; c < src_width; c += kLanes) {
+          const int64_t rows = k - row0 - r < kLanes ? k - row0 - r : kLanes;
+          const int64_t cols = n - col0 - c < kLanes ? n - col0 - c : kLanes;
+          const T* from = src + src_start + (row0 + r) * src_width + c;
+          int64_t from_ld = src_width;
+          if (rows < kLanes) {  // rows beyond K do not exist: read zeros instead
+            for (int64_t i = 0; i < kLanes; ++i)
+              store<T>(zero_rows + i * kLanes, i < rows ? load<T>(from + i * src_width) : VecOf<T>{});
+            from = zero_rows, from_ld = kLanes;
+          }
+          T* to = dst + dst_start + (col0 + c) * dst_width + r;
+          if (cols == kLanes) {
+            transpose_block<T>(from, from_ld, to, dst_width);
+            continue;
+          }
+          transpose_block<T>(from, from_ld, block, kLanes);
+          for (int64_t i = 0; i < cols; ++i) store<T>(to + i * dst_width, load<T>(block + i * kLanes));
+        }
+    });
+  });
+}
+
+// [rows, cols] -> rows padded to vectors, and back
+template <class T>
+void pack_rows(const T* src, int64_t rows, int64_t cols, T* dst) {
+  const int64_t ld = round_up(cols, Simd<T>::kLanes);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < ld; ++c) dst[r * ld + c] = c < cols ? src[r * cols + c] : T(0);
+}
+
+template <class T>
+void unpack_rows(const T* src, int64_t rows, int64_t cols, T* dst) {
+  const int64_t ld = round_up(cols, Simd<T>::kLanes);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) dst[r * cols + c] = src[r * ld + c];
+}
+
+template <class T>
+void pack_param(const ParamPlan& p, const T* src, T* dst) {
+  if (p.layout == 0 && !p.narrow)
+    pack_weight<T>(src, p.rows, p.cols, dst);
+  else
+    pack_rows<T>(src, p.rows, p.cols, dst);
+}
+
+template <class T>
+void unpack_param(const ParamPlan& p, const T* src, T* dst) {
+  if (p.layout == 0 && !p.narrow)
+    unpack_weight<T>(src, p.rows, p.cols, dst);
+  else
+    unpack_rows<T>(src, p.rows, p.cols, dst);
+}

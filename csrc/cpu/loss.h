@@ -1,0 +1,149 @@
+// Losses of a block of samples. Included inside an ISA-named namespace after vmath.h.
+//
+// With c the weight of a sample (its mask over the sum of masks, and over the elements for means):
+//   mse               c (z - y)^2              dz = 2 c (z - y)          dzt = 2 c zt
+//   bce_with_logits   c (log(1 + e^z) - z y)   dz = c (s - y)            dzt = c s (1 - s) zt        s = sigmoid(z)
+//   huber             c h(z - y)               dz = c clamp(z - y, d)    dzt = c [|z - y| < d] zt
+//   l1                c |z - y|                dz = c sign(z - y)        dzt = 0
+//   cross_entropy     c (lse(z) - <t, z>)      dz = c (p - t)            dzt = c p (zt - <p, zt>)    p = softmax(z)
+// t is one-hot, smoothed by e: (1 - e) [j = y] + e / C. `aux` keeps c times the curvature (p for cross_entropy).
+
+template <class T>
+struct LossBlock {
+  MtmlkLoss loss;
+  int64_t samples, rows, features, ld;  // rows a sample
+  const T* z;                           // [samples * rows, ld]
+  T* dz;                                // nullptr: value only
+  T* aux;
+  const void* y;    // at the block's first sample: int64 ids or values [samples * rows, features]
+  const T* weight;  // [samples]
+  T scale;          // of dz, not of the value: what the task's loss counts for
+};
+
+template <class T>
+struct Element {
+  VecOf<T> value, slope, curvature;
+};
+
+template <class T, int kKind>
+MTMLK_INLINE Element<T> element_loss(VecOf<T> z, VecOf<T> y, T delta) {
+  using V = VecOf<T>;
+  const V r = z - y, one = splat<T>(T(1)), zero = {};
+  if constexpr (kKind == kMse) return {r * r, T(2) * r, splat<T>(T(2))};
+  if constexpr (kKind == kBce) {
+    const V s = logistic<T>(z);
+    return {log1p_exp<T>(z) - z * y, s - y, s * (T(1) - s)};
+  }
+  const V size = absolute<T>(r), sign = r > T(0) ? one : r < T(0) ? -one : r * T(0);
+  if constexpr (kKind == kHuber) {
+    const IntOf<T> inside = size < delta;
+    return {inside ? T(0.5) * r * r : delta * (size - T(0.5) * delta), inside ? r : delta * sign, inside ? one : zero};
+  }
+  return {size, sign, zero};  // l1
+}
+
+template <class T, int kKind>
+double element_losses(const LossBlock<T> b) {
+  const T* y = static_cast<const T*>(b.y);
+  VecOf<T> total = {};
+  for (int64_t row = 0; row < b.samples * b.rows; ++row) {
+    const T c = b.weight[b.rows == 1 ? row : row / b.rows];
+    for (int64_t f = 0; f < b.features; f += Simd<T>::kLanes) {
+      const int64_t left = b.features - f, at = row * b.ld + f;
+      const Element<T> e =
+          element_loss<T, kKind>(load<T>(b.z + at), load_some<T>(y + row * b.features + f, left), T(b.loss.p0));
+      total += keep_lanes<T>(c * e.value, left);
+      if (!b.dz) continue;
+      store<T>(b.dz + at, keep_lanes<T>(b.scale * c * e.slope, left));
+      store<T>(b.aux + at, keep_lanes<T>(c * e.curvature, left));
+    }
+  }
+  return double(sum_lanes<T>(total));
+}
+
+// lse(z) of one row, and p into aux.
+template <class T>
+MTMLK_INLINE double softmax_row(const T* z, int64_t classes, T* p) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  VecOf<T> high = splat<T>(z[0]);
+  for (int64_t f = 0; f < classes; f += kLanes) {
+    VecOf<T> v = load<T>(z + f);
+    if (classes - f < kLanes) v = iota<T>() < T(classes - f) ? v : high;
+    high = (v > high || v != v) ? v : high;
+  }
+  const T top = max_lanes<T>(high);
+  VecOf<T> sum = {};
+  for (int64_t f = 0; f < classes; f += kLanes) {
+    const VecOf<T> e = keep_lanes<T>(exponential<T>(load<T>(z + f) - top), classes - f);
+    store<T>(p + f, e);
+    sum += e;
+  }
+  const T total = sum_lanes<T>(sum);
+  for (int64_t f = 0; f < classes; f += kLanes) store<T>(p + f, load<T>(p + f) / total);
+  return double(top) + __builtin_log(double(total));
+}
+
+template <class T>
+double cross_entropies(const LossBlock<T>& b) {
+  const int64_t* y = static_cast<const int64_t*>(b.y);
+  const T smooth = T(b.loss.p0) / T(b.features), hit = T(1) - T(b.loss.p0);
+  double total = 0;
+  for (int64_t n = 0; n < b.samples; ++n) {
+    const T* z = b.z + n * b.ld;
+    T* p = b.aux + n * b.ld;
+    const T c = b.weight[n];
+    const int64_t label = y[n] < 0 ? 0 : y[n];  // -100 (ignored) comes with weight 0
+    double loss = softmax_row<T>(z, b.features, p) - double(hit) * double(z[label]);
+    if (smooth != 0) {
+      VecOf<T> sum = {};
+      for (int64_t f = 0; f < b.features; f += Simd<T>::kLanes) sum += keep_lanes<T>(load<T>(z + f), b.features - f);
+      loss -= double(smooth) * double(sum_lanes<T>(sum));
+    }
+    total += c == 0 ? 0 : double(c) * loss;
+    if (!b.dz) continue;
+    T* dz = b.dz + n * b.ld;
+    const T scaled = b.scale * c;
+    for (int64_t f = 0; f < b.features; f += Simd<T>::kLanes)
+      store<T>(dz + f, keep_lanes<T>(scaled * (load<T>(p + f) - smooth), b.features - f));
+    dz[label] -= scaled * hit;
+  }
+  return total;
+}
+
+template <class T>
+double loss_block(const LossBlock<T>& b) {
+  switch (b.loss.kind) {
+    case kMse:
+      return element_losses<T, kMse>(b);
+    case kBce:
+      return element_losses<T, kBce>(b);
+    case kHuber:
+      return element_losses<T, kHuber>(b);
+    case kL1:
+      return element_losses<T, kL1>(b);
+    default:
+      return cross_entropies<T>(b);
+  }
+}
+
+// dzt = (second derivative) zt + seed dz; zt may be nullptr (no tangent reaches the output).
+template <class T>
+void loss_tangent(const LossBlock<T>& b, const T* zt, T seed, T* dzt) {
+  for (int64_t row = 0; row < b.samples * b.rows; ++row) {
+    const int64_t at = row * b.ld;
+    T mean = 0;
+    const bool softmax = b.loss.kind == kCrossEntropy;
+    if (softmax && zt) {
+      VecOf<T> sum = {};
+      for (int64_t f = 0; f < b.features; f += Simd<T>::kLanes)
+        sum += keep_lanes<T>(load<T>(b.aux + at + f) * load<T>(zt + at + f), b.features - f);
+      mean = sum_lanes<T>(sum);
+    }
+    const T c = softmax ? b.weight[row / b.rows] : T(1);
+    for (int64_t f = 0; f < b.features; f += Simd<T>::kLanes) {
+      VecOf<T> v = seed == 0 ? VecOf<T>{} : seed * load<T>(b.dz + at + f);
+      if (zt) v += keep_lanes<T>(c * load<T>(b.aux + at + f) * (load<T>(zt + at + f) - mean), b.features - f);
+      store<T>(dzt + at + f, v);
+    }
+  }
+}

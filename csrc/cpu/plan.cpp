@@ -1,0 +1,340 @@
+// Decoding and layout of a plan. Everything here runs once per (program, shapes, options).
+#include "plan.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "dispatch.h"
+
+namespace mtmlk {
+
+struct PlanStorage : Plan {
+  std::vector<ValuePlan> value_store;
+  std::vector<ParamPlan> param_store;
+  std::vector<LrPlan> lr_store;
+  std::vector<InputPlan> input_store;
+};
+
+namespace {
+
+int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+int64_t padded_row(const Plan& plan, int64_t features) { return round_up(features, plan.lanes); }
+
+bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec) {
+  const int64_t* p = spec.program;
+  if (spec.n_program < kHeaderInts || p[0] != kVersion) return false;
+  plan.n_inputs = p[1], plan.n_params = p[2], plan.n_values = p[3], plan.output = int32_t(p[4]);
+  if (spec.n_program != kHeaderInts + plan.n_inputs + kParamInts * plan.n_params + kNodeInts * plan.n_values)
+    return false;
+  if (plan.output < 0 || plan.output >= plan.n_values) return false;
+  p += kHeaderInts;
+  for (int64_t i = 0; i < plan.n_inputs; ++i, ++p) {
+    plan.input_store.push_back({p[0], plan.input_size});
+    plan.input_size += p[0];
+  }
+  for (int64_t i = 0; i < plan.n_params; ++i, p += kParamInts) {
+    ParamPlan param = {};
+    param.layout = int32_t(p[0]), param.rows = p[1], param.cols = p[2];
+    param.adapted = spec.adapted[i] != 0;
+    // Up to a quarter of a vector: padded columns would waste 3/4 of two products, dot products waste their sums.
+    param.narrow = param.layout == 0 && param.rows * 4 <= plan.lanes;
+    plan.param_store.push_back(param);
+  }
+  for (int64_t i = 0; i < plan.n_values; ++i, p += kNodeInts) {
+    ValuePlan v = {};
+    v.op = int32_t(p[0]), v.a = int32_t(p[1]), v.b = int32_t(p[2]), v.weight = int32_t(p[3]), v.bias = int32_t(p[4]);
+    v.rows = p[5], v.features = p[6], v.batched = p[7] != 0;
+    const bool operand_b = v.op == kAdd || v.op == kMul || v.op == kCat;
+    const bool leaf = v.op == kInput || v.op == kParam;
+    if (v.op < kInput || v.op > kAffine || (!leaf && (v.a < 0 || v.a >= i)) || (operand_b && (v.b < 0 || v.b >= i)) ||
+        v.weight >= plan.n_params || v.bias >= plan.n_params)
+      return false;
+    if (v.op == kAct) v.kind = v.b, v.b = -1;
+    if (v.op == kInput) v.kind = v.a, v.a = -1;
+    if (p[8] >= 0) {
+      if (p[8] + 1 >= spec.n_consts) return false;
+      v.c0 = spec.consts[p[8]], v.c1 = spec.consts[p[8] + 1];
+    }
+    plan.value_store.push_back(v);
+  }
+  plan.values = plan.value_store.data(), plan.params = plan.param_store.data(), plan.inputs = plan.input_store.data();
+  return true;
+}
+
+void mark_live(Plan& plan) {
+  plan.values[plan.output].live = true;
+  for (int64_t i = plan.n_values - 1; i >= 0; --i) {
+    ValuePlan& v = plan.values[i];
+    if (!v.live) continue;
+    if (v.a >= 0) plan.values[v.a].live = true;
+    if (v.b >= 0) plan.values[v.b].live = true;
+    if (v.weight >= 0) plan.params[v.weight].used = true;
+    if (v.bias >= 0) plan.params[v.bias].used = true;
+  }
+}
+
+void mark_dependence(Plan& plan) {
+  const bool want_params = plan.needs & MTMLK_NEED_PARAMS;
+  const bool want_inputs = plan.needs & (MTMLK_NEED_SUPPORT_X | MTMLK_NEED_QUERY_X);
+  for (int64_t i = 0; i < plan.n_params; ++i) {
+    ParamPlan& p = plan.params[i];
+    p.meta = want_params || p.adapted;
+  }
+  for (int64_t i = 0; i < plan.n_values; ++i) {
+    ValuePlan& v = plan.values[i];
+    v.meta = v.op == kInput && want_inputs;
+    for (const int32_t operand : {v.a, v.b})
+      if (operand >= 0) {
+        v.tan |= plan.values[operand].tan;
+        v.meta |= plan.values[operand].meta;
+      }
+    for (const int32_t param : {v.weight, v.bias})
+      if (param >= 0) {
+        v.tan |= plan.params[param].adapted;
+        v.meta |= plan.params[param].meta;
+      }
+    if (v.op == kLinear && plan.values[v.a].meta) plan.params[v.weight].transposed = !plan.params[v.weight].narrow;
+  }
+}
+
+int count_uses(const Plan& plan, int32_t value) {
+  int uses = plan.output == value;
+  for (int64_t i = 0; i < plan.n_values; ++i)
+    if (plan.values[i].live) uses += (plan.values[i].a == value) + (plan.values[i].b == value);
+  return uses;
+}
+
+// Linear layers read their input element by element, so it needs no padding; narrow ones read vectors.
+bool only_linear_reads(const Plan& plan, int32_t value) {
+  if (plan.output == value) return false;
+  for (int64_t i = 0; i < plan.n_values; ++i) {
+    const ValuePlan& v = plan.values[i];
+    if (!v.live || (v.a != value && v.b != value)) continue;
+    if (v.op != kLinear || plan.params[v.weight].narrow) return false;
+  }
+  return true;
+}
+
+// An activation may overwrite its input's plane where nothing else reads it. Another activation does: its derivatives
+// come from its own output.
+int32_t act_mode(const Plan& plan, const ValuePlan& v) {
+  const int32_t below = plan.values[v.a].op;
+  const bool alone = count_uses(plan, v.a) == 1 && v.batched && below != kInput && below != kParam && below != kAct;
+  if (!alone) return kKeepInput;
+  switch (v.kind) {
+    case kRelu:
+    case kTanh:
+    case kSigmoid:
+      return kInPlace;
+    case kLeakyRelu:
+      return v.c0 > 0 ? kInPlace : kKeepInput;
+    case kSin:
+    case kCos:
+      return kSlopeOver;
+    default:
+      return kKeepInput;
+  }
+}
+
+// relu's second derivative is 0: neither its input's delta nor the output's is needed once the other is known. At the
+// program's output the loss's gradient is read again (seeds of the support losses): there only relu, which changes it
+// once and for all.
+bool shares_deltas(const Plan& plan, const ValuePlan& v) {
+  if (v.op != kAct || v.act_mode != kInPlace) return false;
+  return v.kind == kRelu || (v.kind == kLeakyRelu && &v != &plan.values[plan.output]);
+}
+
+void mark_gates(Plan& plan) {
+  for (int64_t i = 0; i < plan.n_values; ++i) {
+    ValuePlan& relu = plan.values[i];
+    if (!relu.live || relu.op != kAct || relu.kind != kRelu || relu.act_mode != kInPlace) continue;
+    ValuePlan& before = plan.values[relu.a];
+    if (before.op == kLinear && !plan.params[before.weight].narrow) before.gate_output = relu.gated_before = true;
+    if (count_uses(plan, int32_t(i)) != 1) continue;
+    for (int64_t j = i + 1; j < plan.n_values; ++j) {
+      ValuePlan& after = plan.values[j];
+      if (after.live && after.op == kLinear && after.a == i) after.gate_input = relu.gated_after = true;
+    }
+  }
+}
+
+void place_values(Plan& plan) {
+  for (int64_t i = 0; i < plan.n_values; ++i) {
+    ValuePlan& v = plan.values[i];
+    if (!v.live) continue;
+    v.direct_input = v.op == kInput && only_linear_reads(plan, int32_t(i));
+    v.ld = padded_row(plan, v.features);
+    v.ld_primal = v.direct_input ? v.features : v.ld;
+    if (v.op == kAct) v.act_mode = act_mode(plan, v);
+    const bool in_place = v.op == kAct && v.act_mode == kInPlace;
+    int64_t* sizes = v.batched ? plan.plane_size : plan.fixed_size;
+    const int64_t padded = v.rows * v.ld;
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      const bool is_delta = plane == kDelta || plane == kDeltaTangent;
+      if (in_place && (!is_delta || shares_deltas(plan, v))) {
+        v.offset[plane] = plan.values[v.a].offset[plane];
+      } else if (!(v.direct_input && plane == kPrimal)) {
+        v.offset[plane] = sizes[plane];
+        sizes[plane] += padded;
+      }
+    }
+  }
+}
+
+// Gradients are written in reverse order of the nodes, batched ones first: the first writer stores, later ones add.
+void mark_first_writers(Plan& plan) {
+  std::vector<bool> value_written(size_t(plan.n_values)), param_written(size_t(plan.n_params));
+  const auto written = [](std::vector<bool>& seen, int32_t i) {
+    const bool before = i >= 0 && seen[size_t(i)];
+    if (i >= 0) seen[size_t(i)] = true;
+    return before;
+  };
+  for (const bool batched : {true, false})
+    for (int64_t i = plan.n_values - 1; i >= 0; --i) {
+      ValuePlan& v = plan.values[i];
+      if (!v.live || v.batched != batched) continue;
+      v.add_a = written(value_written, v.a) || (v.a >= 0 && !plan.values[v.a].batched);
+      v.add_b = written(value_written, v.b) || (v.b >= 0 && !plan.values[v.b].batched);
+      v.add_weight = written(param_written, v.weight);
+      v.add_bias = written(param_written, v.bias);
+    }
+}
+
+void place_params(Plan& plan) {
+  for (int64_t i = 0; i < plan.n_params; ++i) {
+    ParamPlan& p = plan.params[i];
+    const bool linear = p.layout == 0 && !p.narrow;
+    p.size = linear ? p.cols * round_up(p.rows, plan.lanes) : p.rows * padded_row(plan, p.cols);
+    p.size_t_ = linear && p.transposed ? p.rows * round_up(p.cols, plan.lanes) : 0;
+    p.full = plan.full_size, p.full_t = plan.full_t_size;
+    plan.full_size += p.size, plan.full_t_size += p.size_t_;
+    p.lr = -1;
+    if (!p.adapted) continue;
+    p.own = plan.own_size, p.own_t = plan.own_t_size;
+    plan.own_size += p.size, plan.own_t_size += p.size_t_;
+    p.lr = plan.n_lr == 1 ? 0 : int32_t(plan.n_adapted);
+    ++plan.n_adapted;
+  }
+}
+
+void place_rates(PlanStorage& plan, const MtmlkPlanSpec& spec) {
+  int64_t carry = plan.full_size;
+  for (int64_t i = 0; i < plan.n_lr; ++i) {
+    LrPlan lr = {};
+    lr.steps = spec.lr_steps[i], lr.elements = spec.lr_elements[i] != 0, lr.size = 1, lr.param = -1;
+    for (int64_t p = 0; p < plan.n_params; ++p)
+      if (plan.params[p].adapted && plan.params[p].lr == i && (plan.n_lr > 1 || plan.n_adapted == 1))
+        lr.param = int32_t(p);
+    if (lr.elements) lr.size = plan.params[lr.param].size;
+    lr.packed = plan.lr_size, lr.carry = carry;
+    plan.lr_size += round_up(lr.steps * lr.size, plan.lanes);
+    carry += round_up(lr.steps * lr.size, plan.lanes);
+    plan.lr_store.push_back(lr);
+  }
+  plan.lrs = plan.lr_store.data();
+  plan.carry_cols = (plan.needs & MTMLK_NEED_LR) ? carry : plan.full_size;
+}
+
+// torch.compile keeps compiled graphs on disk, sizes and all: the carry's must not depend on the machine's vectors.
+int64_t carry_room(const Plan& plan) {
+  constexpr int64_t kWidest = 16;
+  const auto packed = [](const ParamPlan& p) {
+    const int64_t as_rows = p.rows * round_up(p.cols, kWidest);
+    return p.layout == 0 ? std::max(as_rows, p.cols * round_up(p.rows, kWidest)) : as_rows;
+  };
+  int64_t room = 0;
+  for (int64_t i = 0; i < plan.n_params; ++i) room += packed(plan.params[i]);
+  for (int64_t i = 0; (plan.needs & MTMLK_NEED_LR) && i < plan.n_lr; ++i) {
+    const LrPlan& lr = plan.lrs[i];
+    room += round_up(lr.steps * (lr.elements ? packed(plan.params[lr.param]) : 1), kWidest);
+  }
+  return room;
+}
+
+// Rows are cut so that a block's planes stay in the second-level cache; chunks only where a task has many rows, since
+// each costs a gradient buffer (256 rows make the buffer's sum under 3 % of the products).
+Cut cut_rows(const Plan& plan, int64_t samples) {
+  constexpr int64_t kBlockBytes = 192 << 10, kChunkRows = 256, kMaxChunks = 16, kMinBlockRows = 48;
+  const int64_t bytes = plan.dtype == MTMLK_F32 ? 4 : 8;
+  int64_t sample = 0;
+  for (const int64_t size : plan.plane_size) sample += size;
+  int64_t rows = 1;
+  for (int64_t i = 0; i < plan.n_values; ++i)
+    if (plan.values[i].live && plan.values[i].batched) rows = std::max(rows, plan.values[i].rows);
+  Cut cut = {samples, 1, 1, samples};
+  if (samples == 0) return cut;
+  cut.chunks = std::clamp<int64_t>(samples * rows / kChunkRows, 1, std::min(kMaxChunks, samples));
+  const int64_t chunk = (samples + cut.chunks - 1) / cut.chunks;
+  const int64_t fit = std::max(kBlockBytes / std::max<int64_t>(sample * bytes, 1), (kMinBlockRows + rows - 1) / rows);
+  cut.blocks = (chunk + fit - 1) / fit;
+  cut.block_samples = (chunk + cut.blocks - 1) / cut.blocks;
+  return cut;
+}
+
+void place_state(Plan& plan) {
+  const int64_t bytes = plan.dtype == MTMLK_F32 ? 4 : 8;
+  const bool second_order = plan.needs != 0 && !plan.first_order;
+  const int64_t aux = plan.out_rows * plan.out_ld;
+  const int64_t planes = plan.plane_size[kPrimal] + plan.plane_size[kDelta] + aux;
+  const int64_t block_planes = planes * plan.support.block_samples * plan.support.blocks * plan.support.chunks;
+  // Above 16 MiB a task, reading the planes back costs more than computing them again.
+  plan.keep_planes = second_order && plan.steps * block_planes * bytes <= (16 << 20);
+  plan.state_grad = plan.own_size + plan.own_t_size;
+  plan.state_fixed = plan.state_grad + ((plan.needs & MTMLK_NEED_LR) ? plan.own_size : 0);
+  plan.state_blocks = plan.state_fixed + plan.fixed_size[kPrimal] + plan.fixed_size[kDelta];
+  plan.state_size = plan.state_blocks + (plan.keep_planes ? block_planes : 0);
+  // Above 64 MiB a task, only every sqrt(K)-th step is kept and the steps between are recomputed.
+  plan.slots = std::max<int64_t>(plan.steps, 1);
+  if (plan.needs == 0) {
+    plan.slots = std::min<int64_t>(plan.slots, 2);
+  } else if (plan.steps * plan.state_size * bytes > (64 << 20)) {
+    plan.slots = 1;
+    while (plan.slots * plan.slots < plan.steps) ++plan.slots;
+  }
+  const int64_t samples = std::max(plan.support.block_samples, plan.query.block_samples);
+  int64_t sample = aux;
+  for (const int64_t size : plan.plane_size) sample += size;
+  plan.transient_size = sample * samples;
+  plan.chunk_size = plan.full_size + plan.fixed_size[kDelta] + plan.fixed_size[kDeltaTangent];
+  plan.fused_update = plan.support.chunks == 1 && plan.support.blocks == 1 && !(plan.needs & MTMLK_NEED_LR);
+  for (int64_t i = 0; i < plan.n_lr; ++i) plan.fused_update &= !plan.lrs[i].elements;
+}
+
+}  // namespace
+
+int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out) {
+  auto plan = std::make_unique<PlanStorage>();
+  plan->dtype = spec.dtype, plan->lanes = lanes;
+  plan->steps = spec.steps, plan->first_order = spec.first_order != 0;
+  plan->needs = spec.needs, plan->keep = spec.keep;
+  plan->support_loss = spec.support_loss, plan->query_loss = spec.query_loss;
+  plan->n_lr = spec.n_lr;
+  if (!decode(*plan, spec)) return MTMLK_BAD_PROGRAM;
+  mark_live(*plan);
+  mark_dependence(*plan);
+  place_values(*plan);
+  mark_gates(*plan);
+  mark_first_writers(*plan);
+  place_params(*plan);
+  place_rates(*plan, spec);
+  const ValuePlan& output = plan->values[plan->output];
+  if (!output.batched) return MTMLK_BAD_PROGRAM;
+  plan->out_rows = output.rows, plan->out_features = output.features, plan->out_ld = output.ld;
+  plan->out_size = output.rows * output.features;
+  plan->support = cut_rows(*plan, spec.support);
+  plan->query = cut_rows(*plan, spec.query);
+  place_state(*plan);
+  // A row a task lets the backward pass weigh tasks freely; beyond 64 KiB a row only the sum over the tasks is kept.
+  const int64_t bytes = plan->dtype == MTMLK_F32 ? 4 : 8;
+  plan->carry_room = carry_room(*plan);
+  plan->carry_per_task = plan->carry_room * bytes <= (64 << 10);
+  *out = plan.release();
+  return MTMLK_OK;
+}
+
+void destroy_plan(Plan* plan) { delete static_cast<PlanStorage*>(plan); }
+
+}  // namespace mtmlk

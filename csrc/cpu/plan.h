@@ -1,0 +1,110 @@
+// A plan: the decoded program with everything that shapes and options decide, made once and read by all threads.
+//
+// Plain arrays, so that the per-ISA files see no STL template. Sizes are in elements of the plan's dtype.
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/program.h"
+
+namespace mtmlk {
+
+// How an activation shares memory with its input.
+enum ActMode : int32_t {
+  kInPlace = 0,    // output over input, derivatives from the output: relu, tanh, ...
+  kSlopeOver = 1,  // the input's plane holds f'(z) after the forward pass: sin, cos
+  kKeepInput = 2   // the input stays: gelu, silu, softplus
+};
+
+// Planes of a value: primal, its gradient (delta), and the tangents of both.
+enum Plane : int32_t { kPrimal = 0, kDelta = 1, kTangent = 2, kDeltaTangent = 3, kPlanes = 4 };
+
+struct ValuePlan {
+  int32_t op, a, b, weight, bias, kind;
+  double c0, c1;
+  int64_t rows, features;  // per sample (batched) or in all
+  int64_t ld;              // a row padded to vectors
+  int64_t ld_primal;       // the same but for an input read in place, whose rows are not padded
+  bool batched;
+  bool live;                  // reaches the output
+  bool direct_input;          // an input that only linear layers read: used where it lies
+  bool tan;                   // depends on an adapted parameter: has a delta in the inner loop and a tangent
+  bool meta;                  // depends on something a meta-gradient is wanted for
+  bool add_a, add_b;          // this node's gradient to a (b) is added to what a later node wrote
+  bool add_weight, add_bias;  // another node has already written this parameter's gradient in the same pass
+  int32_t act_mode;
+  // A relu in place is applied by the products that write its plane: forward by the linear layer before it, backward by
+  // the one after it, where that is its only reader.
+  bool gate_output, gate_input;    // of a linear layer
+  bool gated_before, gated_after;  // of the relu
+  int64_t offset[kPlanes];         // per sample of the block (batched), else absolute; see Layout
+};
+
+struct ParamPlan {
+  int32_t layout;  // 0 linear weight, 1 rows
+  bool adapted, meta, used, transposed;
+  bool narrow;           // a linear weight with few outputs: kept as [O, I] rows, needs no transposed copy
+  int32_t lr;            // which rate, -1 if not adapted
+  int64_t rows, cols;    // as in the module: [O, I] or [rows, cols]
+  int64_t size;          // packed: I * pad(O), or rows * pad(cols) where narrow or no linear weight
+  int64_t size_t_;       // transposed copy: O * pad(I), 0 where none is needed
+  int64_t full, full_t;  // offsets among all parameters
+  int64_t own, own_t;    // offsets among the adapted ones
+};
+
+struct LrPlan {
+  int64_t steps;  // 1 or K
+  bool elements;
+  int64_t size;    // packed elements a step (1 where scalar)
+  int64_t packed;  // offset in the packed rates
+  int64_t carry;   // offset of its gradient in a carry row
+  int32_t param;   // -1: shared by all adapted parameters
+};
+
+struct InputPlan {
+  int64_t size;    // elements a sample
+  int64_t offset;  // in the concatenated gradient of one sample
+};
+
+// Rows of one phase, cut into chunks (units of parallel work inside a task, each with its own gradient buffer) and
+// blocks (units that stay in cache). Depends on the shape of one task only: results must not change with T or threads.
+struct Cut {
+  int64_t samples, chunks, blocks, block_samples;  // blocks a chunk
+};
+
+struct Plan {
+  int32_t dtype;
+  int32_t lanes;
+  int64_t n_values, n_params, n_inputs, n_lr, n_adapted;
+  int32_t output;
+  ValuePlan* values;
+  ParamPlan* params;
+  LrPlan* lrs;
+  InputPlan* inputs;
+  int64_t steps;
+  MtmlkLoss support_loss, query_loss;
+  bool first_order;
+  int32_t needs, keep;
+  Cut support, query;
+  int64_t out_rows, out_features, out_ld, out_size;
+  int64_t input_size;  // of one sample, all inputs
+
+  int64_t full_size, full_t_size, own_size, own_t_size, lr_size;
+  int64_t plane_size[kPlanes];  // a sample, batched values
+  int64_t fixed_size[kPlanes];  // unbatched values
+  int64_t carry_cols;
+  int64_t carry_room;  // what a row of the carry is given: enough for the layout of any instruction set
+  bool carry_per_task;
+
+  // What one task remembers of one inner step, in this order: adapted parameters and their transposes, the gradient
+  // (when a rate is learnt), planes of unbatched values, planes of batched ones (when kept).
+  bool keep_planes;
+  bool fused_update;                                          // the products write theta_{k+1} directly
+  int64_t state_size, state_grad, state_fixed, state_blocks;  // size and offsets
+  int64_t slots;           // steps held at once: all of them, or one segment between checkpoints
+  int64_t transient_size;  // planes of one worker
+  int64_t chunk_size;      // gradients of one chunk: parameters, then deltas of unbatched values
+};
+
+}  // namespace mtmlk

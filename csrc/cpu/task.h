@@ -1,0 +1,108 @@
+// One task: K inner steps, the query loss, and the meta-gradient by forward-over-reverse. Included inside an ISA-named
+// namespace after nodes.h and loss.h.
+//
+//   theta_{k+1} = theta_k - alpha_k g_k,            g_k = grad of the support loss at theta_k
+//   lambda_K    = w_K grad L_q(theta_K) + ext_K
+//   lambda_k    = lambda_{k+1} - H_k (alpha_k lambda_{k+1}) + s_k g_k + w_k grad L_q(theta_k) + ext_k
+//   dalpha_k   -= g_k lambda_{k+1}
+// H_k v is the tangent of the gradient along v: the tangent passes below run with V = -alpha_k lambda_{k+1}, seeded
+// with s_k g_k, and add straight into lambda.
+
+// Aligned pieces of one allocation; with a null base it only counts.
+struct Carver {
+  char* base;
+  int64_t used;
+  template <class T>
+  T* take(int64_t n) {
+    char* p = base ? base + used : nullptr;
+    used += round_up(n * int64_t(sizeof(T)), 64);
+    return reinterpret_cast<T*>(p);
+  }
+};
+
+// Read by every thread.
+template <class T>
+struct Shared {
+  const Plan* plan;
+  const MtmlkCall* call;
+  ParamPtr<T>* base;  // theta_0, packed, and its transposes
+  const T* rates;     // packed
+  const T* ones;      // [n_params]
+  int workers;        // threads that share one task
+};
+
+template <class T>
+struct Worker {
+  T* planes;  // transient
+  T** dst;    // [n_params] each
+  const T** init;
+};
+
+template <class T>
+struct Runner {
+  const Plan* plan;
+  const MtmlkCall* call;
+  const Shared<T>* shared;
+  int64_t task;
+
+  T* states;       // [slots, state_size]
+  T* checkpoints;  // [segments, own + own_t]
+  T* lambda;       // [carry_cols] full layout, then the rates' gradients
+  T* direction;    // V: own + own_t
+  T* fixed_query[2];
+  T* fixed_tangent[2];
+  T* chunk_grads;    // [chunks, chunk_size]
+  T* coef[2];        // weights of support and query samples
+  T* negative_rate;  // [n_params]
+  double* chunk_loss;
+  ParamPtr<T>*now, *along;  // [n_params]: theta_k and V
+  Worker<T>* workers;
+  const T** inputs;  // [workers, n_inputs]
+
+  void carve(Carver& carver, const Plan& p, int worker_count);
+  void run(T* carry_row);
+
+ private:
+  struct Phase {
+    bool query;
+    const Cut* cut;
+    MtmlkLoss loss;
+    const void* const* x;
+    const void* y;
+    const T* coef;
+  };
+
+  Phase support() const;
+  Phase query() const;
+  T cotangent() const { return call->grad_loss ? static_cast<const T*>(call->grad_loss)[task] : T(1); }
+  T step_weight(int64_t k) const;
+  bool differentiate() const { return call->differentiate != 0; }
+  bool segmented() const { return plan->needs && plan->slots < plan->steps; }
+
+  T* state(int64_t k) const { return states + k % plan->slots * plan->state_size; }
+  const T* theta(int64_t k) const;  // own layout; nullptr at k = 0
+  void point_to(int64_t k);         // now = theta_k
+  const T* rate(const ParamPlan& p, int64_t k) const;
+  void sample_weights(bool query, T* out) const;
+
+  template <class Body>
+  void each_chunk(const Cut& cut, Body body);
+  Block<T> block(const Phase& phase, int64_t chunk, int64_t index, int worker, int64_t k, bool kept);
+  T* aux_of(const Block<T>& b) const { return b.planes[kPrimal] - plan->out_rows * plan->out_ld * b.stride; }
+  LossBlock<T> loss_of(const Phase& phase, const Block<T>& b, int64_t chunk, int64_t index, T scale) const;
+  void fixed_nodes(const Phase& phase, int64_t k, Plane plane, const Sink<T>* sink, bool inner);
+  void sum_chunks(int64_t chunks, int64_t n, const T* init, T* dst) const;
+
+  void inner_step(int64_t k, bool record);
+  void take_step(int64_t k);
+  void query_pass(int64_t k, bool add);
+  void make_direction(int64_t k);
+  void tangent_pass(int64_t k, T seed);
+  void rate_gradients(int64_t k);
+  void add_external(int64_t k);
+  void reverse(T* carry_row);
+  void replay(int64_t segment_start, int64_t end);
+  void write_adapted(int64_t k) const;
+  void collect_input_gradient(const Phase& phase, const Block<T>& b, int64_t chunk, int64_t index, Plane plane,
+                              void* out);
+};

@@ -1,0 +1,355 @@
+// The passes of one task: see task.h for the recursion. Included inside an ISA-named namespace after task.h.
+
+template <class T>
+void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
+  const int64_t chunks = p.support.chunks > p.query.chunks ? p.support.chunks : p.query.chunks;
+  states = c.take<T>(p.slots * p.state_size);
+  const bool marks = p.needs && p.slots < p.steps;
+  checkpoints = marks ? c.take<T>((p.steps / p.slots + 1) * (p.own_size + p.own_t_size)) : nullptr;
+  lambda = c.take<T>(p.carry_cols);
+  direction = c.take<T>(p.own_size + p.own_t_size);
+  for (int i = 0; i < 2; ++i) {
+    fixed_query[i] = c.take<T>(p.fixed_size[i]);
+    fixed_tangent[i] = c.take<T>(p.fixed_size[kTangent + i]);
+  }
+  chunk_grads = c.take<T>(chunks * p.chunk_size);
+  coef[0] = c.take<T>(p.support.samples);
+  coef[1] = c.take<T>(p.query.samples);
+  negative_rate = c.take<T>(p.n_params);
+  chunk_loss = c.take<double>(chunks);
+  now = c.take<ParamPtr<T>>(p.n_params);
+  along = c.take<ParamPtr<T>>(p.n_params);
+  inputs = c.take<const T*>(worker_count * p.n_inputs);
+  workers = c.take<Worker<T>>(worker_count);
+  for (int w = 0; w < worker_count; ++w) {
+    Worker<T> one = {c.take<T>(p.transient_size), c.take<T*>(p.n_params), c.take<const T*>(p.n_params)};
+    if (c.base) workers[w] = one;
+  }
+}
+
+template <class T>
+typename Runner<T>::Phase Runner<T>::support() const {
+  return {false, &plan->support, plan->support_loss, call->support_x, call->support_y, coef[0]};
+}
+
+template <class T>
+typename Runner<T>::Phase Runner<T>::query() const {
+  return {true, &plan->query, plan->query_loss, call->query_x, call->query_y, coef[1]};
+}
+
+template <class T>
+T Runner<T>::step_weight(int64_t k) const {
+  return call->step_weights ? static_cast<const T*>(call->step_weights)[k] : T(k == plan->steps);
+}
+
+template <class T>
+const T* Runner<T>::theta(int64_t k) const {
+  if (k == 0) return nullptr;
+  if (segmented() && k % plan->slots == 0) return checkpoints + k / plan->slots * (plan->own_size + plan->own_t_size);
+  return state(k - 1);
+}
+
+template <class T>
+void Runner<T>::point_to(int64_t k) {
+  const T* own = theta(k);
+  for (int64_t i = 0; i < plan->n_params; ++i) {
+    const ParamPlan& p = plan->params[i];
+    now[i] = own && p.adapted ? ParamPtr<T>{own + p.own, own + plan->own_size + p.own_t} : shared->base[i];
+  }
+}
+
+template <class T>
+const T* Runner<T>::rate(const ParamPlan& p, int64_t k) const {
+  const LrPlan& lr = plan->lrs[p.lr];
+  return shared->rates + lr.packed + (lr.steps == 1 ? 0 : k * lr.size);
+}
+
+// Masks over their sum (mean), and over the elements of a sample; all 0 where every mask is 0. An ignored label counts
+// 0.
+template <class T>
+void Runner<T>::sample_weights(bool is_query, T* out) const {
+  const Phase p = is_query ? query() : support();
+  const int64_t n = p.cut->samples;
+  const T* mask = static_cast<const T*>(is_query ? call->query_mask : call->support_mask);
+  const int64_t* labels = p.loss.kind == kCrossEntropy && p.y ? static_cast<const int64_t*>(p.y) + task * n : nullptr;
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = labels && labels[i] < 0 ? T(0) : mask ? mask[task * n + i] : T(1);
+    total += double(out[i]);
+  }
+  if (p.loss.reduction == 1) return;
+  const double elements = p.loss.kind == kCrossEntropy ? 1 : double(plan->out_size);
+  const T scale = total == 0 ? T(0) : T(1 / (total * elements));
+  for (int64_t i = 0; i < n; ++i) out[i] = total == 0 ? T(0) : out[i] * scale;
+}
+
+// body(chunk, worker); workers split the chunks, which never depend on how many workers there are.
+template <class T>
+template <class Body>
+void Runner<T>::each_chunk(const Cut& cut, Body body) {
+  if (shared->workers == 1 || cut.chunks == 1) {
+    for (int64_t c = 0; c < cut.chunks; ++c) body(c, 0);
+    return;
+  }
+#pragma omp parallel for num_threads(shared->workers) schedule(static)
+  for (int64_t c = 0; c < cut.chunks; ++c) body(c, omp_get_thread_num());
+}
+
+MTMLK_INLINE int64_t chunk_samples(const Cut& cut) { return (cut.samples + cut.chunks - 1) / cut.chunks; }
+
+template <class T>
+Block<T> Runner<T>::block(const Phase& phase, int64_t chunk, int64_t index, int worker, int64_t k, bool kept) {
+  const Cut& cut = *phase.cut;
+  const int64_t start = chunk * chunk_samples(cut) + index * cut.block_samples;
+  int64_t end = start + cut.block_samples;
+  if (end > (chunk + 1) * chunk_samples(cut)) end = (chunk + 1) * chunk_samples(cut);
+  if (end > cut.samples) end = cut.samples;
+  Block<T> b = {};
+  b.plan = plan, b.samples = end > start ? end - start : 0, b.stride = cut.block_samples;
+  b.params = now, b.direction = along, b.tangent = false;
+  b.inputs = inputs + worker * plan->n_inputs;
+  for (int64_t i = 0; i < plan->n_inputs; ++i) {
+    const int64_t size = plan->inputs[i].size;
+    inputs[worker * plan->n_inputs + i] = static_cast<const T*>(phase.x[i]) + (task * cut.samples + start) * size;
+  }
+  const int64_t aux = plan->out_rows * plan->out_ld * b.stride;
+  const int64_t primal = plan->plane_size[kPrimal] * b.stride, delta = plan->plane_size[kDelta] * b.stride;
+  T* kept_at = state(k) + plan->state_blocks + (chunk * cut.blocks + index) * (aux + primal + delta);
+  T* transient = workers[worker].planes;
+  b.planes[kPrimal] = (kept ? kept_at : transient) + aux;
+  b.planes[kDelta] = b.planes[kPrimal] + primal;
+  b.planes[kTangent] = transient + aux + primal + delta;
+  b.planes[kDeltaTangent] = b.planes[kTangent] + plan->plane_size[kTangent] * b.stride;
+  T* chunk_fixed = chunk_grads + chunk * plan->chunk_size + plan->full_size;
+  b.fixed[kPrimal] = phase.query ? fixed_query[0] : state(k) + plan->state_fixed;
+  b.fixed[kDelta] = chunk_fixed;
+  b.fixed[kTangent] = fixed_tangent[0];
+  b.fixed[kDeltaTangent] = chunk_fixed + plan->fixed_size[kDelta];
+  return b;
+}
+
+template <class T>
+LossBlock<T> Runner<T>::loss_of(const Phase& phase, const Block<T>& b, int64_t chunk, int64_t index, T scale) const {
+  const int64_t start = chunk * chunk_samples(*phase.cut) + index * phase.cut->block_samples;
+  const bool ids = phase.loss.kind == kCrossEntropy;
+  const int64_t at = task * phase.cut->samples + start;
+  const char* y = static_cast<const char*>(phase.y);
+  const int64_t stride = ids ? int64_t(sizeof(int64_t)) : plan->out_size * int64_t(sizeof(T));
+  return {phase.loss,
+          b.samples,
+          plan->out_rows,
+          plan->out_features,
+          plan->out_ld,
+          plane_of(b, plan->output, kPrimal),
+          plane_of(b, plan->output, kDelta),
+          aux_of(b),
+          y ? y + at * stride : nullptr,
+          phase.coef + start,
+          scale};
+}
+
+// Nodes that depend on parameters only: once a pass, before the blocks (values, tangents) or after them (gradients).
+template <class T>
+void Runner<T>::fixed_nodes(const Phase& phase, int64_t k, Plane plane, const Sink<T>* sink, bool inner) {
+  if (plan->fixed_size[kPrimal] == 0) return;
+  Block<T> b = {};
+  b.plan = plan, b.samples = 1, b.params = now, b.direction = along, b.tangent = !plan->first_order;
+  b.fixed[kPrimal] = phase.query ? fixed_query[0] : state(k) + plan->state_fixed;
+  b.fixed[kDelta] = phase.query ? fixed_query[1] : state(k) + plan->state_fixed + plan->fixed_size[kPrimal];
+  b.fixed[kTangent] = fixed_tangent[0];
+  b.fixed[kDeltaTangent] = fixed_tangent[1];
+  const bool backward = plane == kDelta || plane == kDeltaTangent;
+  for (int64_t n = 0; n < plan->n_values; ++n) {
+    const int32_t i = int32_t(backward ? plan->n_values - 1 - n : n);
+    if (!plan->values[i].live || plan->values[i].batched) continue;
+    if (plane == kPrimal)
+      node_forward<T>(b, i);
+    else if (plane == kTangent)
+      node_tangent<T>(b, i);
+    else
+      node_backward<T>(b, i, plane, *sink, inner);
+  }
+}
+
+template <class T>
+void forward_block(const Block<T>& b) {
+  for (int32_t i = 0; i < b.plan->n_values; ++i)
+    if (b.plan->values[i].live && b.plan->values[i].batched) node_forward<T>(b, i);
+}
+
+template <class T>
+void tangent_block(const Block<T>& b) {
+  for (int32_t i = 0; i < b.plan->n_values; ++i)
+    if (b.plan->values[i].live && b.plan->values[i].batched) node_tangent<T>(b, i);
+}
+
+template <class T>
+void backward_block(const Block<T>& b, Plane plane, const Sink<T>& sink, bool inner) {
+  for (int32_t i = int32_t(b.plan->n_values) - 1; i >= 0; --i)
+    if (b.plan->values[i].live && b.plan->values[i].batched) node_backward<T>(b, i, plane, sink, inner);
+}
+
+// dst[0..n) = init + the chunks' buffers, in their order.
+template <class T>
+void Runner<T>::sum_chunks(int64_t chunks, int64_t n, const T* init, T* dst) const {
+  for (int64_t i = 0; i < n; i += Simd<T>::kLanes) {
+    VecOf<T> sum = init ? load<T>(init + i) : VecOf<T>{};
+    for (int64_t c = 0; c < chunks; ++c) sum += load<T>(chunk_grads + c * plan->chunk_size + i);
+    store<T>(dst + i, sum);
+  }
+}
+
+template <class T>
+void copy_elements(const T* src, int64_t n, T* dst) {
+  __builtin_memcpy(dst, src, sizeof(T) * size_t(n));
+}
+
+// Forward, loss and gradient of the support set at theta_k. Where one rate serves each tensor and one block holds all
+// samples, the products write theta_{k+1} = theta_k - alpha g themselves; else g goes to a buffer and take_step uses
+// it.
+template <class T>
+void Runner<T>::inner_step(int64_t k, bool record) {
+  const Phase phase = support();
+  const Cut& cut = plan->support;
+  point_to(k);
+  fixed_nodes(phase, k, kPrimal, nullptr, true);
+  const bool fused = plan->fused_update;
+  T* grad = plan->needs & MTMLK_NEED_LR ? state(k) + plan->state_grad : chunk_grads;
+  for (int64_t i = 0; i < plan->n_params; ++i)
+    if (plan->params[i].adapted) negative_rate[i] = fused ? -rate(plan->params[i], k)[0] : T(1);
+  const auto aim = [&](Worker<T>& w, T* base) {
+    for (int64_t i = 0; i < plan->n_params; ++i) {
+      const ParamPlan& p = plan->params[i];
+      w.dst[i] = p.adapted ? (fused ? state(k) : base) + p.own : nullptr;
+      w.init[i] = fused && p.adapted ? now[i].value : nullptr;
+    }
+  };
+  each_chunk(cut, [&](int64_t chunk, int worker) {
+    Worker<T>& w = workers[worker];
+    T* own = chunk_grads + chunk * plan->chunk_size;
+    aim(w, cut.chunks == 1 ? grad : own);
+    if (cut.chunks > 1) fill_zero<T>(own, plan->full_size);  // parameters that no batched node writes
+    fill_zero<T>(own + plan->full_size, plan->fixed_size[kDelta]);
+    double loss = 0;
+    for (int64_t index = 0; index < cut.blocks; ++index) {
+      const Block<T> b = block(phase, chunk, index, worker, k, plan->keep_planes);
+      forward_block(b);
+      loss += loss_block<T>(loss_of(phase, b, chunk, index, T(1)));
+      backward_block(b, kDelta, Sink<T>{w.dst, w.init, negative_rate, index == 0}, true);
+    }
+    chunk_loss[chunk] = loss;
+  });
+  double loss = 0;
+  for (int64_t c = 0; c < cut.chunks; ++c) loss += chunk_loss[c];
+  if (record) static_cast<T*>(call->support_losses)[k * call->tasks + task] = T(loss);
+  if (cut.chunks > 1) sum_chunks(cut.chunks, plan->own_size, nullptr, grad);
+  if (plan->fixed_size[kDelta] == 0) return;
+  T* fixed_delta = state(k) + plan->state_fixed + plan->fixed_size[kPrimal];
+  fill_zero<T>(fixed_delta, plan->fixed_size[kDelta]);
+  for (int64_t c = 0; c < cut.chunks; ++c)
+    affine<T>(chunk_grads + c * plan->chunk_size + plan->full_size, plan->fixed_size[kDelta], T(1), T(0), true,
+              fixed_delta);
+  aim(workers[0], grad);
+  const Sink<T> sink = {workers[0].dst, workers[0].init, negative_rate, true};
+  fixed_nodes(phase, k, kDelta, &sink, true);
+}
+
+// theta_{k+1} and its transposes.
+template <class T>
+void Runner<T>::take_step(int64_t k) {
+  T* next = state(k);
+  const T* grad = plan->needs & MTMLK_NEED_LR ? state(k) + plan->state_grad : chunk_grads;
+  for (int64_t i = 0; i < plan->n_params; ++i) {
+    const ParamPlan& p = plan->params[i];
+    if (!p.adapted) continue;
+    const T* alpha = rate(p, k);
+    const bool elements = plan->lrs[p.lr].elements;
+    if (!p.used) {
+      copy_elements(now[i].value, p.size, next + p.own);
+    } else if (!plan->fused_update) {
+      for (int64_t e = 0; e < p.size; e += Simd<T>::kLanes) {
+        const VecOf<T> a = elements ? load<T>(alpha + e) : splat<T>(alpha[0]);
+        store<T>(next + p.own + e, multiply_add<T>(-a, load<T>(grad + p.own + e), load<T>(now[i].value + e)));
+      }
+    }
+    if (p.size_t_) transpose_packed<T>(next + p.own, p.cols, p.rows, next + plan->own_size + p.own_t);
+  }
+  if (segmented() && (k + 1) % plan->slots == 0) {
+    const int64_t size = plan->own_size + plan->own_t_size;
+    copy_elements(next, size, checkpoints + (k + 1) / plan->slots * size);
+  }
+}
+
+template <class T>
+void write_rows(const T* src, int64_t ld, int64_t rows, int64_t features, T* dst) {
+  for (int64_t r = 0; r < rows; ++r) copy_elements(src + r * ld, features, dst + r * features);
+}
+
+// dz of the outputs: what the caller's own use of them sends back.
+template <class T>
+void add_rows(const T* src, int64_t rows, int64_t features, int64_t ld, bool add, T* dst) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t f = 0; f < ld; f += Simd<T>::kLanes) {
+      const VecOf<T> g = f < features ? load_some<T>(src + r * features + f, features - f) : VecOf<T>{};
+      T* to = dst + r * ld + f;
+      store<T>(to, add ? load<T>(to) + g : g);
+    }
+}
+
+// The query set at theta_k: its loss, the outputs at theta_K, and (differentiating) w_k grad L_q into lambda.
+template <class T>
+void Runner<T>::query_pass(int64_t k, bool add) {
+  const Phase phase = query();
+  const Cut& cut = plan->query;
+  const bool last = k == plan->steps, backward = differentiate();
+  const T weight = step_weight(k), scale = weight * cotangent();
+  const T* extra = last ? static_cast<const T*>(call->grad_output) : nullptr;
+  point_to(k);
+  fixed_nodes(phase, k, kPrimal, nullptr, false);
+  const auto aim = [&](Worker<T>& w, T* base) {
+    for (int64_t i = 0; i < plan->n_params; ++i) {
+      w.dst[i] = plan->params[i].meta ? base + plan->params[i].full : nullptr;
+      w.init[i] = add && base == lambda ? w.dst[i] : nullptr;
+    }
+  };
+  each_chunk(cut, [&](int64_t chunk, int worker) {
+    Worker<T>& w = workers[worker];
+    T* own = chunk_grads + chunk * plan->chunk_size;
+    aim(w, cut.chunks == 1 ? lambda : own);
+    if (cut.chunks > 1) fill_zero<T>(own, plan->full_size);  // parameters that no batched node writes
+    fill_zero<T>(own + plan->full_size, plan->fixed_size[kDelta]);
+    chunk_loss[chunk] = 0;
+    for (int64_t index = 0; index < cut.blocks; ++index) {
+      const Block<T> b = block(phase, chunk, index, worker, 0, false);
+      const int64_t first = task * cut.samples + chunk * chunk_samples(cut) + index * cut.block_samples;
+      const int64_t rows = b.samples * plan->out_rows;
+      forward_block(b);
+      LossBlock<T> loss = loss_of(phase, b, chunk, index, scale);
+      if (last && call->output)
+        write_rows(loss.z, plan->out_ld, rows, plan->out_features,
+                   static_cast<T*>(call->output) + first * plan->out_size);
+      if (!backward) loss.dz = nullptr;
+      if (phase.y) chunk_loss[chunk] += loss_block<T>(loss);
+      if (!backward) continue;
+      if (extra)
+        add_rows(extra + first * plan->out_size, rows, plan->out_features, plan->out_ld, phase.y != nullptr, loss.dz);
+      else if (!phase.y)
+        fill_zero<T>(loss.dz, rows * plan->out_ld);
+      backward_block(b, kDelta, Sink<T>{w.dst, w.init, shared->ones, index == 0}, false);
+      if (call->grad_query_x) collect_input_gradient(phase, b, chunk, index, kDelta, call->grad_query_x);
+    }
+  });
+  double loss = 0;
+  for (int64_t c = 0; c < cut.chunks; ++c) loss += chunk_loss[c];
+  if (call->loss && phase.y) static_cast<T*>(call->loss)[task] += T(double(weight) * loss);
+  if (!backward) return;
+  if (cut.chunks > 1) sum_chunks(cut.chunks, plan->full_size, add ? lambda : nullptr, lambda);
+  if (plan->fixed_size[kDelta] == 0) return;
+  fill_zero<T>(fixed_query[1], plan->fixed_size[kDelta]);
+  for (int64_t c = 0; c < cut.chunks; ++c)
+    affine<T>(chunk_grads + c * plan->chunk_size + plan->full_size, plan->fixed_size[kDelta], T(1), T(0), true,
+              fixed_query[1]);
+  aim(workers[0], lambda);
+  const Sink<T> sink = {workers[0].dst, workers[0].init, shared->ones, true};
+  fixed_nodes(phase, k, kDelta, &sink, false);
+}

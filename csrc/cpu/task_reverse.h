@@ -1,0 +1,198 @@
+// The way back through the inner steps. Included inside an ISA-named namespace after task_passes.h.
+
+// V = -alpha_k lambda_{k+1} on the adapted parameters, and its transposes.
+template <class T>
+void Runner<T>::make_direction(int64_t k) {
+  for (int64_t i = 0; i < plan->n_params; ++i) {
+    const ParamPlan& p = plan->params[i];
+    if (!p.adapted) continue;
+    const T* alpha = rate(p, k);
+    const bool elements = plan->lrs[p.lr].elements;
+    T* v = direction + p.own;
+    for (int64_t e = 0; e < p.size; e += Simd<T>::kLanes) {
+      const VecOf<T> a = elements ? load<T>(alpha + e) : splat<T>(alpha[0]);
+      store<T>(v + e, -a * load<T>(lambda + p.full + e));
+    }
+    T* transposed = direction + plan->own_size + p.own_t;
+    if (p.size_t_) transpose_packed<T>(v, p.cols, p.rows, transposed);
+    along[i] = {v, transposed};
+  }
+}
+
+// dalpha_k -= g_k lambda_{k+1}, summed over what shares one rate.
+template <class T>
+void Runner<T>::rate_gradients(int64_t k) {
+  const T* grad = state(k) + plan->state_grad;
+  for (int64_t i = 0; i < plan->n_params; ++i) {
+    const ParamPlan& p = plan->params[i];
+    if (!p.adapted || !p.used) continue;
+    const LrPlan& lr = plan->lrs[p.lr];
+    T* out = lambda + lr.carry + (lr.steps == 1 ? 0 : k * lr.size);
+    const T *g = grad + p.own, *l = lambda + p.full;
+    double total = 0;
+    for (int64_t e = 0; e < p.size; e += Simd<T>::kLanes) {
+      const VecOf<T> product = load<T>(g + e) * load<T>(l + e);
+      if (lr.elements)
+        store<T>(out + e, load<T>(out + e) - product);
+      else
+        total += double(sum_lanes<T>(product));
+    }
+    if (!lr.elements) out[0] -= T(total);
+  }
+}
+
+template <class T>
+void Runner<T>::add_external(int64_t k) {
+  if (!call->grad_adapted || (plan->keep == 1 && k < plan->steps)) return;
+  int64_t which = 0;
+  for (int64_t i = 0; i < plan->n_params; ++i) {
+    const ParamPlan& p = plan->params[i];
+    if (!p.adapted) continue;
+    const T* g = static_cast<const T*>(call->grad_adapted[which++]);
+    if (!g) continue;
+    const int64_t row = plan->keep == 2 ? k * call->tasks + task : task;
+    T* packed = direction + p.own;  // V is made anew afterwards
+    pack_param<T>(p, g + row * p.rows * p.cols, packed);
+    affine<T>(packed, p.size, T(1), T(0), true, lambda + p.full);
+  }
+}
+
+// lambda += H_k V + seed g_k, and the same for the support inputs.
+template <class T>
+void Runner<T>::tangent_pass(int64_t k, T seed) {
+  const bool second = !plan->first_order;
+  if (!second && seed == 0) return;
+  const Phase phase = support();
+  const Cut& cut = plan->support;
+  point_to(k);
+  if (second) fixed_nodes(phase, k, kTangent, nullptr, false);
+  const auto aim = [&](Worker<T>& w, T* base) {
+    for (int64_t i = 0; i < plan->n_params; ++i) {
+      w.dst[i] = plan->params[i].meta ? base + plan->params[i].full : nullptr;
+      w.init[i] = base == lambda ? w.dst[i] : nullptr;
+    }
+  };
+  each_chunk(cut, [&](int64_t chunk, int worker) {
+    Worker<T>& w = workers[worker];
+    T* own = chunk_grads + chunk * plan->chunk_size;
+    if (cut.chunks > 1) fill_zero<T>(own, plan->full_size);
+    fill_zero<T>(own + plan->full_size + plan->fixed_size[kDelta], plan->fixed_size[kDeltaTangent]);
+    for (int64_t index = 0; index < cut.blocks; ++index) {
+      Block<T> b = block(phase, chunk, index, worker, k, plan->keep_planes);
+      const LossBlock<T> loss = loss_of(phase, b, chunk, index, T(1));
+      if (!plan->keep_planes) {
+        forward_block(b);
+        loss_block<T>(loss);
+        for (int64_t i = 0; i < plan->n_params; ++i) w.dst[i] = nullptr;
+        if (second) backward_block(b, kDelta, Sink<T>{w.dst, w.init, shared->ones, false}, true);
+      }
+      b.tangent = second;
+      tangent_block(b);
+      const bool moves = has_tangent(b, plan->output);
+      loss_tangent<T>(loss, moves ? plane_of(b, plan->output, kTangent) : nullptr, seed,
+                      plane_of(b, plan->output, kDeltaTangent));
+      aim(w, cut.chunks == 1 ? lambda : own);
+      backward_block(b, kDeltaTangent, Sink<T>{w.dst, w.init, shared->ones, index == 0}, false);
+      if (call->grad_support_x) collect_input_gradient(phase, b, chunk, index, kDeltaTangent, call->grad_support_x);
+    }
+  });
+  if (cut.chunks > 1) sum_chunks(cut.chunks, plan->full_size, lambda, lambda);
+  if (plan->fixed_size[kDeltaTangent] == 0) return;
+  fill_zero<T>(fixed_tangent[1], plan->fixed_size[kDeltaTangent]);
+  for (int64_t c = 0; c < cut.chunks; ++c)
+    affine<T>(chunk_grads + c * plan->chunk_size + plan->full_size + plan->fixed_size[kDelta],
+              plan->fixed_size[kDeltaTangent], T(1), T(0), true, fixed_tangent[1]);
+  aim(workers[0], lambda);
+  const Sink<T> sink = {workers[0].dst, workers[0].init, shared->ones, true};
+  fixed_nodes(phase, k, kDeltaTangent, &sink, false);
+}
+
+template <class T>
+void Runner<T>::collect_input_gradient(const Phase& phase, const Block<T>& b, int64_t chunk, int64_t index, Plane plane,
+                                       void* out) {
+  const Cut& cut = *phase.cut;
+  const int64_t first = task * cut.samples + chunk * chunk_samples(cut) + index * cut.block_samples;
+  for (int32_t i = 0; i < plan->n_values; ++i) {
+    const ValuePlan& v = plan->values[i];
+    if (v.op != kInput || !v.live) continue;
+    const InputPlan& input = plan->inputs[v.kind];
+    T* dst = static_cast<T*>(out) + call->tasks * cut.samples * input.offset + first * input.size;
+    const T* src = plane_of(b, i, plane);
+    for (int64_t r = 0; r < v.rows * b.samples; ++r)
+      for (int64_t f = 0; f < v.features; ++f) dst[r * v.features + f] += src[r * v.ld + f];
+  }
+}
+
+template <class T>
+void Runner<T>::write_adapted(int64_t k) const {
+  if (!call->adapted || (plan->keep == 1 && k < plan->steps)) return;
+  const T* own = theta(k);
+  int64_t which = 0;
+  for (int64_t i = 0; i < plan->n_params; ++i) {
+    const ParamPlan& p = plan->params[i];
+    if (!p.adapted) continue;
+    const int64_t row = plan->keep == 2 ? k * call->tasks + task : task;
+    T* dst = static_cast<T*>(call->adapted[which++]) + row * p.rows * p.cols;
+    if (own)
+      unpack_param<T>(p, own + p.own, dst);
+    else
+      copy_elements(static_cast<const T*>(call->params[i]), p.rows * p.cols, dst);
+  }
+}
+
+// Recomputes the steps between two checkpoints.
+template <class T>
+void Runner<T>::replay(int64_t start, int64_t end) {
+  for (int64_t k = start; k < end; ++k) {
+    inner_step(k, false);
+    take_step(k);
+  }
+}
+
+template <class T>
+void Runner<T>::reverse(T* carry_row) {
+  const int64_t steps = plan->steps;
+  lambda = carry_row;
+  fill_zero<T>(lambda, plan->carry_cols);
+  if (call->query_x) query_pass(steps, false);
+  for (int64_t i = 0; i < plan->n_params; ++i)  // no pass writes a parameter that the output does not depend on
+    if (!plan->params[i].used) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
+  add_external(steps);
+  const T* seeds = static_cast<const T*>(call->grad_support_losses);
+  for (int64_t k = steps - 1; k >= 0; --k) {
+    if (segmented() && k < steps - 1 && (k + 1) % plan->slots == 0) replay(k + 1 - plan->slots, k + 1);
+    if (plan->needs & MTMLK_NEED_LR) rate_gradients(k);
+    if (!plan->first_order) make_direction(k);
+    tangent_pass(k, seeds ? seeds[k * call->tasks + task] : T(0));
+    if (call->query_x && step_weight(k) != 0) query_pass(k, true);
+    add_external(k);
+  }
+}
+
+template <class T>
+void Runner<T>::run(T* carry_row) {
+  const int64_t steps = plan->steps;
+  sample_weights(false, coef[0]);
+  sample_weights(true, coef[1]);
+  const auto clear = [&](void* out, int64_t samples) {
+    for (int64_t i = 0; out && i < plan->n_inputs; ++i) {
+      const int64_t size = samples * plan->inputs[i].size;
+      T* dst = static_cast<T*>(out) + call->tasks * samples * plan->inputs[i].offset + task * size;
+      __builtin_memset(dst, 0, sizeof(T) * size_t(size));
+    }
+  };
+  clear(call->grad_support_x, plan->support.samples);
+  clear(call->grad_query_x, plan->query.samples);
+  if (call->loss && call->query_x) static_cast<T*>(call->loss)[task] = 0;
+  for (int64_t k = 0; k < steps; ++k) {
+    if (call->query_x && !differentiate() && step_weight(k) != 0) query_pass(k, false);
+    write_adapted(k);
+    inner_step(k, call->support_losses != nullptr);
+    take_step(k);
+  }
+  write_adapted(steps);
+  if (differentiate())
+    reverse(carry_row);
+  else if (call->query_x)
+    query_pass(steps, false);
+}

@@ -1,0 +1,75 @@
+// Buffers handed from call to call. First-touch page faults cost about 35 ms per 256 MB, more than many a call.
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include <mutex>
+#include <vector>
+
+#include "dispatch.h"
+
+namespace mtmlk {
+namespace {
+
+constexpr int64_t kHeader = 64;
+constexpr int64_t kHugePage = 2 << 20;
+constexpr int64_t kKept = int64_t(256) << 20;  // bytes kept for later calls
+
+struct Pool {
+  std::mutex lock;
+  std::vector<void*> idle;  // each with its size in the header
+  int64_t idle_bytes = 0;
+};
+
+Pool& pool() {
+  static Pool* instance = new Pool;  // never destroyed: calls may come from threads that outlive main
+  return *instance;
+}
+
+int64_t& size_of(void* base) { return *static_cast<int64_t*>(base); }
+
+}  // namespace
+
+void* acquire_workspace(int64_t bytes) {
+  const int64_t needed = bytes + kHeader;
+  Pool& p = pool();
+  {
+    const std::lock_guard<std::mutex> hold(p.lock);
+    for (size_t i = p.idle.size(); i-- > 0;) {
+      void* base = p.idle[i];
+      if (size_of(base) < needed || size_of(base) > 4 * needed + kHugePage) continue;
+      p.idle.erase(p.idle.begin() + int64_t(i));
+      p.idle_bytes -= size_of(base);
+      return static_cast<char*>(base) + kHeader;
+    }
+  }
+  const int64_t unit = needed >= kHugePage ? kHugePage : 4096;
+  const int64_t size = (needed + unit - 1) / unit * unit;
+  void* base = aligned_alloc(size_t(unit), size_t(size));
+  if (!base) return nullptr;
+#if defined(MADV_HUGEPAGE)
+  if (unit == kHugePage) madvise(base, size_t(size), MADV_HUGEPAGE);
+#endif
+  memset(base, 0, size_t(size));
+  size_of(base) = size;
+  return static_cast<char*>(base) + kHeader;
+}
+
+void release_workspace(void* buffer) {
+  void* base = static_cast<char*>(buffer) - kHeader;
+  Pool& p = pool();
+  std::vector<void*> surplus;
+  {
+    const std::lock_guard<std::mutex> hold(p.lock);
+    p.idle.push_back(base);
+    p.idle_bytes += size_of(base);
+    while (p.idle_bytes > kKept && !p.idle.empty()) {  // the one used longest ago goes first
+      surplus.push_back(p.idle.front());
+      p.idle_bytes -= size_of(p.idle.front());
+      p.idle.erase(p.idle.begin());
+    }
+  }
+  for (void* old : surplus) free(old);
+}
+
+}  // namespace mtmlk

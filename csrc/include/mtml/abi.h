@@ -1,0 +1,115 @@
+// The C ABI of the CPU engine: plain structs, raw pointers, sizes and an int status. No torch, no Python.
+//
+// A plan is made once per (program, shapes, options) and may be used by several threads at once.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define MTMLK_API __attribute__((visibility("default")))
+#else
+#define MTMLK_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum MtmlkStatus {
+  MTMLK_OK = 0,
+  MTMLK_BAD_PROGRAM = 1,   // the encoded program is malformed
+  MTMLK_BAD_LABEL = 2,     // a class id outside [0, C): MtmlkError says where
+  MTMLK_OUT_OF_MEMORY = 3  // the workspace could not be allocated
+};
+
+enum MtmlkDtype { MTMLK_F32 = 0, MTMLK_F64 = 1 };
+
+enum MtmlkNeeds { MTMLK_NEED_PARAMS = 1, MTMLK_NEED_LR = 2, MTMLK_NEED_SUPPORT_X = 4, MTMLK_NEED_QUERY_X = 8 };
+
+typedef struct {
+  int64_t code;      // MtmlkStatus
+  int64_t is_query;  // which labels were bad
+  int64_t task, sample, label;
+} MtmlkError;
+
+typedef struct {
+  int32_t kind;       // 0 mse, 1 cross_entropy, 2 bce_with_logits, 3 huber, 4 l1
+  int32_t reduction;  // 0 weighted mean over samples, 1 sum
+  double p0;          // label smoothing or huber's delta
+} MtmlkLoss;
+
+// Everything that fixes a plan. Arrays are copied.
+typedef struct {
+  int32_t dtype;
+  const int64_t* program;  // encoded layer program, see mtml_kernels/program.py
+  int64_t n_program;
+  const double* consts;
+  int64_t n_consts;
+  const uint8_t* adapted;  // [n_params]
+  int64_t support, query;  // samples a task
+  int64_t steps;
+  MtmlkLoss support_loss, query_loss;
+  int32_t first_order;
+  int32_t needs;               // MtmlkNeeds
+  int32_t keep;                // adapted parameters wanted: 0 none, 1 the last, 2 all steps
+  const int64_t* lr_steps;     // [n_lr] 1 or steps; n_lr is 1 (one rate for all) or the number of adapted parameters
+  const uint8_t* lr_elements;  // [n_lr] 1 where the rate has one value an element
+  int64_t n_lr;
+} MtmlkPlanSpec;
+
+typedef struct MtmlkPlan MtmlkPlan;
+
+// The tensors of one call, all contiguous, of the plan's dtype unless said otherwise. NULL where absent.
+typedef struct {
+  int64_t tasks;
+  int32_t threads;
+  const void* const* params;     // [n_params] -> [*shape]
+  const void* const* support_x;  // [n_inputs] -> [T, S, size]
+  const void* const* query_x;    // [n_inputs] -> [T, Q, size]
+  const void* support_y;         // int64 class ids [T, S], or values [T, S, out]
+  const void* query_y;
+  const void* support_mask;  // [T, S]
+  const void* query_mask;    // [T, Q]
+  const void* const* lr;     // [n_lr] -> [lr_steps] or [lr_steps, *shape]
+  const void* step_weights;  // [K + 1]
+
+  void* loss;            // [T]
+  void* output;          // [T, Q, out]
+  void* support_losses;  // [K, T]
+  void* const* adapted;  // [n_adapted] -> [T, *shape] or [K + 1, T, *shape]
+
+  // Differentiation. Without cotangents the gradient of every task's own loss is carried.
+  int32_t differentiate;
+  const void* grad_loss;            // [T]
+  const void* grad_output;          // [T, Q, out]
+  const void* grad_support_losses;  // [K, T]
+  const void* const* grad_adapted;  // [n_adapted], entries may be NULL
+  void* carry;                      // [carry_rows(T), carry_cols]
+  void* grad_support_x;             // [n_inputs] concatenated, see mtmlk_plan_info; unscaled when grad_loss is NULL
+  void* grad_query_x;
+} MtmlkCall;
+
+typedef struct {
+  int64_t carry_cols;                    // elements to allow for one carry row, in the engine's own layout
+  int64_t carry_per_task;                // 1: one row a task; 0: one row, the sum over the tasks
+  int64_t support_x_size, query_x_size;  // elements a task of the concatenated input gradients
+} MtmlkPlanInfo;
+
+MTMLK_API int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** plan);
+MTMLK_API void mtmlk_plan_destroy(MtmlkPlan* plan);
+MTMLK_API void mtmlk_plan_info(const MtmlkPlan* plan, MtmlkPlanInfo* info);
+MTMLK_API int mtmlk_inner_loop(const MtmlkPlan* plan, const MtmlkCall* call, MtmlkError* error);
+
+// grads[p] = sum_t scale[t] * carry[t], unpacked to [*shape]; lr_grads likewise. Returns 1 (and writes nothing) where
+// the carry is already summed and the scales differ: the caller then runs mtmlk_inner_loop again with grad_loss.
+MTMLK_API int mtmlk_carry_to_grads(const MtmlkPlan* plan, const void* carry, int64_t tasks, const void* scale,
+                                   int64_t scale_stride, void* const* grads, void* const* lr_grads, int32_t threads);
+
+MTMLK_API double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds);  // GFLOP/s
+MTMLK_API const char* mtmlk_isa(void);                                            // "avx512", "avx2" or "base"
+MTMLK_API const char* mtmlk_isa_reason(void);
+MTMLK_API const char* mtmlk_isa_available(void);  // comma-separated
+
+#ifdef __cplusplus
+}
+#endif

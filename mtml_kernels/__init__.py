@@ -1,0 +1,49 @@
+"""mtml-kernels: the engine that runs MAML's inner loop, for a whole batch of tasks, as one exact operation.
+
+Importing the package loads nothing else: each name below comes with its module when it is first used. The documented
+functions are in `functional`, what every backend must compute in `reference`, this machine's report in `doctor`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mtml_kernels._version import __version__
+
+if TYPE_CHECKING:
+    from mtml_kernels.errors import BackendUnavailable, FallbackWarning
+    from mtml_kernels.functional import inner_loop
+    from mtml_kernels.losses import LossSpec
+    from mtml_kernels.program import Program, Unfusable, trace
+
+_HOME = {
+    "BackendUnavailable": "errors",
+    "FallbackWarning": "errors",
+    "LossSpec": "losses",
+    "Program": "program",
+    "Unfusable": "program",
+    "inner_loop": "functional",
+    "trace": "program",
+}
+
+__all__ = [
+    "BackendUnavailable",
+    "FallbackWarning",
+    "LossSpec",
+    "Program",
+    "Unfusable",
+    "__version__",
+    "inner_loop",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value  # from now on without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

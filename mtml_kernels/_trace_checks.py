@@ -1,0 +1,197 @@
+"""What must hold around tracing: plain modules without hooks, a forward without side effects, a trace that is right."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.nn.modules import module as module_hooks
+from torch.nn.utils import parametrize
+
+from mtml_kernels.program import InputInfo, Program, Shape, Unfusable
+
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_SAMPLES = 2  # samples on which a finished trace is compared with its module
+_TOLERANCE = 1e-6  # in float64, relative: a wrong trace is off by far more, a chaotic network by less
+
+
+def inputs_of(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]) -> list[InputInfo]:
+    """The inputs with their names: the mapping's keys, or the names in forward's signature."""
+    if isinstance(shapes, Mapping):
+        named = list(shapes.items())
+    else:
+        named = list(zip(_argument_names(model, len(shapes)), shapes, strict=True))
+    inputs = [InputInfo(name, tuple(int(size) for size in shape)) for name, shape in named]
+    if not inputs:
+        raise Unfusable(["inputs: the model is called without any"])
+    empty = [info for info in inputs if info.size < 1]
+    if empty:
+        raise Unfusable([f"input {info.name}: a sample of shape {info.shape} has no elements" for info in empty])
+    return inputs
+
+
+def _argument_names(model: nn.Module, count: int) -> list[str]:
+    names: list[str] = []
+    with contextlib.suppress(TypeError, ValueError):
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds][:count]
+    return names + [f"input_{i}" for i in range(len(names), count)]
+
+
+def in_words(error: Exception) -> str:
+    """The error in one line of bounded length."""
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
+
+
+def check_module(m: nn.Module, leaf: bool) -> str | None:
+    """Why a call of this module may do something else than its forward, or None. torch.fx would drop the difference."""
+    if any(getattr(module_hooks, name) for name in _GLOBAL_HOOKS):
+        return "global module hooks are registered"
+    if any(getattr(m, name, None) for name in _HOOKS):
+        return "it has hooks (weight_norm and spectral_norm of older PyTorch are hooks as well)"
+    if parametrize.is_parametrized(m) or isinstance(m, parametrize.ParametrizationList):
+        return "it has parametrizations"
+    if leaf and "forward" in vars(m):
+        return "its forward was replaced on the instance"
+    return None
+
+
+@contextlib.contextmanager
+def guarded(model: nn.Module) -> Iterator[list[str]]:
+    """The surroundings of a trace: gradients on, `len(x)` recorded, changes to the modules undone and reported."""
+    problems: list[str] = []
+    before = [(path, m, _state(m)) for path, m in model.named_modules()]
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), _symbolic_len(model):
+            yield problems
+    finally:
+        for path, m, state in before:
+            changed = _restore(m, state)
+            if changed:
+                names = ", ".join(sorted(changed))
+                problems.append(f"{path or 'forward'}: forward sets {names} on the module; side effects are not fused")
+
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def _state(m: nn.Module) -> dict[str, dict[str, Any]]:
+    return {"": dict(vars(m)), **{table: dict(vars(m)[table]) for table in _TABLES if table in vars(m)}}
+
+
+def _restore(m: nn.Module, state: dict[str, dict[str, Any]]) -> set[str]:
+    """Puts the module's attributes back; returns the names of those that had changed."""
+    changed: set[str] = set()
+    for table, old in state.items():
+        now = vars(m)[table] if table else vars(m)
+        names = {k for k in {*old, *now} if k not in old or k not in now or old[k] is not now[k]}
+        for name in names:
+            if name in old:
+                now[name] = old[name]
+            else:
+                del now[name]
+        changed |= names
+    return changed
+
+
+def _length(value: Any) -> Any:
+    return value.size(0) if isinstance(value, fx.Proxy) else builtins.len(value)
+
+
+@contextlib.contextmanager
+def _symbolic_len(model: nn.Module) -> Iterator[None]:
+    """`len(x)` must return an integer, which the batch size is not while tracing: forward sees another `len`."""
+    classes = {cls for m in model.modules() for cls in type(m).__mro__}
+    names = {cls.__module__ for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "builtins")}
+    spaces = [vars(sys.modules[name]) for name in names if name in sys.modules]
+    patched = [space for space in spaces if "len" not in space]
+    for space in patched:
+        space["len"] = _length
+    try:
+        yield
+    finally:
+        for space in patched:
+            del space["len"]
+
+
+def checked_trace(model: nn.Module, program: Program, keywords: bool) -> Program:
+    """The program, after one comparison with the module in float64: output and gradients on random inputs.
+
+    Python code can look at more than torch.fx sees (the type of an argument, a random number, a global), and a custom
+    autograd Function need not leave a mark in the graph. Such a trace must not pass for the module.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if any(t.device.type not in ("cpu", "cuda") for t in tensors.values()):
+        return program  # no float64 there, or no values at all
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            expected, found = _both(model, program, tensors, keywords)
+    except Exception as error:
+        raise Unfusable([f"forward: it fails on random inputs: {in_words(error)}"]) from error
+    if not _close(expected[0], found[0]):
+        raise Unfusable(["forward: it computes something else than its trace: it depends on more than its tensors"])
+    if not all(map(_close, expected, found)):
+        raise Unfusable(["forward: its gradients are not those of its operations (a custom autograd Function?)"])
+    return program
+
+
+def _both(
+    model: nn.Module, program: Program, tensors: dict[str, Tensor], keywords: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Output and gradients of the module, and of its program, at the same random input."""
+    from mtml_kernels.reference.inner_loop import run_program
+
+    wide = {n: _wide(t) for n, t in tensors.items()}
+    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+
+    inputs = {info.name: random(_SAMPLES, *info.shape).requires_grad_() for info in program.inputs}
+    direction = random(_SAMPLES, *program.output_shape)
+    params = [wide[param.name] for param in program.params]
+    leaves = [*params, *inputs.values()]
+    args, kwargs = ((), inputs) if keywords else (tuple(inputs.values()), {})
+    expected = functional_call(model, wide, args, kwargs)
+    found = run_program(program.ints, program.consts, params, list(inputs.values())).reshape(direction.shape)
+    if expected.shape != found.shape:
+        return [expected.detach()], [found.detach()]
+    return _with_gradients(expected, direction, leaves), _with_gradients(found, direction, leaves)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A float64 copy that takes a gradient; integers as they are."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().to(torch.float64, copy=True).requires_grad_()
+
+
+def _with_gradients(output: Tensor, direction: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    found: Sequence[Tensor | None] = [None] * len(leaves)
+    if output.requires_grad:
+        found = torch.autograd.grad((output * direction).sum(), leaves, allow_unused=True)
+    return [output.detach(), *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, found, strict=True))]
+
+
+def _close(expected: Tensor, found: Tensor) -> bool:
+    if expected.shape != found.shape:
+        return False
+    both_broken = ~expected.isfinite() & ~found.isfinite()
+    scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    agree = (expected - found).abs() <= _TOLERANCE * (1.0 + scale)
+    return bool((agree | both_broken).all())

@@ -1,0 +1,121 @@
+"""The general path: MAML's inner loop for any module, loss, learning rate and update rule, exact to every order.
+
+Nothing is approximated and nothing is hidden: each task runs in ordinary PyTorch operations, under vmap or one after
+another, whichever was measured to be faster for these shapes (`mtml_kernels._general_choice`). It is what the fused
+engine falls back to, and what to ask for (backend="general") when gradients of meta-gradients are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from mtml_kernels._general_state import batch_norm_mode, call, call_twin, fresh_buffers
+from mtml_kernels._general_task import KEEP_STEPS, TaskRule, run_task
+
+__all__ = ["GeneralPlan", "GeneralResult", "forward_tasks", "general_inner_loop"]
+
+
+class GeneralResult(NamedTuple):
+    """loss [T] and output [T, Q, ...] (None without a query set), support_losses [K, T], adapted by name.
+
+    `adapted` has [T, *shape], or [K+1, T, *shape] where all steps were kept, or nothing.
+    """
+
+    loss: Tensor | None
+    output: Any
+    support_losses: Tensor
+    adapted: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class GeneralPlan:
+    """How to run the tasks: decided once per signature by `choose`, or by hand."""
+
+    mode: str  # "vmap" or "loop"
+    reason: str
+    batch_norm: str = "module"
+    stateful: tuple[str, ...] = ()  # buffers that a forward writes to: each task gets copies
+    recomputes: bool = False  # the model checkpoints activations: each forward gets a copy that keeps its tensors
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("vmap", "loop"):
+            raise ValueError(f"mode: expected 'vmap' or 'loop', got {self.mode!r}")
+
+
+def _in_transform() -> bool:
+    """Are we inside a torch.func transform of the caller's, where torch.autograd.grad does not work?"""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def _unbind(value: Any) -> list[Any]:
+    """A pytree of tensors [T, ...] as T pytrees."""
+    flat, spec = pytree.tree_flatten(value)
+    return [pytree.tree_unflatten(list(row), spec) for row in zip(*(t.unbind(0) for t in flat), strict=True)]
+
+
+def _stack(results: Sequence[Any]) -> Any:
+    """T equal pytrees as one of tensors [T, ...]."""
+    return pytree.tree_map(lambda *rows: torch.stack(rows) if isinstance(rows[0], Tensor) else rows[0], *results)
+
+
+def general_inner_loop(
+    rule: TaskRule,
+    plan: GeneralPlan,
+    theta: Mapping[str, Tensor],
+    rates: Sequence[Tensor],
+    data: Mapping[str, Any],
+    weights: Sequence[Any] | None = None,
+    fixed: Mapping[str, Tensor] | None = None,
+) -> GeneralResult:
+    """Adapt to every task of a batch and judge the result.
+
+    Args:
+        rule: model, losses, number of steps, update rule.
+        plan: vmap or loop, and the batch normalisation mode.
+        theta: the adapted tensors by name, [*shape], shared by all tasks at the start.
+        rates: as `_general_rates.op_rates` gives them, in the order of `rule.adapted`.
+        data: "sx" and "sy", and where given "qx", "qy", "support_mask", "query_mask": pytrees of [T, ...].
+        weights: of the query loss at theta_0 .. theta_K, numbers or a tensor [K+1]; None for theta_K alone.
+        fixed: tensors to use in place of the model's own, by name (copies, when a run must leave no trace).
+
+    Differentiable any number of times to everything it is given and to the model's own tensors.
+    """
+    given, names = dict(fixed or {}), plan.stateful
+    forward = call_twin if plan.recomputes else call
+
+    def one(task: Mapping[str, Any], functional: bool) -> dict[str, Any]:
+        # copies per task: what one task's forwards leave behind must not reach another task
+        own = fresh_buffers(rule.model, names) if names else {}
+        return run_task(rule, dict(theta), {**given, **own}, rates, weights, task, functional, forward)
+
+    with batch_norm_mode(rule.model, plan.batch_norm):
+        if plan.mode == "vmap":
+            result = vmap(lambda task: one(task, True), randomness="different")(dict(data))
+        else:
+            functional = _in_transform()
+            result = _stack([one(task, functional) for task in _unbind(dict(data))])
+    adapted = result["adapted"]
+    if rule.keep == KEEP_STEPS:
+        adapted = {name: value.transpose(0, 1) for name, value in adapted.items()}
+    if not torch.is_grad_enabled():  # the loop differentiates by leaves of its own, which must not be seen outside
+        result, adapted = pytree.tree_map_only(Tensor, Tensor.detach, (result, adapted))
+    return GeneralResult(result.get("loss"), result.get("output"), result["support_losses"].transpose(0, 1), adapted)
+
+
+def forward_tasks(model: nn.Module, params: Mapping[str, Tensor], x: Any, plan: GeneralPlan) -> Any:
+    """Each task's own model on its own inputs: params [T, *shape] by name, x [T, N, ...] -> [T, N, ...]."""
+    with batch_norm_mode(model, plan.batch_norm):
+        if plan.mode == "vmap":
+            return vmap(lambda p, rows: call(model, p, rows), randomness="different")(dict(params), x)
+        rows = []
+        for own, inputs in zip(_unbind(dict(params)), _unbind(x), strict=True):
+            copies = fresh_buffers(model, plan.stateful) if plan.stateful else {}  # as in the inner loop
+            rows.append((call_twin if plan.recomputes else call)(model, {**copies, **own}, inputs))
+        return _stack(rows)

@@ -1,0 +1,342 @@
+"""The compiled CPU engine: finds it, checks what goes in, and gives tensors back.
+
+The engine takes addresses; everything a wrong address could break is checked here: dtype, contiguity, memory of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "availability",
+    "fma_peak",
+    "info",
+    "inner_loop_backward",
+    "inner_loop_carry_shapes",
+    "inner_loop_forward",
+    "native_seconds",
+]
+
+Grads = list[Tensor | None]
+
+_DTYPES = {torch.float32: 0, torch.float64: 1}
+_NEED_LR, _NEED_SUPPORT_X, _NEED_QUERY_X = 2, 4, 8
+_MAX_PLANS = 512
+
+_module: ModuleType | None = None
+_reason: str | None = None
+
+
+def _load() -> ModuleType | None:
+    global _module, _reason
+    if _module is None and _reason is None:
+        try:
+            # torch is already imported, so the engine and torch share one OpenMP pool.
+            module = importlib.import_module("mtml_kernels._C")
+        except ImportError as error:
+            _reason = (
+                f"the compiled module mtml_kernels._C cannot be loaded ({error}). Build it with `pip install .` (or "
+                "`pip install -e .` in a checkout); from a checkout's root, Python imports the source tree"
+            )
+        else:
+            if not module.isa():
+                _reason = module.isa_reason()
+            else:
+                _module = module
+    return _module
+
+
+def availability() -> str | None:
+    """None where the compiled engine can run, else the reason why it cannot."""
+    return None if _load() is not None else _reason
+
+
+def _engine() -> ModuleType:
+    module = _load()
+    if module is None:
+        raise RuntimeError(_reason)
+    return module
+
+
+def info() -> dict[str, Any]:
+    """The instruction set that runs, why it was chosen, and those that could run here."""
+    engine = _engine()
+    return {
+        "isa": engine.isa(),
+        "isa_reason": engine.isa_reason(),
+        "available": engine.isa_available().split(","),
+        "path": engine.__file__,
+    }
+
+
+def fma_peak(dtype: str = "float32", threads: int = 0, seconds: float = 0.2) -> float:
+    """The machine's measured multiply-add peak in GFLOP/s, all `threads` (0: torch's number) together."""
+    codes = {"float32": 0, "float64": 1}
+    if dtype not in codes:
+        raise ValueError(f"dtype: expected 'float32' or 'float64', got {dtype!r}")
+    peak: float = _engine().fma_peak(codes[dtype], threads or torch.get_num_threads(), seconds)
+    return peak
+
+
+def native_seconds() -> float:
+    """Seconds that this process has spent inside the engine: what remains of a step's time is the host's."""
+    seconds: float = _engine().native_seconds()
+    return seconds
+
+
+_plans: dict[Any, Any] = {}
+_plans_by_value: dict[Any, Any] = {}
+
+
+def _plan(args: Sequence[Any], support: int, query: int, dtype: torch.dtype, lr: Sequence[Tensor]) -> Any:
+    """The engine's plan for these arguments; found by the identity of the spec's lists, else by their contents.
+
+    An entry keeps its lists alive, so that an identity is not given to another list meanwhile.
+    """
+    adapted, program, consts = args[1], args[10], args[11]
+    steps, support_loss, query_loss, loss_args, first_order, keep, needs = args[12:19]
+    rates = tuple([(int(t.shape[0]), t.dim()) for t in lr])  # int(): a traced size is symbolic
+    options = (support, query, dtype, rates, steps, first_order, keep, needs)
+    lists = (adapted, program, consts, support_loss, query_loss, loss_args)
+    key = (id(adapted), id(program), id(consts), id(support_loss), id(query_loss), id(loss_args), options)
+    found = _plans.get(key)
+    if found is not None:
+        return found[0]
+    value_key = (tuple(map(tuple, lists)), options)
+    plan = _plans_by_value.get(value_key)
+    if plan is None:
+        if len(_plans_by_value) >= _MAX_PLANS:
+            _plans_by_value.clear()
+        plan = _plans_by_value[value_key] = _make_plan(args, support, query, dtype, lr)
+    if len(_plans) >= _MAX_PLANS:
+        _plans.clear()
+    _plans[key] = (plan, lists)
+    return plan
+
+
+def _make_plan(args: Sequence[Any], support: int, query: int, dtype: torch.dtype, lr: Sequence[Tensor]) -> Any:
+    adapted, program, consts = args[1], args[10], args[11]
+    steps, support_loss, query_loss, loss_args, first_order, keep, needs = args[12:19]
+    rate_steps = [int(t.shape[0]) for t in lr]
+    if any(n not in (1, steps) for n in rate_steps):
+        raise ValueError(f"lr: expected rates for 1 or {steps} steps, got leading sizes {rate_steps}")
+    if len(lr) not in (1, sum(adapted)):
+        raise ValueError(f"lr: expected 1 tensor or one per adapted parameter ({sum(adapted)}), got {len(lr)}")
+    losses = [*support_loss, *query_loss]
+    rates = (rate_steps, [t.dim() > 1 for t in lr])
+    flags = (bool(first_order), needs, keep)
+    head = (_DTYPES[dtype], program, consts, adapted, support, query, steps, losses, loss_args)
+    return _engine().Plan(*head, *flags, *rates)
+
+
+def _ready(tensors: Sequence[Tensor], dtype: torch.dtype, name: str) -> list[Tensor]:
+    """Contiguous tensors of the right dtype; mostly the very same ones."""
+    out = []
+    for t in tensors:
+        if t.dtype is not dtype:
+            raise TypeError(f"{name}: expected {dtype}, as the parameters, got {t.dtype}. Convert it with .to({dtype})")
+        out.append(t if t.is_contiguous() else t.contiguous())
+    return out
+
+
+def _ready_one(t: Tensor | None, dtype: torch.dtype, name: str) -> Tensor | None:
+    if t is None:
+        return None
+    if t.dtype is not dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {t.dtype}. Convert it with .to({dtype})")
+    return t if t.is_contiguous() else t.contiguous()
+
+
+def _at(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _all_at(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]
+
+
+class _Call:
+    """The inputs of one call, made contiguous and kept alive, and their plan."""
+
+    __slots__ = ("addresses", "dtype", "held", "lr", "params", "plan", "query", "support", "tasks")
+
+    def __init__(self, args: Sequence[Any]) -> None:
+        params, _, support_x, support_y, query_x, query_y, support_mask, query_mask, lr, step_weights = args[:10]
+        dtype = params[0].dtype
+        self.dtype = dtype
+        self.tasks, self.support = support_y.shape[0], support_y.shape[1]
+        self.query = query_x[0].shape[1] if query_x else 0
+        self.params = _ready(params, dtype, "params")
+        self.lr = _ready(lr, dtype, "lr")
+        xs, qs = _ready(support_x, dtype, "support_x"), _ready(query_x, dtype, "query_x")
+        sy = _ready_one(support_y, torch.int64 if args[13][0] == 1 else dtype, "support_y")
+        qy = _ready_one(query_y, torch.int64 if args[14][0] == 1 else dtype, "query_y")
+        masks = _ready_one(support_mask, dtype, "support_mask"), _ready_one(query_mask, dtype, "query_mask")
+        weights = _ready_one(step_weights, dtype, "step_weights")
+        self.plan = _plan(args, self.support, self.query, dtype, self.lr)
+        self.held = (xs, qs, sy, qy, masks, weights)
+        inputs = (_all_at(self.params), _all_at(xs), _at(sy), _all_at(qs), _at(qy), _at(masks[0]), _at(masks[1]))
+        self.addresses = (self.tasks, torch.get_num_threads(), *inputs, _all_at(self.lr), _at(weights))
+
+    def run(self, *outputs: Any) -> None:
+        engine = _engine()
+        try:
+            self.plan.run(*self.addresses, *outputs)
+        except engine.BadLabel as error:
+            raise _label_error(str(error)) from None
+
+
+def _label_error(text: str) -> ValueError:
+    is_query, task, sample, label = text.split()
+    name = "query_y" if int(is_query) else "support_y"
+    return ValueError(
+        f"{name}: expected class ids from 0 to the number of outputs less one (or -100, ignored), got {label} at task "
+        f"{task}, sample {sample}. Relabel each task's classes as 0..ways-1, or widen the model's last layer"
+    )
+
+
+def _carries_loss(args: Sequence[Any]) -> bool:
+    """Whether the forward pass goes on to the meta-gradient of each task's loss."""
+    return bool(args[18]) and args[5] is not None and bool(args[4])
+
+
+def inner_loop_carry_shapes(*args: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of what `inner_loop_forward` leaves for `inner_loop_backward`; arithmetic on sizes only."""
+    if not _carries_loss(args):
+        return []
+    support_x, query_x, needs, dtype = args[2], args[4], args[18], args[0][0].dtype
+    tasks = support_x[0].shape[0]
+    cols, per_task, *_ = _plan(args, 1, 1, dtype, args[8]).info()
+    shapes: list[tuple[tuple[int, ...], torch.dtype]] = [((tasks if per_task else 1, cols), dtype)]
+    for bit, inputs in ((_NEED_SUPPORT_X, support_x), (_NEED_QUERY_X, query_x)):
+        if needs & bit:
+            shapes.append(((sum(x.numel() for x in inputs),), dtype))
+    return shapes
+
+
+def _input_gradients(args: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Room for the gradients of the inputs, all inputs of a set in one flat tensor."""
+    found = []
+    for bit, inputs in ((_NEED_SUPPORT_X, args[2]), (_NEED_QUERY_X, args[4])):
+        wanted = args[18] & bit
+        found.append(torch.empty(sum(x.numel() for x in inputs), dtype=dtype) if wanted else None)
+    return found[0], found[1]
+
+
+def inner_loop_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """The op's forward (arguments of `InnerLoopArgs`, positionally)."""
+    call = _Call(args)
+    dtype, tasks, steps, keep = call.dtype, call.tasks, args[12], args[17]
+    out_size = _output_size(args[10])
+    has_loss = args[5] is not None and bool(args[4])
+    loss = torch.empty(tasks if has_loss else 0, dtype=dtype)
+    output = torch.empty((tasks, call.query, out_size), dtype=dtype)
+    support_losses = torch.empty((steps, tasks), dtype=dtype)
+    kept: list[Tensor] = []
+    if keep:
+        lead = (tasks,) if keep == 1 else (steps + 1, tasks)
+        kept = [torch.empty((*lead, *p.shape), dtype=dtype) for p, own in zip(args[0], args[1], strict=True) if own]
+    carry: list[Tensor] = []
+    to_support = to_query = None
+    differentiate = _carries_loss(args)
+    if differentiate:
+        cols, per_task, *_ = call.plan.info()
+        make = torch.empty if tasks else torch.zeros
+        to_support, to_query = _input_gradients(args, dtype)
+        carry = [make((tasks if per_task else 1, cols), dtype=dtype)]
+        carry += [t for t in (to_support, to_query) if t is not None]
+    outputs = (_at(loss) if has_loss else 0, _at(output), _at(support_losses), _all_at(kept))
+    into = (_at(carry[0]) if carry else 0, _at(to_support), _at(to_query))
+    call.run(*outputs, differentiate, 0, 0, 0, [], *into)
+    return loss, output, support_losses, kept, carry
+
+
+def _output_size(program: Sequence[int]) -> int:
+    at = 5 + program[1] + 3 * program[2] + 9 * program[4]
+    return int(program[at + 5] * program[at + 6])
+
+
+def inner_loop_backward(
+    grad_loss: Tensor | None,
+    grad_output: Tensor | None,
+    grad_support_losses: Tensor | None,
+    grad_adapted: Sequence[Tensor | None],
+    *args_and_carry: Any,
+) -> tuple[Grads, Grads, Grads, Grads]:
+    """The op's backward: scales what the forward carried, or runs again where other cotangents came in."""
+    args, carry = args_and_carry[:-1], args_and_carry[-1]
+    params, lr, needs = args[0], args[8], args[18]
+    param_grads: Grads = [_room(p) for p in params] if needs & 1 else [None] * len(params)
+    lr_grads: Grads = [_room(t) for t in lr] if needs & _NEED_LR else [None] * len(lr)
+    only_loss = grad_output is None and grad_support_losses is None and all([g is None for g in grad_adapted])
+    if carry and only_loss and grad_loss is not None and _spread(args, carry[0], grad_loss, param_grads, lr_grads):
+        rest = iter(carry[1:])
+        to_support = _scaled(next(rest), args[2], grad_loss) if needs & _NEED_SUPPORT_X else None
+        to_query = _scaled(next(rest), args[4], grad_loss) if needs & _NEED_QUERY_X else None
+    else:
+        cotangents = (grad_loss, grad_output, grad_support_losses, grad_adapted)
+        to_support, to_query = _run_again(args, cotangents, param_grads, lr_grads)
+    return param_grads, lr_grads, _split(to_support, args[2]), _split(to_query, args[4])
+
+
+def _room(t: Tensor) -> Tensor:
+    return torch.empty_like(t) if t.is_contiguous() else torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
+def _spread(args: Sequence[Any], carry: Tensor, scale: Tensor, params: Grads, lrs: Grads) -> bool:
+    """Writes sum_t scale_t carry_t; False where only the tasks' sum was carried and the scales differ."""
+    tasks, support = args[3].shape[:2]
+    if tasks == 0:
+        for grad in (*params, *lrs):
+            if grad is not None:
+                grad.zero_()
+        return True
+    plan = _plan(args, support, args[4][0].shape[1] if args[4] else 0, carry.dtype, args[8])
+    into = (_all_at(params), _all_at(lrs), torch.get_num_threads())
+    done: bool = plan.carry_to_grads(carry.data_ptr(), tasks, scale.data_ptr(), 1, *into)
+    return done
+
+
+def _run_again(
+    args: Sequence[Any],
+    cotangents: tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor | None]],
+    param_grads: Grads,
+    lr_grads: Grads,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients for any cotangents, from a second run that knows them."""
+    grad_loss, grad_output, grad_support_losses, grad_adapted = cotangents
+    call = _Call(args)
+    cols, per_task, *_ = call.plan.info()
+    carry = torch.empty((call.tasks if per_task else 1, cols), dtype=call.dtype)
+    scale = torch.zeros(call.tasks, dtype=call.dtype) if grad_loss is None else grad_loss
+    to_support, to_query = _input_gradients(args, call.dtype)
+    given = (_at(scale), _at(grad_output), _at(grad_support_losses), _all_at(grad_adapted))
+    call.run(0, 0, 0, [], True, *given, _at(carry), _at(to_support), _at(to_query))
+    _spread(args, carry, torch.ones(call.tasks, dtype=call.dtype), param_grads, lr_grads)
+    return to_support, to_query
+
+
+def _scaled(flat: Tensor, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
+    """Each task's part of the inputs' gradients times its cotangent, in new memory."""
+    out = torch.empty_like(flat)
+    start = 0
+    for x in inputs:
+        end = start + x.numel()
+        torch.mul(flat[start:end].view(x.shape[0], -1), scale[:, None], out=out[start:end].view(x.shape[0], -1))
+        start = end
+    return out
+
+
+def _split(flat: Tensor | None, inputs: Sequence[Tensor]) -> Grads:
+    if flat is None:
+        return [None] * len(inputs)
+    if len(inputs) == 1:
+        return [flat.view(inputs[0].shape)]
+    parts = flat.split([x.numel() for x in inputs])
+    return [part.clone().view(x.shape) for part, x in zip(parts, inputs, strict=True)]

@@ -1,0 +1,147 @@
+"""Which implementation of an op runs: explicit argument > `MTML_BACKEND` > automatic.
+
+Every op owns one `Registry`. A backend that was asked for by name and cannot run raises; only the automatic choice
+may fall through to the plain PyTorch reference, and it says so once.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mtml_kernels.errors import BackendUnavailable, FallbackWarning
+
+ENV = "MTML_BACKEND"
+AUTO = "auto"
+REFERENCE = "reference"
+# Names of the public contract. One that an op does not have is unavailable there; any other name is a typing error.
+CONTRACT_NAMES = frozenset({REFERENCE, "cpu", "triton", "cuda"})
+
+ShapeAndType = tuple[tuple[int, ...], torch.dtype]
+
+
+def _supports_everything(device_type: str, dtype: torch.dtype) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One implementation of one op.
+
+    `forward` and `backward` take the op's arguments positionally, without the trailing backend name (the op's module
+    gives the exact signatures). `available()` and `supports(device_type, dtype)` return None, or the reason why not.
+    `carry_shapes(*forward arguments)` gives (shape, dtype) of every tensor that `forward` leaves for `backward`; it is
+    called with fake tensors and symbolic sizes, so it may only do arithmetic on sizes.
+    """
+
+    name: str
+    available: Callable[[], str | None]
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    supports: Callable[[str, torch.dtype], str | None] = _supports_everything
+    carry_shapes: Callable[..., list[ShapeAndType]] | None = None
+
+    def refusal(self, device_type: str, dtype: torch.dtype) -> str | None:
+        """None where this backend can run tensors of that kind, else the reason."""
+        return self.available() or self.supports(device_type, dtype)
+
+
+class Registry:
+    """The backends of one op, in the order in which the automatic choice tries them (the reference comes last)."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+        self._backends: dict[str, Backend] = {}
+        self._resolved: dict[tuple[str, str, torch.dtype], Backend] = {}
+        self._warned: set[str] = set()
+
+    def register(self, backend: Backend) -> None:
+        """Adds a backend, or replaces the one of that name."""
+        self._backends[backend.name] = backend
+        self._resolved.clear()
+
+    def unregister(self, name: str) -> None:
+        """Forgets a backend (nothing happens where there is none of that name)."""
+        self._backends.pop(name, None)
+        self._resolved.clear()
+
+    def names(self) -> list[str]:
+        """All registered names, available or not."""
+        return list(self._backends)
+
+    def available(self) -> list[str]:
+        """The names that can run on this machine."""
+        return [name for name, backend in self._backends.items() if backend.available() is None]
+
+    def status(self) -> dict[str, str | None]:
+        """For every backend None (available) or the reason why it is not; for `mtml doctor`."""
+        return {name: backend.available() for name, backend in self._backends.items()}
+
+    def named(self, name: str) -> Backend:
+        """The backend of that name, without asking whether it can run (the hot path of the op itself)."""
+        try:
+            return self._backends[name]
+        except KeyError:
+            raise self._unknown(name) from None
+
+    def resolve(self, requested: str | None, device_type: str, dtype: torch.dtype) -> Backend:
+        """The backend to run tensors of this kind on.
+
+        Raises:
+            ValueError: `requested` (or MTML_BACKEND) is not the name of any backend.
+            BackendUnavailable: it names a backend that cannot run here, or cannot run this device or dtype.
+        """
+        name = requested or AUTO
+        if name == AUTO:
+            name = os.environ.get(ENV) or AUTO
+        key = (name, device_type, dtype)
+        backend = self._resolved.get(key)
+        if backend is None:
+            choose = self._automatic if name == AUTO else self._explicit
+            backend = self._resolved[key] = choose(*key)
+        return backend
+
+    def _explicit(self, name: str, device_type: str, dtype: torch.dtype) -> Backend:
+        backend = self.named(name)
+        reason = backend.refusal(device_type, dtype)
+        if reason is not None:
+            raise BackendUnavailable(f"{self.op}: backend {name!r} cannot run here: {reason}. {self._menu()}")
+        return backend
+
+    def _automatic(self, _: str, device_type: str, dtype: torch.dtype) -> Backend:
+        refusals: list[str] = []
+        for name, backend in self._backends.items():
+            if name == REFERENCE:
+                continue
+            reason = backend.refusal(device_type, dtype)
+            if reason is None:
+                return backend
+            refusals.append(f"{name}: {reason}")
+        self._warn_slow("; ".join(refusals) or "no other backend is registered")
+        return self.named(REFERENCE)
+
+    def _warn_slow(self, why: str) -> None:
+        if why in self._warned:
+            return
+        self._warned.add(why)
+        message = (
+            f"{self.op} runs on the plain PyTorch reference, which is slow ({why}). "
+            f"Pass backend='reference' or set {ENV}=reference to choose it silently."
+        )
+        warnings.warn(message, FallbackWarning, stacklevel=2)
+
+    def _unknown(self, name: str) -> Exception:
+        if name in CONTRACT_NAMES:
+            return BackendUnavailable(f"{self.op} has no {name!r} backend in this build. {self._menu()}")
+        return ValueError(
+            f"{self.op}: unknown backend {name!r} (from the argument backend= or the variable {ENV}). {self._menu()}"
+        )
+
+    def _menu(self) -> str:
+        lines = [f"{name!r}" + (f" (not here: {why})" if why else "") for name, why in self.status().items()]
+        return f"There is: 'auto', {', '.join(lines)}."

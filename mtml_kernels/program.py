@@ -1,0 +1,256 @@
+"""The layer program: what a fused kernel executes instead of calling a module.
+
+A program is a list of nodes over matrices. The value of node i belongs to one task and has `rows` rows per sample and
+`features` columns: a per-sample tensor of shape (d1, ..., dm) has features = dm and rows = d1 * ... * d(m-1); a scalar
+per sample has one row and one feature. *Batched* values exist once per sample; *unbatched* values are computed from
+parameters alone (a latent code, a FiLM scale) and exist once per task.
+
+Programs travel into operators as `ints` and `consts`, so that an operator's schema carries no Python object:
+
+    ints    [version, inputs, params, nodes, output value]
+            per input  [elements per sample]
+            per param  [layout, rows, cols]
+            per node   [op, a, b, weight, bias, rows, features, batched, const]     -1 where absent
+    consts  two floats per node that has constants; `const` is their offset
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+VERSION = 1
+HEADER_INTS = 5
+PARAM_INTS = 3
+NODE_INTS = 9
+LAYOUT_LINEAR = 0  # a linear weight [out, in]
+LAYOUT_ROWS = 1  # rows x cols: [F] is 1 x F, a scalar 1 x 1, [a, b, F] is a*b x F
+
+Shape = tuple[int, ...]
+
+
+class Op(enum.IntEnum):
+    """What a node computes from the values `a` and `b`."""
+
+    INPUT = 0  # a = index of the input
+    PARAM = 1  # weight = index of the parameter (layout rows)
+    VIEW = 2  # the elements of a, row-major, with other rows and features
+    LINEAR = 3  # a @ weight.T + bias
+    ACT = 4  # b = Act
+    ADD = 5
+    MUL = 6
+    CAT = 7  # along features
+    EXPAND = 8  # one unbatched row, repeated for every row of every sample
+    AFFINE = 9  # c0 * a + c1
+
+
+class Act(enum.IntEnum):
+    """Pointwise functions; c0 and c1 are the node's constants."""
+
+    RELU = 0
+    LEAKY_RELU = 1  # c0 = slope
+    TANH = 2
+    SIGMOID = 3
+    GELU = 4  # with erf
+    GELU_TANH = 5
+    SILU = 6
+    SOFTPLUS = 7  # c0 = beta, c1 = threshold
+    SIN = 8  # sin(c0 * x)
+    COS = 9  # cos(c0 * x)
+
+
+class Unfusable(Exception):
+    """The module cannot be written as a layer program.
+
+    Attributes:
+        reasons: one line per obstacle, each naming the module path or graph node and why it stands in the way.
+        nodes: what was seen, in the form of `Program.describe()`, with `"fused": False` on the obstacles.
+    """
+
+    def __init__(self, reasons: Sequence[str], nodes: Sequence[dict[str, object]] = ()) -> None:
+        self.reasons: list[str] = list(reasons)
+        self.nodes: list[dict[str, object]] = [dict(node) for node in nodes]
+        super().__init__("; ".join(self.reasons))
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamInfo:
+    """A parameter or buffer of the module that the program reads: `layout` is LAYOUT_LINEAR or LAYOUT_ROWS."""
+
+    name: str
+    shape: Shape
+    layout: int
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def cols(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class InputInfo:
+    """An input of the module: its name and the shape of one sample."""
+
+    name: str
+    shape: Shape
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One operation; its value id is its position. The fields are the encoding's, -1 where absent."""
+
+    op: int
+    a: int = -1
+    b: int = -1
+    weight: int = -1
+    bias: int = -1
+    rows: int = 1
+    features: int = 1
+    batched: int = 1
+    const: int = -1
+
+    def encode(self) -> tuple[int, ...]:
+        return (
+            int(self.op), self.a, int(self.b), self.weight, self.bias,
+            self.rows, self.features, self.batched, self.const,
+        )  # fmt: skip
+
+    def operands(self) -> tuple[int, ...]:
+        """The value ids that this node reads."""
+        if self.op in (Op.INPUT, Op.PARAM):
+            return ()
+        return (self.a, self.b) if self.op in (Op.ADD, Op.MUL, Op.CAT) else (self.a,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A module as a layer program.
+
+    `ints` and `consts` are the encoding that operators take; `output_shape` is the shape of one sample's output;
+    `paths` names for every node the module (or the function call) that it came from.
+    """
+
+    nodes: tuple[Node, ...]
+    params: tuple[ParamInfo, ...]
+    inputs: tuple[InputInfo, ...]
+    output: int
+    output_shape: Shape
+    consts: tuple[float, ...] = ()
+    paths: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def ints(self) -> tuple[int, ...]:
+        head = [VERSION, len(self.inputs), len(self.params), len(self.nodes), self.output]
+        head += [info.size for info in self.inputs]
+        for param in self.params:
+            head += [param.layout, param.rows, param.cols]
+        for node in self.nodes:
+            head += node.encode()
+        return tuple(head)
+
+    def describe(self) -> list[dict[str, object]]:
+        """One record per node: value id, module path, operation, shape, parameters. `explain()` prints these."""
+        paths = self.paths or ("",) * len(self.nodes)
+        return [self._record(i, node, path) for i, (node, path) in enumerate(zip(self.nodes, paths, strict=True))]
+
+    def _record(self, index: int, node: Node, path: str) -> dict[str, object]:
+        names = [self.params[i].name for i in (node.weight, node.bias) if i >= 0]
+        constants = () if node.const < 0 else self.consts[node.const : node.const + 2]
+        return {
+            "node": index,
+            "path": path,
+            "op": op_name(node),
+            "operands": node.operands(),
+            "shape": (node.rows, node.features),
+            "batched": bool(node.batched),
+            "params": names,
+            "constants": constants,
+            "fused": True,
+        }
+
+
+def op_name(node: Node) -> str:
+    """`linear`, `add`, ...; an activation gives its own name."""
+    return Act(node.b).name.lower() if node.op == Op.ACT else Op(node.op).name.lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """What the integers alone say: a program without names. `params` holds (layout, rows, cols)."""
+
+    nodes: tuple[Node, ...]
+    params: tuple[tuple[int, int, int], ...]
+    input_sizes: tuple[int, ...]
+    output: int
+
+    @property
+    def output_size(self) -> int:
+        """Elements of one sample's output."""
+        node = self.nodes[self.output]
+        return node.rows * node.features
+
+
+@functools.lru_cache(maxsize=256)
+def decode(ints: tuple[int, ...]) -> Encoded:
+    """The program that `ints` encode.
+
+    Raises ValueError for another version or for a list whose length contradicts its header.
+    """
+    if len(ints) < HEADER_INTS or ints[0] != VERSION:
+        raise ValueError(f"program: expected an encoding of version {VERSION}, got {ints[:1]}; trace the module again")
+    _, n_inputs, n_params, n_nodes, output = ints[:HEADER_INTS]
+    expected = HEADER_INTS + n_inputs + PARAM_INTS * n_params + NODE_INTS * n_nodes
+    if len(ints) != expected or not 0 <= output < n_nodes:
+        raise ValueError(f"program: its header asks for {expected} integers (output {output}), got {len(ints)}")
+    params_at = HEADER_INTS + n_inputs
+    nodes_at = params_at + PARAM_INTS * n_params
+    return Encoded(
+        nodes=tuple(Node(*fields) for fields in _groups(ints[nodes_at:], NODE_INTS)),
+        params=tuple((fields[0], fields[1], fields[2]) for fields in _groups(ints[params_at:nodes_at], PARAM_INTS)),
+        input_sizes=ints[HEADER_INTS:params_at],
+        output=output,
+    )
+
+
+def _groups(values: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+    return (values[i : i + size] for i in range(0, len(values), size))
+
+
+def trace(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]) -> Program:
+    """The layer program of `model` in its present mode (train or eval).
+
+    Args:
+        model: any module. It is traced with torch.fx; nothing is executed on data.
+        shapes: the shape of one sample of each input, without the batch dimension: a sequence for positional
+            arguments, a mapping for keyword arguments.
+
+    Raises:
+        Unfusable: some operation has no counterpart in the program; `.reasons` names each.
+
+    A program describes the module as it was when traced: trace again after train()/eval(), after replacing a submodule
+    or changing a Python attribute that forward reads.
+
+    Example:
+        >>> import torch
+        >>> from mtml_kernels.program import trace
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        >>> [record["op"] for record in trace(net, [(2,)]).describe()]
+        ['input', 'linear', 'tanh', 'linear']
+    """
+    from mtml_kernels._trace import trace_module
+
+    return trace_module(model, shapes)

@@ -1,0 +1,67 @@
+"""mtml: meta-learning on the fused kernels of `mtml_kernels`.
+
+>>> import torch, mtml
+>>> model = torch.nn.Sequential(torch.nn.Linear(1, 40), torch.nn.ReLU(), torch.nn.Linear(40, 1))
+>>> maml = mtml.MAML(model, lr=0.01, steps=5, loss="mse")
+>>> x, y = torch.randn(25, 10, 1), torch.randn(25, 10, 1)
+>>> maml.meta_loss(x, y, x, y).mean().backward()
+
+Names are imported when they are first used, so that ``import mtml`` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mtml_kernels._version import __version__
+
+if TYPE_CHECKING:
+    from mtml import tasks
+    from mtml.adapted import Adapted
+    from mtml.explain import Explanation
+    from mtml.inner_lr import InnerLR
+    from mtml.maml import MAML, MetaOutput
+    from mtml.meta_sgd import MetaSGD
+    from mtml.tasks import TaskBatch
+    from mtml_kernels.errors import BackendUnavailable, FallbackWarning
+
+__all__ = [
+    "MAML",
+    "Adapted",
+    "BackendUnavailable",
+    "Explanation",
+    "FallbackWarning",
+    "InnerLR",
+    "MetaOutput",
+    "MetaSGD",
+    "TaskBatch",
+    "__version__",
+    "tasks",
+]
+
+_WHERE = {
+    "MAML": "mtml.maml",
+    "MetaOutput": "mtml.maml",
+    "Adapted": "mtml.adapted",
+    "Explanation": "mtml.explain",
+    "InnerLR": "mtml.inner_lr",
+    "MetaSGD": "mtml.meta_sgd",
+    "TaskBatch": "mtml.tasks",
+    "BackendUnavailable": "mtml_kernels.errors",
+    "FallbackWarning": "mtml_kernels.errors",
+}
+_MODULES = ("tasks", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"mtml.{name}")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'mtml' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_WHERE[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

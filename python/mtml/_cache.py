@@ -1,0 +1,206 @@
+"""From a call's arguments to the prepared path that runs it: the host time of every meta-step is spent here."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtml._plan import Batch, Options, Path, Planner
+from mtml._watch import structure
+from mtml_kernels.checks import check_initialised, check_steps, shown
+from mtml_kernels.errors import FallbackWarning
+
+__all__ = ["PathCache", "unpacked", "weights_list"]
+
+STATES = 8  # of a model (train and eval, say) whose paths are kept
+CALLS = 64  # signatures per state
+
+Six = tuple[Any, Any, Any, Any, Tensor | None, Tensor | None]
+
+
+def signature(value: Any) -> Hashable:
+    """What of an input decides how it is run: shapes, dtypes, devices, whether it requires grad."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device, value.requires_grad
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return tuple((name, signature(item)) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(signature, value))
+    return "other", id(type(value))  # nothing that runs: the checks say what is wrong with it
+
+
+class PathCache:
+    """The prepared paths of one MAML. It is no part of the module's state: copies and pickles start an empty one."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.now: Planner | None = None
+        self.states: dict[Hashable, Planner] = {}
+        self.warned: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PathCache, (None,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PathCache:
+        return PathCache(None)
+
+    def find(
+        self,
+        sx: Any,
+        sy: Any,
+        qx: Any,
+        qy: Any,
+        support_mask: Tensor | None,
+        query_mask: Tensor | None,
+        step_weights: Any,
+        steps: int | None,
+        first_order: bool | None,
+        keep: int,
+        quiet: bool = False,
+    ) -> tuple[Path, Any]:
+        """How to run this call, and its step weights in the form that both paths take."""
+        planner = self.now
+        if planner is None or not planner.fresh():
+            planner = self.planner()
+        own = self.owner.__dict__
+        if steps is None:
+            steps = own["steps"]
+        if first_order is None:
+            first_order = own["first_order"]
+        key = (
+            signature(sx),
+            signature(sy),
+            signature(qx),
+            signature(qy),
+            None if support_mask is None else signature(support_mask),
+            None if query_mask is None else signature(query_mask),
+            None if step_weights is None else _weights_signature(step_weights),
+            steps,
+            first_order,
+            keep,
+            torch.is_grad_enabled(),
+            torch._C._are_functorch_transforms_active(),
+        )
+        path = planner.calls.get(key)
+        weights = None
+        if path is None or step_weights is not None:
+            weights = weights_list(step_weights, check_steps(steps))
+        if path is None:
+            batch = Batch(sx, sy, qx, qy, support_mask, query_mask, weights)
+            path = planner.prepare(batch, Options(check_steps(steps), bool(first_order), keep))
+            if len(planner.calls) >= CALLS:
+                planner.calls.pop(next(iter(planner.calls)))
+            planner.calls[key] = path
+        if path.notice is not None and not quiet:
+            self._warn(path)
+        return path, weights
+
+    def planner(self) -> Planner:
+        """The planner of the module as it stands."""
+        maml = self.owner
+        check_initialised(maml.module)
+        losses = tuple(_loss_key(loss) for loss in (maml.loss, maml.query_loss))
+        settings = tuple(map(id, (maml.lr, maml.params, maml.update)))
+        key = (structure(maml.module, attributes=False), losses, settings, maml.batch_norm, maml.backend)
+        planner = self.states.pop(key, None)
+        if planner is None:
+            planner = Planner(maml)
+            while len(self.states) >= STATES:
+                self.states.pop(next(iter(self.states)))
+        else:
+            planner.observe(maml)
+        self.states[key] = self.now = planner
+        return planner
+
+    def _warn(self, path: Path) -> None:
+        line, path.notice = path.notice, None
+        if line is None or line in self.warned:
+            return
+        self.warned.add(line)
+        warnings.warn(
+            f"{line}. It is exact but slower than the fused engine; backend='general' chooses it silently, and "
+            "explain() shows every layer.",
+            FallbackWarning,
+            stacklevel=_caller_level(),
+        )
+
+
+def _loss_key(loss: Any) -> Hashable:
+    """A loss as part of a key: an nn loss may change its options after it was passed in."""
+    values = getattr(loss, "__dict__", {}).items()
+    return loss if isinstance(loss, str) else id(loss), tuple((k, v) for k, v in values if isinstance(v, float | str))
+
+
+def _caller_level() -> int:
+    """The stacklevel of the first frame outside this package and the engine: the line that the user wrote."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("mtml", "mtml_kernels"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _weights_signature(weights: Any) -> Hashable:
+    return signature(weights) if isinstance(weights, Tensor) else "numbers"
+
+
+def weights_list(weights: Any, steps: int) -> Any:
+    """Step weights as K+1 numbers, or as a tensor [K+1] where they require grad or lie on another device.
+
+    Raises ValueError unless there are K or K+1 of them, TypeError for what is no sequence of numbers.
+    """
+    if weights is None:
+        return None
+    if isinstance(weights, Tensor):
+        if weights.ndim != 1:
+            raise ValueError(f"step_weights: expected [K] or [K+1] numbers, got {shown(weights)}")
+        numbers: Any = weights if weights.requires_grad or weights.device.type != "cpu" else weights.tolist()
+    else:
+        try:
+            numbers = [float(w) for w in weights]
+        except TypeError as error:
+            raise TypeError(f"step_weights: expected numbers or a tensor, got {shown(weights)}") from error
+    count = len(numbers)
+    if count == steps + 1:
+        return numbers
+    if count == steps and steps > 0:
+        return torch.cat([numbers.new_zeros(1), numbers]) if isinstance(numbers, Tensor) else [0.0, *numbers]
+    raise ValueError(
+        f"step_weights: expected {steps} weights (after each step) or {steps + 1} (before adaptation, then after each "
+        f"step) for steps={steps}, got {count}"
+    )
+
+
+def unpacked(sx: Any, sy: Any, qx: Any, qy: Any, support_mask: Any, query_mask: Any, adapting: bool = False) -> Six:
+    """The six parts of a batch, given one by one or as one TaskBatch (or an equal tuple) in the place of sx.
+
+    Raises TypeError where parts are missing or given twice.
+    """
+    if sy is not None:
+        if adapting or (qx is not None and qy is not None):
+            return sx, sy, qx, qy, support_mask, query_mask
+        raise TypeError(
+            "qx, qy: expected the query sets beside sx, sy (or one TaskBatch); use adapt_tasks without them"
+        )
+    if isinstance(sx, Tensor | Mapping) or not (hasattr(sx, "sx") or isinstance(sx, list | tuple)):
+        raise TypeError(f"sy: expected targets beside sx, or one TaskBatch in place of both; got sx = {shown(sx)}")
+    parts = tuple(getattr(sx, n, None) for n in Batch._fields[:6]) if hasattr(sx, "sx") else tuple(sx)
+    if not (2 if adapting else 4) <= len(parts) <= 6 or any(p is None for p in parts[: 2 if adapting else 4]):
+        raise TypeError(
+            "sx: expected a batch (sx, sy, qx, qy, support_mask=None, query_mask=None) where sy is not given, got "
+            f"{len(parts)} parts; inputs of several arguments need their targets beside them"
+        )
+    if qx is not None or qy is not None:
+        raise TypeError("qx, qy: expected none of them beside a batch that holds them")
+    found = [*parts, *(None,) * (6 - len(parts))]
+    for index, (name, mask) in enumerate((("support_mask", support_mask), ("query_mask", query_mask)), 4):
+        if mask is not None and found[index] is not None:
+            raise TypeError(f"{name}: given both in the batch and as an argument; pass one of them")
+        found[index] = found[index] if mask is None else mask
+    return found[0], found[1], found[2], found[3], found[4], found[5]

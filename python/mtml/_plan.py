@@ -1,0 +1,265 @@
+"""From a MAML and the signature of a call to the path that runs it, prepared once and found again in microseconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtml._paths import Fused, General, Rates, batch_dict
+from mtml._select import adaptable, select
+from mtml._watch import Watch, structure
+from mtml_kernels._general_choice import choose, probe
+from mtml_kernels._general_loss import TaskLoss
+from mtml_kernels._general_state import check_batch_norm
+from mtml_kernels._general_task import TaskRule
+from mtml_kernels.checks import check_batch, check_devices, check_dtypes, check_target, leaves
+from mtml_kernels.errors import BackendUnavailable
+from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
+from mtml_kernels.ops.inner_loop import BACKENDS, InnerLoopSpec
+from mtml_kernels.program import Program, Unfusable, trace
+
+__all__ = ["Batch", "Options", "Path", "Planner"]
+
+GENERAL = "general"
+Path = Fused | General
+
+
+class Options(NamedTuple):
+    """What a call asks for beside its data."""
+
+    steps: int
+    first_order: bool
+    keep: int
+
+
+class Batch(NamedTuple):
+    """The data of a call. `weights` is None, or numbers or a tensor [K+1] over theta_0 .. theta_K."""
+
+    sx: Any
+    sy: Any
+    qx: Any
+    qy: Any
+    support_mask: Tensor | None
+    query_mask: Tensor | None
+    weights: Any
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """Every tensor with its name."""
+        named = [(n, v) for n, v in zip(self._fields[:6], self[:6], strict=True) if v is not None]
+        return [pair for name, value in named for pair in leaves(name, value)]
+
+
+class _Traced(NamedTuple):
+    program: Program | None
+    reasons: list[str]
+    nodes: list[dict[str, object]]
+
+
+class Planner:
+    """Paths for one state of one model and one set of options; `fresh()` says whether that state still holds."""
+
+    def __init__(self, maml: Any) -> None:
+        self.model: nn.Module = maml.module
+        # held, so that nothing else can take their place in memory: a cache knows them by their ids
+        self.lr, self.update, self.held = maml.lr, maml.update, (maml.loss, maml.query_loss, maml.params)
+        self.batch_norm, self.backend = maml.batch_norm, maml.backend
+        check_batch_norm(self.model, self.batch_norm)
+        self.losses = tuple(map(resolve, (maml.loss, maml.loss if maml.query_loss is None else maml.query_loss)))
+        self.names = select(self.model, maml.params)
+        self.tensors = adaptable(self.model) | dict(self.model.named_buffers()) | dict(self.model.named_parameters())
+        self.calls: dict[Hashable, Path] = {}
+        self.programs: dict[Hashable, _Traced] = {}
+        self.attributes: Hashable = None
+        self.observe(maml)
+
+    def observe(self, maml: Any) -> None:
+        """Take the model as it stands for the state to compare with from now on."""
+        attributes = structure(self.model, attributes=True)
+        # a traced program may have read one of them; the general path reads them live
+        if attributes != self.attributes:
+            self.calls = {key: path for key, path in self.calls.items() if path.kind == GENERAL}
+            self.programs = {key: traced for key, traced in self.programs.items() if traced.program is None}
+        self.attributes, self.fresh = attributes, Watch(maml)
+
+    # --- deciding ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch, options: Options) -> Path:
+        """The path for calls like this one, after all checks that only need shapes, dtypes and devices."""
+        check_batch(*batch[:6], options.steps)
+        like = next(t for t in self.tensors.values() if t.is_floating_point())
+        check_devices(like.device, iter(batch.tensors()))
+        rates = self._rates(self.names, options, like)
+        if self.requested() == GENERAL:
+            return self._general(batch, options, rates)
+        traced = self.obstacles(batch)
+        if not traced.reasons:
+            assert traced.program is not None
+            return self._fused(traced.program, batch, options)
+        if self.backend != "auto":
+            raise BackendUnavailable(
+                f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(traced.reasons)}. "
+                "Use backend='auto' or 'general' for the general path, which runs any module and loss"
+            )
+        path = self._general(batch, options, rates)
+        path.notice = f"general path ({path.plan.mode}): {'; '.join(traced.reasons)}"
+        return path
+
+    def _rates(self, names: Sequence[str], options: Options, like: Tensor) -> Rates:
+        shapes = {name: self.tensors[name].shape for name in names}
+        return Rates(self.lr, shapes, options.steps, like, [*self.tensors])
+
+    def requested(self) -> str:
+        """The argument, else MTML_BACKEND, else "auto"."""
+        return self.backend if self.backend != "auto" else os.environ.get("MTML_BACKEND") or "auto"
+
+    def obstacles(self, batch: Batch) -> _Traced:
+        """The program, or every reason why these calls cannot be fused."""
+        reasons = []
+        if self.update is not None:
+            reasons.append("update: a rule other than plain gradient steps is not fused")
+        reasons += dict.fromkeys(loss.reason for loss in self.losses if isinstance(loss, Opaque))
+        if torch._C._are_functorch_transforms_active():
+            reasons.append("torch.func: the call is inside a transform (grad, vmap, ...), which needs the general path")
+        if torch.is_grad_enabled():
+            wanted = [n for n, t in batch.tensors() if n[:2] in ("sy", "qy", "su", "qu") and t.requires_grad]
+            if isinstance(batch.weights, Tensor) and batch.weights.requires_grad:
+                wanted.append("step_weights")
+            reasons += [f"{name} requires grad, which the fused path does not give" for name in wanted]
+        traced = self._trace(batch)
+        reasons += traced.reasons
+        if traced.program is not None:
+            reasons += self._unfused_targets(traced.program, batch)
+            reasons += self._unfused_tensors(traced.program)
+        return _Traced(traced.program, reasons, traced.nodes)
+
+    def _trace(self, batch: Batch) -> _Traced:
+        shapes = _sample_shapes(batch.sx)
+        if shapes is None:
+            return _Traced(None, ["sx: inputs nested deeper than one tuple or dict are not fused"], [])
+        key = tuple(shapes.items()) if isinstance(shapes, dict) else tuple(shapes)
+        if key not in self.programs:
+            try:
+                program = trace(self.model, shapes)
+                self.programs[key] = _Traced(program, [], program.describe())
+            except Unfusable as error:
+                self.programs[key] = _Traced(None, error.reasons, error.nodes)
+        return self.programs[key]
+
+    def _unfused_targets(self, program: Program, batch: Batch) -> list[str]:
+        reasons = []
+        for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
+            if target is None or isinstance(loss, Opaque):
+                continue
+            if not isinstance(target, Tensor):
+                reasons.append(f"{name}: a tuple or dict of targets is not fused")
+                continue
+            check_target(name, loss.kind, target, (*target.shape[:2], *program.output_shape))
+            reason = unfused_target(loss, program.output_shape, target, tuple(target.shape[2:]))
+            reasons += [f"{name}: {reason}"] if reason else []
+        return reasons
+
+    def _unfused_tensors(self, program: Program) -> list[str]:
+        params = [self.tensors[p.name] for p in program.params]
+        if not any(p.name in self.names for p in program.params):
+            return ["params: the model reads none of the adapted tensors"]
+        kinds = {(t.dtype, t.device) for t in params}
+        if len(kinds) > 1:
+            return [f"model: its parameters differ in dtype or device ({sorted(map(str, kinds))})"]
+        dtype, device = kinds.pop()
+        backends = [BACKENDS.named(name) for name in BACKENDS.names() if name != "reference"]
+        refusals = [backend.supports(device.type, dtype) for backend in backends]
+        if self.requested() == "auto" and refusals and all(refusals):
+            return [f"no compiled backend takes {dtype} on {device.type!r}: {refusals[0]}"]
+        return []
+
+    # --- building ---------------------------------------------------------------------------------------------------
+
+    def _fused(self, program: Program, batch: Batch, options: Options) -> Fused:
+        params = [self.tensors[p.name] for p in program.params]
+        like = params[0]
+        backend = BACKENDS.resolve(self.requested(), like.device.type, like.dtype).name
+        self._check_dtypes(program, batch, like.dtype)
+        codes = [loss.encode() for loss in self.losses if isinstance(loss, LossSpec)]
+        adapted = set(self.names)
+        spec = InnerLoopSpec(
+            adapted=[p.name in adapted for p in program.params],
+            program=list(program.ints),
+            consts=list(program.consts),
+            steps=options.steps,
+            support_loss=list(codes[0][:2]),
+            query_loss=list(codes[1][:2]),
+            loss_args=[codes[0][2], codes[1][2]],
+            first_order=options.first_order,
+            keep=options.keep,
+        )
+        rates = self._rates([p.name for p in program.params if p.name in adapted], options, like)
+        names = (_input_names(program, batch.sx), _input_names(program, batch.sx if batch.qx is None else batch.qx))
+        classes = self._classes(program.output_shape[-1:], batch) if backend == "reference" else (0, 0)
+        return Fused(program, self.tensors, self.names, rates, spec, backend, names, classes)
+
+    def _general(self, batch: Batch, options: Options, rates: Rates) -> General:
+        found = probe(self.model, batch.sx, self.batch_norm)
+        support, query = (TaskLoss(loss) for loss in self.losses)
+        if found.output is not None:
+            self._check_targets(batch, found.output[1:])
+        rule = TaskRule(
+            self.model, self.names, support, query, options.steps, options.first_order, self.update, options.keep
+        )
+        theta = {name: self.tensors[name] for name in self.names}
+        plan = choose(rule, theta, rates(), batch_dict(*batch[:6]), batch.weights, self.batch_norm, found)
+        classes = (0, 0) if found.output is None else self._classes(found.output[1:2], batch)
+        return General(rule, plan, self.tensors, rates, classes)
+
+    def _check_targets(self, batch: Batch, output: tuple[int, ...]) -> None:
+        for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
+            if isinstance(loss, LossSpec) and target is not None:
+                lead = target.shape[:2] if isinstance(target, Tensor) else ()
+                check_target(name, loss.kind, target, (*lead, *output))
+
+    def _classes(self, count: Sequence[int], batch: Batch) -> tuple[int, int]:
+        """How many classes the ids in sy and qy may name; 0 where they are none."""
+        found = []
+        for loss, target in zip(self.losses, (batch.sy, batch.qy), strict=True):
+            ids = isinstance(loss, LossSpec) and loss.kind == "cross_entropy"
+            ids = ids and isinstance(target, Tensor) and not target.is_floating_point()
+            found.append(count[0] if ids and count else 0)
+        return found[0], found[1]
+
+    def _check_dtypes(self, program: Program, batch: Batch, dtype: torch.dtype) -> None:
+        inputs = [pair for pair in batch.tensors() if pair[0].startswith(("sx", "qx"))]
+        check_dtypes(dtype, iter(inputs), f"the model's dtype, which {_first_layer(program)} needs")
+        for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
+            if isinstance(loss, LossSpec) and loss.kind != "cross_entropy" and target is not None:
+                check_dtypes(dtype, iter([(name, target)]), f"the model's dtype, for loss {loss.kind!r}")
+
+
+def _first_layer(program: Program) -> str:
+    """What the first layer that reads an input is called."""
+    records = program.describe()
+    inputs = {r["node"] for r in records if r["op"] == "input"}
+    for record in records:
+        if inputs & set(record["operands"]):  # type: ignore[call-overload]
+            return f"the first layer {str(record['path'])!r} ({record['op']})"
+    return "the model"
+
+
+def _sample_shapes(x: Any) -> Any:
+    """Per-sample shapes as `trace` takes them; None for an input that is nested deeper than it can take."""
+    if isinstance(x, Tensor):
+        return [tuple(x.shape[2:])]
+    values = list(x.values()) if isinstance(x, Mapping) else list(x)
+    if not all(isinstance(value, Tensor) for value in values):
+        return None
+    shapes = [tuple(value.shape[2:]) for value in values]
+    return dict(zip(x, shapes, strict=True)) if isinstance(x, Mapping) else shapes
+
+
+def _input_names(program: Program, x: Any) -> list[Any] | None:
+    """How to pick the program's inputs out of x, in their order; None for a single tensor."""
+    if isinstance(x, Tensor):
+        return None
+    return [p.name for p in program.inputs] if isinstance(x, Mapping) else list(range(len(program.inputs)))

@@ -1,0 +1,84 @@
+"""Which tensors of a model the inner loop adapts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+__all__ = ["ParamsArg", "adaptable", "select"]
+
+ParamsArg = str | Sequence[str] | Callable[[str, Tensor], bool] | None
+
+
+def _statistics(model: nn.Module) -> set[str]:
+    """Names of the running statistics of normalisation layers: buffers that no gradient step should move."""
+    found = set()
+    for path, module in model.named_modules():
+        if isinstance(module, _NormBase):
+            prefix = f"{path}." if path else ""
+            found |= {prefix + name for name in ("running_mean", "running_var", "num_batches_tracked")}
+    return found
+
+
+def adaptable(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that an inner loop could change: floating-point parameters, then buffers but running statistics."""
+    statistics = _statistics(model)
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors |= {name: b for name, b in model.named_buffers() if name not in tensors and name not in statistics}
+    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+def _matches(model: nn.Module, pattern: str) -> list[str]:
+    """Parameters that match; buffers only where none does, or where the pattern is a buffer's very name."""
+    candidates = adaptable(model)
+    parameters = {name for name, _ in model.named_parameters()}
+    found = [name for name in candidates if fnmatchcase(name, pattern)]
+    of_parameters = [name for name in found if name in parameters]
+    return of_parameters or found
+
+
+def select(model: nn.Module, params: ParamsArg) -> tuple[str, ...]:
+    """Names of the tensors to adapt, in the model's order.
+
+    Args:
+        params: None for all trainable parameters; a name or pattern ("head.*", as fnmatch has them) or several; or a
+            predicate(name, tensor), which is asked about every floating-point parameter and buffer except running
+            statistics. A pattern means parameters, frozen ones included, and buffers where it matches no parameter.
+
+    Raises:
+        ValueError: a pattern or the predicate matches nothing, or nothing is trainable.
+        TypeError: `params` is none of these.
+    """
+    candidates = adaptable(model)
+    if params is None:
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        chosen = {name for name in candidates if name in trainable}
+        if not chosen:
+            raise ValueError(
+                "model: expected trainable parameters, got none; unfreeze some, or name tensors in params="
+            )
+    elif callable(params):
+        chosen = {name for name, tensor in candidates.items() if params(name, tensor)}
+        if not chosen:
+            raise ValueError(f"params: the predicate matched no tensor; there are {_listed(candidates)}")
+    elif isinstance(params, str) or all(isinstance(p, str) for p in params):
+        chosen = set()
+        for pattern in [params] if isinstance(params, str) else params:
+            found = _matches(model, pattern)
+            if not found:
+                raise ValueError(
+                    f"params: {pattern!r} matches no floating-point parameter or buffer; there are "
+                    f"{_listed(candidates)} (a whole submodule is {pattern.rstrip('.*') + '.*'!r})"
+                )
+            chosen |= set(found)
+    else:
+        raise TypeError(f"params: expected None, a pattern, a list of patterns or a predicate, got {params!r}")
+    return tuple(name for name in candidates if name in chosen)
+
+
+def _listed(candidates: dict[str, Tensor]) -> str:
+    names = list(candidates)
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,114 @@
+"""How calls of a MAML run, and why: which path, which kernel, and what becomes of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mtml._paths import Fused, General
+
+if TYPE_CHECKING:
+    from mtml.maml import MAML
+
+__all__ = ["Explanation", "explain_path"]
+
+
+class Explanation:
+    """Printable; `to_dict()` has the same as plain data.
+
+    Keys: "path" ("fused" or "general"), "kernel" (the engine's backend, or "vmap" or "loop"), "reason" (one line),
+    "reasons" (what stands in the way of fusing; empty where nothing does), "nodes" (one dict per layer or operation),
+    "adapted" (names), "steps", "first_order", "loss", "query_loss", "batch_norm".
+    """
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self._content = content
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: strings, numbers, lists and dicts."""
+        return dict(self._content)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["_content"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __str__(self) -> str:
+        c = self._content
+        order = "first order" if c["first_order"] else "exact second order"
+        losses = c["loss"] if c["loss"] == c["query_loss"] else f"{c['loss']} (query: {c['query_loss']})"
+        lines = [
+            f"path: {c['path']} ({c['kernel']}): {c['reason']}",
+            f"{c['steps']} {'step' if c['steps'] == 1 else 'steps'}, {order}, loss {losses}, "
+            f"adapts {_listed(c['adapted'])}",
+        ]
+        lines += [f"  not fused: {reason}" for reason in c["reasons"]]
+        return "\n".join(lines + _table(c["nodes"]))
+
+    __repr__ = __str__
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _table(nodes: Sequence[dict[str, Any]]) -> list[str]:
+    """The nodes as aligned lines: number, operation, shape per sample, module, parameters, fused or not."""
+    rows = []
+    for node in nodes:
+        shape = f"{node['rows']} x {node['features']}" if "rows" in node else ""
+        fused = "fused" if node.get("fused", True) else "not fused"
+        names = " ".join(node.get("params", ()))
+        rows.append(
+            [str(node.get("node", "")), str(node.get("op", "")), shape, str(node.get("path", "")), names, fused]
+        )
+    if not rows:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _loss_name(loss: Any) -> str:
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+
+
+def _isa(backend: str) -> str | None:
+    """The instruction set of the compiled engine, where that is what runs."""
+    if backend != "cpu":
+        return None
+    from mtml_kernels import native
+
+    return str(native.info()["isa"])
+
+
+def explain_path(
+    path: Fused | General, reasons: Sequence[str], nodes: Sequence[dict[str, Any]], maml: MAML
+) -> Explanation:
+    """The explanation of a prepared path; `reasons` and `nodes` are what tracing the model gave."""
+    if isinstance(path, Fused):
+        isa = _isa(path.backend)
+        kernel, why = path.backend, f"every layer is fused, {path.spec.steps} steps in one call"
+        kernel += f", {isa}" if isa else ""
+        adapted, steps, first_order = path.order, path.spec.steps, path.spec.first_order
+        reasons = []
+    else:
+        kernel, why = path.plan.mode, path.plan.reason
+        adapted, steps, first_order = list(path.rule.adapted), path.rule.steps, path.rule.first_order
+        reasons = list(reasons) or ["backend: 'general' was asked for"]
+    query_loss = maml.loss if maml.query_loss is None else maml.query_loss
+    return Explanation(
+        {
+            "path": path.kind,
+            "kernel": kernel,
+            "reason": why if isinstance(path, Fused) else f"{'; '.join(reasons)}; {why}",
+            "reasons": list(reasons),
+            "nodes": [dict(node) for node in nodes],
+            "adapted": list(adapted),
+            "steps": steps,
+            "first_order": first_order,
+            "loss": _loss_name(maml.loss),
+            "query_loss": _loss_name(query_loss),
+            "batch_norm": maml.batch_norm,
+        }
+    )

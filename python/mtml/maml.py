@@ -1,0 +1,339 @@
+"""MAML as a module: batches of tasks in, meta-losses and their exact gradients out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from mtml._cache import PathCache, unpacked
+from mtml._paths import General
+from mtml._plan import Batch, Path
+from mtml._select import ParamsArg, select
+from mtml.adapted import Adapted
+from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
+from mtml.explain import Explanation, explain_path
+from mtml.inner_lr import InnerLR
+from mtml_kernels._general_rates import op_rates, rate_at
+from mtml_kernels._general_state import check_batch_norm
+from mtml_kernels._general_task import apply_update
+from mtml_kernels.checks import check_choice, check_finite, check_steps, shown
+from mtml_kernels.general import GeneralPlan
+from mtml_kernels.losses import resolve
+
+__all__ = ["MAML", "MetaOutput"]
+
+BACKENDS = ("auto", "cpu", "triton", "cuda", "reference", "general")
+
+Loss = str | Callable[..., Tensor]
+Rate = float | Tensor | Mapping[str, Any] | InnerLR
+
+
+class MetaOutput(NamedTuple):
+    """One meta-step: loss [T], output [T, Q, ...] of the adapted models, support_losses [K, T] before each step."""
+
+    loss: Tensor
+    output: Any
+    support_losses: Tensor
+
+
+class MAML(nn.Module):
+    """Model-agnostic meta-learning: adapt a model to each task by K gradient steps, and learn where to start.
+
+    Each call takes a batch of T tasks at once: support sets sx [T, S, ...], sy [T, S, ...] to adapt on, query sets
+    qx [T, Q, ...], qy [T, Q, ...] to judge the adapted models by. Inputs are a tensor, or a tuple (several arguments of
+    the model) or dict (keyword arguments) of such. A `TaskBatch`, or an equal tuple, may take the place of the four.
+    Gradients through the inner loop are exact, second order included, unless `first_order`.
+
+    Models of known layers run in the fused engine (`explain` says which layers those are), everything else in PyTorch
+    operations with the same results (one `FallbackWarning` says so).
+
+    Args:
+        model: any module. It is registered as ``module``: state_dict keys start with "module.".
+        lr: the inner learning rate: a number; a scalar tensor; [K], one per step; {name: rate} with each rate a scalar,
+            [*shape], or per step with exactly 1 + ndim dimensions; or an `InnerLR`. Tensors may require grad.
+        first_order: treat inner gradients as constants (FOMAML).
+        allow_unused, allow_nograd: for `adapt`: accept parameters that the loss does not depend on, or that require no
+            grad. `allow_unused` defaults to `allow_nograd`.
+        steps: K, the number of inner gradient steps.
+        loss: of a task: "cross_entropy", "mse", "bce_with_logits", "huber", "l1"; an ``nn.*Loss`` or ``F.*`` function;
+            or a callable(output [N, ...], target [N, ...]) -> scalar, or losses [N, ...] per sample.
+        query_loss: the same for the query set; None: as `loss`.
+        params: which tensors the inner loop changes: None for all trainable parameters; names or patterns ("head.*");
+            or predicate(name, tensor). Buffers and frozen parameters may be named: they are adapted for each task and
+            not meta-trained (CAVIA, functa).
+        batch_norm: "module": batch normalisation normalises as its layers' train()/eval() mode and track_running_stats
+            say, and running statistics stay as they are; "track": they are updated, task by task; "batch": always batch
+            statistics; "running": always running statistics.
+        backend: "auto"; "cpu", "triton" or "cuda" for that engine or an error; "reference" for the engine's plain
+            PyTorch specification; "general" for PyTorch operations on the module itself, differentiable any number of
+            times.
+        update: another rule than gradient descent, update(params, grads, lr, step) -> params on dicts by name. A rule
+            with a fifth parameter `state` gets what it returned before (None at first) and returns (params, state). A
+            module is registered, so that its own parameters are learned. Runs on the general path.
+
+    Raises:
+        ValueError: an unknown name in loss, backend or batch_norm; params that match nothing; rates that are not
+            finite, are missing, or are fewer than the steps; shapes that disagree; labels out of range; no task at all.
+        TypeError: an argument or a tensor of the wrong type, such as integers where the first layer needs floats.
+        BackendUnavailable: the backend asked for by name cannot run the model, the loss, or on this machine.
+
+    Example:
+        >>> import torch, mtml
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+        >>> maml = mtml.MAML(model, lr=0.01, steps=5, loss="mse")
+        >>> x, y = torch.randn(4, 10, 1), torch.randn(4, 10, 1)
+        >>> loss = maml.meta_loss(x, y, x, y)
+        >>> loss.shape
+        torch.Size([4])
+        >>> loss.mean().backward()
+
+    Paper: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: Rate,
+        first_order: bool = False,
+        allow_unused: bool | None = None,
+        allow_nograd: bool = False,
+        *,
+        steps: int = 1,
+        loss: Loss = "cross_entropy",
+        query_loss: Loss | None = None,
+        params: ParamsArg = None,
+        batch_norm: str = "module",
+        backend: str = "auto",
+        update: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected an nn.Module, got {shown(model)}")
+        check_choice("backend", backend, BACKENDS)
+        check_batch_norm(model, batch_norm)
+        resolve(loss)  # raises for what is no loss at all
+        if query_loss is not None:
+            resolve(query_loss)
+        if update is not None and not callable(update):
+            raise TypeError(f"update: expected a callable or None, got {shown(update)}")
+        if params is not None:
+            select(model, params)
+        _check_rate(lr)
+        self.module = model
+        self.lr = lr
+        self.first_order = first_order
+        self.allow_nograd = allow_nograd
+        self.allow_unused = allow_nograd if allow_unused is None else allow_unused
+        self.steps = check_steps(steps)
+        self.loss, self.query_loss = loss, query_loss
+        self.params, self.batch_norm, self.backend, self.update = params, batch_norm, backend, update
+        self._taken, self._rule_state = 0, None  # of the per-task loop: inner steps so far, the update rule's state
+        self._paths = PathCache(self)
+
+    # --- batches of tasks -------------------------------------------------------------------------------------------
+
+    def meta_forward(
+        self,
+        sx: Any,
+        sy: Any = None,
+        qx: Any = None,
+        qy: Any = None,
+        *,
+        steps: int | None = None,
+        first_order: bool | None = None,
+        support_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        step_weights: Sequence[float] | Tensor | None = None,
+    ) -> MetaOutput:
+        """Adapt to every support set and judge the results on the query sets.
+
+        Args:
+            sx, sy, qx, qy: a batch of tasks, or a TaskBatch alone.
+            steps, first_order: instead of the module's own.
+            support_mask, query_mask: weights of the samples [T, S], [T, Q]: a task's loss is sum(w l) / sum(w), and 0
+                where all its weights are 0.
+            step_weights: loss = sum_k w_k L_q(theta_k): [K] for the parameters after each step (the multi-step loss of
+                MAML++), or [K+1] with those before adaptation first. None: those after the last step alone.
+
+        Returns:
+            loss [T] (not averaged), output [T, Q, ...] after the last step, support_losses [K, T].
+        """
+        if sy is None or qx is None or qy is None:
+            sx, sy, qx, qy, support_mask, query_mask = unpacked(sx, sy, qx, qy, support_mask, query_mask)
+        path, weights = self._cache().find(
+            sx, sy, qx, qy, support_mask, query_mask, step_weights, steps, first_order, 0
+        )
+        result = path(sx, sy, qx, qy, support_mask, query_mask, weights)
+        return MetaOutput(result.loss, path.shaped(result.output), result.support_losses)
+
+    def meta_loss(
+        self,
+        sx: Any,
+        sy: Any = None,
+        qx: Any = None,
+        qy: Any = None,
+        *,
+        steps: int | None = None,
+        first_order: bool | None = None,
+        support_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        step_weights: Sequence[float] | Tensor | None = None,
+    ) -> Tensor:
+        """The query loss of every task [T]: `meta_forward` for when nothing else of it is needed."""
+        if sy is None or qx is None or qy is None:
+            sx, sy, qx, qy, support_mask, query_mask = unpacked(sx, sy, qx, qy, support_mask, query_mask)
+        path, weights = self._cache().find(
+            sx, sy, qx, qy, support_mask, query_mask, step_weights, steps, first_order, 0
+        )
+        loss: Tensor = path(sx, sy, qx, qy, support_mask, query_mask, weights).loss
+        return loss
+
+    def adapt_tasks(
+        self,
+        sx: Any,
+        sy: Any = None,
+        *,
+        steps: int | None = None,
+        first_order: bool | None = None,
+        support_mask: Tensor | None = None,
+        keep_steps: bool = False,
+    ) -> Adapted:
+        """Adapt to every support set and return the adapted models (`Adapted`), differentiable back to everything.
+
+        Args:
+            sx, sy: the support sets, or a TaskBatch alone.
+            keep_steps: keep the parameters before and after every step, not only the last.
+        """
+        if sy is None:
+            sx, sy, _, _, support_mask, _ = unpacked(sx, sy, None, None, support_mask, None, adapting=True)
+        keep = 2 if keep_steps else 1
+        path, _ = self._cache().find(sx, sy, None, None, support_mask, None, None, steps, first_order, keep)
+        result = path(sx, sy, None, None, support_mask, None, None)
+        loss = self.loss if self.query_loss is None else self.query_loss
+        return Adapted(self.module, result.adapted, result.support_losses, loss, keep_steps, _forward_plan(self, path))
+
+    def explain(self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None) -> Explanation:
+        """Print and return how calls with such data run: path, kernel, why, and every layer."""
+        if sy is None:
+            sx, sy, qx, qy, _, _ = unpacked(sx, sy, qx, qy, None, None, adapting=True)
+        path, _ = self._cache().find(
+            sx, sy, qx, qy, None, None, None, None, None, 0 if qx is not None else 1, quiet=True
+        )
+        traced = self._cache().planner().obstacles(Batch(sx, sy, qx, qy, None, None, None))
+        explanation = explain_path(path, traced.reasons, traced.nodes, self)
+        print(explanation)
+        return explanation
+
+    def _cache(self) -> PathCache:
+        paths: PathCache = self.__dict__["_paths"]
+        if paths.owner is not self:  # a copy of a MAML looks after itself
+            paths = self.__dict__["_paths"] = PathCache(self)
+        return paths
+
+    # --- one task at a time -----------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward."""
+        return self.module(*args, **kwargs)
+
+    def clone(
+        self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
+    ) -> MAML:
+        """A copy to adapt to one task; gradients of what it computes arrive in this module's parameters.
+
+        Buffers, and so running statistics, are shared. The arguments replace this module's settings in the copy.
+
+        Example:
+            >>> import torch, mtml
+            >>> maml = mtml.MAML(torch.nn.Linear(2, 1), lr=0.1)
+            >>> x, y = torch.randn(8, 2), torch.randn(8, 1)
+            >>> learner = maml.clone()
+            >>> learner.adapt((learner(x) - y).square().mean())
+            >>> (learner(x) - y).square().mean().backward()
+            >>> maml.module.weight.grad.shape
+            torch.Size([1, 2])
+        """
+        named = frozenset() if self.params is None else frozenset(select(self.module, self.params))
+        twin: MAML = shallow(self, clone_module(self.module, named))
+        given = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
+        twin.__dict__.update({name: value for name, value in given.items() if value is not None})
+        return twin
+
+    def adapt(
+        self,
+        loss: Tensor,
+        first_order: bool | None = None,
+        allow_unused: bool | None = None,
+        allow_nograd: bool | None = None,
+    ) -> None:
+        """One inner gradient step on a task's loss, in place; call it on a clone.
+
+        Raises:
+            RuntimeError: the loss does not depend on a parameter (unless `allow_unused`), or a parameter requires no
+                grad (unless `allow_nograd`).
+            ValueError: the loss is no scalar, or there is no learning rate for this step.
+        """
+        allow_nograd = self.allow_nograd if allow_nograd is None else allow_nograd
+        allow_unused = self.allow_unused if allow_unused is None else allow_unused
+        first_order = self.first_order if first_order is None else first_order
+        tensors = self._adapted_tensors()
+        grads = inner_gradients(loss, tensors, first_order, allow_unused, allow_nograd)
+        moved = [name for name, grad in grads.items() if grad is not None]
+        new = self._stepped({n: tensors[n] for n in moved}, {n: g for n, g in grads.items() if g is not None})
+        replace_tensors(self.module, {id(tensors[name]): new[name] for name in moved})
+        self._taken += 1
+
+    def _adapted_tensors(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = dict(self.module.named_parameters())
+        if self.params is None:
+            return {name: p for name, p in found.items() if p.is_floating_point()}
+        found = dict(self.module.named_buffers()) | found
+        return {name: found[name] for name in select(self.module, self.params)}
+
+    def _stepped(self, tensors: dict[str, Tensor], grads: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors after one step of the update rule."""
+        if not tensors:
+            return {}
+        k, lr, names = self._taken, self.lr, list(tensors)
+        like = next(iter(tensors.values()))
+        lr = lr.as_dict() if isinstance(lr, InnerLR) else lr
+        shapes = {name: t.shape for name, t in tensors.items()}
+        table = op_rates(lr, shapes, k + 1, like.dtype, like.device, _names_of(lr))
+        rates = {name: rate_at(table, i, k) for i, name in enumerate(names)}
+        new, self._rule_state = apply_update(self.update, tensors, grads, rates, k, self._rule_state)
+        return new
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "module":
+                raise
+            return getattr(super().__getattr__("module"), name)
+
+    def extra_repr(self) -> str:
+        lr = self.lr if isinstance(self.lr, float | int) else type(self.lr).__name__
+        return f"lr={lr}, steps={self.steps}, first_order={self.first_order}, backend={self.backend!r}"
+
+
+def _names_of(lr: Any) -> list[str]:
+    """Names in a dict of rates: in the per-task loop a tensor may have a rate and no gradient."""
+    return list(lr) if isinstance(lr, Mapping) else []
+
+
+def _check_rate(lr: Any) -> None:
+    """Raise for what can be no learning rate of any model; whether it fits this one is known at the first call."""
+    if isinstance(lr, InnerLR):
+        return
+    items = lr.items() if hasattr(lr, "items") else [(None, lr)]
+    for name, rate in items:
+        check_finite("lr" if name is None else f"lr[{name!r}]", rate)
+
+
+def _forward_plan(maml: MAML, path: Path) -> GeneralPlan:
+    """How adapted models are run: layers of the fused engine batch well, the rest as it was adapted."""
+    if isinstance(path, General):
+        return path.plan
+    return GeneralPlan("vmap", "", maml.batch_norm)

@@ -1,0 +1,156 @@
+"""Reads Omniglot's standard layout, alphabet/character/drawing.png, from folders or zip files, and caches it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mtml.tasks._files import atomic_write, cache_folder
+from mtml.tasks.errors import DataError
+
+__all__ = ["Characters", "read_omniglot"]
+
+log = logging.getLogger("mtml")
+PARTS = ("images_background", "images_evaluation")
+FORMAT = 1  # part of the cache key: raise it when what is stored changes
+LAYOUT = (
+    "expected a folder with images_background/ and images_evaluation/ (or their .zip files, not unpacked), one of the "
+    "two, or a folder alphabet/character/drawing.png"
+)
+
+
+class Characters(NamedTuple):
+    """Every character in order of its name "alphabet/character": images uint8 [C, D, side * side] with ink = 255."""
+
+    images: np.ndarray
+    names: list[str]
+
+
+class _Drawing(NamedTuple):
+    character: str  # "alphabet/character"
+    name: str
+    read: Callable[[], bytes]
+
+
+def read_omniglot(path: str | Path, *, side: int = 28, cache: Path | None = None) -> Characters:
+    """All drawings below `path`, scaled to side x side, ink bright on dark.
+
+    The 105x105 one-bit drawings are made grey first and then reduced with Pillow's LANCZOS filter, which averages over
+    the pixels that fall together (for one-bit images Pillow silently takes the nearest one, which tears thin strokes).
+    The decoded array is kept in `cache` (default: the user's cache folder) under a key made of the source's names,
+    sizes and times; a second call takes milliseconds.
+
+    Raises:
+        DataError: where the folder is missing or has another layout, a zip or a drawing is broken, Pillow is missing.
+    """
+    sources = _sources(Path(path))
+    key = hashlib.sha256(repr((FORMAT, side, [_fingerprint(s) for s in sources])).encode()).hexdigest()[:16]
+    stored = (cache or cache_folder()) / f"omniglot-{side}-{key}.npz"
+    if (found := _load_cache(stored)) is not None:
+        return found
+    characters = _decode(sources, side)
+    try:
+        with atomic_write(stored) as file:
+            np.savez_compressed(file, images=characters.images, names=np.array(characters.names))
+    except OSError as error:  # a read-only home is no reason not to train
+        log.warning("cannot cache the decoded drawings at %s: %s", stored, error)
+    return characters
+
+
+def _sources(path: Path) -> list[Path]:
+    """The folders and zip files to read."""
+    if not path.exists():
+        raise DataError(f"data: {path} does not exist; {LAYOUT}")
+    if path.is_file():
+        return [path]
+    roots = [path, path / "omniglot-py"]  # the second is how torchvision lays it down
+    for root in roots:
+        found = [next((p for p in (root / n, root / f"{n}.zip") if p.exists()), None) for n in PARTS]
+        if any(found):
+            return [p for p in found if p is not None]
+    if next(path.glob("*/*/*.png"), None) is not None:
+        return [path]
+    raise DataError(f"data: no drawings in {path}; {LAYOUT}")
+
+
+def _fingerprint(source: Path) -> tuple[object, ...]:
+    """What changes when the source does, cheap to find out."""
+    if source.is_file():
+        stat = source.stat()
+        return source.name, stat.st_size, stat.st_mtime_ns
+    drawings = sorted(source.glob("*/*/*.png"))
+    return source.name, [(str(p.relative_to(source)), p.stat().st_size, p.stat().st_mtime_ns) for p in drawings]
+
+
+def _load_cache(stored: Path) -> Characters | None:
+    """What is cached; None where there is nothing, or nothing whole."""
+    try:
+        with np.load(stored) as data:
+            return Characters(data["images"], data["names"].tolist())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("the cache %s cannot be read (%s); decoding the drawings again", stored, error)
+        return None
+
+
+def _drawings(source: Path) -> Iterator[_Drawing]:
+    """Every drawing of one source, unread."""
+    if source.is_dir():
+        for file in source.glob("*/*/*.png"):
+            yield _Drawing(f"{file.parent.parent.name}/{file.parent.name}", file.name, file.read_bytes)
+        return
+    with zipfile.ZipFile(source) as archive:
+        for name in archive.namelist():
+            parts = name.split("/")
+            if name.endswith(".png") and len(parts) >= 3 and "__MACOSX" not in parts:
+                yield _Drawing("/".join(parts[-3:-1]), parts[-1], partial(archive.read, name))
+
+
+def _decode(sources: list[Path], side: int) -> Characters:
+    """Read, scale and sort everything."""
+    by_character: dict[str, list[tuple[str, np.ndarray]]] = {}
+    for source in sources:
+        try:
+            for drawing in _drawings(source):
+                pixels = _pixels(drawing, side, source)
+                by_character.setdefault(drawing.character, []).append((drawing.name, pixels))
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise DataError(
+                f"data: {source} is not a whole zip file ({error}); it was probably cut short: download it again"
+            ) from error
+        except OSError as error:
+            raise DataError(f"data: {source} cannot be read: {error}") from error
+    if not by_character:
+        raise DataError(f"data: no drawings in {', '.join(map(str, sources))}; {LAYOUT}")
+    names = sorted(by_character)
+    fewest = min(len(drawings) for drawings in by_character.values())
+    if fewest < max(len(drawings) for drawings in by_character.values()):
+        short = next(name for name in names if len(by_character[name]) == fewest)
+        log.warning("%s has only %d drawings: as many are used of every character", short, fewest)
+    stacked = [np.stack([pixels for _, pixels in sorted(by_character[n], key=lambda d: d[0])[:fewest]]) for n in names]
+    return Characters(np.stack(stacked), names)
+
+
+def _pixels(drawing: _Drawing, side: int, source: Path) -> np.ndarray:
+    """One drawing as uint8 [side * side], ink = 255."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise DataError('reading drawings needs Pillow: pip install "mtml-kernels[train]"') from error
+    data = drawing.read()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            grey = image.convert("L").resize((side, side), Image.Resampling.LANCZOS)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        where = f"{drawing.character}/{drawing.name} in {source}"
+        raise DataError(f"data: {where} is not a whole picture ({error}); unpack or download it again") from error
+    return 255 - np.asarray(grey, dtype=np.uint8).reshape(-1)

@@ -1,0 +1,243 @@
+"""The typer application behind the command `mtml`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtml.tasks.errors import DataError
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Meta-learning with fused inner loops.", no_args_is_help=True, add_completion=False)
+train = typer.Typer(help="Run a published experiment in the fused engine.", no_args_is_help=True)
+app.add_typer(train, name="train")
+
+Iterations = Annotated[int | None, typer.Option(min=1, help="Meta-iterations to train for.", show_default=False)]
+Minutes = Annotated[float | None, typer.Option(min=0.001, help="Time to train for.", show_default=False)]
+Seed = Annotated[int, typer.Option(min=0, help="Of the weights and the tasks.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; PyTorch's own choice by default.", show_default=False)
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for checkpoint, log and picture.", show_default=False)]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the folder.")]
+Backend = Annotated[str, typer.Option(help="auto, cpu, reference or general.")]
+PlainSeconds = Annotated[float, typer.Option(min=0.1, help="Time for the comparison with the plain PyTorch loop.")]
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What the user can put right ends with one line and status 2, not with a traceback."""
+    from mtml.train.loop import Diverged
+    from mtml_kernels.errors import BackendUnavailable
+
+    try:
+        yield
+    except (DataError, Diverged, BackendUnavailable) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _need(*modules: str) -> None:
+    """Find out at the start, not after an hour of training, that a library of the extra is missing."""
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise DataError(f'{", ".join(missing)} is needed and not installed: pip install "mtml-kernels[train]"')
+
+
+def _threads(count: int | None) -> int:
+    """Set the number of threads where one was asked for; say how many there are."""
+    import torch
+
+    if count is not None:
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
+
+
+def _trained(progress: Any, folder: Path, command: str) -> None:
+    """Say how far training came; after Ctrl-C leave with the status of an interrupted program."""
+    rate = progress.iteration / max(progress.seconds, 1e-9)
+    typer.echo(f"{progress.iteration} meta-iterations in {progress.seconds:.1f} s ({rate:.0f}/s)")
+    if progress.stopped:
+        typer.echo(f"stopped and saved in {folder}; `{command} --out {folder} --resume` continues")
+        raise typer.Exit(130)
+
+
+def _report(comparison: Any) -> None:
+    """Print the comparison; meta-gradients that differ are a failure."""
+    typer.echo(f"\n{comparison}")
+    if not comparison.agree:
+        raise typer.Exit(1)
+
+
+@train.command()
+def sinusoid(
+    iterations: Annotated[int, typer.Option(min=1, help="Meta-iterations to train for.")] = 70_000,
+    minutes: Minutes = None,
+    meta_batch: Annotated[int, typer.Option(min=1, help="Tasks per meta-iteration.")] = 25,
+    shots: Annotated[int, typer.Option(min=1, help="Points to adapt on in training.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Inner steps.")] = 1,
+    inner_lr: Annotated[float, typer.Option(help="Inner learning rate.")] = 0.01,
+    outer_lr: Annotated[float, typer.Option(min=0.0, help="Adam's learning rate.")] = 1e-3,
+    init: Annotated[str, typer.Option(help="Initial weights: torch, finn2017 or he.")] = "torch",
+    tasks: Annotated[str, typer.Option(help="finn2017, or meta-sgd: frequencies 0.8 to 1.2 too.")] = "finn2017",
+    meta_sgd: Annotated[bool, typer.Option("--meta-sgd", help="Learn an inner rate for every weight.")] = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    out: Out = None,
+    resume: Resume = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="The published table: --tasks meta-sgd --shots 5, 60000 iterations or 45 s.")
+    ] = False,
+    backend: Backend = "auto",
+    plain_seconds: PlainSeconds = 5.0,
+) -> None:
+    """Sinusoid regression as in the MAML paper; the published table is that of --shots 5 --iterations 60000."""
+    from mtml.train.models import INITS
+    from mtml.train.sinusoid import FREQUENCY, SinusoidRun, SinusoidSettings, table_text
+
+    for option, value, known in (("--init", init, INITS), ("--tasks", tasks, tuple(FREQUENCY))):
+        if value not in known:
+            raise typer.BadParameter(f"expected one of {', '.join(known)}; got {value!r}", param_hint=option)
+    folder = out or Path("runs/sinusoid")
+    with _clear_errors():
+        _need("matplotlib", "tqdm")
+        used = _threads(threads)
+        settings = SinusoidSettings(
+            iterations=iterations,
+            minutes=minutes,
+            meta_batch=meta_batch,
+            shots=shots,
+            steps=steps,
+            inner_lr=inner_lr,
+            outer_lr=outer_lr,
+            init=init,
+            tasks=tasks,
+            meta_sgd=meta_sgd,
+            seed=seed,
+            backend=backend,
+            plain_seconds=plain_seconds,
+        )
+        settings = settings.demo() if demo else settings
+        typer.echo(
+            f"sinusoid ({settings.tasks}): {settings.iterations} meta-iterations of {meta_batch} tasks, "
+            f"{settings.shots} shots, {steps} inner step(s) at {inner_lr:g}, {used} thread(s)"
+        )
+        run = SinusoidRun(settings, folder)
+        progress = run.train(resume)
+        _trained(progress, folder, "mtml train sinusoid")
+        table = run.table()
+        typer.echo("\n" + table_text(table, settings, progress.iteration))
+        picture = run.plot()
+        comparison = run.compare()
+        run.save_results(progress, table, comparison)
+        typer.echo(f"\npicture: {picture}\nlog: {folder / 'log.csv'}\nresults: {folder / 'results.json'}")
+    _report(comparison)
+
+
+@train.command()
+def omniglot(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Omniglot: folder or zips. Without it, scikit-learn's digits.", show_default=False),
+    ] = None,
+    ways: Annotated[int, typer.Option(min=2, help="Classes per task.")] = 5,
+    shots: Annotated[int, typer.Option(min=1, help="Drawings per class to adapt on.")] = 1,
+    preset: Annotated[str, typer.Option(help="mtml (trains this network best), finn2017 or learn2learn.")] = "mtml",
+    queries: Annotated[int | None, typer.Option(min=1, help="Query drawings per class.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Inner steps in training.")] = None,
+    test_steps: Annotated[int | None, typer.Option(min=0, help="Inner steps in the test.")] = None,
+    meta_batch: Annotated[int | None, typer.Option(min=1, help="Tasks per meta-iteration.")] = None,
+    inner_lr: Annotated[float | None, typer.Option(help="Inner rate, under the mean cross-entropy.")] = None,
+    outer_lr: Annotated[float | None, typer.Option(min=0.0, help="Adam's learning rate.")] = None,
+    init: Annotated[str | None, typer.Option(help="Initial weights: torch, finn2017 or he.")] = None,
+    learn_lr: Annotated[str | None, typer.Option(help="Learn the inner rates: no, all, tensor or element.")] = None,
+    meta_sgd: Annotated[bool, typer.Option("--meta-sgd", help="The same as --learn-lr element.")] = False,
+    shift: Annotated[int | None, typer.Option(min=0, help="Pixels to move training drawings by at random.")] = None,
+    cosine: Annotated[bool | None, typer.Option(help="Let the outer rate decay to nothing along a cosine.")] = None,
+    minutes: Minutes = None,
+    iterations: Iterations = None,
+    validation: Annotated[int, typer.Option(min=0, help="Training characters kept for validation.")] = 0,
+    seed: Seed = 0,
+    threads: Threads = None,
+    out: Out = None,
+    resume: Resume = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Train the plain PyTorch way instead.")] = False,
+    backend: Backend = "auto",
+    plain_seconds: PlainSeconds = 5.0,
+) -> None:
+    """Few-shot classification of characters with a 784-256-128-64-64-N perceptron, without BatchNorm."""
+    from mtml.train.omniglot import OmniglotRun, OmniglotSettings, table_text
+    from mtml.train.presets import resolve
+
+    with _clear_errors():
+        _need("matplotlib", "tqdm")
+        chosen = resolve(
+            preset,
+            ways,
+            shots,
+            queries=queries,
+            steps=steps,
+            test_steps=test_steps,
+            meta_batch=meta_batch,
+            inner_lr=inner_lr,
+            outer_lr=outer_lr,
+            init=init,
+            per="element" if meta_sgd else learn_lr,
+            cosine=cosine,
+            shift=shift,
+        )
+        settings = OmniglotSettings(
+            data=data,
+            preset=chosen,
+            ways=ways,
+            shots=shots,
+            minutes=minutes,
+            iterations=iterations,
+            validation=validation,
+            seed=seed,
+            backend=backend,
+            plain=plain,
+            plain_seconds=plain_seconds,
+        )
+        folder = out or Path("runs/digits" if data is None else "runs/omniglot")
+        used = _threads(threads)
+        typer.echo(f"{settings.title}, {used} thread(s)")
+        run = OmniglotRun(settings, folder)
+        progress = run.train(resume)
+        _trained(progress, folder, "mtml train omniglot")
+        accuracy = run.test_accuracy()
+        typer.echo("\n" + table_text(accuracy, settings))
+        picture = run.plot(accuracy)
+        comparison = None if plain else run.compare()
+        run.save_results(progress, accuracy, comparison)
+        typer.echo(f"\npicture: {picture}\nlog: {folder / 'log.csv'}\nresults: {folder / 'results.json'}")
+    if comparison is not None:
+        _report(comparison)
+
+
+@app.command()
+def plot(
+    log: Annotated[Path, typer.Argument(help="A log.csv of `mtml train`.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The picture; beside the log by default.", show_default=False)
+    ] = None,
+) -> None:
+    """Draw the curves of a log."""
+    from mtml.train.plots import plot_log
+
+    with _clear_errors():
+        _need("matplotlib")
+        typer.echo(str(plot_log(log, out or log.with_suffix(".png"))))
+
+
+@app.command()
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """What is installed, built, detected and chosen on this machine, and why."""
+    from mtml_kernels.doctor import main
+
+    main(json)

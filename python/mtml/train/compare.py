@@ -1,0 +1,85 @@
+"""The fused engine beside the plain loop: do their meta-gradients agree, and how fast is each."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import mtml
+from mtml.tasks.task_batch import TaskBatch
+from mtml.train.adam import FlatAdam
+from mtml.train.methods import engine_step, inner_rates, plain_losses, plain_step
+
+__all__ = ["TOLERANCE", "Comparison", "compare"]
+
+TOLERANCE = 1e-4
+
+
+class Comparison(NamedTuple):
+    """Meta-iterations per second of both ways, and the relative difference of their meta-gradients."""
+
+    engine: float
+    plain: float
+    gradients: float
+
+    @property
+    def agree(self) -> bool:
+        """Whether the meta-gradients are equal but for rounding; not so where one is NaN."""
+        return self.gradients < TOLERANCE
+
+    def __str__(self) -> str:
+        verdict = "they agree" if self.agree else f"THEY DISAGREE (expected below {TOLERANCE:g})"
+        return (
+            f"fused engine        {self.engine:10.1f} meta-iterations/s\n"
+            f"plain PyTorch loop  {self.plain:10.1f} meta-iterations/s\n"
+            f"ratio               {self.engine / self.plain:10.1f}\n"
+            f"meta-gradients at the trained parameters: relative difference {self.gradients:.1e}, {verdict}"
+        )
+
+
+def compare(
+    maml: mtml.MAML, stream: Callable[[], Iterator[TaskBatch]], *, loss: str, lr: float, seconds: float
+) -> Comparison:
+    """Compare the gradients at the learner's parameters, then meta-train copies of it both ways for `seconds` in all.
+
+    Both ways train in turn in short bursts, so that a machine whose speed drifts slows both alike; task generation and
+    the outer Adam are counted in both. `stream` makes a new stream of meta-batches.
+    """
+    difference = _gradient_difference(maml, next(stream()), loss)
+    ours, theirs = copy.deepcopy(maml), copy.deepcopy(maml)
+    fused = engine_step(ours, FlatAdam(ours.parameters(), lr=lr), stream())
+    plain = plain_step(theirs, torch.optim.Adam(theirs.parameters(), lr=lr), stream(), loss)
+    fused(), plain()  # what happens once only
+    rates: tuple[list[float], list[float]] = ([], [])
+    stop = time.perf_counter() + seconds
+    while not rates[0] or time.perf_counter() < stop:
+        for step, found in zip((fused, plain), rates, strict=True):
+            found.append(_rate(step, min(0.25, seconds / 4)))
+    return Comparison(statistics.median(rates[0]), statistics.median(rates[1]), difference)
+
+
+def _rate(step: Callable[[], Tensor], seconds: float) -> float:
+    """Steps per second over a burst of at least `seconds`."""
+    count, start = 0, time.perf_counter()
+    while True:
+        step()
+        count += 1
+        if (spent := time.perf_counter() - start) >= seconds:
+            return count / spent
+
+
+def _gradient_difference(maml: mtml.MAML, batch: TaskBatch, loss: str) -> float:
+    """|engine - plain| / |plain| over all meta-parameters."""
+    params = [p for p in maml.parameters() if p.requires_grad]
+    ours = torch.autograd.grad(maml.meta_loss(batch).mean(), params)
+    plain = plain_losses(maml.module, batch, rates=inner_rates(maml), steps=maml.steps, loss=loss)
+    theirs = torch.autograd.grad(plain.mean(), params)
+    error = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(ours, theirs, strict=True))
+    size = sum(float(b.double().square().sum()) for b in theirs)
+    return (error / size) ** 0.5 if size > 0 else float("nan")

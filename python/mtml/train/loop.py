@@ -1,0 +1,225 @@
+"""The training loop: iterations or minutes, progress bar, log, checkpoints, and an orderly end on Ctrl-C."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mtml.tasks.errors import DataError
+from mtml.train.checkpoint import load_checkpoint, save_checkpoint
+from mtml.train.log import CsvLog
+
+__all__ = ["Budget", "Diverged", "Loop", "Progress"]
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number; what was saved before remains."""
+
+
+class Stateful(Protocol):
+    """What a checkpoint holds: modules, optimisers, streams of tasks."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: until `iterations` are done or `minutes` have passed, whichever is first."""
+
+    iterations: int | None = None
+    minutes: float | None = None
+
+    def share(self, progress: Progress) -> float:
+        """How much of the budget is used, 0..1."""
+        done = 0.0 if self.iterations is None else progress.iteration / max(self.iterations, 1)
+        spent = 0.0 if self.minutes is None else progress.seconds / max(60.0 * self.minutes, 1e-9)
+        return min(1.0, max(done, spent))
+
+
+@dataclass
+class Progress:
+    """Where a run stands; `seconds` are those of training, not of evaluation."""
+
+    iteration: int = 0
+    seconds: float = 0.0
+    stopped: bool = False  # by Ctrl-C
+
+
+@dataclass
+class Loop:
+    """One run.
+
+    Args:
+        step: trains on one meta-batch and returns the losses [T], detached.
+        parts: what a checkpoint saves and restores, by name.
+        budget: how long to train.
+        folder: for checkpoint.pt and log.csv.
+        config: what must be equal for a checkpoint to be continued.
+        columns: of the log, besides iteration, seconds and loss.
+        evaluate: gives the values of those columns; called every `evaluate_seconds` of training.
+        schedule: called now and then with the share of the budget that is used, to set learning rates.
+    """
+
+    step: Callable[[], Tensor]
+    parts: dict[str, Stateful]
+    budget: Budget
+    folder: Path
+    config: dict[str, Any]
+    columns: tuple[str, ...] = ()
+    evaluate: Callable[[], dict[str, float]] | None = None
+    evaluate_seconds: float = 30.0
+    schedule: Callable[[float], None] | None = None
+    log_every: int = 100
+    save_seconds: float = 20.0
+    progress: Progress = field(default_factory=Progress)
+    _pending: list[Tensor] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint's path."""
+        return self.folder / "checkpoint.pt"
+
+    def run(self, *, resume: bool = False) -> Progress:
+        """Train to the end of the budget or to Ctrl-C; the last iteration is saved either way.
+
+        Raises:
+            DataError: where there is no checkpoint to resume that fits.
+            Diverged: where the loss is no longer finite.
+        """
+        if resume:
+            self._load()
+        elif self.checkpoint.exists():
+            print(f"{self.checkpoint} of an earlier run will be replaced (--resume would continue it)", file=sys.stderr)
+        keep = self.progress.iteration if resume else None
+        log = CsvLog(self.folder / "log.csv", ["iteration", "seconds", "loss", *self.columns], keep)
+        try:
+            with _interrupts() as interrupted, _bar(self.budget, self.progress) as bar:
+                self._train(log, bar, interrupted)
+        finally:
+            log.close()
+        self._save()
+        return self.progress
+
+    def _train(self, log: CsvLog, bar: Any, interrupted: threading.Event) -> None:
+        """The iterations; everything but the step itself happens once per `log_every`, or a few times a minute."""
+        saved = evaluated = self.progress.seconds
+        offset = time.perf_counter() - self.progress.seconds
+        limit = math.inf if self.budget.iterations is None else self.budget.iterations
+        deadline = math.inf if self.budget.minutes is None else 60.0 * self.budget.minutes
+        progress = self.progress
+        while progress.iteration < limit and progress.seconds < deadline and not interrupted.is_set():
+            if self.schedule is not None:
+                self.schedule(self.budget.share(progress))
+            self._pending.append(self.step())
+            progress.iteration += 1
+            progress.seconds = time.perf_counter() - offset
+            if progress.iteration % self.log_every:
+                continue
+            loss = self._mean_loss()
+            due = self.evaluate is not None and progress.seconds - evaluated >= self.evaluate_seconds
+            pause = time.perf_counter()
+            values = self.evaluate() if due and self.evaluate is not None else {}
+            if progress.seconds - saved >= self.save_seconds:
+                self._save()
+                saved = progress.seconds
+            offset += time.perf_counter() - pause  # neither evaluating nor saving is training time
+            evaluated = progress.seconds if due else evaluated
+            self._report(log, bar, loss, values)
+        progress.stopped = interrupted.is_set()
+        if self._pending:
+            self._report(log, bar, self._mean_loss(), self.evaluate() if self.evaluate is not None else {})
+
+    def _mean_loss(self) -> float:
+        """Over the iterations since it was last asked for; raises before a diverged state could be saved."""
+        loss = float(torch.stack(self._pending).mean())
+        self._pending.clear()
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss is {loss} at iteration {self.progress.iteration}: try a lower --inner-lr or --outer-lr "
+                f"(the last checkpoint, if any, is {self.checkpoint})"
+            )
+        return loss
+
+    def _report(self, log: CsvLog, bar: Any, loss: float, values: dict[str, float]) -> None:
+        """Write a row of the log and move the bar."""
+        progress = self.progress
+        log.write(iteration=progress.iteration, seconds=progress.seconds, loss=loss, **values)
+        bar.set_postfix(loss=f"{loss:.4f}", **{k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
+        bar.update(_position(self.budget, progress) - bar.n)
+
+    def _save(self) -> None:
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state["progress"] = {"iteration": self.progress.iteration, "seconds": self.progress.seconds}
+        save_checkpoint(self.checkpoint, state, self.config)
+
+    def _load(self) -> None:
+        state = load_checkpoint(self.checkpoint, self.config)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self.progress = Progress(**state["progress"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise DataError(
+                f"resume: {self.checkpoint} does not fit this run ({error}); start without --resume"
+            ) from error
+
+
+def _position(budget: Budget, progress: Progress) -> float:
+    """Where the bar stands: in iterations where their number is given, else in seconds."""
+    return progress.iteration if budget.iterations is not None else round(progress.seconds, 1)
+
+
+@contextmanager
+def _bar(budget: Budget, progress: Progress) -> Iterator[Any]:
+    """A progress bar on the terminal; in a file, a line now and then."""
+    from tqdm import tqdm
+
+    in_seconds = budget.iterations is None
+    total = round(60.0 * (budget.minutes or 0.0), 1) if in_seconds else budget.iterations
+    with tqdm(
+        total=total,
+        initial=_position(budget, progress),
+        unit="s" if in_seconds else "it",
+        desc="training",
+        mininterval=0.5 if sys.stderr.isatty() else 15.0,
+        miniters=1,
+        dynamic_ncols=True,
+        bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}" if in_seconds else None,
+    ) as bar:
+        yield bar
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C (or SIGTERM) into an event that the loop looks at between iterations; a second one ends."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(s, handle) for s in signals]
+    try:
+        yield event
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,283 @@
+"""Tracing: the encoded program must equal its module, and what cannot be fused must be named."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from program_models import FUSED, UNFUSED, Net, Siren, mlp, weight
+from torch import Tensor, nn
+
+from mtml_kernels.program import LAYOUT_LINEAR, Act, Node, Op, Program, Unfusable, decode, trace
+from mtml_kernels.reference.inner_loop import run_program
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def random_inputs(shapes: Any, n: int) -> Any:
+    if isinstance(shapes, Mapping):
+        return {k: torch.randn(n, *s, dtype=torch.float64, requires_grad=True) for k, s in shapes.items()}
+    return [torch.randn(n, *s, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+
+def run(model: nn.Module, program: Program, inputs: Any) -> Tensor:
+    tensors = tensors_of(model)
+    values = [inputs[i.name] for i in program.inputs] if isinstance(inputs, Mapping) else inputs
+    flat = run_program(program.ints, program.consts, [tensors[p.name] for p in program.params], values)
+    return flat.reshape(flat.shape[0], *program.output_shape)
+
+
+def assert_equal(model: nn.Module, program: Program, shapes: Any, n: int) -> None:
+    """Outputs and gradients of parameters and inputs agree to rounding."""
+    inputs = random_inputs(shapes, n)
+    leaves = [p for p in model.parameters() if p.requires_grad]
+    leaves += list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+    expected = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+    found = run(model, program, inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    direction = torch.randn_like(expected)
+    grads = [
+        torch.autograd.grad((out * direction).sum(), leaves, allow_unused=True, materialize_grads=True)
+        for out in (found, expected)
+    ]
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-10)
+
+
+def check_encoding(program: Program) -> None:
+    """The integers say all that the nodes say, and every node obeys the rules of the program."""
+    encoded = decode(program.ints)
+    assert encoded.nodes == program.nodes and encoded.output == program.output
+    assert encoded.params == tuple((p.layout, p.rows, p.cols) for p in program.params)
+    assert encoded.input_sizes == tuple(i.size for i in program.inputs)
+    for index, node in enumerate(program.nodes):
+        assert all(0 <= a < index for a in node.operands())
+        assert node.const < 0 or node.const + 2 <= len(program.consts)
+        operands = [program.nodes[a] for a in node.operands()]
+        check_node(program, node, operands)
+
+
+def check_node(program: Program, node: Node, operands: list[Node]) -> None:
+    size = node.rows * node.features
+    if node.op == Op.INPUT:
+        assert size == program.inputs[node.a].size and node.batched
+    elif node.op == Op.PARAM:
+        info = program.params[node.weight]
+        assert (node.rows, node.features, node.batched) == (info.rows, info.cols, 0) and info.layout != LAYOUT_LINEAR
+    elif node.op == Op.EXPAND:
+        assert operands[0].rows == 1 and not operands[0].batched and node.batched
+    elif node.op == Op.LINEAR:
+        info = program.params[node.weight]
+        assert (info.rows, info.cols) == (node.features, operands[0].features) and node.rows == operands[0].rows
+    elif node.op == Op.CAT:
+        assert node.features == sum(a.features for a in operands)
+        assert all((a.rows, a.batched) == (node.rows, node.batched) for a in operands)
+    elif node.op in (Op.ADD, Op.MUL):
+        assert all(broadcasts(a, node) for a in operands)
+    else:
+        assert operands[0].rows * operands[0].features == size and operands[0].batched == node.batched
+
+
+def broadcasts(a: Node, node: Node) -> bool:
+    if a.batched > node.batched:
+        return False
+    one_row = a.rows == 1 and not a.batched
+    return (a.rows == node.rows or one_row) and a.features in (1, node.features)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_program_equals_its_module(name: str) -> None:
+    make, shapes = FUSED[name]
+    model = make().double()
+    program = trace(model, shapes)
+    check_encoding(program)
+    for n in (1, 5):
+        assert_equal(model, program, shapes, n)
+
+
+@pytest.mark.parametrize("name", UNFUSED)
+def test_obstacles_are_named(name: str) -> None:
+    (make, shapes), reasons = UNFUSED[name]
+    model = make()
+    with pytest.raises(Unfusable) as caught:
+        trace(model, shapes)
+    for reason in reasons:
+        assert any(reason in found for found in caught.value.reasons), caught.value.reasons
+    assert all(len(found) < 300 and "\n" not in found for found in caught.value.reasons)
+
+
+def test_every_obstacle_is_reported_once() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.Flatten())
+    with pytest.raises(Unfusable) as caught:
+        trace(model, [(1, 5, 5)])
+    assert [r.split(":")[0] for r in caught.value.reasons] == ["0 (Conv2d)", "1 (BatchNorm2d)", "3 (Conv2d)"]
+    assert [record["fused"] for record in caught.value.nodes].count(True) == 1  # the input
+
+
+def test_plain_layers_become_one_node_each() -> None:
+    program = trace(nn.Sequential(nn.Flatten(), mlp(6, 4, 3)), [(2, 3)])
+    assert [record["op"] for record in program.describe()] == ["input", "linear", "relu", "linear"]
+    assert [record["path"] for record in program.describe()][1:] == ["1.0 (Linear)", "1.1 (ReLU)", "1.2 (Linear)"]
+    assert (program.nodes[0].rows, program.nodes[0].features) == (1, 6)  # flattening is folded into the input
+    assert [p.name for p in program.params] == ["1.0.weight", "1.0.bias", "1.2.weight", "1.2.bias"]
+    assert program.output_shape == (3,)
+
+
+def test_frequency_is_folded_into_the_sine() -> None:
+    program = trace(Siren(), [(2,)])
+    sines = [node for node in program.nodes if node.op == Op.ACT and node.b == Act.SIN]
+    assert [program.consts[node.const] for node in sines] == [30.0, 30.0]
+    assert not any(node.op == Op.AFFINE for node in program.nodes)
+
+
+def test_shared_tensors_have_one_name() -> None:
+    make, shapes = FUSED["tied weights"]
+    program = trace(make(), shapes)
+    assert [p.name for p in program.params] == ["0.weight", "0.bias", "2.bias"]
+
+
+def test_unused_parameters_and_dead_code_are_left_out() -> None:
+    make, shapes = FUSED["dead code"]
+    program = trace(make(), shapes)
+    assert [p.name for p in program.params] == ["a.weight", "a.bias"]
+    assert len(program.nodes) == 2
+
+
+def test_mode_decides_about_dropout() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    with pytest.raises(Unfusable, match="dropout"):
+        trace(model, [(3,)])
+    assert len(trace(model.eval(), [(3,)]).nodes) == 2
+
+
+def test_tracing_leaves_no_mark_on_the_module() -> None:
+    model = Net(lambda m, x: setattr(m, "last", m.a(x)) or m.a(x), a=nn.Linear(3, 2), last=None)
+    before, weights = dict(vars(model)), model.a.weight
+    with pytest.raises(Unfusable, match="forward sets last on the module"):
+        trace(model, [(3,)])
+    assert vars(model) == before and model.a.weight is weights and model.last is None
+    assert "len" not in vars(__import__("program_models"))
+    state = torch.get_rng_state()
+    trace(model.a, [(3,)])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_global_hooks_stand_in_the_way() -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda m, args, out: None)
+    try:
+        with pytest.raises(Unfusable, match="global module hooks"):
+            trace(mlp(3, 4, 2), [(3,)])
+    finally:
+        handle.remove()
+    trace(mlp(3, 4, 2), [(3,)])
+
+
+def test_tracing_works_under_no_grad_and_inference_mode() -> None:
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert len(trace(mlp(3, 4, 2), [(3,)]).nodes) == 4
+
+
+def test_threads_may_trace_at_once() -> None:
+    model, results = mlp(3, 4, 2), []
+    workers = [threading.Thread(target=lambda: results.append(trace(model, [(3,)]))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 4 and len(set(results)) == 1
+
+
+def test_decode_refuses_what_it_did_not_encode() -> None:
+    ints = trace(mlp(3, 4, 2), [(3,)]).ints
+    with pytest.raises(ValueError, match="version"):
+        decode((2, *ints[1:]))
+    with pytest.raises(ValueError, match="its header asks for"):
+        decode(ints[:-1])
+
+
+def test_empty_inputs_are_refused() -> None:
+    with pytest.raises(Unfusable, match="no elements"):
+        trace(mlp(3, 4, 2), [(0,)])
+    with pytest.raises(Unfusable, match="without any"):
+        trace(mlp(3, 4, 2), [])
+
+
+UNARY = {
+    "relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": F.gelu, "silu": F.silu,
+    "softplus": F.softplus, "leaky": lambda x: F.leaky_relu(x, 0.1), "sin": lambda x: torch.sin(3.0 * x),
+    "cos": torch.cos, "neg": lambda x: -x, "affine": lambda x: 0.5 * x - 1.0, "square": torch.square,
+    "fold": lambda x: x.reshape(-1, *x.shape[2:]).view(x.shape) if x.ndim > 2 else x,
+    "unit": lambda x: x.unsqueeze(1).squeeze(1),
+}  # fmt: skip
+BINARY = {
+    "add": lambda x, y: x + y, "sub": lambda x, y: x - y, "mul": lambda x, y: x * y,
+    "iadd": lambda x, y: (x + 0.0).add_(y),
+}  # fmt: skip
+
+
+class RandomNet(nn.Module):
+    """A network that follows a list of instructions; every instruction appends a value to those it may use."""
+
+    def __init__(self, instructions: list[tuple[str, int, int, int]], features: int, points: int) -> None:
+        super().__init__()
+        self.instructions = instructions
+        self.weights = nn.ParameterList()
+        widths = [features]
+        for kind, a, b, width in instructions:
+            wide = widths[a % len(widths)]
+            if kind == "linear":
+                self.weights.append(weight(width, wide))
+                wide = width
+            elif kind == "shift":
+                self.weights.append(weight(points if width % 2 else 1, wide) if points else weight(wide))
+            elif kind == "latent":
+                self.weights.append(weight(width))
+                wide += width
+            elif kind == "cat":
+                wide += widths[b % len(widths)]
+            elif kind in BINARY and wide != widths[b % len(widths)]:
+                wide = widths[a % len(widths)]  # widths differ: the instruction does nothing
+            widths.append(wide)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, weights = [x], iter(self.weights)
+        for kind, i, j, width in self.instructions:
+            a, b = values[i % len(values)], values[j % len(values)]
+            if kind == "linear":
+                values.append(F.linear(a, next(weights)))
+            elif kind == "shift":
+                values.append(a + next(weights) if width > 4 else a * next(weights))
+            elif kind == "latent":
+                values.append(torch.cat([a, next(weights).expand(*a.shape[:-1], -1)], dim=-1))
+            elif kind == "cat":
+                values.append(torch.cat([a, b], dim=-1))
+            elif kind in BINARY:
+                values.append(BINARY[kind](a, b) if a.shape == b.shape else a * 1.5)
+            else:
+                values.append(UNARY[kind](a))
+        return values[-1]
+
+
+KINDS = ["linear", "linear", "shift", "latent", "cat", *UNARY, *BINARY]
+instructions = st.lists(
+    st.tuples(st.sampled_from(KINDS), st.integers(0, 9), st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=9
+)
+
+
+@settings(max_examples=150)
+@given(instructions, st.integers(1, 5), st.integers(0, 4), st.integers(1, 4))
+def test_random_networks(steps: list[tuple[str, int, int, int]], features: int, points: int, n: int) -> None:
+    torch.manual_seed(features)
+    model = RandomNet(steps, features, points).double()
+    shape = (points, features) if points else (features,)
+    program = trace(model, [shape])
+    check_encoding(program)
+    assert_equal(model, program, [shape], n)
