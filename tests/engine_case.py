@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -262,23 +263,35 @@ def _as_reference_reads_it(case: Case) -> Case:
     return dataclasses.replace(case, **changes)
 
 
+@contextmanager
+def on_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def evaluate(
     case: Case,
     backend: str,
     cotangents: Sequence[Tensor | None],
     wanted: Sequence[str] = GROUPS,
+    threads: int = 1,
 ) -> Evaluated:
     """All outputs, and the gradients of the groups in `wanted` (zeros where nothing depends on a tensor)."""
     if backend == "reference":
         case = _as_reference_reads_it(case)
     groups = {name: [t.detach().requires_grad_(name in wanted) for t in getattr(case, name)] for name in GROUPS}
     leaves = [t for name in GROUPS for t in groups[name] if name in wanted]
-    outputs = outputs_of(dataclasses.replace(case, **groups), backend)
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None and o.requires_grad]
-    grads: Sequence[Tensor] = [torch.zeros_like(t) for t in leaves]
-    if pairs and leaves:
-        ends, seeds = [o for o, _ in pairs], [c for _, c in pairs]
-        grads = torch.autograd.grad(ends, leaves, seeds, allow_unused=True, materialize_grads=True)
+    with on_threads(threads):
+        outputs = outputs_of(dataclasses.replace(case, **groups), backend)
+        pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None and o.requires_grad]
+        grads: Sequence[Tensor] = [torch.zeros_like(t) for t in leaves]
+        if pairs and leaves:
+            ends, seeds = [o for o, _ in pairs], [c for _, c in pairs]
+            grads = torch.autograd.grad(ends, leaves, seeds, allow_unused=True, materialize_grads=True)
     return [o.detach() for o in outputs], list(grads)
 
 
@@ -299,7 +312,7 @@ def is_finite(results: Evaluated) -> bool:
     return all(bool(torch.isfinite(t).all()) for group in results for t in group)
 
 
-def check(case: Case, cotangents: Sequence[Tensor | None], wanted: Sequence[str] = GROUPS) -> None:
+def check(case: Case, cotangents: Sequence[Tensor | None], wanted: Sequence[str] = GROUPS, threads: int = 1) -> None:
     """The engine agrees with the reference to 1e-9 (both in float64).
 
     Some random loops are chaotic: where rounding the parameters by 1e-14 moves the reference's own results by more
@@ -308,7 +321,7 @@ def check(case: Case, cotangents: Sequence[Tensor | None], wanted: Sequence[str]
     expected = evaluate(case, "reference", cotangents, wanted)
     if not is_finite(expected):
         return
-    error = worst_error(evaluate(case, "cpu", cotangents, wanted), expected)
+    error = worst_error(evaluate(case, "cpu", cotangents, wanted, threads), expected)
     if error > 1e-9:
         nudged = dataclasses.replace(case, params=[p * (1 + 1e-14) for p in case.params])
         moved = evaluate(nudged, "reference", cotangents, wanted)

@@ -53,7 +53,7 @@ class TestSinusoid:
         assert "error: resume:" in output and "seed 0 (now 1)" in output
 
     def test_disagreeing_gradients_are_a_failure(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(mtml.train.compare, "_gradient_difference", lambda *_: 0.3)
+        monkeypatch.setattr(mtml.train.compare, "_gradient_differences", lambda *_: (0.3, 1e-6))
         output = run(*SINUSOID, "--iterations", "5", "--out", tmp_path, status=1)
         assert "THEY DISAGREE" in output
 
@@ -112,8 +112,8 @@ class TestOmniglot:
         ("arguments", "message"),
         [
             (["--data", "nowhere"], "nowhere does not exist"),
-            (["--ways", "6"], "6 ways need 6 classes, but there are 5"),
-            (["--shots", "170", "--queries", "9"], "but there are 174. Ask for fewer shots or queries"),
+            (["--ways", "11"], "11 ways need 11 classes, but there are 10"),
+            (["--shots", "122", "--queries", "9"], "but there are 130. Ask for fewer shots or queries"),
             (["--preset", "best"], "preset: expected one of mtml, finn2017, learn2learn; got 'best'"),
             (["--resume"], "no checkpoint at"),
         ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -44,27 +44,19 @@ if (missing := native.availability()) is not None:
 seeds, sizes = st.integers(0, 2**40), st.integers(0, 10)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The problems are small; what threads change, or must not, is asked in test_engine_promises."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def every_cotangent(case: Case) -> list[Tensor | None]:
     """Unequal values on all outputs."""
     return [torch.linspace(0.3, 1.7, t.numel(), dtype=t.dtype).view(t.shape) for t in outputs_of(case, "cpu")]
 
 
-def check_all(case: Case, wanted: Sequence[str] = GROUPS) -> None:
+def check_all(case: Case, wanted: Sequence[str] = GROUPS, threads: int = 1) -> None:
     """With cotangents on all outputs (the engine runs again), and on the loss alone (it scales what it carried)."""
     cotangents = every_cotangent(case)
-    check(case, cotangents, wanted)
+    check(case, cotangents, wanted, threads)
     if case.query_y is not None:
-        check(case, [cotangents[0], *[None] * (len(cotangents) - 1)], wanted)
-        check(case, [torch.full_like(outputs_of(case, "cpu")[0], 2.0), *[None] * (len(cotangents) - 1)], wanted)
+        rest = [None] * (len(cotangents) - 1)
+        for on_loss in (cotangents[0], torch.full_like(outputs_of(case, "cpu")[0], 2.0)):
+            check(case, [on_loss, *rest], wanted, threads)
 
 
 # --- random programs --------------------------------------------------------------------------------------------------
@@ -272,7 +264,7 @@ WHOLE: dict[str, Any] = {"keep": 2, "step_weights": True}
 
 @pytest.mark.parametrize("samples", [511, 512, 600, 1031])
 def test_chunks_of_many_samples(samples: int) -> None:
-    """256 rows fill a chunk: two to four of them, of equal and unequal sizes; blocks in each, as 33 wide layers need."""
+    """512 rows make two chunks, 1031 make four of unequal sizes; the wide layers cut each into blocks."""
     draft = mlp([2, 33, 33, 3], Act.SIN, (3.0, 0.0))
     check_all(draft_case(draft, support=samples, query=700, lr="tensor_per_step", masks=("some", "some"), **WHOLE))
 
@@ -311,11 +303,11 @@ def test_segments_between_checkpoints(steps: int) -> None:
 @pytest.mark.parametrize("tasks", [1, 3, 4, 5, 9])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_carry_summed_over_tasks(tasks: int, threads: int) -> None:
-    """12 000 parameters are over 64 KiB: one sum over the tasks (in groups of four) is carried, and computed again where
-    the cotangents differ.
+    """11 000 parameters are over 64 KiB: one sum over the tasks (in groups of four) is carried, and computed again
+    where the cotangents differ.
     """
-    torch.set_num_threads(threads)
-    check_all(draft_case(mlp([3, 100, 100, 5], Act.RELU), tasks=tasks, steps=2, lr="tensor", weight_scale=0.7))
+    case = draft_case(mlp([3, 100, 100, 5], Act.RELU), tasks=tasks, steps=2, lr="tensor", weight_scale=0.7)
+    check_all(case, threads=threads)
 
 
 @pytest.mark.parametrize("out", [1, 2, 3, 4, 5])
@@ -328,6 +320,5 @@ def test_narrow_layers(out: int, kind: Act) -> None:
 
 def test_threads_share_one_task() -> None:
     """One task, two threads, four chunks: the threads split the chunks, also those of parameters alone."""
-    torch.set_num_threads(2)
     for draft in (mlp([2, 33, 33, 3], Act.SIN), film(2, 17, 3, latent=5)):
-        check_all(draft_case(draft, support=1024, query=600, tasks=1, **WHOLE))
+        check_all(draft_case(draft, support=1024, query=600, tasks=1, **WHOLE), threads=2)

@@ -136,7 +136,9 @@ RECOGNISED = [
 ]
 
 
-@pytest.mark.parametrize(("loss", "expected"), RECOGNISED, ids=lambda value: type(value).__name__ if callable(value) else str(value))
+@pytest.mark.parametrize(
+    ("loss", "expected"), RECOGNISED, ids=lambda value: type(value).__name__ if callable(value) else str(value)
+)
 def test_recognised(loss: Any, expected: LossSpec) -> None:
     assert resolve(loss) == expected
 

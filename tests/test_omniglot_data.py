@@ -234,10 +234,10 @@ class TestSplit:
         assert batch.sx.max() > 0.8 and batch.sx.min() == 0
 
 
-def test_digits_have_no_digit_in_both_halves():
+def test_digits_are_divided_by_drawing():
     pytest.importorskip("sklearn")
     split = load_digits()
-    assert split.train.shape == (20, 174, 64) and split.test.shape == (5, 174, 64)
+    assert split.train.shape == (10, 130, 64) and split.test.shape == (10, 44, 64)
     assert split.train.max() == 255
 
 

@@ -64,10 +64,13 @@ class TestMethods:
         assert same(weights(maml), before)
         assert "they agree" in str(found)
 
-    @pytest.mark.parametrize("difference", [1e-4, 1.0, math.nan])
-    def test_disagreement_shows(self, difference):
-        found = Comparison(2.0, 1.0, difference)
+    @pytest.mark.parametrize(("difference", "rounding"), [(1e-4, 1e-7), (1.0, 0.5), (math.nan, 1e-7), (1e-3, math.nan)])
+    def test_disagreement_shows(self, difference, rounding):
+        found = Comparison(2.0, 1.0, difference, rounding)
         assert not found.agree and "DISAGREE" in str(found)
+
+    def test_rounding_of_the_loop_itself_is_no_disagreement(self):
+        assert Comparison(2.0, 1.0, 2e-4, 1e-4).agree
 
 
 class TestEvaluate:
@@ -161,8 +164,8 @@ class TestDigits:
         assert results["accuracy"][1]["mean"] == accuracy[1].mean
 
     def test_too_few_classes_are_found_before_training(self, tmp_path):
-        with pytest.raises(DataError, match=r"test classes\): 6 ways need 6 classes, but there are 5"):
-            OmniglotRun(replace(DIGITS, ways=6), tmp_path)
+        with pytest.raises(DataError, match="11 ways need 11 classes, but there are 10"):
+            OmniglotRun(replace(DIGITS, ways=11), tmp_path)
 
 
 class _Interrupting:

@@ -204,6 +204,10 @@ class TestLoop:
         progress = loop(counter, tmp_path, Budget(minutes=0.1 / 60)).run()
         assert 0.1 <= progress.seconds < 2 and progress.iteration == counter.count <= 11
 
+    def test_last_iteration_may_outrun_the_minutes(self, tmp_path):
+        counter = Counter(after={1: lambda: time.sleep(0.8)})
+        assert loop(counter, tmp_path, Budget(minutes=0.1 / 60)).run().iteration == 1
+
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signal_saves_the_iteration_in_progress(self, tmp_path, number):
         previous = signal.getsignal(number)

@@ -101,7 +101,7 @@ int mtmlk_carry_to_grads(const MtmlkPlan* handle, const void* carry, int64_t tas
       };
       if (at(t * scale_stride) != at(0)) return 1;
     }
-  const Workspace workspace(p.carry_cols * (f32 ? 4 : 8));
+  const Workspace workspace(p.carry_room * (f32 ? 4 : 8));
   if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
   std::vector<void*> targets(grads, grads + p.n_params);
   targets.push_back(workspace.data());

@@ -5,35 +5,54 @@
 
 constexpr int64_t kGroup = 4;
 
+// What one team of threads works with, in cache lines of its own: beside another team's, or on the stack of a thread
+// that writes there, every read would wait for the other core (13 us of a 25-task call).
+template <class T>
+struct alignas(128) Team {
+  MtmlkCall call;
+  Shared<T> shared;
+  Runner<T> runner;
+};
+
 template <class T>
 struct Layout {
-  Shared<T> shared;
-  T* base;    // full + full_t
-  T* rates;   // lr_size
-  T* groups;  // [groups, carry_cols] where the carry is summed
-  Runner<T>* runners;
-  int64_t teams;  // tasks worked on at once
+  Team<T>* teams;
+  int64_t count;  // tasks worked on at once
+  bool alone;     // each team packs theta_0 for itself
+  T* groups;      // [groups, carry_cols] where the carry is summed
+  T* losses;      // [tasks, losses_ld]
+  int64_t losses_ld;
 };
+
+// Small models are packed by every thread for itself: lines that another core has just written cost a thread more to
+// fetch (15 us a call for 1761 parameters) than packing them again.
+template <class T>
+bool packs_alone(const Plan& p) {
+  return p.full_size * int64_t(sizeof(T)) <= (64 << 10);
+}
 
 template <class T>
 Layout<T> lay_out(Carver& c, const Plan& p, int64_t tasks, int threads, bool carry) {
   Layout<T> l = {};
-  l.teams = tasks >= threads ? threads : 1;
-  l.shared.workers = tasks >= threads ? 1 : threads;
-  l.base = c.take<T>(p.full_size + p.full_t_size);
-  l.rates = c.take<T>(p.lr_size);
-  T* ones = c.take<T>(p.n_params);
-  l.shared.base = c.take<ParamPtr<T>>(p.n_params);
+  l.count = tasks >= threads ? threads : 1;
+  l.alone = packs_alone<T>(p);
+  l.losses_ld = round_up(p.steps + 1, 64 / int64_t(sizeof(T)));
+  l.losses = c.take<T>(tasks * l.losses_ld);
   l.groups = carry && !p.carry_per_task ? c.take<T>((tasks + kGroup - 1) / kGroup * p.carry_cols) : nullptr;
-  l.runners = c.take<Runner<T>>(l.teams);
-  for (int64_t i = 0; i < l.teams; ++i) {
-    Runner<T> runner;
-    runner.carve(c, p, l.shared.workers);
-    if (c.base) l.runners[i] = runner;
+  c.used = round_up(c.used, alignof(Team<T>));
+  l.teams = c.take<Team<T>>(l.count);
+  for (int64_t i = 0; i < l.count; ++i) {
+    Team<T> team = {};
+    if (i == 0 || l.alone) {
+      team.shared.packed = c.take<T>(p.full_size + p.full_t_size);
+      team.shared.rates = c.take<T>(p.lr_size);
+      team.shared.ones = c.take<T>(p.n_params);
+      team.shared.base = c.take<ParamPtr<T>>(p.n_params);
+    }
+    team.shared.workers = tasks >= threads ? 1 : threads;
+    team.runner.carve(c, p, team.shared.workers);
+    if (c.base) l.teams[i] = team;
   }
-  if (c.base)
-    for (int64_t i = 0; i < p.n_params; ++i) ones[i] = T(1);
-  l.shared.ones = ones, l.shared.rates = l.rates, l.shared.plan = &p;
   return l;
 }
 
@@ -44,23 +63,24 @@ int64_t workspace_bytes(const Plan& p, int64_t tasks, int threads, bool carry) {
   return c.used;
 }
 
-// Packs theta_0 and the rates once for all tasks.
 template <class T>
-void pack_shared(const Plan& p, const MtmlkCall& call, Layout<T>& l) {
-#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1 && p.full_size > 32768)
-  for (int64_t i = 0; i < p.n_params; ++i) {
-    const ParamPlan& param = p.params[i];
-    T* value = l.base + param.full;
-    T* transposed = l.base + p.full_size + param.full_t;
-    pack_param<T>(param, static_cast<const T*>(call.params[i]), value);
-    if (param.size_t_) transpose_packed<T>(value, param.cols, param.rows, transposed);
-    l.shared.base[i] = {value, transposed};
-  }
+void pack_one(const Plan& p, const MtmlkCall& call, Shared<T>& shared, int64_t i) {
+  const ParamPlan& param = p.params[i];
+  T* value = shared.packed + param.full;
+  T* transposed = shared.packed + p.full_size + param.full_t;
+  pack_param<T>(param, static_cast<const T*>(call.params[i]), value);
+  if (param.size_t_) transpose_packed<T>(value, param.cols, param.rows, transposed);
+  shared.base[i] = {value, transposed};
+  shared.ones[i] = T(1);
+}
+
+template <class T>
+void pack_rates(const Plan& p, const MtmlkCall& call, Shared<T>& shared) {
   for (int64_t i = 0; i < p.n_lr; ++i) {
     const LrPlan& lr = p.lrs[i];
     const T* src = static_cast<const T*>(call.lr[i]);
     for (int64_t k = 0; k < lr.steps; ++k) {
-      T* dst = l.rates + lr.packed + k * lr.size;
+      T* dst = shared.rates + lr.packed + k * lr.size;
       if (lr.elements)
         pack_param<T>(p.params[lr.param], src + k * p.params[lr.param].rows * p.params[lr.param].cols, dst);
       else
@@ -70,16 +90,20 @@ void pack_shared(const Plan& p, const MtmlkCall& call, Layout<T>& l) {
 }
 
 template <class T>
-void run_group(const Plan& p, const MtmlkCall& call, Layout<T>& l, Runner<T>& r, int64_t group, int64_t size) {
+void run_group(const Plan& p, const Layout<T>& l, Team<T>& team, int64_t group, int64_t size) {
+  const MtmlkCall& call = team.call;
+  Runner<T>& r = team.runner;
   T* own = r.lambda;
   for (int64_t t = group * size; t < (group + 1) * size && t < call.tasks; ++t) {
     r.task = t;
+    r.losses = l.losses + t * l.losses_ld;
     T* row = own;
-    if (call.carry && p.carry_per_task) row = static_cast<T*>(call.carry) + t * p.carry_cols;
+    if (call.carry && p.carry_per_task) row = static_cast<T*>(call.carry) + t * p.carry_room;
     const bool first = t == group * size;
     T* sum = l.groups ? l.groups + group * p.carry_cols : nullptr;
     if (sum && first) row = sum;
     r.run(row);
+    if (call.carry && p.carry_per_task) fill_zero<T>(row + p.carry_cols, p.carry_room - p.carry_cols);
     if (sum && !first) affine<T>(row, p.carry_cols, T(1), T(0), true, sum);
   }
   r.lambda = own;
@@ -89,6 +113,7 @@ template <class T>
 void sum_groups(const Plan& p, const MtmlkCall& call, const T* groups, int64_t n) {
   constexpr int64_t kPart = 4096;
   T* out = static_cast<T*>(call.carry);
+  fill_zero<T>(out + p.carry_cols, p.carry_room - p.carry_cols);
 #pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
   for (int64_t start = 0; start < p.carry_cols; start += kPart) {
     const int64_t end = start + kPart < p.carry_cols ? start + kPart : p.carry_cols;
@@ -100,23 +125,49 @@ void sum_groups(const Plan& p, const MtmlkCall& call, const T* groups, int64_t n
   }
 }
 
+// Written at the end, by one thread: tasks side by side would fight for the cache lines of [K, T] all along.
+template <class T>
+void write_losses(const Plan& p, const MtmlkCall& call, const Layout<T>& l) {
+  T *loss = static_cast<T*>(call.loss), *support = static_cast<T*>(call.support_losses);
+  for (int64_t t = 0; t < call.tasks; ++t) {
+    const T* own = l.losses + t * l.losses_ld;
+    for (int64_t k = 0; support && k < p.steps; ++k) support[k * call.tasks + t] = own[k];
+    if (loss) loss[t] = own[p.steps];
+  }
+}
+
 template <class T>
 void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace) {
   Carver c = {static_cast<char*>(workspace), 0};
   Layout<T> l = lay_out<T>(c, p, call.tasks, call.threads, call.carry != nullptr);
-  l.shared.call = &call;
-  pack_shared(p, call, l);
-  for (int64_t i = 0; i < l.teams; ++i) {
-    l.runners[i].plan = &p, l.runners[i].call = &call, l.runners[i].shared = &l.shared;
-  }
   const int64_t size = p.carry_per_task ? 1 : kGroup, groups = (call.tasks + size - 1) / size;
-  if (l.teams == 1) {
-    for (int64_t g = 0; g < groups; ++g) run_group(p, call, l, l.runners[0], g, size);
+  if (!l.alone) {
+#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
+    for (int64_t i = 0; i < p.n_params; ++i) pack_one(p, call, l.teams[0].shared, i);
+    pack_rates(p, call, l.teams[0].shared);
+    for (int64_t i = 1; i < l.count; ++i) l.teams[i].shared = l.teams[0].shared;
+  }
+  const auto prepare = [&](Team<T>& team) {
+    for (int64_t i = 0; l.alone && i < p.n_params; ++i) pack_one(p, call, team.shared, i);
+    if (l.alone) pack_rates(p, call, team.shared);
+    team.call = call;
+    team.runner.plan = &p, team.runner.call = &team.call, team.runner.shared = &team.shared;
+  };
+  if (l.count == 1) {
+    prepare(l.teams[0]);
+    for (int64_t g = 0; g < groups; ++g) run_group(p, l, l.teams[0], g, size);
   } else {
-#pragma omp parallel for num_threads(int(l.teams)) schedule(dynamic, 1)
-    for (int64_t g = 0; g < groups; ++g) run_group(p, call, l, l.runners[omp_get_thread_num()], g, size);
+#pragma omp parallel num_threads(int(l.count))
+    {
+      const Layout<T> own = l;
+      Team<T>& team = own.teams[omp_get_thread_num()];
+      prepare(team);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t g = 0; g < groups; ++g) run_group(*team.runner.plan, own, team, g, size);
+    }
   }
   if (l.groups) sum_groups(p, call, l.groups, groups);
+  write_losses(p, call, l);
 }
 
 // grads[p] = sum_t scale_t carry_t, unpacked.
@@ -129,11 +180,11 @@ void carry_to_grads(const Plan& p, const void* carry, int64_t rows, const void* 
     for (int64_t i = 0; i < size; i += Simd<T>::kLanes) {
       VecOf<T> total = scales[0] * load<T>(source + start + i);
       for (int64_t t = 1; t < rows; ++t)
-        total = multiply_add<T>(splat<T>(scales[t * stride]), load<T>(source + t * p.carry_cols + start + i), total);
+        total = multiply_add<T>(splat<T>(scales[t * stride]), load<T>(source + t * p.carry_room + start + i), total);
       store<T>(packed + i, total);
     }
   };
-  T* scratch = static_cast<T*>(grads[p.n_params]);  // [carry_cols], from the caller
+  T* scratch = static_cast<T*>(grads[p.n_params]);  // [carry_room], from the caller
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && rows * p.carry_cols > 65536)
   for (int64_t i = 0; i < p.n_params; ++i) {
     if (!grads[i]) continue;

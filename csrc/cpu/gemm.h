@@ -86,8 +86,44 @@ MTMLK_INLINE void finish(const Gemm<T>& g, const VecOf<T> (&acc)[R][V]) {
     }
 }
 
+// Rounding errors grow with the length of a chain of additions: longer products are summed in parts, whose sums wait in
+// memory (a load, an addition and a store per kChain multiply-adds).
+constexpr int64_t kChain = 256;
+
+template <class T, int R, int V, bool kColumns>
+void accumulate_parts(VecOf<T> (&total)[R][V], Product<T> p) {
+  const int64_t step_a = kColumns ? p.lda : 1;
+  for (int64_t left = p.k; left > 0; left -= kChain) {
+    p.k = left < kChain ? left : kChain;
+    VecOf<T> acc[R][V];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[r][v] = VecOf<T>{};
+    accumulate<T, R, V, kColumns>(acc, p);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) total[r][v] += acc[r][v];
+    p.a += p.k * step_a;
+    p.b += p.k * p.ldb;
+  }
+}
+
+template <class T, int R, int V, bool kColumns>
+void long_tile(const Gemm<T>& g) {
+  VecOf<T> total[R][V] = {};
+  accumulate_parts<T, R, V, kColumns>(total, g.p1);
+  accumulate_parts<T, R, V, kColumns>(total, g.p2);
+  if (!kColumns && g.gate)
+    finish<T, R, V, true>(g, total);
+  else
+    finish<T, R, V, false>(g, total);
+}
+
 template <class T, int R, int V, bool kColumns>
 void tile(const Gemm<T>& g) {
+  if (__builtin_expect(g.p1.k > kChain || g.p2.k > kChain, 0)) return long_tile<T, R, V, kColumns>(g);
   VecOf<T> acc[R][V];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
@@ -104,6 +140,12 @@ void tile(const Gemm<T>& g) {
 template <class T>
 using TileFn = void (*)(const Gemm<T>&);
 
+// Heights beyond a panel's own are never asked for; they are not compiled either.
+template <int V>
+constexpr int built_rows(int rows) {
+  return rows <= tile_rows(V) ? rows : 1;
+}
+
 template <class T, int V, bool kColumns>
 TileFn<T> tile_of(int rows) {
   static constexpr TileFn<T> kTiles[12] = {
@@ -113,23 +155,12 @@ TileFn<T> tile_of(int rows) {
       tile<T, 4, V, kColumns>,
       tile<T, 5, V, kColumns>,
       tile<T, 6, V, kColumns>,
-      tile < T,
-      tile_rows(V) >= 7 ? 7 : 1,
-      V,
-      kColumns >,
-      tile < T,
-      tile_rows(V) >= 8 ? 8 : 1,
-      V,
-      kColumns >,
-      tile < T,
-      tile_rows(V) >= 9 ? 9 : 1,
-      V,
-      kColumns >,
-      tile < T,
-      tile_rows(V) >= 10 ? 10 : 1,
-      V,
-      kColumns >
-      , tile < T, tile_rows(V) >= 11 ? 11 : 1, V, kColumns >, tile < T, tile_rows(V) >= 12 ? 12 : 1, V, kColumns >,
+      tile<T, built_rows<V>(7), V, kColumns>,
+      tile<T, built_rows<V>(8), V, kColumns>,
+      tile<T, built_rows<V>(9), V, kColumns>,
+      tile<T, built_rows<V>(10), V, kColumns>,
+      tile<T, built_rows<V>(11), V, kColumns>,
+      tile<T, built_rows<V>(12), V, kColumns>,
   };
   return kTiles[rows - 1];
 }

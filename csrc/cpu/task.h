@@ -20,14 +20,13 @@ struct Carver {
   }
 };
 
-// Read by every thread.
+// What tasks have in common.
 template <class T>
 struct Shared {
-  const Plan* plan;
-  const MtmlkCall* call;
-  ParamPtr<T>* base;  // theta_0, packed, and its transposes
-  const T* rates;     // packed
-  const T* ones;      // [n_params]
+  T* packed;          // theta_0, then its transposes
+  ParamPtr<T>* base;  // [n_params] into packed
+  T* rates;           // packed
+  T* ones;            // [n_params]
   int workers;        // threads that share one task
 };
 
@@ -44,6 +43,7 @@ struct Runner {
   const MtmlkCall* call;
   const Shared<T>* shared;
   int64_t task;
+  T* losses;  // [steps + 1] of this task: support losses, then the query loss
 
   T* states;       // [slots, state_size]
   T* checkpoints;  // [segments, own + own_t]

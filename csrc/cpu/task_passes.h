@@ -241,7 +241,7 @@ void Runner<T>::inner_step(int64_t k, bool record) {
   });
   double loss = 0;
   for (int64_t c = 0; c < cut.chunks; ++c) loss += chunk_loss[c];
-  if (record) static_cast<T*>(call->support_losses)[k * call->tasks + task] = T(loss);
+  if (record) losses[k] = T(loss);
   if (cut.chunks > 1) sum_chunks(cut.chunks, plan->own_size, nullptr, grad);
   if (plan->fixed_size[kDelta] == 0) return;
   T* fixed_delta = state(k) + plan->state_fixed + plan->fixed_size[kPrimal];
@@ -341,7 +341,7 @@ void Runner<T>::query_pass(int64_t k, bool add) {
   });
   double loss = 0;
   for (int64_t c = 0; c < cut.chunks; ++c) loss += chunk_loss[c];
-  if (call->loss && phase.y) static_cast<T*>(call->loss)[task] += T(double(weight) * loss);
+  if (phase.y) losses[plan->steps] += T(double(weight) * loss);
   if (!backward) return;
   if (cut.chunks > 1) sum_chunks(cut.chunks, plan->full_size, add ? lambda : nullptr, lambda);
   if (plan->fixed_size[kDelta] == 0) return;

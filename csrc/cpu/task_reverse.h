@@ -183,11 +183,11 @@ void Runner<T>::run(T* carry_row) {
   };
   clear(call->grad_support_x, plan->support.samples);
   clear(call->grad_query_x, plan->query.samples);
-  if (call->loss && call->query_x) static_cast<T*>(call->loss)[task] = 0;
+  losses[steps] = 0;
   for (int64_t k = 0; k < steps; ++k) {
     if (call->query_x && !differentiate() && step_weight(k) != 0) query_pass(k, false);
     write_adapted(k);
-    inner_step(k, call->support_losses != nullptr);
+    inner_step(k, true);
     take_step(k);
   }
   write_adapted(steps);

@@ -180,7 +180,7 @@ struct SinCos {
   VecOf<T> sin, cos;
 };
 
-// Cody-Waite reduction by pi/2 in three parts; good to |x| = 1e5. Beyond, lane by lane.
+// Cody-Waite reduction by pi/2 in three parts; good to `limit`. Beyond, lane by lane.
 template <class T>
 MTMLK_INLINE SinCos<T> sin_cos(VecOf<T> x) {
   constexpr bool kF32 = sizeof(T) == 4;
@@ -223,7 +223,11 @@ MTMLK_INLINE SinCos<T> sin_cos(VecOf<T> x) {
   VecOf<T> sine = swap ? c : s, cosine = swap ? s : c;
   sine = (q & 2) != 0 ? -sine : sine;
   cosine = ((q + 1) & 2) != 0 ? -cosine : cosine;
+#if defined(__FMA__)
   const T limit = T(1e5);
+#else
+  const T limit = T(kF32 ? 1.2e4 : 1e5);  // n times the second part has to be exact: n < 2^13
+#endif
   const IntOf<T> far = absolute<T>(x) > limit;
   bool any = false;
   for (int i = 0; i < Simd<T>::kLanes; ++i) any |= far[i] != 0;

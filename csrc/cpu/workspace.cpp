@@ -11,7 +11,7 @@
 namespace mtmlk {
 namespace {
 
-constexpr int64_t kHeader = 64;
+constexpr int64_t kHeader = 128;
 constexpr int64_t kHugePage = 2 << 20;
 constexpr int64_t kKept = int64_t(256) << 20;  // bytes kept for later calls
 

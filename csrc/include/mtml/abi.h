@@ -84,7 +84,7 @@ typedef struct {
   const void* grad_output;          // [T, Q, out]
   const void* grad_support_losses;  // [K, T]
   const void* const* grad_adapted;  // [n_adapted], entries may be NULL
-  void* carry;                      // [carry_rows(T), carry_cols]
+  void* carry;                      // [T or 1, carry_cols], see MtmlkPlanInfo
   void* grad_support_x;             // [n_inputs] concatenated, see mtmlk_plan_info; unscaled when grad_loss is NULL
   void* grad_query_x;
 } MtmlkCall;

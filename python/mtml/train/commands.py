@@ -189,7 +189,7 @@ def omniglot(
             init=init,
             per="element" if meta_sgd else learn_lr,
             cosine=cosine,
-            shift=shift,
+            shift=0 if shift is None and data is None else shift,  # the digits are too small and well centred
         )
         settings = OmniglotSettings(
             data=data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,24 +23,35 @@ TOLERANCE = 1e-4
 
 
 class Comparison(NamedTuple):
-    """Meta-iterations per second of both ways, and the relative difference of their meta-gradients."""
+    """Meta-iterations per second of both ways, and the relative difference of their meta-gradients.
+
+    `rounding` is that between the plain loop in float32 and in float64. Where losses are nearly zero, as at the end of
+    a training, gradients are small differences of large terms, and it can exceed the tolerance all by itself.
+    """
 
     engine: float
     plain: float
     gradients: float
+    rounding: float
+
+    @property
+    def tolerance(self) -> float:
+        """1e-4, or a few times PyTorch's own rounding error where that is more."""
+        return max(TOLERANCE, 3 * self.rounding) if self.rounding < 0.01 else TOLERANCE
 
     @property
     def agree(self) -> bool:
         """Whether the meta-gradients are equal but for rounding; not so where one is NaN."""
-        return self.gradients < TOLERANCE
+        return self.gradients < self.tolerance
 
     def __str__(self) -> str:
-        verdict = "they agree" if self.agree else f"THEY DISAGREE (expected below {TOLERANCE:g})"
+        verdict = "they agree" if self.agree else f"THEY DISAGREE (expected below {self.tolerance:.1e})"
         return (
             f"fused engine        {self.engine:10.1f} meta-iterations/s\n"
             f"plain PyTorch loop  {self.plain:10.1f} meta-iterations/s\n"
             f"ratio               {self.engine / self.plain:10.1f}\n"
-            f"meta-gradients at the trained parameters: relative difference {self.gradients:.1e}, {verdict}"
+            f"meta-gradients at the trained parameters: relative difference {self.gradients:.1e} "
+            f"(float32 rounding of the loop alone: {self.rounding:.1e}), {verdict}"
         )
 
 
@@ -51,7 +63,7 @@ def compare(
     Both ways train in turn in short bursts, so that a machine whose speed drifts slows both alike; task generation and
     the outer Adam are counted in both. `stream` makes a new stream of meta-batches.
     """
-    difference = _gradient_difference(maml, next(stream()), loss)
+    differences = _gradient_differences(maml, next(stream()), loss)
     ours, theirs = copy.deepcopy(maml), copy.deepcopy(maml)
     fused = engine_step(ours, FlatAdam(ours.parameters(), lr=lr), stream())
     plain = plain_step(theirs, torch.optim.Adam(theirs.parameters(), lr=lr), stream(), loss)
@@ -61,7 +73,7 @@ def compare(
     while not rates[0] or time.perf_counter() < stop:
         for step, found in zip((fused, plain), rates, strict=True):
             found.append(_rate(step, min(0.25, seconds / 4)))
-    return Comparison(statistics.median(rates[0]), statistics.median(rates[1]), difference)
+    return Comparison(statistics.median(rates[0]), statistics.median(rates[1]), *differences)
 
 
 def _rate(step: Callable[[], Tensor], seconds: float) -> float:
@@ -74,12 +86,21 @@ def _rate(step: Callable[[], Tensor], seconds: float) -> float:
             return count / spent
 
 
-def _gradient_difference(maml: mtml.MAML, batch: TaskBatch, loss: str) -> float:
-    """|engine - plain| / |plain| over all meta-parameters."""
-    params = [p for p in maml.parameters() if p.requires_grad]
-    ours = torch.autograd.grad(maml.meta_loss(batch).mean(), params)
-    plain = plain_losses(maml.module, batch, rates=inner_rates(maml), steps=maml.steps, loss=loss)
-    theirs = torch.autograd.grad(plain.mean(), params)
-    error = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(ours, theirs, strict=True))
-    size = sum(float(b.double().square().sum()) for b in theirs)
-    return (error / size) ** 0.5 if size > 0 else float("nan")
+def _gradient_differences(maml: mtml.MAML, batch: TaskBatch, loss: str) -> tuple[float, float]:
+    """Relative differences over all meta-parameters: engine to plain loop, and plain loop to itself in float64."""
+    ours = torch.autograd.grad(maml.meta_loss(batch).mean(), [p for p in maml.parameters() if p.requires_grad])
+    plain = _plain_gradients(maml, batch, loss)
+    exact = _plain_gradients(copy.deepcopy(maml).double(), batch.to(torch.float64), loss)
+    return _relative(ours, plain), _relative(plain, exact)
+
+
+def _plain_gradients(maml: mtml.MAML, batch: TaskBatch, loss: str) -> tuple[Tensor, ...]:
+    losses = plain_losses(maml.module, batch, rates=inner_rates(maml), steps=maml.steps, loss=loss)
+    return torch.autograd.grad(losses.mean(), [p for p in maml.parameters() if p.requires_grad])
+
+
+def _relative(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """|found - expected| / |expected| of all tensors together."""
+    error = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, expected, strict=True))
+    size = sum(float(b.double().square().sum()) for b in expected)
+    return (error / size) ** 0.5 if size > 0 else math.nan

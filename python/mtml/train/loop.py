@@ -179,8 +179,11 @@ class Loop:
 
 
 def _position(budget: Budget, progress: Progress) -> float:
-    """Where the bar stands: in iterations where their number is given, else in seconds."""
-    return progress.iteration if budget.iterations is not None else round(progress.seconds, 1)
+    """Where the bar stands: in iterations where their number is given, else in seconds, of which the last iteration may
+    need a few more than there are (tqdm forgets its total when it is exceeded)."""
+    if budget.iterations is not None:
+        return progress.iteration
+    return min(round(progress.seconds, 1), 60.0 * (budget.minutes or 0.0))
 
 
 @contextmanager

@@ -142,7 +142,7 @@ class OmniglotRun:
         return estimate(torch.cat(parts)[:tasks])
 
     def _logged_accuracy(self) -> dict[str, float]:
-        accuracy = self._accuracy(self.logged, LOG_TASKS, self.settings.preset.test_steps)
+        accuracy = self._accuracy(self.logged, LOG_TASKS, self.settings.preset.steps)
         return {"accuracy": accuracy.mean, "ci95": accuracy.ci95}
 
     def _schedule(self, used: float) -> None:
@@ -224,7 +224,7 @@ class OmniglotRun:
 
 def table_text(accuracy: list[Estimate], settings: OmniglotSettings) -> str:
     """Accuracy by adaptation step."""
-    data = "scikit-learn's digits 5-9" if settings.data is None else "characters not seen in training"
+    data = "scikit-learn's digits, new drawings" if settings.data is None else "characters not seen in training"
     lines = [
         f"accuracy on {TEST_TASKS} tasks of {data}, {settings.ways} ways, {settings.shots} shots, with 95 % interval"
     ]

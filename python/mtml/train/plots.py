@@ -80,7 +80,7 @@ def _accuracy_curve(axes: Axes, rows: list[dict[str, float]]) -> None:
     if points:
         x, y, bar = np.array(points).T
         axes.errorbar(x, 100 * y, 100 * bar, marker=".", capsize=2, color="tab:green")
-    axes.set(title="accuracy during training", xlabel="meta-iteration", ylabel="accuracy on unseen classes, %")
+    axes.set(title="accuracy during training", xlabel="meta-iteration", ylabel="accuracy on other tasks, %")
     axes.grid(alpha=0.3)
 
 

@@ -51,17 +51,21 @@ def learn2learn(ways: int, shots: int) -> Preset:
 
 
 def mtml(ways: int, shots: int) -> Preset:
-    """What trained this network without BatchNorm best in a given time."""
+    """What trained this network without BatchNorm best in a given time, judged on 100 validation characters.
+
+    It owes most to He's initialisation, then to moving the drawings. A learned rate was a little worse than the fixed
+    one after equal time, as were 2 inner steps, half the tasks, fewer queries and other rates, inner or outer.
+    """
     return Preset(
         meta_batch=32,
         queries=5,
         steps=1,
         test_steps=3,
-        inner_lr=0.4,
-        outer_lr=1e-3,
+        inner_lr=0.8,
+        outer_lr=2e-3,
         init="he",
-        per="tensor",
         cosine=True,
+        shift=2,
     )
 
 
