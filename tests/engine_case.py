@@ -252,17 +252,6 @@ def cotangents_of(case: Case, rng: random.Random) -> list[Tensor | None]:
     return [makers[kind](t) for kind, t in zip(kinds, outputs, strict=True)]
 
 
-def _as_reference_reads_it(case: Case) -> Case:
-    """Ignored labels (-100) as what they mean: class 0 under a weight of 0."""
-    changes: dict[str, Tensor] = {}
-    for name in ("support", "query"):
-        y, mask = getattr(case, f"{name}_y"), getattr(case, f"{name}_mask")
-        if y is not None and not y.is_floating_point() and bool((y < 0).any()):
-            weights = torch.ones(y.shape, dtype=case.params[0].dtype) if mask is None else mask
-            changes |= {f"{name}_y": y.clamp_min(0), f"{name}_mask": weights * (y >= 0)}
-    return dataclasses.replace(case, **changes)
-
-
 @contextmanager
 def on_threads(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -281,9 +270,9 @@ def evaluate(
     threads: int = 1,
 ) -> Evaluated:
     """All outputs, and the gradients of the groups in `wanted` (zeros where nothing depends on a tensor)."""
-    if backend == "reference":
-        case = _as_reference_reads_it(case)
-    groups = {name: [t.detach().requires_grad_(name in wanted) for t in getattr(case, name)] for name in GROUPS}
+    groups: dict[str, Any] = {
+        name: [t.detach().requires_grad_(name in wanted) for t in getattr(case, name)] for name in GROUPS
+    }
     leaves = [t for name in GROUPS for t in groups[name] if name in wanted]
     with on_threads(threads):
         outputs = outputs_of(dataclasses.replace(case, **groups), backend)

@@ -31,8 +31,8 @@ def _random_pair(rng: random.Random, draft: Draft, op: Op) -> None:
         rows, features = rng.choice([1, a.rows]), rng.choice([1, a.features])
         shape = (features,) if rows == 1 else (rows, features)
         others = [draft.param(draft.new_param(1, *shape))]
-    b = rng.choice(others)
-    draft.pair(op, *rng.sample([a, b], 2))
+    if others:
+        draft.pair(op, *rng.sample([a, rng.choice(others)], 2))
 
 
 def _random_linear(rng: random.Random, draft: Draft) -> None:

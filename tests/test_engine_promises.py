@@ -82,7 +82,7 @@ def test_random_calls_repeat_bit_by_bit(seed: int, nodes: int) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_large_calls_repeat_bit_by_bit(name: str) -> None:
     case = LARGE[name]
-    only_loss = [torch.ones(len(case.support_y), dtype=case.params[0].dtype)]
+    only_loss: list[Tensor | None] = [torch.ones(len(case.support_y), dtype=case.params[0].dtype)]
     only_loss += [None] * (len(outputs_of(case, "cpu")) - 1)
     for cotangents in (only_loss, ones_of(case)):
         first = evaluate(case, "cpu", cotangents)
@@ -94,8 +94,8 @@ def test_large_calls_repeat_bit_by_bit(name: str) -> None:
 def some_tasks(case: Case, order: Sequence[int]) -> Case:
     """The call for these tasks alone, in this order."""
     names = ("support_y", "query_y", "support_mask", "query_mask")
-    rest = {name: None if (t := getattr(case, name)) is None else t[list(order)] for name in names}
-    xs = {name: [x[list(order)] for x in getattr(case, name)] for name in ("support_x", "query_x")}
+    rest: dict[str, Any] = {name: None if (t := getattr(case, name)) is None else t[list(order)] for name in names}
+    xs: dict[str, Any] = {name: [x[list(order)] for x in getattr(case, name)] for name in ("support_x", "query_x")}
     return dataclasses.replace(case, **rest, **xs)
 
 

@@ -69,6 +69,16 @@ class TestFlatAdam:
         assert len(starts) == 1
         assert all(p.grad is not None and p.grad.shape == p.shape for p in net.parameters())
 
+    def test_number_of_threads_stays(self):
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            net = mlp((2, 3, 1))
+            FlatAdam(net.parameters()).step()
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(before)
+
     def test_leaves_frozen_parameters_alone(self):
         net = mlp((2, 3, 1))
         net[0].weight.requires_grad_(False)

@@ -96,7 +96,7 @@ def sinusoid(
     backend: Backend = "auto",
     plain_seconds: PlainSeconds = 5.0,
 ) -> None:
-    """Sinusoid regression as in the MAML paper; the published table is that of --shots 5 --iterations 60000."""
+    """Sinusoid regression as in the MAML paper (--demo: as in the published table of the Meta-SGD paper)."""
     from mtml.train.models import INITS
     from mtml.train.sinusoid import FREQUENCY, SinusoidRun, SinusoidSettings, table_text
 
