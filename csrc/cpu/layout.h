@@ -19,38 +19,58 @@ MTMLK_INLINE void each_panel(int64_t k, int64_t n, Body body) {
   }
 }
 
-// weight [O, I] -> packed [I, O]
-template <class T>
-void pack_weight(const T* weight, int64_t outputs, int64_t inputs, T* packed) {
-  each_panel<T>(inputs, outputs, [&](int64_t start, int64_t col, int64_t width) {
-    for (int64_t i = 0; i < inputs; ++i)
-      for (int64_t o = 0; o < width; ++o)
-        packed[start + i * width + o] = col + o < outputs ? weight[(col + o) * inputs + i] : T(0);
-  });
-}
-
-// packed [I, O] -> weight [O, I], scaled
-template <class T>
-void unpack_weight(const T* packed, int64_t outputs, int64_t inputs, T* weight) {
-  each_panel<T>(inputs, outputs, [&](int64_t start, int64_t col, int64_t width) {
-    const int64_t real = outputs - col < width ? outputs - col : width;
-    for (int64_t o = 0; o < real; ++o)
-      for (int64_t i = 0; i < inputs; ++i) weight[(col + o) * inputs + i] = packed[start + i * width + o];
-  });
-}
-
 // kLanes x kLanes block by log2(kLanes) rounds of interleaving rows i and i + kLanes / 2: after all rounds each element
-// has rotated from (i, j) to (j, i).
+// has rotated from (i, j) to (j, i). Addresses need no alignment.
 template <class T>
 MTMLK_INLINE void transpose_block(const T* src, int64_t src_ld, T* dst, int64_t dst_ld) {
   constexpr int kLanes = Simd<T>::kLanes, kHalf = kLanes / 2;
   VecOf<T> row[kLanes], next[kLanes];
-  for (int i = 0; i < kLanes; ++i) row[i] = load<T>(src + i * src_ld);
+  for (int i = 0; i < kLanes; ++i) row[i] = load_anywhere<T>(src + i * src_ld);
   for (int round = 1; round < kLanes; round *= 2) {
     for (int i = 0; i < kHalf; ++i) interleave<T>(row[i], row[i + kHalf], next[2 * i], next[2 * i + 1]);
     for (int i = 0; i < kLanes; ++i) row[i] = next[i];
   }
-  for (int i = 0; i < kLanes; ++i) store<T>(dst + i * dst_ld, row[i]);
+  for (int i = 0; i < kLanes; ++i) store_anywhere<T>(dst + i * dst_ld, row[i]);
+}
+
+// Calls block(o, i) for each whole kLanes x kLanes block of the panel's real outputs and inputs, element(o, i) for
+// every other element of the panel, padding included; o counts from the panel's first column.
+template <class T, class BlockFn, class ElementFn>
+MTMLK_INLINE void each_block(int64_t outputs, int64_t width, int64_t inputs, BlockFn block, ElementFn element) {
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  const int64_t whole_o = (outputs < width ? outputs : width) / kLanes * kLanes, whole_i = inputs / kLanes * kLanes;
+  for (int64_t i = 0; i < whole_i; i += kLanes)
+    for (int64_t o = 0; o < whole_o; o += kLanes) block(o, i);
+  for (int64_t i = 0; i < inputs; ++i)
+    for (int64_t o = i < whole_i ? whole_o : 0; o < width; ++o) element(o, i);
+}
+
+// weight [O, I] -> packed [I, O]
+template <class T>
+void pack_weight(const T* weight, int64_t outputs, int64_t inputs, T* packed) {
+  each_panel<T>(inputs, outputs, [&](int64_t start, int64_t col, int64_t width) {
+    const T* from = weight + col * inputs;
+    T* to = packed + start;
+    each_block<T>(
+        outputs - col, width, inputs,
+        [&](int64_t o, int64_t i) { transpose_block<T>(from + o * inputs + i, inputs, to + i * width + o, width); },
+        [&](int64_t o, int64_t i) { to[i * width + o] = col + o < outputs ? from[o * inputs + i] : T(0); });
+  });
+}
+
+// packed [I, O] -> weight [O, I]
+template <class T>
+void unpack_weight(const T* packed, int64_t outputs, int64_t inputs, T* weight) {
+  each_panel<T>(inputs, outputs, [&](int64_t start, int64_t col, int64_t width) {
+    const T* from = packed + start;
+    T* to = weight + col * inputs;
+    each_block<T>(
+        outputs - col, width, inputs,
+        [&](int64_t o, int64_t i) { transpose_block<T>(from + i * width + o, width, to + o * inputs + i, inputs); },
+        [&](int64_t o, int64_t i) {
+          if (col + o < outputs) to[o * inputs + i] = from[i * width + o];
+        });
+  });
 }
 
 // packed [K, N] -> packed [N, K]

@@ -90,6 +90,19 @@ MTMLK_INLINE VecOf<T> iota() {
   return v;
 }
 
+// The same at any address.
+template <class T>
+MTMLK_INLINE VecOf<T> load_anywhere(const T* p) {
+  VecOf<T> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class T>
+MTMLK_INLINE void store_anywhere(T* p, VecOf<T> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
 // The first n < kLanes elements at p, zeros behind them; reads nothing beyond.
 template <class T>
 MTMLK_INLINE VecOf<T> load_first(const T* p, int64_t n) {
@@ -109,10 +122,7 @@ MTMLK_INLINE VecOf<T> load_first(const T* p, int64_t n) {
 // Whole vectors where they are, zeros behind the end. The address may be unaligned.
 template <class T>
 MTMLK_INLINE VecOf<T> load_some(const T* p, int64_t n) {
-  if (n < Simd<T>::kLanes) return load_first<T>(p, n);
-  VecOf<T> v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return v;
+  return n < Simd<T>::kLanes ? load_first<T>(p, n) : load_anywhere<T>(p);
 }
 
 template <class T>

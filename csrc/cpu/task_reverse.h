@@ -153,8 +153,11 @@ template <class T>
 void Runner<T>::reverse(T* carry_row) {
   const int64_t steps = plan->steps;
   lambda = carry_row;
-  fill_zero<T>(lambda, plan->carry_cols);
-  if (call->query_x) query_pass(steps, false);
+  fill_zero<T>(lambda + plan->full_size, plan->carry_cols - plan->full_size);
+  if (call->query_x)
+    query_pass(steps, false);  // writes every parameter that is used
+  else
+    fill_zero<T>(lambda, plan->full_size);
   for (int64_t i = 0; i < plan->n_params; ++i)  // no pass writes a parameter that the output does not depend on
     if (!plan->params[i].used) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
   add_external(steps);

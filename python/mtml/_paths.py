@@ -12,8 +12,8 @@ from mtml.inner_lr import InnerLR
 from mtml_kernels._general_rates import op_rates
 from mtml_kernels._general_task import TaskRule
 from mtml_kernels.checks import check_class_ids, check_finite
-from mtml_kernels.losses import IGNORED
 from mtml_kernels.general import GeneralPlan, general_inner_loop
+from mtml_kernels.losses import IGNORED
 from mtml_kernels.ops.inner_loop import InnerLoopSpec, inner_loop_call
 from mtml_kernels.program import Program
 
