@@ -1,6 +1,6 @@
 """The compiled CPU engine: finds it, checks what goes in, and gives tensors back.
 
-The engine takes addresses; everything a wrong address could break is checked here: dtype, contiguity, memory of its own.
+The engine takes addresses; what a wrong address could break is checked here: dtype, contiguity, memory of its own.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def inner_loop_backward(
     params, lr, needs = args[0], args[8], args[18]
     param_grads: Grads = [_room(p) for p in params] if needs & 1 else [None] * len(params)
     lr_grads: Grads = [_room(t) for t in lr] if needs & _NEED_LR else [None] * len(lr)
-    only_loss = grad_output is None and grad_support_losses is None and all([g is None for g in grad_adapted])
+    only_loss = grad_output is None and grad_support_losses is None and not any(g is not None for g in grad_adapted)
     if carry and only_loss and grad_loss is not None and _spread(args, carry[0], grad_loss, param_grads, lr_grads):
         rest = iter(carry[1:])
         to_support = _scaled(next(rest), args[2], grad_loss) if needs & _NEED_SUPPORT_X else None
