@@ -27,7 +27,7 @@ from mtml_kernels.program import Program, Shape, Unfusable
 
 UNKNOWN = object()
 _STALE = "a tensor is used after another name of its memory was changed in place"
-_LOCK = threading.RLock()  # torch.fx patches nn.Module while it traces
+_LOCK = threading.RLock()  # torch.fx patches nn.Module while it traces, and the check swaps the model's tensors
 
 
 def trace_module(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]) -> Program:
@@ -41,10 +41,10 @@ def trace_module(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]
 
 
 def _traced(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]) -> Program:
-    inputs = inputs_of(model, shapes)
-    tracer = _Tracer(model, Builder(_tensors(model), inputs))
-    names = [info.name for info in inputs] if isinstance(shapes, Mapping) else None
     with _LOCK:
+        inputs = inputs_of(model, shapes)
+        tracer = _Tracer(model, Builder(_tensors(model), inputs))
+        names = [info.name for info in inputs] if isinstance(shapes, Mapping) else None
         with guarded(model) as side_effects:
             output = tracer.run(functools.partial(_call, tracer, model, len(inputs), names))
         if output is None or side_effects:

@@ -187,12 +187,16 @@ def test_tracing_works_under_no_grad_and_inference_mode() -> None:
 
 def test_threads_may_trace_at_once() -> None:
     model, results = mlp(3, 4, 2), []
-    workers = [threading.Thread(target=lambda: results.append(trace(model, [(3,)]))) for _ in range(4)]
+
+    def work() -> None:  # often enough that one thread looks at the model while another checks its trace
+        results.extend(trace(model, [(3,)]) for _ in range(20))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len(results) == 4 and len(set(results)) == 1
+    assert len(results) == 80 and len(set(results)) == 1
 
 
 def test_decode_refuses_what_it_did_not_encode() -> None:
