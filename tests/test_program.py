@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -186,17 +187,28 @@ def test_tracing_works_under_no_grad_and_inference_mode() -> None:
 
 
 def test_threads_may_trace_at_once() -> None:
-    model, results = mlp(3, 4, 2), []
+    checking = threading.Event()
 
-    def work() -> None:  # often enough that one thread looks at the model while another checks its trace
-        results.extend(trace(model, [(3,)]) for _ in range(20))
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if isinstance(x, Tensor):  # not a tracer's stand-in: the check runs the model, its tensors exchanged
+                checking.set()
+                time.sleep(0.05)
+            return x
+
+    model, results = nn.Sequential(nn.Linear(3, 4), Slow()), []
+
+    def work() -> None:
+        results.append(trace(model, [(3,)]))
 
     workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
+    workers[0].start()
+    assert checking.wait(timeout=10)
+    for worker in workers[1:]:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len(results) == 80 and len(set(results)) == 1
+    assert len(results) == 4 and len(set(results)) == 1
 
 
 def test_decode_refuses_what_it_did_not_encode() -> None:
