@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("PIL")
 from PIL import Image, ImageDraw
 
-from mtml.tasks import DataError, Omniglot
+from mtml.tasks import DataError, ImageEpisodes, Omniglot
 from mtml.tasks.digits import load_digits
 from mtml.tasks.omniglot import rotations, split_omniglot
 from mtml.tasks.omniglot_source import read_omniglot
@@ -223,6 +223,28 @@ class TestSplit:
         assert np.array_equal(split_omniglot(folder).test, split_omniglot(folder).test)
         assert not np.array_equal(split_omniglot(folder).test, split_omniglot(folder, seed=1).test)
 
+    def test_background_split_is_by_part(self, folder, tmp_path):
+        for source in (folder, zip_parts(folder, tmp_path / "zips")):
+            split = split_omniglot(source, split="background", validation=3)
+            assert split.train.shape == (10 * 4, DRAWINGS, 784) and len(split.validation) == 3
+            assert split.test_names == tuple(f"Gimel/character{i:02d}" for i in range(1, 6))
+            assert not any(name.startswith("Gimel") for name in split.validation_names)
+            assert np.array_equal(split.test, read_omniglot(folder).images[13:])
+
+    def test_names_are_those_of_the_images(self, folder):
+        split, (images, names) = split_omniglot(folder, validation=2), read_omniglot(folder)
+        for got, called in ((split.test, split.test_names), (split.validation, split.validation_names)):
+            assert np.array_equal(got, images[[names.index(name) for name in called]])
+
+    def test_background_split_needs_both_parts(self, folder, copy):
+        with pytest.raises(DataError, match=r"images_evaluation .*found only images_background; the split 'maml'"):
+            split_omniglot(folder / "images_background", split="background")
+        shutil.rmtree(copy / "images_evaluation")
+        with pytest.raises(DataError, match="found only images_background"):
+            split_omniglot(copy, split="background")
+        with pytest.raises(ValueError, match="split: expected one of maml, background; got 'lake'"):
+            split_omniglot(folder, split="lake")
+
     def test_rotations(self):
         square = np.arange(4, dtype=np.uint8).reshape(1, 1, 4)
         turned = rotations(square).reshape(4, 2, 2).tolist()
@@ -232,6 +254,25 @@ class TestSplit:
         batch = next(Omniglot(folder, ways=5, shots=1, queries=2, tasks=3))
         assert batch.sx.shape == (3, 5, 784) and batch.qx.shape == (3, 10, 784)
         assert batch.sx.max() > 0.8 and batch.sx.min() == 0
+
+
+class TestEpisodes:
+    IMAGES = (np.arange(9)[:, None, None] * 20 + np.arange(4)[None, :, None] + np.zeros(16)).astype(np.uint8)
+
+    def test_classes_are_those_of_the_batch(self):
+        episodes = ImageEpisodes(self.IMAGES, ways=3, shots=1, queries=2, tasks=50, seed=1)
+        for index in (0, 7):
+            batch, classes = episodes.batch(index), episodes.classes(index)
+            assert classes.shape == (50, 3) and len({tuple(row) for row in classes}) > 20
+            pixels = (batch.qx[..., 0] * 255).round().int().numpy()
+            assert np.array_equal(pixels // 20, np.take_along_axis(classes, batch.qy.numpy(), 1))
+
+    def test_shape(self):
+        rows, images = (ImageEpisodes(self.IMAGES, 3, shape=shape) for shape in (None, (1, 4, 4)))
+        assert images.batch(2).qx.shape == (32, 3, 1, 4, 4)
+        assert np.array_equal(images.batch(2).sx.flatten(2), rows.batch(2).sx)
+        with pytest.raises(ValueError, match=r"shape: expected the 16 pixels of an image, got \(1, 5, 5\)"):
+            ImageEpisodes(self.IMAGES, 3, shape=(1, 5, 5))
 
 
 def test_digits_are_divided_by_drawing():

@@ -52,11 +52,13 @@ class ImageEpisodes(TaskStream):
         seed: of all randomness.
         shift: move every sample by up to so many pixels each way, at random (square images; what is empty stays 0).
         stream: number of the independent stream under this seed.
+        shape: of one sample, where a network takes images, as (1, 28, 28); None: F pixels in a row.
         source: what the images are, for error messages.
 
     Raises:
         DataError: where the array has too few classes or drawings for the tasks asked.
-        ValueError: where a count is not a positive int, or `shift` is asked of images that are not square.
+        ValueError: where a count is not a positive int, `shift` is asked of images that are not square, or `shape` has
+            another number of pixels than they have.
 
     Example:
         >>> import numpy as np
@@ -78,9 +80,12 @@ class ImageEpisodes(TaskStream):
         *,
         shift: int = 0,
         stream: int = 0,
+        shape: tuple[int, ...] | None = None,
         source: str = "images",
     ) -> None:
         check_counts(ways=ways, shots=shots, queries=queries, tasks=tasks)
+        if shape is not None and math.prod(shape) != images.shape[2]:
+            raise ValueError(f"shape: expected the {images.shape[2]} pixels of an image, got {shape}; None keeps a row")
         classes, drawings = images.shape[:2]
         if classes < ways:
             raise DataError(f"{source}: {ways} ways need {ways} classes, but there are {classes}. Ask for fewer ways.")
@@ -93,12 +98,24 @@ class ImageEpisodes(TaskStream):
         self._windows = _windows(images, shift) if shift else None  # [classes * drawings, dy, dx, side, side], a view
         self.ways, self.shots, self.queries, self.tasks = ways, shots, queries, tasks
         self.seed, self.stream = seed, stream
+        self.shape = (images.shape[2],) if shape is None else tuple(shape)
+
+    def classes(self, index: int) -> np.ndarray:
+        """Which class of `images` each way of each task of batch `index` is: int64 [T, N]."""
+        return self._draw_classes(self._generator(index))
+
+    def _generator(self, index: int) -> np.random.Generator:
+        return np.random.default_rng(entropy(self.seed, self.stream, index))
+
+    def _draw_classes(self, rng: np.random.Generator) -> np.ndarray:
+        """The first thing drawn for a batch, so that it can be drawn again without the rest."""
+        return distinct(rng, self.tasks, self.ways, len(self.images))
 
     def batch(self, index: int) -> TaskBatch:
         """Meta-batch number `index`."""
-        rng = np.random.default_rng(entropy(self.seed, self.stream, index))
+        rng = self._generator(index)
         drawings = self.images.shape[1]
-        classes = distinct(rng, self.tasks, self.ways, len(self.images))  # [T, N]
+        classes = self._draw_classes(rng)  # [T, N]
         drawn = distinct(rng, self.tasks * self.ways, self.shots + self.queries, drawings)  # [T * N, K + queries]
         flat = classes.reshape(-1, 1) * drawings + drawn
         return TaskBatch(
@@ -109,7 +126,7 @@ class ImageEpisodes(TaskStream):
         )
 
     def _pixels(self, flat: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Gather bytes first and make floats of them last: a quarter of the memory traffic. [T, N * n, F]"""
+        """Gather bytes first and make floats of them last: a quarter of the memory traffic. [T, N * n, *shape]"""
         size, rows = self.images.shape[2], flat.reshape(-1)
         if self._windows is None:
             gathered = self.images.reshape(-1, size)[rows]
@@ -117,7 +134,7 @@ class ImageEpisodes(TaskStream):
             down, right = rng.integers(self._windows.shape[1], size=(2, len(rows)))
             gathered = self._windows[rows, down, right]
         scaled = np.multiply(gathered, np.float32(1 / 255), dtype=np.float32)
-        return torch.from_numpy(scaled.reshape(self.tasks, -1, size))
+        return torch.from_numpy(scaled.reshape(self.tasks, -1, *self.shape))
 
     def _classes(self, count: int) -> Tensor:
         """[T, N * count]"""

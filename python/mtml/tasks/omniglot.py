@@ -9,20 +9,23 @@ import numpy as np
 
 from mtml.tasks.errors import DataError
 from mtml.tasks.image_episodes import ImageEpisodes
-from mtml.tasks.omniglot_source import read_omniglot
+from mtml.tasks.omniglot_source import PARTS, Characters, read_omniglot
 
-__all__ = ["Omniglot", "OmniglotSplit", "rotations", "split_omniglot"]
+__all__ = ["SPLITS", "Omniglot", "OmniglotSplit", "rotations", "split_omniglot"]
 
+SPLITS = ("maml", "background")
 CHARACTERS, TRAIN_CHARACTERS = 1623, 1200
 STREAMS = {"train": 0, "validation": 1, "test": 2}
 
 
 class OmniglotSplit(NamedTuple):
-    """uint8 [classes, drawings, pixels] each; no character is in two of them."""
+    """uint8 [classes, drawings, pixels] each; no character is in two of them. Names of the classes tested on."""
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    test_names: tuple[str, ...] = ()
+    validation_names: tuple[str, ...] = ()
 
 
 def rotations(images: np.ndarray) -> np.ndarray:
@@ -34,31 +37,72 @@ def rotations(images: np.ndarray) -> np.ndarray:
 
 
 def split_omniglot(
-    path: str | Path, *, seed: int = 0, validation: int = 0, rotate: bool = True, cache: Path | None = None
+    path: str | Path,
+    *,
+    split: str = "maml",
+    seed: int = 0,
+    validation: int = 0,
+    rotate: bool = True,
+    cache: Path | None = None,
 ) -> OmniglotSplit:
-    """The drawings below `path` in the split of the MAML paper: 1200 characters to train, the other 423 to test.
+    """The drawings below `path`, divided by characters into those to train and those to test on.
 
-    Characters of both files are sorted by name and shuffled with `seed`, without regard to their alphabets; the first
-    1200 (with other numbers of characters: the same share) train. `validation` characters are taken out of the training
-    ones, as the paper's code does with 100, so that settings can be chosen without looking at the test. With `rotate`
-    every training character also counts as three more classes, turned by 90, 180 and 270 degrees.
+    "maml", the split of the MAML paper: 1200 characters to train, the other 423 to test. Characters of both files are
+    sorted by name and shuffled with `seed`, without regard to their alphabets; the first 1200 (with other numbers of
+    characters: the same share) train. "background", that of the data's authors: the 964 characters of
+    images_background train, the 659 of images_evaluation test; no alphabet is in both, which makes it harder.
+
+    `validation` characters are taken out of the training ones, as the MAML paper's code does with 100, so that settings
+    can be chosen without looking at the test. With `rotate` every training character also counts as three more classes,
+    turned by 90, 180 and 270 degrees.
 
     Raises:
-        DataError: as `read_omniglot`, and where `validation` leaves nothing to train on.
+        DataError: as `read_omniglot`, where `validation` leaves nothing to train on, and where the split "background"
+            finds only one of the two parts.
+        ValueError: where `split` has another name.
 
     Paper: Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program induction", 2015.
     """
-    images = read_omniglot(path, cache=cache).images
-    total = len(images)
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
+    training, testing = (_maml if split == "maml" else _background)(path, seed, cache)
+    held = len(training.names) - validation
+    if not (validation >= 0 and held > 0):
+        count = len(training.names)
+        raise DataError(f"validation: expected 0..{count - 1} of the {count} training characters, got {validation}")
+    kept = training.images[:held]
+    return OmniglotSplit(
+        rotations(kept) if rotate else kept,
+        training.images[held:],
+        testing.images,
+        tuple(testing.names),
+        tuple(training.names[held:]),
+    )
+
+
+def _maml(path: str | Path, seed: int, cache: Path | None) -> tuple[Characters, Characters]:
+    """All characters shuffled, the first 1200 to train."""
+    characters = read_omniglot(path, cache=cache)
+    total = len(characters.names)
     training = TRAIN_CHARACTERS if total == CHARACTERS else round(total * TRAIN_CHARACTERS / CHARACTERS)
-    if not 0 <= validation < training:
-        raise DataError(
-            f"validation: expected 0..{training - 1} of the {training} training characters, got {validation}"
-        )
-    shuffled = images[np.random.default_rng(seed).permutation(total)]
-    held = training - validation
-    train = rotations(shuffled[:held]) if rotate else shuffled[:held]
-    return OmniglotSplit(train, shuffled[held:training], shuffled[training:])
+    shuffled = _shuffled(characters, seed)
+    return (
+        Characters(shuffled.images[:training], shuffled.names[:training]),
+        Characters(shuffled.images[training:], shuffled.names[training:]),
+    )
+
+
+def _background(path: str | Path, seed: int, cache: Path | None) -> tuple[Characters, Characters]:
+    """Each part by itself; shuffled, so that validation characters come from all alphabets."""
+    training, testing = (read_omniglot(path, part=part, cache=cache) for part in PARTS)
+    drawings = min(training.images.shape[1], testing.images.shape[1])
+    training, testing = (part._replace(images=part.images[:, :drawings]) for part in (training, testing))
+    return _shuffled(training, seed), testing
+
+
+def _shuffled(characters: Characters, seed: int) -> Characters:
+    order = np.random.default_rng(seed).permutation(len(characters.names))
+    return Characters(characters.images[order], [characters.names[i] for i in order])
 
 
 class Omniglot(ImageEpisodes):

@@ -16,7 +16,7 @@ import numpy as np
 from mtml.tasks._files import atomic_write, cache_folder
 from mtml.tasks.errors import DataError
 
-__all__ = ["Characters", "read_omniglot"]
+__all__ = ["PARTS", "Characters", "read_omniglot"]
 
 log = logging.getLogger("mtml")
 PARTS = ("images_background", "images_evaluation")
@@ -40,8 +40,10 @@ class _Drawing(NamedTuple):
     read: Callable[[], bytes]
 
 
-def read_omniglot(path: str | Path, *, side: int = 28, cache: Path | None = None) -> Characters:
-    """All drawings below `path`, scaled to side x side, ink bright on dark.
+def read_omniglot(
+    path: str | Path, *, side: int = 28, part: str | None = None, cache: Path | None = None
+) -> Characters:
+    """All drawings below `path`, or those of one `part` of `PARTS`, scaled to side x side, ink bright on dark.
 
     The 105x105 one-bit drawings are made grey first and then reduced with Pillow's LANCZOS filter, which averages over
     the pixels that fall together (for one-bit images Pillow silently takes the nearest one, which tears thin strokes).
@@ -52,6 +54,8 @@ def read_omniglot(path: str | Path, *, side: int = 28, cache: Path | None = None
         DataError: where the folder is missing or has another layout, a zip or a drawing is broken, Pillow is missing.
     """
     sources = _sources(Path(path))
+    if part is not None:
+        sources = _of_part(sources, part)
     key = hashlib.sha256(repr((FORMAT, side, [_fingerprint(s) for s in sources])).encode()).hexdigest()[:16]
     stored = (cache or cache_folder()) / f"omniglot-{side}-{key}.npz"
     if (found := _load_cache(stored)) is not None:
@@ -79,6 +83,16 @@ def _sources(path: Path) -> list[Path]:
     if next(path.glob("*/*/*.png"), None) is not None:
         return [path]
     raise DataError(f"data: no drawings in {path}; {LAYOUT}")
+
+
+def _of_part(sources: list[Path], part: str) -> list[Path]:
+    """Those of the sources that are this part."""
+    if found := [source for source in sources if source.name in (part, f"{part}.zip")]:
+        return found
+    raise DataError(
+        f"data: expected a folder that holds {' and '.join(PARTS)} (folders or .zip files), found only "
+        f"{', '.join(source.name for source in sources)}; the split 'maml' takes any layout"
+    )
 
 
 def _fingerprint(source: Path) -> tuple[object, ...]:
