@@ -19,18 +19,28 @@ from mtml_kernels._values import (
     without_lead,
 )
 from mtml_kernels.program import (
+    LAYOUT_CONV,
     LAYOUT_LINEAR,
     LAYOUT_ROWS,
+    LAYOUT_STEPS,
     Act,
     InputInfo,
     Node,
+    Norm,
     Op,
     ParamInfo,
+    Pool,
     Program,
     Shape,
 )
 
-Constants = tuple[float, float]
+Constants = tuple[float, ...]
+_USES = {
+    LAYOUT_LINEAR: "a linear weight",
+    LAYOUT_ROWS: "a plain value",
+    LAYOUT_CONV: "a convolution's weight",
+    LAYOUT_STEPS: "rows for the steps",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Builder:
         self._known: dict[Draft, int] = {}
         self._layouts: dict[str, int] = {}
         self._memories: dict[str, Memory] = {}
+        self._statistics: set[str] = set()
 
     # Leaves
 
@@ -72,9 +83,16 @@ class Builder:
         return dataclasses.replace(self._value(-1, tuple(tensor.shape), 0, memory), param=name)
 
     def _read(self, name: str, layout: int) -> str:
-        if self._layouts.setdefault(name, layout) != layout:
-            raise Cannot(f"the parameter {name} is used as a linear weight and in another way as well")
+        known = self._layouts.setdefault(name, layout)
+        if known != layout:
+            uses = " and as ".join(_USES[use] for use in sorted((known, layout), key=lambda use: use == LAYOUT_ROWS))
+            raise Cannot(f"the parameter {name} is used as {uses}")
         return name
+
+    def statistic(self, name: str) -> Value:
+        """A running statistic: PyTorch gives it no gradient."""
+        self._statistics.add(name)
+        return self.param(name)
 
     # Shapes
 
@@ -82,7 +100,9 @@ class Builder:
         """The node that holds `value` with these rows and features (by default those of its shape)."""
         rows, features = rows or value.rows, features or value.features
         node = value.node
-        if node < 0:
+        if value.image:
+            node = self._swapped(node, value.points, value.shape[0])
+        elif node < 0:
             if value.transposed and min(value.shape) > 1:
                 raise Cannot(f"the transpose of the parameter {value.param} is used as a value")
             tensor_shape = tuple(self.tensors[value.param].shape)
@@ -101,16 +121,53 @@ class Builder:
             return self._view(draft.node.a, rows, features)
         return self._emit(Draft(Node(Op.VIEW, a=node, rows=rows, features=features, batched=draft.node.batched)))
 
+    def _swapped(self, node: int, rows: int, features: int) -> int:
+        """The elements of a node, seen as [rows, features], as [features, rows]."""
+        if 1 in (rows, features):
+            return self._view(node, features, rows)
+        node = self._view(node, rows, features)
+        draft = self._drafts[node].node
+        if draft.op == Op.TRANSPOSE:
+            return draft.a
+        return self._emit(Draft(Node(Op.TRANSPOSE, a=node, rows=features, features=rows, batched=draft.batched)))
+
+    def image(self, value: Value) -> int:
+        """The node that holds a value [channels, *space] in image form."""
+        if value.image:
+            return value.node
+        if value.lead > 1:
+            raise Cannot(f"{value} is not a batch of images: its batch dimension holds several points of each sample")
+        return self._swapped(self.matrix(value), value.shape[0], value.points)
+
     def reshape(self, value: Value, lead: int, shape: Shape) -> Value:
         """The same elements and memory under another shape."""
-        node = self.matrix(value) if value.param else value.node
+        if value.image and lead == 1 and len(shape) > 1 and shape[0] == value.shape[0]:  # the points change their shape
+            return dataclasses.replace(value, shape=shape)
+        node = self.matrix(value) if value.param or value.image else value.node
         return Value(node, shape, lead, value.memory, value.version)
+
+    def rotate(self, value: Value, count: int) -> Value:
+        """The first `count` dimensions of each sample behind the others, as one transposition."""
+        shape = (*value.shape[count:], *value.shape[:count])
+        rows = math.prod(value.shape[:count])
+        if value.lead > 1:
+            raise Cannot(f"transposing the elements of {value} is not fused where points are in the batch dimension")
+        if not value.image and value.batched and count == len(value.shape) - 1 and len(shape) > 1:
+            node = self.matrix(value, rows, value.shape[-1])  # channels last, as an image is held
+            return Value(node, shape, value.lead, value.memory, value.version, image=True)
+        if value.image and count == 1:
+            node = value.node
+        else:
+            node = self._swapped(self.matrix(value), rows, math.prod(value.shape[count:]))
+        return Value(node, shape, value.lead, value.memory, value.version)
 
     def view(self, value: Value, sizes: Sequence[object]) -> Value:
         return self.reshape(value, *resolve_view(value, sizes))
 
     def copy(self, value: Value) -> Value:
         """The same elements in memory of their own."""
+        if value.image:
+            return self._value(value.node, value.shape, value.lead, image=True)
         return self._value(self.matrix(value), value.shape, value.lead)
 
     def expand(self, value: Value, lead: int, shape: Shape) -> Value:
@@ -154,7 +211,7 @@ class Builder:
             if draft.constants is not None and draft.node.op == Op.AFFINE and draft.constants[1] == 0.0:
                 c0, node = c0 * draft.constants[0], draft.node.a
             return self._like(x, Op.ACT, node, int(kind), (c0, 0.0))
-        takes_constants = kind in (Act.LEAKY_RELU, Act.SOFTPLUS)
+        takes_constants = kind in (Act.LEAKY_RELU, Act.SOFTPLUS, Act.RSQRT)
         return self._like(x, Op.ACT, node, int(kind), (c0, c1) if takes_constants else None)
 
     def affine(self, x: Value, c0: float, c1: float) -> Value:
@@ -175,12 +232,27 @@ class Builder:
     def _elementwise(self, op: Op, a: Value, b: Value) -> Value:
         lead, shape = broadcast(a, b)
         result = self._value(-1, shape, lead)
+        nodes = self._as_images(a, b, shape) if a.image or b.image else []
+        if nodes:
+            node = Node(op, a=nodes[0], b=nodes[1], rows=result.points, features=shape[0])
+            return dataclasses.replace(result, node=self._emit(Draft(node)), image=True)
         operands = [(value, self._aligned(value, result)) for value in (a, b)]
         cut = split_point(result.dims, operands)
         rows, features = math.prod(result.dims[:cut]), math.prod(result.dims[cut:])
         nodes = [self.matrix(v, math.prod(dims[:cut]), math.prod(dims[cut:])) for v, dims in operands]
         node = Node(op, a=nodes[0], b=nodes[1], rows=rows, features=features, batched=int(result.batched))
         return dataclasses.replace(result, node=self._emit(Draft(node)))
+
+    def _as_images(self, a: Value, b: Value, shape: Shape) -> list[int]:
+        """The operands in image form, or [] where they do not broadcast in it."""
+        operands = []
+        for value in (a, b):
+            dims = self._aligned(value, self._value(-1, shape, 1))[1:]
+            one_row = math.prod(dims[1:]) == 1 and not value.batched
+            if dims[1:] != shape[1:] and not one_row:
+                return []
+            operands.append((value, dims))
+        return [self.image(self.reshape(value, value.lead, dims)) for value, dims in operands]
 
     @staticmethod
     def _aligned(value: Value, result: Value) -> Shape:
@@ -198,6 +270,8 @@ class Builder:
         shapes = [(v.lead, v.shape[:at], v.shape[at + 1 :]) for v in values]
         if any(v.ndim != first.ndim for v in values) or any(shape != shapes[0] for shape in shapes):
             raise Cannot("it joins " + ", ".join(map(str, values)) + "; expand what has no batch dimension")
+        if at == 0 and any(v.image for v in values):
+            return self._cat_channels(values)
         rows = (first.lead or 1) * math.prod(first.shape[:at])
         node, features = self._block(first, rows), first.elements // rows
         for value in values[1:]:
@@ -207,8 +281,63 @@ class Builder:
         shape = (*first.shape[:at], sum(v.shape[at] for v in values), *first.shape[at + 1 :])
         return self._value(node, shape, first.lead)
 
+    def _cat_channels(self, values: Sequence[Value]) -> Value:
+        node, channels = self.image(values[0]), values[0].shape[0]
+        for value in values[1:]:
+            channels += value.shape[0]
+            node = self._emit(Draft(Node(Op.CAT, a=node, b=self.image(value), rows=value.points, features=channels)))
+        return self._value(node, (channels, *values[0].shape[1:]), 1, image=True)
+
     def _block(self, value: Value, rows: int) -> int:
         return self.matrix(value, rows, value.elements // rows)
+
+    # Images
+
+    def conv(self, x: Value, weight: Value, bias: Value | None, space: Shape, constants: Constants) -> Value:
+        """A convolution with the constants of `Op.CONV`; `space` is the shape of its output's points."""
+        if not weight.param or weight.transposed:
+            raise Cannot("the weight of a convolution must be a parameter itself, not a value computed from one")
+        outputs = weight.shape[0]
+        fused_bias = bias is not None and _is_row(bias, outputs)
+        draft = Draft(
+            Node(Op.CONV, a=self.image(x), rows=math.prod(space), features=outputs),
+            weight=self._read(weight.param, LAYOUT_CONV),
+            bias=self._read(bias.param, LAYOUT_ROWS) if bias is not None and fused_bias else "",
+            constants=constants,
+        )
+        out = self._value(self._emit(draft), (outputs, *space), 1, image=True)
+        return out if bias is None or fused_bias else self.add(out, self.per_channel(bias, out))
+
+    def pool(self, x: Value, kind: Pool, space: Shape, constants: Constants) -> Value:
+        """A pooling with the constants of `Op.POOL`."""
+        node = Node(Op.POOL, a=self.image(x), b=int(kind), rows=math.prod(space), features=x.shape[0])
+        return self._value(self._emit(Draft(node, constants=constants)), (x.shape[0], *space), 1, image=True)
+
+    def per_channel(self, row: Value, x: Value) -> Value:
+        """A value [C] beside x [C, *space]."""
+        return self.reshape(row, 0, (*row.shape, *(1 for _ in x.shape[1:])))
+
+    def norm(self, x: Value, kind: Norm, eps: float, groups: int, weight: Value | None, bias: Value | None) -> Value:
+        """Normalises a value [C, *space] (LAYER: [..., C]); weight and bias are [C] or, for the steps, [K, C]."""
+        image = kind != Norm.LAYER and len(x.shape) > 1
+        node = self.image(x) if image else self.matrix(x)
+        form = self._drafts[node].node
+        names = ["", ""]
+        for i, row in enumerate((weight, bias)):
+            if row is not None and row.param and len(row.shape) == 2:
+                names[i] = self._read(row.param, LAYOUT_STEPS)
+            elif row is not None and _is_row(row, form.features):
+                names[i] = self._read(row.param, LAYOUT_ROWS)
+        if weight is not None and not names[0]:
+            names[1] = ""  # the bias comes after the weight
+        norm = Node(Op.NORM, a=node, b=int(kind), rows=form.rows, features=form.features)
+        draft = Draft(norm, weight=names[0], bias=names[1], constants=(eps, float(groups)))
+        out = self._value(self._emit(draft), x.shape, x.lead, image=image)
+        if weight is not None and not names[0]:
+            out = self.mul(out, weight if kind == Norm.LAYER else self.per_channel(weight, x))
+        if bias is not None and not names[1]:
+            out = self.add(out, bias if kind == Norm.LAYER else self.per_channel(bias, x))
+        return out
 
     # Emission
 
@@ -220,11 +349,11 @@ class Builder:
         """A pointwise node over node `a`, in its form; the result has x's shape."""
         form = self._drafts[a].node
         node = Node(op, a=a, b=b, rows=form.rows, features=form.features, batched=form.batched)
-        return self._value(self._emit(Draft(node, constants=constants)), x.shape, x.lead)
+        return self._value(self._emit(Draft(node, constants=constants)), x.shape, x.lead, image=x.image)
 
-    def _value(self, node: int, shape: Shape, lead: int, memory: Memory | None = None) -> Value:
+    def _value(self, node: int, shape: Shape, lead: int, memory: Memory | None = None, *, image: bool = False) -> Value:
         memory = memory or Memory()
-        return Value(node, shape, lead, memory, memory.version)
+        return Value(node, shape, lead, memory, memory.version, image=image)
 
     def _emit(self, draft: Draft, path: str = "") -> int:
         if draft not in self._known:
@@ -256,6 +385,7 @@ class Builder:
             output_shape=output.shape,
             consts=tuple(consts),
             paths=tuple(self._paths[i] for i in used),
+            statistics=tuple(param.name for param in params if param.name in self._statistics),
         )
 
     def _reachable(self, last: int) -> list[int]:
@@ -281,6 +411,11 @@ def _placed(draft: Draft, position: Mapping[int, int], params: Mapping[str, int]
         bias=params[draft.bias] if draft.bias else -1,
         const=const if draft.constants else -1,
     )
+
+
+def _is_row(value: Value, features: int) -> bool:
+    """Whether it is a parameter [F] itself."""
+    return bool(value.param) and not value.transposed and value.shape == (features,)
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:

@@ -28,13 +28,12 @@ __all__ = [
     "written_buffers",
 ]
 
-BATCH_NORM_MODES = ("module", "track", "batch", "running")
+BATCH_NORM_MODES = ("module", "track", "batch", "running", "per_step")
 
 
 def check_batch_norm(model: nn.Module, mode: str) -> None:
     """Raise ValueError for an unknown mode, or one that the model's layers cannot follow."""
-    later = "; 'per_step' (MAML++) comes in a later release" if mode == "per_step" else ""
-    check_choice("batch_norm", mode, BATCH_NORM_MODES, later)
+    check_choice("batch_norm", mode, BATCH_NORM_MODES)
     if mode != "running":
         return
     for name, module in model.named_modules():
@@ -62,7 +61,7 @@ def batch_norm_mode(model: nn.Module, mode: str) -> Iterator[None]:
         for layer in layers:
             if mode == "running":
                 layer.training = False
-            elif mode == "batch" or layer.training:
+            elif mode in ("batch", "per_step") or layer.training:
                 # a training layer that tracks nothing uses the batch and is handed no buffers, so none can change
                 layer.training, layer.track_running_stats = True, False
         yield

@@ -91,7 +91,7 @@ def unsqueeze(b: Builder, input: Any, dim: int) -> Any:
 
 
 def permute(b: Builder, input: Any, *dims: Any) -> Any:
-    """Fused where only dimensions of size 1 change places, so that no element moves."""
+    """Dimensions of size 1 go anywhere; the others may be rotated, which is the transposition of a matrix."""
     value = _value(input)
     order = [dimension(value, d) for d in listed(dims)]
     if sorted(order) != list(range(value.ndim)):
@@ -104,9 +104,15 @@ def permute(b: Builder, input: Any, *dims: Any) -> Any:
         raise Cannot("it moves the batch dimension")
     inner = [d - _insides(value) for d in order[_insides(value) :]]
     moving = [d for d in inner if value.shape[d] != 1]
-    if moving != sorted(moving):
-        raise Cannot(f"transposing the elements of {value} is not fused")
-    return b.reshape(value, value.lead, tuple(value.shape[d] for d in inner))
+    still = sorted(moving)
+    shape = tuple(value.shape[d] for d in inner)
+    if moving == still:
+        return b.reshape(value, value.lead, shape)
+    count = still.index(moving[0])
+    if moving != still[count:] + still[:count]:
+        raise Cannot(f"transposing the elements of {value} is not fused (rotating its dimensions is)")
+    turned = b.rotate(b.reshape(value, value.lead, tuple(value.shape[d] for d in still)), count)
+    return b.reshape(turned, value.lead, shape)
 
 
 def transpose(b: Builder, input: Any, dim0: int, dim1: int) -> Any:

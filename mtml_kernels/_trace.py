@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
 from mtml_kernels._builder import Builder
+from mtml_kernels._general_state import batch_norm_mode
 from mtml_kernels._trace_checks import check_module, checked_trace, guarded, in_words, inputs_of
 from mtml_kernels._values import BatchSize, Cannot, SameType, Value
 from mtml_kernels._vocabulary import ATTRIBUTES, FUNCTIONS, LAYERS, METHODS, REASONS, Handler, InPlace
@@ -30,10 +31,11 @@ _STALE = "a tensor is used after another name of its memory was changed in place
 _LOCK = threading.RLock()  # torch.fx patches nn.Module while it traces, and the check swaps the model's tensors
 
 
-def trace_module(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]) -> Program:
+def trace_module(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], batch_norm: str) -> Program:
     """See `mtml_kernels.program.trace`."""
     try:
-        return _traced(model, shapes)
+        with _LOCK, batch_norm_mode(model, batch_norm):
+            return _traced(model, shapes)
     except Unfusable:
         raise
     except Exception as error:  # exotic modules fail in the strangest places; the general path may still take them
@@ -41,15 +43,14 @@ def trace_module(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]
 
 
 def _traced(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]) -> Program:
-    with _LOCK:
-        inputs = inputs_of(model, shapes)
-        tracer = _Tracer(model, Builder(_tensors(model), inputs))
-        names = [info.name for info in inputs] if isinstance(shapes, Mapping) else None
-        with guarded(model) as side_effects:
-            output = tracer.run(functools.partial(_call, tracer, model, len(inputs), names))
-        if output is None or side_effects:
-            raise Unfusable(tracer.reasons + side_effects, tracer.records)
-        return checked_trace(model, tracer.builder.finish(output), names is not None)
+    inputs = inputs_of(model, shapes)
+    tracer = _Tracer(model, Builder(_tensors(model), inputs))
+    names = [info.name for info in inputs] if isinstance(shapes, Mapping) else None
+    with guarded(model) as side_effects:
+        output = tracer.run(functools.partial(_call, tracer, model, len(inputs), names))
+    if output is None or side_effects:
+        raise Unfusable(tracer.reasons + side_effects, tracer.records)
+    return checked_trace(model, tracer.builder.finish(output), names is not None)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -305,7 +306,7 @@ class _Tracer(fx.Tracer):
         if (old.lead, old.shape) != (value.lead, value.shape):
             raise Cannot(f"the result {value} does not fit into {old} in place")
         old.memory.version += 1
-        new = Value(value.node, value.shape, value.lead, old.memory, old.memory.version)
+        new = Value(value.node, value.shape, value.lead, old.memory, old.memory.version, image=value.image)
         self._values[target] = new
         return new
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrize
 
-from mtml_kernels.program import InputInfo, Program, Shape, Unfusable
+from mtml_kernels.program import InputInfo, Norm, Op, Program, Shape, Unfusable
 
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
@@ -26,6 +26,7 @@ _GLOBAL_HOOKS = (
 )
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SAMPLES = 2  # samples on which a finished trace is compared with its module
+_BATCH_VALUES = 8  # at least so many values in every batch statistic: those of two samples are ill-conditioned
 _TOLERANCE = 1e-6  # in float64, relative: a wrong trace is off by far more, a chaotic network by less
 
 
@@ -155,17 +156,19 @@ def _both(
     """Output and gradients of the module, and of its program, at the same random input."""
     from mtml_kernels.reference.inner_loop import run_program
 
-    wide = {n: _wide(t) for n, t in tensors.items()}
+    learned = {p.name for p in program.params} - set(program.statistics)
+    wide = {n: _wide(t, n in learned) for n, t in tensors.items()}
+    samples = _samples(program)
     device = next((t.device for t in tensors.values()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
 
-    inputs = {info.name: random(_SAMPLES, *info.shape).requires_grad_() for info in program.inputs}
-    direction = random(_SAMPLES, *program.output_shape)
+    inputs = {info.name: random(samples, *info.shape).requires_grad_() for info in program.inputs}
+    direction = random(samples, *program.output_shape)
     params = [wide[param.name] for param in program.params]
-    leaves = [*params, *inputs.values()]
+    leaves = [*(wide[param.name] for param in program.params if param.name in learned), *inputs.values()]
     args, kwargs = ((), inputs) if keywords else (tuple(inputs.values()), {})
     expected = functional_call(model, wide, args, kwargs)
     found = run_program(program.ints, program.consts, params, list(inputs.values())).reshape(direction.shape)
@@ -174,11 +177,18 @@ def _both(
     return _with_gradients(expected, direction, leaves), _with_gradients(found, direction, leaves)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """A float64 copy that takes a gradient; integers as they are."""
+def _samples(program: Program) -> int:
+    rows = [node.rows for node in program.nodes if node.op == Op.NORM and node.b == Norm.BATCH]
+    return max(_SAMPLES, -(-_BATCH_VALUES // min(rows))) if rows else _SAMPLES
+
+
+def _wide(tensor: Tensor, learned: bool) -> Tensor:
+    """A copy, in float64 unless it holds integers, that takes a gradient where the program gives one: a forward may
+    write to its buffers.
+    """
     if not tensor.is_floating_point():
-        return tensor
-    return tensor.detach().to(torch.float64, copy=True).requires_grad_()
+        return tensor.detach().clone()
+    return tensor.detach().to(torch.float64, copy=True).requires_grad_(learned)
 
 
 def _with_gradients(output: Tensor, direction: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:

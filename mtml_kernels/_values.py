@@ -39,7 +39,8 @@ class Value:
 
     Batched: the tensor is [N * lead, *shape]; `lead` is above 1 where points were folded into the batch. Unbatched
     (`lead` = 0): the tensor is [*shape], a function of parameters alone. `node` holds its elements in row-major
-    order, with whatever rows and features were convenient; -1 for a parameter that has not been read yet.
+    order, with whatever rows and features were convenient; -1 for a parameter that has not been read yet. In image form
+    `shape` is (channels, *space), and `node` has exactly a row for every point and a column for every channel.
     """
 
     node: int
@@ -49,6 +50,7 @@ class Value:
     version: int
     param: str = ""  # the name, where the value is exactly a parameter
     transposed: bool = False  # `param.T`: `shape` is that of the transpose
+    image: bool = False  # in image form
 
     @property
     def batched(self) -> bool:
@@ -75,6 +77,11 @@ class Value:
     @property
     def elements(self) -> int:
         return math.prod(self.dims)
+
+    @property
+    def points(self) -> int:
+        """Elements of a channel, where the first dimension of `shape` counts the channels."""
+        return math.prod(self.shape[1:])
 
     def sizes(self) -> tuple[int | BatchSize, ...]:
         """What `tensor.shape` gives."""

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mtml_kernels import _images as images
 from mtml_kernels import _reshaping as shapes
 from mtml_kernels._builder import Builder
 from mtml_kernels._values import BatchSize, Cannot, SameType, Value, without_lead
@@ -188,6 +189,92 @@ def dropout(b: Builder, input: Any, p: float = 0.5, training: bool = True, inpla
     return _tensor(input)
 
 
+# Images and normalisation, under PyTorch's names and orders of arguments
+
+
+def conv1d(
+    b: Builder, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Any:  # fmt: skip
+    return images.conv(b, 1, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(
+    b: Builder, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Any:  # fmt: skip
+    return images.conv(b, 2, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _max_pool(dims: int) -> Handler:
+    def pool(
+        b: Builder, input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+        ceil_mode: bool = False, return_indices: bool = False,
+    ) -> Any:  # fmt: skip
+        return images.max_pool(b, dims, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+    return pool
+
+
+def _with_indices(b: Builder, input: Any, *args: Any, **kwargs: Any) -> Any:
+    raise Cannot("max pooling with return_indices=True is not fused")
+
+
+def _avg_pool(dims: int) -> Handler:
+    def pool(
+        b: Builder, input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+        count_include_pad: bool = True, divisor_override: int | None = None,
+    ) -> Any:  # fmt: skip
+        parts = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        return images.avg_pool(b, dims, input, *parts)
+
+    return pool
+
+
+def _adaptive_avg_pool(dims: int) -> Handler:
+    return lambda b, input, output_size: images.adaptive_avg_pool(b, dims, input, output_size)
+
+
+max_pool1d, max_pool2d = _max_pool(1), _max_pool(2)
+avg_pool1d, avg_pool2d = _avg_pool(1), _avg_pool(2)
+adaptive_avg_pool1d, adaptive_avg_pool2d = _adaptive_avg_pool(1), _adaptive_avg_pool(2)
+
+
+def batch_norm(
+    b: Builder, input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+    training: bool = False, momentum: Any = 0.1, eps: float = 1e-5,
+) -> Any:  # fmt: skip
+    return images.batch_norm(b, input, running_mean, running_var, weight, bias, training, eps)
+
+
+def _torch_batch_norm(
+    b: Builder, input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: Any,
+    eps: float, cudnn_enabled: bool,
+) -> Any:  # fmt: skip
+    return images.batch_norm(b, input, running_mean, running_var, weight, bias, training, eps)
+
+
+def group_norm(
+    b: Builder, input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:  # fmt: skip
+    return images.group_norm(b, input, num_groups, weight, bias, eps)
+
+
+def layer_norm(
+    b: Builder, input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:  # fmt: skip
+    return images.layer_norm(b, input, normalized_shape, weight, bias, eps)
+
+
+def instance_norm(
+    b: Builder, input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Any:  # fmt: skip
+    return images.instance_norm(b, input, weight, bias, use_input_stats, eps)
+
+
 # Joining and repeating
 
 
@@ -266,7 +353,7 @@ METHODS: dict[str, Handler] = {
     "flatten": shapes.flatten, "unflatten": shapes.unflatten, "squeeze": shapes.squeeze,
     "unsqueeze": shapes.unsqueeze, "permute": shapes.permute, "transpose": shapes.transpose,
     "swapaxes": shapes.transpose, "t": shapes.t, "size": shapes.size, "dim": shapes.ndim, "numel": shapes.numel,
-    "nelement": shapes.numel,
+    "nelement": shapes.numel, "mean": images.mean,
 }  # fmt: skip
 ATTRIBUTES: dict[str, Handler] = {
     "shape": shapes.size,
@@ -312,6 +399,25 @@ FUNCTIONS: dict[Any, Handler] = {
     F.gelu: gelu,
     F.softplus: softplus,
     F.linear: linear,
+    F.conv1d: conv1d,
+    F.conv2d: conv2d,
+    F.max_pool1d: max_pool1d,
+    F.max_pool2d: max_pool2d,
+    F.max_pool1d_with_indices: _with_indices,
+    F.max_pool2d_with_indices: _with_indices,
+    torch.max_pool1d: max_pool1d,
+    torch.max_pool2d: max_pool2d,
+    F.avg_pool1d: avg_pool1d,
+    F.avg_pool2d: avg_pool2d,
+    F.adaptive_avg_pool1d: adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d: adaptive_avg_pool2d,
+    F.batch_norm: batch_norm,
+    torch.batch_norm: _torch_batch_norm,
+    F.group_norm: group_norm,
+    torch.group_norm: group_norm,
+    F.layer_norm: layer_norm,
+    torch.layer_norm: layer_norm,
+    F.instance_norm: instance_norm,
     F.dropout: dropout,
     F.dropout1d: dropout,
     F.dropout2d: dropout,
@@ -354,10 +460,78 @@ def _layer(function: Handler, *attributes: str) -> Handler:
     return call
 
 
+def _conv_layer(dims: int) -> Handler:
+    def call(b: Builder, m: Any, weights: Callable[[Any], Value], input: Any) -> Any:
+        if m.padding_mode != "zeros":
+            raise Cannot(f"padding_mode={m.padding_mode!r} is not fused (zeros are)")
+        bias = None if m.bias is None else weights(m.bias)
+        parts = (m.stride, m.padding, m.dilation, m.groups)
+        return images.conv(b, dims, input, weights(m.weight), bias, *parts)
+
+    return call
+
+
+def _affine(m: Any, weights: Callable[[Any], Value]) -> tuple[Value | None, Value | None]:
+    return None if m.weight is None else weights(m.weight), None if m.bias is None else weights(m.bias)
+
+
+def _batch_norm_layer(*dims: int) -> Handler:
+    def call(b: Builder, m: Any, weights: Callable[[Any], Value], input: Any) -> Any:
+        _check_dims(input, dims)
+        if m.training and m.track_running_stats and m.running_mean is not None:
+            raise Cannot("batch_norm='track': it updates running statistics, which only the general path does")
+        if m.training or m.running_mean is None:
+            return images.batch_norm(b, input, None, None, *_affine(m, weights), True, m.eps)
+        statistics = weights(m.running_mean), weights(m.running_var)
+        return images.batch_norm(b, input, *statistics, *_affine(m, weights), False, m.eps)
+
+    return call
+
+
+def _instance_norm_layer(dims: int) -> Handler:
+    def call(b: Builder, m: Any, weights: Callable[[Any], Value], input: Any) -> Any:
+        _check_dims(input, (dims,))
+        use_input_stats = m.training or not m.track_running_stats
+        return images.instance_norm(b, input, *_affine(m, weights), use_input_stats, m.eps)
+
+    return call
+
+
+def _check_dims(input: Any, dims: Sequence[int]) -> None:
+    """A layer for images takes no sequences."""
+    value = _tensor(input)
+    if value.ndim not in dims:
+        raise Cannot(f"it takes a batch with {' or '.join(map(str, dims))} dimensions, got {value}")
+
+
+def _group_norm_layer(b: Builder, m: Any, weights: Callable[[Any], Value], input: Any) -> Any:
+    return images.group_norm(b, input, m.num_groups, *_affine(m, weights), m.eps)
+
+
+def _layer_norm_layer(b: Builder, m: Any, weights: Callable[[Any], Value], input: Any) -> Any:
+    return images.layer_norm(b, input, m.normalized_shape, *_affine(m, weights), m.eps)
+
+
+_MAX = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_AVG = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 _dropout_layer = _layer(dropout, "p", "training")
 
 LAYERS: dict[type[nn.Module], Handler] = {
     nn.Linear: _linear_layer,
+    nn.Conv1d: _conv_layer(1),
+    nn.Conv2d: _conv_layer(2),
+    nn.BatchNorm1d: _batch_norm_layer(2, 3),
+    nn.BatchNorm2d: _batch_norm_layer(4),
+    nn.GroupNorm: _group_norm_layer,
+    nn.LayerNorm: _layer_norm_layer,
+    nn.InstanceNorm1d: _instance_norm_layer(3),
+    nn.InstanceNorm2d: _instance_norm_layer(4),
+    nn.MaxPool1d: _layer(max_pool1d, *_MAX),
+    nn.MaxPool2d: _layer(max_pool2d, *_MAX),
+    nn.AvgPool1d: _layer(avg_pool1d, *_AVG),
+    nn.AvgPool2d: _layer(avg_pool2d, *_AVG, "divisor_override"),
+    nn.AdaptiveAvgPool1d: _layer(adaptive_avg_pool1d, "output_size"),
+    nn.AdaptiveAvgPool2d: _layer(adaptive_avg_pool2d, "output_size"),
     nn.Identity: _layer(pos),
     nn.ReLU: _layer(relu, "inplace"),
     nn.LeakyReLU: _layer(leaky_relu, "negative_slope", "inplace"),
@@ -378,10 +552,9 @@ LAYERS: dict[type[nn.Module], Handler] = {
 
 _MIXES = "it reduces over dimensions, possibly over the samples of the batch"
 REASONS = {
-    **dict.fromkeys(("mean", "sum", "var", "std", "prod", "max", "min", "norm", "logsumexp", "amax", "amin"), _MIXES),
+    **dict.fromkeys(("sum", "var", "std", "prod", "max", "min", "norm", "logsumexp", "amax", "amin"), _MIXES),
     "softmax": "softmax is not fused; give the logits to a cross-entropy loss",
     "log_softmax": "log_softmax is not fused; give the logits to a cross-entropy loss",
-    "batch_norm": "batch normalisation mixes samples",
     "detach": "it hides a part of the gradient",
     "data": "reading .data hides a part of the gradient",
     "item": "a value of a tensor steers the Python code",

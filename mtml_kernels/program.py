@@ -2,8 +2,9 @@
 
 A program is a list of nodes over matrices. The value of node i belongs to one task and has `rows` rows per sample and
 `features` columns: a per-sample tensor of shape (d1, ..., dm) has features = dm and rows = d1 * ... * d(m-1); a scalar
-per sample has one row and one feature. *Batched* values exist once per sample; *unbatched* values are computed from
-parameters alone (a latent code, a FiLM scale) and exist once per task.
+per sample has one row and one feature. Images are held channels last: a row for every point of the image (row-major;
+one line of points for sequences), a feature for every channel. *Batched* values exist once per sample; *unbatched*
+values are computed from parameters alone (a latent code, a FiLM scale) and exist once per task.
 
 Programs travel into operators as `ints` and `consts`, so that an operator's schema carries no Python object:
 
@@ -11,7 +12,8 @@ Programs travel into operators as `ints` and `consts`, so that an operator's sch
             per input  [elements per sample]
             per param  [layout, rows, cols]
             per node   [op, a, b, weight, bias, rows, features, batched, const]     -1 where absent
-    consts  two floats per node that has constants; `const` is their offset
+    consts  the floats of the nodes that have constants; `const` is the offset of the first, and the operation says how
+            many follow: CONV and POOL 13 (H, W, OH, OW, kh, kw, sh, sw, ph, pw, dh, dw, groups or divisor), others 2
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-VERSION = 1
+VERSION = 2
 HEADER_INTS = 5
 PARAM_INTS = 3
 NODE_INTS = 9
 LAYOUT_LINEAR = 0  # a linear weight [out, in]
 LAYOUT_ROWS = 1  # rows x cols: [F] is 1 x F, a scalar 1 x 1, [a, b, F] is a*b x F
+LAYOUT_CONV = 2  # a convolution's weight [O, C/groups, kh, kw] or [O, C/groups, k]: O rows
+LAYOUT_STEPS = 3  # a NORM's weight or bias with a row for every inner step [K, C]; never adapted (see `step_row`)
 
 Shape = tuple[int, ...]
 
@@ -49,6 +53,10 @@ class Op(enum.IntEnum):
     CAT = 7  # along features
     EXPAND = 8  # one unbatched row, repeated for every row of every sample
     AFFINE = 9  # c0 * a + c1
+    TRANSPOSE = 10  # rows and features change places
+    CONV = 11  # a convolution with zero padding over an image
+    NORM = 12  # b = Norm: (a - mean) / sqrt(var + c0) * weight + bias; c1 = groups
+    POOL = 13  # b = Pool
 
 
 class Act(enum.IntEnum):
@@ -64,6 +72,26 @@ class Act(enum.IntEnum):
     SOFTPLUS = 7  # c0 = beta, c1 = threshold
     SIN = 8  # sin(c0 * x)
     COS = 9  # cos(c0 * x)
+    RSQRT = 10  # 1 / sqrt(x + c0)
+
+
+class Norm(enum.IntEnum):
+    """What mean and (biased) variance are taken over."""
+
+    BATCH = 0  # for each feature: all samples of the set and all rows
+    GROUP = 1  # for each sample and group of neighbouring features: the group and all rows
+    LAYER = 2  # for each sample and row: the features
+
+
+class Pool(enum.IntEnum):
+    """How a window becomes a point."""
+
+    MAX = 0  # padded with -inf
+    AVG = 1  # divisor 0: the window with its padding, -1: the points inside the image, > 0: that number
+    ADAPTIVE_AVG = 2  # window i of n: floor(i * H / n) .. ceil((i + 1) * H / n); kernel, stride and padding are unused
+
+
+CONST_COUNTS = {Op.CONV: 13, Op.POOL: 13}  # all other nodes with constants have two
 
 
 class Unfusable(Exception):
@@ -82,7 +110,7 @@ class Unfusable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class ParamInfo:
-    """A parameter or buffer of the module that the program reads: `layout` is LAYOUT_LINEAR or LAYOUT_ROWS."""
+    """A parameter or buffer of the module that the program reads; `layout` is one of LAYOUT_*."""
 
     name: str
     shape: Shape
@@ -90,10 +118,12 @@ class ParamInfo:
 
     @property
     def rows(self) -> int:
-        return math.prod(self.shape[:-1])
+        return self.shape[0] if self.layout == LAYOUT_CONV else math.prod(self.shape[:-1])
 
     @property
     def cols(self) -> int:
+        if self.layout == LAYOUT_CONV:
+            return math.prod(self.shape[1:])
         return self.shape[-1] if self.shape else 1
 
 
@@ -141,7 +171,8 @@ class Program:
     """A module as a layer program.
 
     `ints` and `consts` are the encoding that operators take; `output_shape` is the shape of one sample's output;
-    `paths` names for every node the module (or the function call) that it came from.
+    `paths` names for every node the module (or the function call) that it came from. `statistics` names the parameters
+    that PyTorch gives no gradient (running statistics), while the program would.
     """
 
     nodes: tuple[Node, ...]
@@ -151,6 +182,7 @@ class Program:
     output_shape: Shape
     consts: tuple[float, ...] = ()
     paths: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
 
     @functools.cached_property
     def ints(self) -> tuple[int, ...]:
@@ -169,11 +201,11 @@ class Program:
 
     def _record(self, index: int, node: Node, path: str) -> dict[str, object]:
         names = [self.params[i].name for i in (node.weight, node.bias) if i >= 0]
-        constants = () if node.const < 0 else self.consts[node.const : node.const + 2]
+        constants = constants_of(node, self.consts)
         return {
             "node": index,
             "path": path,
-            "op": op_name(node),
+            "op": op_name(node, constants),
             "operands": node.operands(),
             "shape": (node.rows, node.features),
             "batched": bool(node.batched),
@@ -183,9 +215,46 @@ class Program:
         }
 
 
-def op_name(node: Node) -> str:
-    """`linear`, `add`, ...; an activation gives its own name."""
-    return Act(node.b).name.lower() if node.op == Op.ACT else Op(node.op).name.lower()
+def constants_of(node: Node, consts: Sequence[float]) -> tuple[float, ...]:
+    """The node's own numbers, () where it has none."""
+    if node.const < 0:
+        return ()
+    return tuple(consts[node.const : node.const + CONST_COUNTS.get(Op(node.op), 2)])
+
+
+def op_name(node: Node, constants: Sequence[float] = ()) -> str:
+    """`linear`, `tanh`, `batch_norm`, `max_pool`, `conv2d 3x3 /2` (with the stride where it is not 1), ..."""
+    if node.op == Op.ACT:
+        return Act(node.b).name.lower()
+    if node.op in (Op.NORM, Op.POOL):
+        kind = Norm(node.b) if node.op == Op.NORM else Pool(node.b)
+        return f"{kind.name.lower()}_{Op(node.op).name.lower()}"
+    if node.op == Op.CONV and constants:
+        return _conv_name([int(c) for c in constants])
+    return Op(node.op).name.lower()
+
+
+def _conv_name(constants: Sequence[int]) -> str:
+    """A line of points under a one-line kernel is a sequence."""
+    height, _, _, _, kh, kw, sh, sw, _, _, dh, dw, groups = constants
+    line = height == kh == 1
+    name = f"conv1d {kw}" if line else f"conv2d {kh}x{kw}"
+    if (sh, sw) != (1, 1):
+        name += f" /{sw}" if sh == sw or line else f" /{sh}x{sw}"
+    if (dh, dw) != (1, 1):
+        name += " dilated"
+    return name + (f" groups {groups}" if groups > 1 else "")
+
+
+def step_row(rows: int, step: int | None, query: bool) -> int:
+    """Which row of a LAYOUT_STEPS parameter a pass reads.
+
+    A support pass at theta_k reads row k; a query pass at theta_k the row of the step that led there, k - 1. A row
+    beyond the last, and a pass outside the inner loop (step None), reads the last.
+    """
+    if step is None:
+        return rows - 1
+    return min(max(step - 1, 0) if query else step, rows - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,19 +299,22 @@ def _groups(values: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
     return (values[i : i + size] for i in range(0, len(values), size))
 
 
-def trace(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]) -> Program:
+def trace(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], *, batch_norm: str = "module") -> Program:
     """The layer program of `model` in its present mode (train or eval).
 
     Args:
         model: any module. It is traced with torch.fx; nothing is executed on data.
         shapes: the shape of one sample of each input, without the batch dimension: a sequence for positional
             arguments, a mapping for keyword arguments.
+        batch_norm: how batch normalisation layers normalise: "module" as they stand; "batch" or "per_step" by batch
+            statistics; "running" by running statistics; "track" as they stand, refusing those that would update their
+            statistics, which a program cannot.
 
     Raises:
         Unfusable: some operation has no counterpart in the program; `.reasons` names each.
 
-    A program describes the module as it was when traced: trace again after train()/eval(), after replacing a submodule
-    or changing a Python attribute that forward reads.
+    A program leaves running statistics alone. It describes the module as it was when traced: trace again after
+    train()/eval(), after replacing a submodule or changing a Python attribute that forward reads.
 
     Example:
         >>> import torch
@@ -253,4 +325,4 @@ def trace(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]) -> Pr
     """
     from mtml_kernels._trace import trace_module
 
-    return trace_module(model, shapes)
+    return trace_module(model, shapes, batch_norm)

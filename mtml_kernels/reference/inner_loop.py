@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtml_kernels.losses import LossSpec, task_loss
-from mtml_kernels.program import Act, Encoded, Node, Op, decode
+from mtml_kernels.program import LAYOUT_STEPS, Act, Encoded, Node, Op, constants_of, decode, step_row
+from mtml_kernels.reference._images import convolve, normalise, pool
 
 _ACTIVATIONS: dict[int, Callable[[Tensor, float, float], Tensor]] = {
     Act.RELU: lambda x, c0, c1: torch.relu(x),
@@ -27,6 +28,7 @@ _ACTIVATIONS: dict[int, Callable[[Tensor, float, float], Tensor]] = {
     Act.SOFTPLUS: lambda x, c0, c1: F.softplus(x, c0, c1),
     Act.SIN: lambda x, c0, c1: torch.sin(c0 * x),
     Act.COS: lambda x, c0, c1: torch.cos(c0 * x),
+    Act.RSQRT: lambda x, c0, c1: torch.rsqrt(x + c0),
 }
 MaybeTensor = TypeVar("MaybeTensor", bound=Tensor | None)
 
@@ -50,14 +52,21 @@ class Results(NamedTuple):
 
 
 def run_program(
-    program: Sequence[int], consts: Sequence[float], params: Sequence[Tensor], inputs: Sequence[Tensor]
+    program: Sequence[int],
+    consts: Sequence[float],
+    params: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    step: int | None = None,
+    query: bool = False,
 ) -> Tensor:
     """Execute an encoded layer program.
 
     Args:
         program, consts: the encoding (`Program.ints`, `Program.consts`).
         params: one tensor per program parameter, of any shape with the parameter's elements.
-        inputs: one tensor [N, *] per program input.
+        inputs: one tensor [N, *] per program input: all samples of one set, over which batch statistics are taken.
+        step, query: k at theta_k, and whether the set is a query set; None outside the inner loop. They choose the row
+            of parameters that exist once per step (`mtml_kernels.program.step_row`).
 
     Returns:
         [N, elements of one sample's output].
@@ -74,6 +83,10 @@ def run_program(
     """
     encoded = decode(tuple(program))
     n = inputs[0].shape[0]
+    params = [
+        param.reshape(rows, cols)[step_row(rows, step, query)] if layout == LAYOUT_STEPS else param
+        for param, (layout, rows, cols) in zip(params, encoded.params, strict=True)
+    ]
     values: list[Tensor] = []
     for node in encoded.nodes:
         values.append(_run_node(node, encoded, consts, params, inputs, values))
@@ -93,7 +106,8 @@ def _run_node(
     """
     n = inputs[0].shape[0]
     shape = (n, node.rows, node.features) if node.batched else (node.rows, node.features)
-    c0, c1 = consts[node.const : node.const + 2] if node.const >= 0 else (1.0, 0.0)
+    own = constants_of(node, consts)
+    c0, c1 = own[:2] if own else (1.0, 0.0)
     match node.op:
         case Op.INPUT:
             return inputs[node.a].reshape(shape)
@@ -103,8 +117,7 @@ def _run_node(
             return values[node.a].reshape(shape)
         case Op.LINEAR:
             weight = params[node.weight].reshape(encoded.params[node.weight][1:])
-            bias = params[node.bias].reshape(node.features) if node.bias >= 0 else None
-            return F.linear(values[node.a], weight, bias)
+            return F.linear(values[node.a], weight, _row(params, node.bias))
         case Op.ACT:
             return _ACTIVATIONS[node.b](values[node.a], c0, c1)
         case Op.ADD:
@@ -117,7 +130,20 @@ def _run_node(
             return values[node.a].expand(shape)
         case Op.AFFINE:
             return c0 * values[node.a] + c1
+        case Op.TRANSPOSE:
+            return values[node.a].transpose(-1, -2)
+        case Op.CONV:
+            return convolve(values[node.a], params[node.weight], _row(params, node.bias), own)
+        case Op.NORM:
+            affine = (_row(params, node.weight), _row(params, node.bias))
+            return normalise(node.b, values[node.a], c0, int(c1), *affine)
+        case Op.POOL:
+            return pool(node.b, values[node.a], own)
     raise ValueError(f"program: expected an operation from 0 to {max(Op)}, got {node.op}; trace the module again")
+
+
+def _row(params: Sequence[Tensor], index: int) -> Tensor | None:
+    return params[index].reshape(-1) if index >= 0 else None
 
 
 def inner_loop(
@@ -163,26 +189,26 @@ def inner_loop(
     support_spec = LossSpec.decode(support_loss[0], support_loss[1], loss_args[0])
     query_spec = LossSpec.decode(query_loss[0], query_loss[1], loss_args[1])
 
-    def run(theta: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
-        return run_program(program, consts, theta, x)
+    def run(theta: Sequence[Tensor], x: Sequence[Tensor], step: int, query: bool) -> Tensor:
+        return run_program(program, consts, theta, x, step, query)
 
     def of_task(t: int) -> TaskResult:
-        def support_loss_at(theta: Sequence[Tensor]) -> Tensor:
-            output = run(theta, [x[t] for x in support_x])
+        def support_loss_at(theta: Sequence[Tensor], step: int) -> Tensor:
+            output = run(theta, [x[t] for x in support_x], step, False)
             return _loss(support_spec, output, support_y[t], None if support_mask is None else support_mask[t])
 
-        def query_at(theta: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        def query_at(theta: Sequence[Tensor], step: int) -> tuple[Tensor | None, Tensor | None]:
             if not query_x:
                 return None, None
-            output = run(theta, [x[t] for x in query_x])
+            output = run(theta, [x[t] for x in query_x], step, True)
             if query_y is None:
                 return output, None
             return output, _loss(query_spec, output, query_y[t], None if query_mask is None else query_mask[t])
 
         trajectory, losses = _descend(params, adapted, support_loss_at, lr, steps, first_order, differentiable)
-        output, loss = query_at(trajectory[-1])
+        output, loss = query_at(trajectory[-1], steps)
         if loss is not None and step_weights is not None:
-            losses_q = [*(query_at(theta)[1] for theta in trajectory[:-1]), loss]
+            losses_q = [*(query_at(theta, k)[1] for k, theta in enumerate(trajectory[:-1])), loss]
             loss = sum((w * each for w, each in zip(step_weights, losses_q, strict=True)), torch.zeros_like(loss))
         return TaskResult(loss, output, losses, trajectory)
 
@@ -204,7 +230,7 @@ def _recordable(tensor: MaybeTensor) -> MaybeTensor:
 def _descend(
     params: Sequence[Tensor],
     adapted: Sequence[bool],
-    loss_at: Callable[[Sequence[Tensor]], Tensor],
+    loss_at: Callable[[Sequence[Tensor], int], Tensor],
     lr: Sequence[Tensor],
     steps: int,
     first_order: bool,
@@ -214,7 +240,7 @@ def _descend(
     theta = [_start(p) if flag else p for p, flag in zip(params, adapted, strict=True)]
     trajectory, losses = [theta], []
     for k in range(steps):
-        loss = loss_at(theta)
+        loss = loss_at(theta, k)
         moving = [p for p, flag in zip(theta, adapted, strict=True) if flag]
         grads = _gradients(loss, moving, differentiable and not first_order, differentiable)
         moved = [p - _rate(lr, i, k) * g for i, (p, g) in enumerate(zip(moving, grads, strict=True))]
