@@ -54,6 +54,12 @@ MTMLK_INLINE Jet<T> act_jet(int kind, VecOf<T> z, T c0, T c1) {
       const SinCos<T> t = sin_cos<T>(z * c0);
       return {t.sin, c0 * t.cos, -c0 * c0 * t.sin};
     }
+    case kRsqrt: {
+      V a = z + c0;
+      for (int i = 0; i < Simd<T>::kLanes; ++i) a[i] = T(1) / T(__builtin_sqrt(double(a[i])));
+      const V cube = a * a * a;
+      return {a, T(-0.5) * cube, T(0.75) * cube * a * a};
+    }
     default: {
       const SinCos<T> t = sin_cos<T>(z * c0);
       return {t.cos, -c0 * t.sin, -c0 * c0 * t.cos};
@@ -189,6 +195,8 @@ void act_pass_any(const ActPlanes<T>& p, Plane plane, bool curved = false) {
       return act_pass<T, kSoftplus>(p, plane, curved);
     case kSin:
       return act_pass<T, kSin>(p, plane, curved);
+    case kRsqrt:
+      return act_pass<T, kRsqrt>(p, plane, curved);
     default:
       return act_pass<T, kCos>(p, plane, curved);
   }

@@ -69,7 +69,7 @@ void pack_one(const Plan& p, const MtmlkCall& call, Shared<T>& shared, int64_t i
   T* value = shared.packed + param.full;
   T* transposed = shared.packed + p.full_size + param.full_t;
   pack_param<T>(param, static_cast<const T*>(call.params[i]), value);
-  if (param.size_t_) transpose_packed<T>(value, param.cols, param.rows, transposed);
+  if (param.size_t_) transpose_param<T>(param, value, transposed);
   shared.base[i] = {value, transposed};
   shared.ones[i] = T(1);
 }

@@ -73,14 +73,18 @@ void unpack_weight(const T* packed, int64_t outputs, int64_t inputs, T* weight) 
   });
 }
 
-// packed [K, N] -> packed [N, K]
+// packed [K, N] -> packed [N, K], where both are blocks of rows of taller packed matrices: rows src_row ... of one with
+// src_rows rows, and likewise for dst.
 template <class T>
-void transpose_packed(const T* src, int64_t k, int64_t n, T* dst) {
+void transpose_packed(const T* src, int64_t k, int64_t n, int64_t src_rows, int64_t dst_rows, int64_t src_row,
+                      int64_t dst_row, T* dst) {
   constexpr int kLanes = Simd<T>::kLanes;
   T block[kLanes * kLanes] __attribute__((aligned(kVecBytes)));
   T zero_rows[kLanes * kLanes] __attribute__((aligned(kVecBytes)));
-  each_panel<T>(n, k, [&](int64_t dst_start, int64_t row0, int64_t dst_width) {
-    each_panel<T>(k, n, [&](int64_t src_start, int64_t col0, int64_t src_width) {
+  each_panel<T>(dst_rows, k, [&](int64_t dst_panel, int64_t row0, int64_t dst_width) {
+    const int64_t dst_start = dst_panel + dst_row * dst_width;
+    each_panel<T>(src_rows, n, [&](int64_t src_panel, int64_t col0, int64_t src_width) {
+      const int64_t src_start = src_panel + src_row * src_width;
       for (int64_t r = 0; r < dst_width; r += kLanes)
         for (int64_t c = 0; c < src_width; c += kLanes) {
           const int64_t rows = k - row0 - r < kLanes ? k - row0 - r : kLanes;
@@ -119,9 +123,37 @@ void unpack_rows(const T* src, int64_t rows, int64_t cols, T* dst) {
     for (int64_t c = 0; c < cols; ++c) dst[r * cols + c] = src[r * ld + c];
 }
 
+// weight [O, C, taps] -> packed [taps * C, O], and back
+template <class T, class Each>
+MTMLK_INLINE void each_conv_element(const ParamPlan& p, Each each) {
+  const int64_t channels = p.cols / p.taps;
+  each_panel<T>(p.cols, p.rows, [&](int64_t start, int64_t col, int64_t width) {
+    for (int64_t tap = 0; tap < p.taps; ++tap)
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t o = 0; o < width; ++o)
+          each(start + (tap * channels + c) * width + o, col + o, c * p.taps + tap);
+  });
+}
+
+template <class T>
+void pack_conv(const ParamPlan& p, const T* src, T* dst) {
+  each_conv_element<T>(p, [&](int64_t at, int64_t output, int64_t element) {
+    dst[at] = output < p.rows ? src[output * p.cols + element] : T(0);
+  });
+}
+
+template <class T>
+void unpack_conv(const ParamPlan& p, const T* src, T* dst) {
+  each_conv_element<T>(p, [&](int64_t at, int64_t output, int64_t element) {
+    if (output < p.rows) dst[output * p.cols + element] = src[at];
+  });
+}
+
 template <class T>
 void pack_param(const ParamPlan& p, const T* src, T* dst) {
-  if (p.layout == 0 && !p.narrow)
+  if (p.layout == kConvWeight)
+    pack_conv<T>(p, src, dst);
+  else if (p.layout == kLinearWeight && !p.narrow)
     pack_weight<T>(src, p.rows, p.cols, dst);
   else
     pack_rows<T>(src, p.rows, p.cols, dst);
@@ -129,8 +161,18 @@ void pack_param(const ParamPlan& p, const T* src, T* dst) {
 
 template <class T>
 void unpack_param(const ParamPlan& p, const T* src, T* dst) {
-  if (p.layout == 0 && !p.narrow)
+  if (p.layout == kConvWeight)
+    unpack_conv<T>(p, src, dst);
+  else if (p.layout == kLinearWeight && !p.narrow)
     unpack_weight<T>(src, p.rows, p.cols, dst);
   else
     unpack_rows<T>(src, p.rows, p.cols, dst);
+}
+
+// The transposed copy of a packed weight: [O, I], or of a convolution's [taps * O, C].
+template <class T>
+void transpose_param(const ParamPlan& p, const T* src, T* dst) {
+  const int64_t channels = p.cols / p.taps;
+  for (int64_t tap = 0; tap < p.taps; ++tap)
+    transpose_packed<T>(src, channels, p.rows, p.cols, p.taps * p.rows, tap * channels, tap * p.rows, dst);
 }

@@ -37,7 +37,21 @@ struct Block {
   const ParamPtr<T>* params;
   const ParamPtr<T>* direction;  // V, for the tangent passes
   bool tangent;                  // false: V = 0 (first order)
+  int workers;                   // threads that may share the block's nodes
+  T* scratch;                    // [plan->scratch_size], of the block
+  T* own;                        // [workers, plan->worker_scratch_size]
 };
+
+// body(i, worker) for i < n. What i covers never depends on how many workers there are.
+template <class T, class Body>
+void share(const Block<T>& b, int64_t n, Body body) {
+  if (b.workers == 1 || n == 1) {
+    for (int64_t i = 0; i < n; ++i) body(i, 0);
+    return;
+  }
+#pragma omp parallel for num_threads(b.workers) schedule(static)
+  for (int64_t i = 0; i < n; ++i) body(i, omp_get_thread_num());
+}
 
 template <class T>
 MTMLK_INLINE T* plane_of(const Block<T>& b, int32_t value, Plane plane) {
@@ -373,113 +387,4 @@ void read_input(const Block<T>& b, const ValuePlan& v, T* out) {
   for (int64_t r = 0; r < rows_of(b, v); ++r)
     for (int64_t f = 0; f < v.ld; f += Simd<T>::kLanes)
       store<T>(out + r * v.ld + f, load_some<T>(src + r * v.features + f, v.features - f));
-}
-
-// ---- dispatch ----
-
-template <class T>
-void view_node(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
-  copy_view<T>(b.plan->values[v.a], plane_of(b, v.a, plane), v, out, v.batched ? b.samples : 1, false);
-}
-
-template <class T>
-void node_forward(const Block<T>& b, int32_t i) {
-  const ValuePlan& v = b.plan->values[i];
-  T* out = plane_of(b, i, kPrimal);
-  const int64_t rows = rows_of(b, v);
-  switch (v.op) {
-    case kInput:
-      if (!v.direct_input) read_input<T>(b, v, out);
-      return;
-    case kParam:
-      return affine<T>(b.params[v.weight].value, rows * v.ld, T(1), T(0), false, out);
-    case kView:
-      return view_node<T>(b, v, kPrimal, out);
-    case kLinear:
-      return linear_forward<T>(b, v, out);
-    case kAct:
-      return act_node<T>(b, v, kPrimal);
-    case kAdd:
-      return combine_nodes<T, false>(b, v, kPrimal, kPrimal, out, false);
-    case kMul:
-      return combine_nodes<T, true>(b, v, kPrimal, kPrimal, out, false);
-    case kCat:
-      return cat_forward<T>(b, v, kPrimal, out);
-    case kExpand:
-      return combine<T, false>(operand_of(b, v, v.a, kPrimal), nullptr, out, rows, v.ld, false);
-    default:
-      return affine<T>(plane_of(b, v.a, kPrimal), rows * v.ld, T(v.c0), T(v.c1), false, out);
-  }
-}
-
-template <class T>
-void node_tangent(const Block<T>& b, int32_t i) {
-  if (!has_tangent(b, i)) return;
-  const ValuePlan& v = b.plan->values[i];
-  T* out = plane_of(b, i, kTangent);
-  const int64_t rows = rows_of(b, v);
-  switch (v.op) {
-    case kParam:
-      return affine<T>(b.direction[v.weight].value, rows * v.ld, T(1), T(0), false, out);
-    case kView:
-      return view_node<T>(b, v, kTangent, out);
-    case kLinear:
-      return linear_tangent<T>(b, v, out);
-    case kAct:
-      return act_node<T>(b, v, kTangent);
-    case kAdd:
-      return add_tangent<T>(b, v, out);
-    case kMul:
-      return mul_tangent<T>(b, v, out);
-    case kCat:
-      return cat_forward<T>(b, v, kTangent, out);
-    case kExpand:
-      return combine<T, false>(operand_of(b, v, v.a, kTangent), nullptr, out, rows, v.ld, false);
-    case kAffine:
-      return affine<T>(plane_of(b, v.a, kTangent), rows * v.ld, T(v.c0), T(0), false, out);
-    default:
-      return;
-  }
-}
-
-// Sends the gradient (plane kDelta or kDeltaTangent) of node i to its operands and parameters. Only values in the set
-// take part: those that depend on adapted parameters (`inner`), or on anything a meta-gradient is wanted for.
-template <class T>
-void node_backward(const Block<T>& b, int32_t i, Plane plane, const Sink<T>& sink, bool inner) {
-  const ValuePlan& v = b.plan->values[i];
-  const auto in_set = [&](int32_t value) {
-    return value >= 0 && (inner ? b.plan->values[value].tan : b.plan->values[value].meta);
-  };
-  if (!in_set(i)) return;
-  const bool to_a = in_set(v.a), to_b = in_set(v.b);
-  const T* g = plane_of(b, i, plane);
-  const int64_t rows = rows_of(b, v);
-  switch (v.op) {
-    case kInput:
-      return;
-    case kParam:
-      if (sink.dst[v.weight])  // rows of a parameter are laid out as the value is
-        for (int64_t r = 0; r < rows; ++r) {
-          const T* init = sink_init(sink, v.weight, v.add_weight);
-          sum_rows<T>(g + r * v.ld, 1, v.ld, init ? init + r * v.ld : nullptr, sink.beta[v.weight],
-                      sink.dst[v.weight] + r * v.ld);
-        }
-      return;
-    case kLinear:
-      return linear_backward<T>(b, v, plane, sink, to_a);
-    case kAct:
-      return to_a ? act_node<T>(b, v, plane) : void();
-    case kAdd:
-    case kMul:
-      return pair_backward<T>(b, v, plane, to_a, to_b);
-    case kCat:
-      return cat_backward<T>(b, v, plane, to_a, to_b);
-    default:
-      break;
-  }
-  if (!to_a) return;
-  const ValuePlan& a = b.plan->values[v.a];
-  if (v.op == kView) return copy_view<T>(v, g, a, plane_of(b, v.a, plane), v.batched ? b.samples : 1, v.add_a);
-  if (v.op == kExpand) return send_back<T>(g, rows, v.ld, nullptr, operand_of(b, v, v.a, plane), v.add_a);
-  affine<T>(g, rows * v.ld, T(v.c0), T(0), v.add_a, plane_of(b, v.a, plane));
 }

@@ -1,25 +1,22 @@
 // Decoding and layout of a plan. Everything here runs once per (program, shapes, options).
-#include "plan.h"
-
 #include <algorithm>
 #include <memory>
 #include <new>
 #include <vector>
 
 #include "dispatch.h"
+#include "plan_storage.h"
 
 namespace mtmlk {
 
-struct PlanStorage : Plan {
-  std::vector<ValuePlan> value_store;
-  std::vector<ParamPlan> param_store;
-  std::vector<LrPlan> lr_store;
-  std::vector<InputPlan> input_store;
-};
+int count_uses(const Plan& plan, int32_t value) {
+  int uses = plan.output == value;
+  for (int64_t i = 0; i < plan.n_values; ++i)
+    if (plan.values[i].live) uses += (plan.values[i].a == value) + (plan.values[i].b == value);
+  return uses;
+}
 
 namespace {
-
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 int64_t padded_row(const Plan& plan, int64_t features) { return round_up(features, plan.lanes); }
 
@@ -40,7 +37,9 @@ bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec) {
     param.layout = int32_t(p[0]), param.rows = p[1], param.cols = p[2];
     param.adapted = spec.adapted[i] != 0;
     // Up to a quarter of a vector: padded columns would waste 3/4 of two products, dot products waste their sums.
-    param.narrow = param.layout == 0 && param.rows * 4 <= plan.lanes;
+    param.narrow = param.layout == kLinearWeight && param.rows * 4 <= plan.lanes;
+    param.taps = 1;
+    if (param.layout == kStepRows && param.adapted) return false;
     plan.param_store.push_back(param);
   }
   for (int64_t i = 0; i < plan.n_values; ++i, p += kNodeInts) {
@@ -49,18 +48,28 @@ bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec) {
     v.rows = p[5], v.features = p[6], v.batched = p[7] != 0;
     const bool operand_b = v.op == kAdd || v.op == kMul || v.op == kCat;
     const bool leaf = v.op == kInput || v.op == kParam;
-    if (v.op < kInput || v.op > kAffine || (!leaf && (v.a < 0 || v.a >= i)) || (operand_b && (v.b < 0 || v.b >= i)) ||
+    if (v.op < kInput || v.op >= kOpCount || (!leaf && (v.a < 0 || v.a >= i)) || (operand_b && (v.b < 0 || v.b >= i)) ||
         v.weight >= plan.n_params || v.bias >= plan.n_params)
       return false;
-    if (v.op == kAct) v.kind = v.b, v.b = -1;
+    if (v.op == kAct || v.op == kNorm || v.op == kPool) v.kind = v.b, v.b = -1;
     if (v.op == kInput) v.kind = v.a, v.a = -1;
     if (p[8] >= 0) {
       if (p[8] + 1 >= spec.n_consts) return false;
       v.c0 = spec.consts[p[8]], v.c1 = spec.consts[p[8] + 1];
     }
+    if (v.op == kConv || v.op == kPool) {
+      if (p[8] < 0 || p[8] + kWindowConsts > spec.n_consts) return false;
+      plan.windows.push_back(std::make_unique<std::array<int64_t, kWindowConsts>>());
+      for (int64_t c = 0; c < kWindowConsts; ++c) (*plan.windows.back())[size_t(c)] = int64_t(spec.consts[p[8] + c]);
+      v.window = plan.windows.back()->data();
+    }
     plan.value_store.push_back(v);
   }
   plan.values = plan.value_store.data(), plan.params = plan.param_store.data(), plan.inputs = plan.input_store.data();
+  for (ValuePlan& v : plan.value_store) {
+    if (!check_image_node(plan, v)) return false;
+    if (v.op == kConv) plan.params[v.weight].taps = v.window[kKernelY] * v.window[kKernelX];
+  }
   return true;
 }
 
@@ -97,23 +106,20 @@ void mark_dependence(Plan& plan) {
         v.meta |= plan.params[param].meta;
       }
     if (v.op == kLinear && plan.values[v.a].meta) plan.params[v.weight].transposed = !plan.params[v.weight].narrow;
+    if (v.op == kConv && plan.values[v.a].meta) plan.params[v.weight].transposed |= v.window[kGroups] == 1;
   }
 }
 
-int count_uses(const Plan& plan, int32_t value) {
-  int uses = plan.output == value;
-  for (int64_t i = 0; i < plan.n_values; ++i)
-    if (plan.values[i].live) uses += (plan.values[i].a == value) + (plan.values[i].b == value);
-  return uses;
-}
-
-// Linear layers read their input element by element, so it needs no padding; narrow ones read vectors.
-bool only_linear_reads(const Plan& plan, int32_t value) {
+// Linear layers and convolutions read their input element by element, so it needs no padding; narrow layers and grouped
+// convolutions read vectors.
+bool only_elements_read(const Plan& plan, int32_t value) {
   if (plan.output == value) return false;
   for (int64_t i = 0; i < plan.n_values; ++i) {
     const ValuePlan& v = plan.values[i];
     if (!v.live || (v.a != value && v.b != value)) continue;
-    if (v.op != kLinear || plan.params[v.weight].narrow) return false;
+    const bool elements = (v.op == kLinear && !plan.params[v.weight].narrow) || v.op == kTranspose ||
+                          (v.op == kConv && v.window[kGroups] == 1);
+    if (!elements) return false;
   }
   return true;
 }
@@ -122,8 +128,10 @@ bool only_linear_reads(const Plan& plan, int32_t value) {
 // come from its own output.
 int32_t act_mode(const Plan& plan, const ValuePlan& v) {
   const int32_t below = plan.values[v.a].op;
-  const bool alone = count_uses(plan, v.a) == 1 && v.batched && below != kInput && below != kParam && below != kAct;
-  if (!alone) return kKeepInput;
+  // max-pooling finds its winners by its output
+  const bool alone = count_uses(plan, v.a) == 1 && v.batched && below != kInput && below != kParam && below != kAct &&
+                     below != kPool;
+  if (!alone || v.in_chain) return kKeepInput;
   switch (v.kind) {
     case kRelu:
     case kTanh:
@@ -161,24 +169,33 @@ void mark_gates(Plan& plan) {
   }
 }
 
+// Values inside a normalisation's chain exist nowhere but in registers.
+bool has_no_planes(const Plan& plan, int32_t value) {
+  const ValuePlan& v = plan.values[value];
+  if (v.op == kNorm && v.norm) return v.norm->tail != value;
+  return v.in_chain && v.norm->tail != value;
+}
+
 void place_values(Plan& plan) {
   for (int64_t i = 0; i < plan.n_values; ++i) {
     ValuePlan& v = plan.values[i];
     if (!v.live) continue;
-    v.direct_input = v.op == kInput && only_linear_reads(plan, int32_t(i));
+    v.direct_input = v.op == kInput && only_elements_read(plan, int32_t(i));
+    const bool dense = v.op == kTranspose && v.batched && !v.tan && only_elements_read(plan, int32_t(i));
     v.ld = padded_row(plan, v.features);
-    v.ld_primal = v.direct_input ? v.features : v.ld;
+    v.ld_primal = v.direct_input || dense ? v.features : v.ld;
     if (v.op == kAct) v.act_mode = act_mode(plan, v);
+    if (v.op == kNorm) place_norm(plan, v);
+    if (has_no_planes(plan, int32_t(i))) continue;
     const bool in_place = v.op == kAct && v.act_mode == kInPlace;
     int64_t* sizes = v.batched ? plan.plane_size : plan.fixed_size;
-    const int64_t padded = v.rows * v.ld;
     for (int plane = 0; plane < kPlanes; ++plane) {
       const bool is_delta = plane == kDelta || plane == kDeltaTangent;
       if (in_place && (!is_delta || shares_deltas(plan, v))) {
         v.offset[plane] = plan.values[v.a].offset[plane];
-      } else if (!(v.direct_input && plane == kPrimal)) {
+      } else if (!(v.direct_input && plane == kPrimal) && !(v.streamed && is_delta)) {
         v.offset[plane] = sizes[plane];
-        sizes[plane] += padded;
+        sizes[plane] += round_up(v.rows * (plane == kPrimal ? v.ld_primal : v.ld), plan.lanes);
       }
     }
   }
@@ -195,7 +212,14 @@ void mark_first_writers(Plan& plan) {
   for (const bool batched : {true, false})
     for (int64_t i = plan.n_values - 1; i >= 0; --i) {
       ValuePlan& v = plan.values[i];
-      if (!v.live || v.batched != batched) continue;
+      // a streamed convolution runs in the place of the normalisation after it, the rest of a chain as well
+      if (!v.live || v.batched != batched || v.streamed || v.in_chain) continue;
+      ValuePlan* conv = v.op == kNorm && v.norm && v.norm->streamed ? &plan.values[v.a] : nullptr;
+      if (conv) {
+        conv->add_a = written(value_written, conv->a);
+        conv->add_weight = written(param_written, conv->weight);
+        conv->add_bias = written(param_written, conv->bias);
+      }
       v.add_a = written(value_written, v.a) || (v.a >= 0 && !plan.values[v.a].batched);
       v.add_b = written(value_written, v.b) || (v.b >= 0 && !plan.values[v.b].batched);
       v.add_weight = written(param_written, v.weight);
@@ -206,9 +230,9 @@ void mark_first_writers(Plan& plan) {
 void place_params(Plan& plan) {
   for (int64_t i = 0; i < plan.n_params; ++i) {
     ParamPlan& p = plan.params[i];
-    const bool linear = p.layout == 0 && !p.narrow;
-    p.size = linear ? p.cols * round_up(p.rows, plan.lanes) : p.rows * padded_row(plan, p.cols);
-    p.size_t_ = linear && p.transposed ? p.rows * round_up(p.cols, plan.lanes) : 0;
+    const bool packed = (p.layout == kLinearWeight && !p.narrow) || p.layout == kConvWeight;
+    p.size = packed ? p.cols * round_up(p.rows, plan.lanes) : p.rows * padded_row(plan, p.cols);
+    p.size_t_ = packed && p.transposed ? p.taps * p.rows * round_up(p.cols / p.taps, plan.lanes) : 0;
     p.full = plan.full_size, p.full_t = plan.full_t_size;
     plan.full_size += p.size, plan.full_t_size += p.size_t_;
     p.lr = -1;
@@ -243,7 +267,8 @@ int64_t carry_room(const Plan& plan) {
   constexpr int64_t kWidest = 16;
   const auto packed = [](const ParamPlan& p) {
     const int64_t as_rows = p.rows * round_up(p.cols, kWidest);
-    return p.layout == 0 ? std::max(as_rows, p.cols * round_up(p.rows, kWidest)) : as_rows;
+    const bool weight = p.layout == kLinearWeight || p.layout == kConvWeight;
+    return weight ? std::max(as_rows, p.cols * round_up(p.rows, kWidest)) : as_rows;
   };
   int64_t room = 0;
   for (int64_t i = 0; i < plan.n_params; ++i) room += packed(plan.params[i]);
@@ -265,7 +290,7 @@ Cut cut_rows(const Plan& plan, int64_t samples) {
   for (int64_t i = 0; i < plan.n_values; ++i)
     if (plan.values[i].live && plan.values[i].batched) rows = std::max(rows, plan.values[i].rows);
   Cut cut = {samples, 1, 1, samples};
-  if (samples == 0) return cut;
+  if (samples == 0 || plan.mixes) return cut;
   cut.chunks = std::clamp<int64_t>(samples * rows / kChunkRows, 1, std::min(kMaxChunks, samples));
   const int64_t chunk = (samples + cut.chunks - 1) / cut.chunks;
   const int64_t fit = std::max(kBlockBytes / std::max<int64_t>(sample * bytes, 1), (kMinBlockRows + rows - 1) / rows);
@@ -274,14 +299,16 @@ Cut cut_rows(const Plan& plan, int64_t samples) {
   return cut;
 }
 
-void place_state(Plan& plan) {
+void place_state(PlanStorage& plan) {
   const int64_t bytes = plan.dtype == MTMLK_F32 ? 4 : 8;
   const bool second_order = plan.needs != 0 && !plan.first_order;
   const int64_t aux = plan.out_rows * plan.out_ld;
   const int64_t planes = plan.plane_size[kPrimal] + plan.plane_size[kDelta] + aux;
   const int64_t block_planes = planes * plan.support.block_samples * plan.support.blocks * plan.support.chunks;
-  // Above 16 MiB a task, reading the planes back costs more than computing them again.
-  plan.keep_planes = second_order && plan.steps * block_planes * bytes <= (16 << 20);
+  // Above 16 MiB a task, reading the planes back costs more than computing them again. Convolutions compute more an
+  // element: mini_conv keeps 55 MiB, whose reading takes a tenth of what they would take to make.
+  const int64_t limit = plan.convs.empty() ? int64_t(16) << 20 : int64_t(128) << 20;
+  plan.keep_planes = second_order && plan.steps * block_planes * bytes <= limit;
   plan.state_grad = plan.own_size + plan.own_t_size;
   plan.state_fixed = plan.state_grad + ((plan.needs & MTMLK_NEED_LR) ? plan.own_size : 0);
   plan.state_blocks = plan.state_fixed + plan.fixed_size[kPrimal] + plan.fixed_size[kDelta];
@@ -290,14 +317,14 @@ void place_state(Plan& plan) {
   plan.slots = std::max<int64_t>(plan.steps, 1);
   if (plan.needs == 0) {
     plan.slots = std::min<int64_t>(plan.slots, 2);
-  } else if (plan.steps * plan.state_size * bytes > (64 << 20)) {
+  } else if (plan.steps * plan.state_size * bytes > std::max(limit, int64_t(64) << 20)) {
     plan.slots = 1;
     while (plan.slots * plan.slots < plan.steps) ++plan.slots;
   }
-  const int64_t samples = std::max(plan.support.block_samples, plan.query.block_samples);
-  int64_t sample = aux;
-  for (const int64_t size : plan.plane_size) sample += size;
-  plan.transient_size = sample * samples;
+  // tangents are taken of the support set only
+  const int64_t tangents = plan.needs != 0 ? plan.plane_size[kTangent] + plan.plane_size[kDeltaTangent] : 0;
+  plan.transient_size = std::max(plan.query.block_samples * planes,
+                                 plan.support.block_samples * ((plan.keep_planes ? 0 : planes) + tangents));
   plan.chunk_size = plan.full_size + plan.fixed_size[kDelta] + plan.fixed_size[kDeltaTangent];
   plan.fused_update = plan.support.chunks == 1 && plan.support.blocks == 1 && !(plan.needs & MTMLK_NEED_LR);
   for (int64_t i = 0; i < plan.n_lr; ++i) plan.fused_update &= !plan.lrs[i].elements;
@@ -315,10 +342,12 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out) {
   if (!decode(*plan, spec)) return MTMLK_BAD_PROGRAM;
   mark_live(*plan);
   mark_dependence(*plan);
+  mark_chains(*plan);
   place_values(*plan);
   mark_gates(*plan);
   mark_first_writers(*plan);
   place_params(*plan);
+  place_images(*plan);
   place_rates(*plan, spec);
   const ValuePlan& output = plan->values[plan->output];
   if (!output.batched) return MTMLK_BAD_PROGRAM;
@@ -326,6 +355,7 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out) {
   plan->out_size = output.rows * output.features;
   plan->support = cut_rows(*plan, spec.support);
   plan->query = cut_rows(*plan, spec.query);
+  place_scratch(*plan);
   place_state(*plan);
   // A row a task lets the backward pass weigh tasks freely; beyond 64 KiB a row only the sum over the tasks is kept.
   const int64_t bytes = plan->dtype == MTMLK_F32 ? 4 : 8;

@@ -7,6 +7,7 @@
 
 #include "mtml/abi.h"
 #include "mtml/program.h"
+#include "taps.h"
 
 namespace mtmlk {
 
@@ -19,6 +20,43 @@ enum ActMode : int32_t {
 
 // Planes of a value: primal, its gradient (delta), and the tangents of both.
 enum Plane : int32_t { kPrimal = 0, kDelta = 1, kTangent = 2, kDeltaTangent = 3, kPlanes = 4 };
+
+// Rows of a value cut into units: `samples` whole samples, or bands of `rows` rows of one sample.
+struct RowUnits {
+  int64_t samples, bands, rows;
+};
+
+// How a convolution's work is cut. Everything depends on one task's shape alone, so that results do not depend on the
+// threads that share it.
+constexpr int64_t kMaxParts = 4;
+
+struct ConvPlan {
+  int64_t taps, channels;  // of one group
+  TapPlan forward, backward;
+  // Outputs are made in units that stay in the first-level cache, where their statistics are taken. In image rows.
+  RowUnits units;
+  // Gradients run over groups of samples that stay in the second-level cache. Each part (a run of groups) has its own
+  // buffer of the weight's gradient, which is filled from bands of rows that stay in the first-level cache.
+  int64_t group_samples, parts;
+  int64_t grad_samples, grad_rows;
+};
+
+// A normalisation together with the relu (or leaky relu) and the max-pooling after it, which run in the same passes:
+// none of the values between them has a plane.
+struct NormPlan {
+  int64_t kind, groups;
+  double eps;
+  int32_t self, tail;  // the normalisation, and the last value of the chain
+  double slope;   // of the activation for negative inputs; 1 where there is none
+  bool pooled;    // windows that do not overlap
+  int64_t pool_y, pool_x;
+  int64_t out_rows;
+  // The convolution before it has no other reader: it takes the statistics while its outputs are in cache, and the
+  // gradient of its outputs is handed to it group by group instead of being stored.
+  bool streamed;
+  RowUnits stats, sums;  // each with a partial statistic of its own: of the input's rows, and of the tail's
+  int64_t coefs, coefs_tangent, peak, peak_tangent;  // offsets in the planes, see norm.h
+};
 
 struct ValuePlan {
   int32_t op, a, b, weight, bias, kind;
@@ -37,18 +75,24 @@ struct ValuePlan {
   // A relu in place is applied by the products that write its plane: forward by the linear layer before it, backward by
   // the one after it, where that is its only reader.
   bool gate_output, gate_input;    // of a linear layer
+  bool in_chain;                   // computed by the normalisation before it
+  bool streamed;                   // a convolution whose output's gradient has no plane
+  const int64_t* window;           // [kWindowConsts] of a convolution or pooling
+  const ConvPlan* conv;
+  const NormPlan* norm;            // of a normalisation, and of the streamed convolution before one
   bool gated_before, gated_after;  // of the relu
   int64_t offset[kPlanes];         // per sample of the block (batched), else absolute; see Layout
 };
 
 struct ParamPlan {
-  int32_t layout;  // 0 linear weight, 1 rows
+  int32_t layout;  // ParamLayout
   bool adapted, meta, used, transposed;
   bool narrow;           // a linear weight with few outputs: kept as [O, I] rows, needs no transposed copy
   int32_t lr;            // which rate, -1 if not adapted
-  int64_t rows, cols;    // as in the module: [O, I] or [rows, cols]
-  int64_t size;          // packed: I * pad(O), or rows * pad(cols) where narrow or no linear weight
-  int64_t size_t_;       // transposed copy: O * pad(I), 0 where none is needed
+  int64_t rows, cols;    // as in the module: [O, I], [O, channels * taps] or [rows, cols]
+  int64_t taps;          // of a convolution's weight
+  int64_t size;          // packed: I * pad(O), or rows * pad(cols) where narrow or no weight
+  int64_t size_t_;       // transposed copy: taps * O * pad(I), 0 where none is needed
   int64_t full, full_t;  // offsets among all parameters
   int64_t own, own_t;    // offsets among the adapted ones
 };
@@ -96,6 +140,9 @@ struct Plan {
   int64_t carry_cols;
   int64_t carry_room;  // what a row of the carry is given: enough for the layout of any instruction set
   bool carry_per_task;
+  bool mixes;             // a normalisation mixes a set's samples: one block holds them all
+  int64_t scratch_size;         // of one task, shared by its workers
+  int64_t worker_scratch_size;  // of each worker
 
   // What one task remembers of one inner step, in this order: adapted parameters and their transposes, the gradient
   // (when a rate is learnt), planes of unbatched values, planes of batched ones (when kept).

@@ -22,7 +22,10 @@ void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
   inputs = c.take<const T*>(worker_count * p.n_inputs);
   workers = c.take<Worker<T>>(worker_count);
   for (int w = 0; w < worker_count; ++w) {
-    Worker<T> one = {c.take<T>(p.transient_size), c.take<T*>(p.n_params), c.take<const T*>(p.n_params)};
+    // where samples are mixed, the workers share the nodes of one block
+    Worker<T> one = {c.take<T>(p.mixes && w ? 0 : p.transient_size), c.take<T>(p.mixes && w ? 0 : p.scratch_size),
+                     p.mixes && w ? nullptr : c.take<T>((p.mixes ? worker_count : 1) * p.worker_scratch_size),
+                     c.take<T*>(p.n_params), c.take<const T*>(p.n_params)};
     if (c.base) workers[w] = one;
   }
 }
@@ -49,13 +52,30 @@ const T* Runner<T>::theta(int64_t k) const {
   return state(k - 1);
 }
 
+// Which row of a parameter with rows for the steps is read: support step k reads row k, the query set after k steps the
+// row of the last of them; rows that are missing are the last one.
 template <class T>
-void Runner<T>::point_to(int64_t k) {
+int64_t Runner<T>::step_row(const ParamPlan& p, int64_t k, bool query) const {
+  if (p.layout != kStepRows) return 0;
+  const int64_t row = query && k > 0 ? k - 1 : k;
+  return row < p.rows ? row : p.rows - 1;
+}
+
+template <class T>
+void Runner<T>::point_to(int64_t k, bool query) {
   const T* own = theta(k);
   for (int64_t i = 0; i < plan->n_params; ++i) {
     const ParamPlan& p = plan->params[i];
     now[i] = own && p.adapted ? ParamPtr<T>{own + p.own, own + plan->own_size + p.own_t} : shared->base[i];
+    now[i].value += step_row(p, k, query) * (p.size / p.rows);
   }
+}
+
+// Where the gradient of parameter i goes in a buffer of the full layout.
+template <class T>
+T* Runner<T>::gradient_of(T* base, int64_t i, int64_t k, bool query) const {
+  const ParamPlan& p = plan->params[i];
+  return p.meta ? base + p.full + step_row(p, k, query) * (p.size / p.rows) : nullptr;
 }
 
 template <class T>
@@ -107,6 +127,8 @@ Block<T> Runner<T>::block(const Phase& phase, int64_t chunk, int64_t index, int 
   Block<T> b = {};
   b.plan = plan, b.samples = end > start ? end - start : 0, b.stride = cut.block_samples;
   b.params = now, b.direction = along, b.tangent = false;
+  b.workers = plan->mixes ? shared->workers : 1;
+  b.scratch = workers[worker].scratch, b.own = workers[worker].own;
   b.inputs = inputs + worker * plan->n_inputs;
   for (int64_t i = 0; i < plan->n_inputs; ++i) {
     const int64_t size = plan->inputs[i].size;
@@ -118,7 +140,7 @@ Block<T> Runner<T>::block(const Phase& phase, int64_t chunk, int64_t index, int 
   T* transient = workers[worker].planes;
   b.planes[kPrimal] = (kept ? kept_at : transient) + aux;
   b.planes[kDelta] = b.planes[kPrimal] + primal;
-  b.planes[kTangent] = transient + aux + primal + delta;
+  b.planes[kTangent] = kept ? transient : transient + aux + primal + delta;
   b.planes[kDeltaTangent] = b.planes[kTangent] + plan->plane_size[kTangent] * b.stride;
   T* chunk_fixed = chunk_grads + chunk * plan->chunk_size + plan->full_size;
   b.fixed[kPrimal] = phase.query ? fixed_query[0] : state(k) + plan->state_fixed;
@@ -153,7 +175,7 @@ template <class T>
 void Runner<T>::fixed_nodes(const Phase& phase, int64_t k, Plane plane, const Sink<T>* sink, bool inner) {
   if (plan->fixed_size[kPrimal] == 0) return;
   Block<T> b = {};
-  b.plan = plan, b.samples = 1, b.params = now, b.direction = along, b.tangent = !plan->first_order;
+  b.plan = plan, b.samples = 1, b.params = now, b.direction = along, b.tangent = !plan->first_order, b.workers = 1;
   b.fixed[kPrimal] = phase.query ? fixed_query[0] : state(k) + plan->state_fixed;
   b.fixed[kDelta] = phase.query ? fixed_query[1] : state(k) + plan->state_fixed + plan->fixed_size[kPrimal];
   b.fixed[kTangent] = fixed_tangent[0];
@@ -211,7 +233,7 @@ template <class T>
 void Runner<T>::inner_step(int64_t k, bool record) {
   const Phase phase = support();
   const Cut& cut = plan->support;
-  point_to(k);
+  point_to(k, false);
   fixed_nodes(phase, k, kPrimal, nullptr, true);
   const bool fused = plan->fused_update;
   T* grad = plan->needs & MTMLK_NEED_LR ? state(k) + plan->state_grad : chunk_grads;
@@ -272,7 +294,7 @@ void Runner<T>::take_step(int64_t k) {
         store<T>(next + p.own + e, multiply_add<T>(-a, load<T>(grad + p.own + e), load<T>(now[i].value + e)));
       }
     }
-    if (p.size_t_) transpose_packed<T>(next + p.own, p.cols, p.rows, next + plan->own_size + p.own_t);
+    if (p.size_t_) transpose_param<T>(p, next + p.own, next + plan->own_size + p.own_t);
   }
   if (segmented() && (k + 1) % plan->slots == 0) {
     const int64_t size = plan->own_size + plan->own_t_size;
@@ -304,12 +326,12 @@ void Runner<T>::query_pass(int64_t k, bool add) {
   const bool last = k == plan->steps, backward = differentiate();
   const T weight = step_weight(k), scale = weight * cotangent();
   const T* extra = last ? static_cast<const T*>(call->grad_output) : nullptr;
-  point_to(k);
+  point_to(k, true);
   fixed_nodes(phase, k, kPrimal, nullptr, false);
   const auto aim = [&](Worker<T>& w, T* base) {
     for (int64_t i = 0; i < plan->n_params; ++i) {
-      w.dst[i] = plan->params[i].meta ? base + plan->params[i].full : nullptr;
-      w.init[i] = add && base == lambda ? w.dst[i] : nullptr;
+      w.dst[i] = gradient_of(base, i, k, true);
+      w.init[i] = (add || plan->params[i].layout == kStepRows) && base == lambda ? w.dst[i] : nullptr;
     }
   };
   each_chunk(cut, [&](int64_t chunk, int worker) {

@@ -14,7 +14,7 @@ void Runner<T>::make_direction(int64_t k) {
       store<T>(v + e, -a * load<T>(lambda + p.full + e));
     }
     T* transposed = direction + plan->own_size + p.own_t;
-    if (p.size_t_) transpose_packed<T>(v, p.cols, p.rows, transposed);
+    if (p.size_t_) transpose_param<T>(p, v, transposed);
     along[i] = {v, transposed};
   }
 }
@@ -64,11 +64,11 @@ void Runner<T>::tangent_pass(int64_t k, T seed) {
   if (!second && seed == 0) return;
   const Phase phase = support();
   const Cut& cut = plan->support;
-  point_to(k);
+  point_to(k, false);
   if (second) fixed_nodes(phase, k, kTangent, nullptr, false);
   const auto aim = [&](Worker<T>& w, T* base) {
     for (int64_t i = 0; i < plan->n_params; ++i) {
-      w.dst[i] = plan->params[i].meta ? base + plan->params[i].full : nullptr;
+      w.dst[i] = gradient_of(base, i, k, false);
       w.init[i] = base == lambda ? w.dst[i] : nullptr;
     }
   };
@@ -154,6 +154,8 @@ void Runner<T>::reverse(T* carry_row) {
   const int64_t steps = plan->steps;
   lambda = carry_row;
   fill_zero<T>(lambda + plan->full_size, plan->carry_cols - plan->full_size);
+  for (int64_t i = 0; i < plan->n_params; ++i)  // of which a pass writes one row
+    if (plan->params[i].layout == kStepRows) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
   if (call->query_x)
     query_pass(steps, false);  // writes every parameter that is used
   else

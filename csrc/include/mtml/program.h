@@ -15,7 +15,12 @@ enum Op : int32_t {
   kMul = 6,
   kCat = 7,
   kExpand = 8,
-  kAffine = 9
+  kAffine = 9,
+  kTranspose = 10,
+  kConv = 11,
+  kNorm = 12,
+  kPool = 13,
+  kOpCount = 14
 };
 
 enum Act : int32_t {
@@ -29,7 +34,32 @@ enum Act : int32_t {
   kSoftplus = 7,
   kSin = 8,
   kCos = 9,
-  kActCount = 10
+  kRsqrt = 10,
+  kActCount = 11
+};
+
+enum NormKind : int32_t { kBatchNorm = 0, kGroupNorm = 1, kLayerNorm = 2 };
+
+enum PoolKind : int32_t { kMaxPool = 0, kAvgPool = 1, kAdaptiveAvgPool = 2 };
+
+enum ParamLayout : int32_t { kLinearWeight = 0, kRows = 1, kConvWeight = 2, kStepRows = 3 };
+
+// The constants of a convolution or pooling node, in this order.
+enum Window : int32_t {
+  kHeight,
+  kWidth,
+  kOutHeight,
+  kOutWidth,
+  kKernelY,
+  kKernelX,
+  kStrideY,
+  kStrideX,
+  kPadY,
+  kPadX,
+  kDilationY,
+  kDilationX,
+  kGroups,            // of a convolution
+  kDivisor = kGroups  // of an average: 0 counts padding, -1 does not, else the divisor itself
 };
 
 enum LossKind : int32_t { kMse = 0, kCrossEntropy = 1, kBce = 2, kHuber = 3, kL1 = 4 };
@@ -37,6 +67,7 @@ enum LossKind : int32_t { kMse = 0, kCrossEntropy = 1, kBce = 2, kHuber = 3, kL1
 constexpr int kHeaderInts = 5;  // version, inputs, params, nodes, output value
 constexpr int kParamInts = 3;   // layout, rows, cols
 constexpr int kNodeInts = 9;    // op, a, b, weight, bias, rows, features, batched, const
-constexpr int kVersion = 1;
+constexpr int kWindowConsts = 13;
+constexpr int kVersion = 2;
 
 }  // namespace mtmlk

@@ -1,0 +1,159 @@
+// Convolutions, the four functions; see conv.h for the products. Included inside an ISA-named namespace after nodes.h.
+//
+//   forward            z[p]   = b + sum_tap a[p + tap] W[tap]
+//   backward           da[q]  = sum_tap dz[q - tap] W[tap]^T           dW[tap] = sum_p a[p + tap]^T dz[p]    db = sum dz
+//   tangent            zt     = vb + sum_tap at W + a V
+//   tangent backward   dat    = sum_tap dzt W^T + dz V^T               dWt     = a^T dzt + at^T dz           dbt = sum dzt
+
+MTMLK_INLINE Strides strides_of(const ValuePlan& v, int64_t width, int64_t ld) {
+  return {v.rows * ld, width * ld, ld};
+}
+
+template <class T>
+MTMLK_INLINE T* scratch_of(const Block<T>& b, int worker) {
+  return b.own + worker * b.plan->worker_scratch_size;
+}
+
+MTMLK_INLINE int64_t unit_count(const RowUnits& u, int64_t samples) {
+  return (samples + u.samples - 1) / u.samples * u.bands;
+}
+
+MTMLK_INLINE Range clipped(int64_t first, int64_t count, int64_t end) {
+  return {first, first + count < end ? first + count : end};
+}
+
+// The samples and rows (of `rows` in all) of one unit.
+MTMLK_INLINE void unit_range(const RowUnits& u, int64_t unit, int64_t samples, int64_t rows, Range& n, Range& r) {
+  n = clipped(unit / u.bands * u.samples, u.samples, samples);
+  r = clipped(unit % u.bands * u.rows, u.rows, rows);
+}
+
+// What a convolution of one group gathers for z (or zt) from a (and at).
+template <class T>
+Gather<T> conv_gather(const Block<T>& b, const ValuePlan& v, bool tangent) {
+  const ValuePlan& a = b.plan->values[v.a];
+  const ParamPlan& w = b.plan->params[v.weight];
+  Gather<T> g = {};
+  g.c = plane_of(b, int32_t(&v - b.plan->values), tangent ? kTangent : kPrimal);
+  g.to = strides_of(v, v.window[kOutWidth], v.ld), g.from = strides_of(a, v.window[kWidth], a.ld_primal);
+  g.weight_rows = w.cols, g.n = v.ld;
+  const bool bias = v.bias >= 0 && (!tangent || b.plan->params[v.bias].adapted);
+  if (bias) g.bias = (tangent ? b.direction : b.params)[v.bias].value;
+  if (!tangent) {
+    g.p1 = {plane_of(b, v.a, kPrimal), b.params[v.weight].value};
+    return g;
+  }
+  if (has_tangent(b, v.a)) g.p1 = {plane_of(b, v.a, kTangent), b.params[v.weight].value};
+  if (w.adapted) (g.p1.a ? g.p2 : g.p1) = TapProduct<T>{plane_of(b, v.a, kPrimal), b.direction[v.weight].value};
+  return g;
+}
+
+// Fills z (or zt) unit by unit and hands each unit on while it is in cache: after(unit, samples, image rows).
+template <class T, class After>
+void conv_forward(const Block<T>& b, const ValuePlan& v, bool tangent, After after) {
+  const ConvPlan& conv = *v.conv;
+  const Gather<T> g = conv_gather(b, v, tangent);
+  share(b, unit_count(conv.units, b.samples), [&](int64_t unit, int) {
+    Range n, rows;
+    unit_range(conv.units, unit, b.samples, v.window[kOutHeight], n, rows);
+    gather<T>(conv.forward, g, n, rows);
+    after(unit, n, rows);
+  });
+}
+
+// Gradients of a group's outputs: dz or dzt, and in the tangent pass dz as well. At the group's first sample.
+template <class T>
+struct OutputGrads {
+  const T *g, *primal;
+};
+
+template <class T>
+void gather_input_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, const OutputGrads<T>& d, Range n) {
+  const ValuePlan& a = b.plan->values[v.a];
+  const ParamPlan& w = b.plan->params[v.weight];
+  Gather<T> g = {};
+  g.to = strides_of(a, v.window[kWidth], a.ld), g.from = strides_of(v, v.window[kOutWidth], v.ld);
+  g.c = plane_of(b, v.a, plane) + n.first * g.to.sample, g.add = v.add_a;
+  g.weight_rows = w.taps * w.rows, g.n = a.ld;
+  g.p1 = {d.g, b.params[v.weight].transposed};
+  if (plane == kDeltaTangent && b.tangent && w.adapted) g.p2 = {d.primal, b.direction[v.weight].transposed};
+  gather<T>(v.conv->backward, g, {0, n.end - n.first}, {0, v.window[kHeight]});
+}
+
+template <class T>
+void add_weight_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, const OutputGrads<T>& d, Range n, T* out) {
+  const ValuePlan& a = b.plan->values[v.a];
+  const ParamPlan& w = b.plan->params[v.weight];
+  const ConvPlan& conv = *v.conv;
+  ConvGrad<T> g = {};
+  g.c = out, g.weight_rows = w.cols, g.n = v.ld;
+  g.a = strides_of(a, v.window[kWidth], a.ld_primal), g.b = strides_of(v, v.window[kOutWidth], v.ld);
+  g.p1 = {plane_of(b, v.a, kPrimal) + n.first * g.a.sample, d.g};
+  if (plane == kDeltaTangent && has_tangent(b, v.a))
+    g.p2 = {plane_of(b, v.a, kTangent) + n.first * g.a.sample, d.primal};
+  const RowUnits bands = {conv.grad_samples, (v.window[kOutHeight] + conv.grad_rows - 1) / conv.grad_rows,
+                          conv.grad_rows};
+  for (int64_t unit = 0; unit < unit_count(bands, n.end - n.first); ++unit) {
+    Range samples, rows;
+    unit_range(bands, unit, n.end - n.first, v.window[kOutHeight], samples, rows);
+    conv_grad<T>(conv.forward, g, samples, rows);
+  }
+}
+
+// dst = start + beta * (the parts' buffers, in their order)
+template <class T>
+void store_parts(const T* parts, int64_t count, int64_t stride, int64_t n, const T* start, T beta, T* dst) {
+  for (int64_t i = 0; i < n; i += Simd<T>::kLanes) {
+    VecOf<T> sum = load<T>(parts + i);
+    for (int64_t p = 1; p < count; ++p) sum += load<T>(parts + p * stride + i);
+    store<T>(dst + i, multiply_add<T>(splat<T>(beta), sum, start ? load<T>(start + i) : VecOf<T>{}));
+  }
+}
+
+// One buffer of gradients for every 32 million multiply-adds (a quarter of a millisecond), up to kMaxParts.
+MTMLK_INLINE int64_t part_count(const ConvPlan& conv, const ValuePlan& v, int64_t samples, int64_t groups) {
+  const int64_t work = samples * v.rows * v.features * conv.taps * conv.channels / (32 << 20);
+  const int64_t most = groups < kMaxParts ? groups : kMaxParts;
+  return work < 1 ? 1 : work < most ? work : most;
+}
+
+// grads(samples, worker) returns the OutputGrads of a group of samples. `sum_bias`: false where the gradient of the bias
+// is 0 whatever the outputs' gradients are.
+template <class T, class Grads>
+void conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input, bool sum_bias,
+                   Grads grads) {
+  const ConvPlan& conv = *v.conv;
+  const ParamPlan& w = b.plan->params[v.weight];
+  const bool to_weight = sink.dst[v.weight] != nullptr, to_bias = v.bias >= 0 && sink.dst[v.bias];
+  const int64_t groups = (b.samples + conv.group_samples - 1) / conv.group_samples;
+  const int64_t parts = part_count(conv, v, b.samples, groups), size = w.size + v.ld;
+  const int64_t each = (groups + parts - 1) / parts;
+  share(b, parts, [&](int64_t part, int worker) {
+    T* own = b.scratch + part * size;
+    fill_zero<T>(own, size);
+    for (int64_t group = part * each; group < groups && group < (part + 1) * each; ++group) {
+      const Range n = clipped(group * conv.group_samples, conv.group_samples, b.samples);
+      const OutputGrads<T> d = grads(n, worker);
+      if (to_weight) add_weight_gradient<T>(b, v, plane, d, n, own);
+      if (to_bias && sum_bias)
+        sum_rows<T>(d.g, (n.end - n.first) * v.rows, v.ld, own + w.size, T(1), own + w.size);
+      if (to_input) gather_input_gradient<T>(b, v, plane, d, n);
+    }
+  });
+  if (to_weight)
+    store_parts<T>(b.scratch, parts, size, w.size, sink_init(sink, v.weight, v.add_weight), sink.beta[v.weight],
+                   sink.dst[v.weight]);
+  if (to_bias)
+    store_parts<T>(b.scratch + w.size, parts, size, v.ld, sink_init(sink, v.bias, v.add_bias), sink.beta[v.bias],
+                   sink.dst[v.bias]);
+}
+
+template <class T>
+void conv_node_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input) {
+  const int32_t self = int32_t(&v - b.plan->values);
+  const T *g = plane_of(b, self, plane), *primal = plane_of(b, self, kDelta);
+  conv_backward<T>(b, v, plane, sink, to_input, true, [&](Range n, int) {
+    const int64_t at = n.first * v.rows * v.ld;
+    return OutputGrads<T>{g + at, primal + at};
+  });
+}

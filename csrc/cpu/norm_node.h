@@ -1,0 +1,282 @@
+// The passes of a normalisation, see norm.h. Included inside an ISA-named namespace after norm.h.
+
+template <class T>
+struct NormParams {
+  const T *gamma, *beta;      // nullptr: 1, 0
+  const T *gamma_t, *beta_t;  // nullptr: 0
+};
+
+template <class T>
+NormParams<T> norm_params(const Block<T>& b, const ValuePlan& v) {
+  const auto value = [&](int32_t p) { return p < 0 ? nullptr : b.params[p].value; };
+  const auto moves = [&](int32_t p) { return p >= 0 && b.tangent && b.plan->params[p].adapted; };
+  return {value(v.weight), value(v.bias), moves(v.weight) ? b.direction[v.weight].value : nullptr,
+          moves(v.bias) ? b.direction[v.bias].value : nullptr};
+}
+
+template <class T>
+MTMLK_INLINE VecOf<T> load_or(const T* p, int64_t c, T otherwise) {
+  return p ? load<T>(p + c) : splat<T>(otherwise);
+}
+
+// ---- forward ----
+
+template <class T>
+void norm_finish_forward(const Block<T>& b, const ValuePlan& v) {
+  const NormPlan& n = *v.norm;
+  for (int64_t set = 0; set < set_count(b, n); ++set) finish_moments(b, v, set);
+}
+
+// Moments of a value that no convolution has taken them of.
+template <class T>
+void norm_moments(const Block<T>& b, const ValuePlan& v) {
+  const RowUnits& u = v.norm->stats;
+  const T* z = plane_of(b, v.a, kPrimal);
+  share(b, unit_count(u, b.samples), [&](int64_t unit, int) {
+    Range n, r;
+    unit_range(u, unit, b.samples, v.rows, n, r);
+    row_moments<T>(z + (n.first * v.rows + r.first) * v.ld, (n.end - n.first) * (r.end - r.first), v.ld,
+                   b.scratch + unit * 2 * v.ld);
+  });
+  norm_finish_forward(b, v);
+}
+
+template <class T>
+void norm_forward(const Block<T>& b, const ValuePlan& v) {
+  const NormPlan& n = *v.norm;
+  if (!n.streamed) norm_moments(b, v);
+  const NormParams<T> p = norm_params(b, v);
+  const T* z = plane_of(b, v.a, kPrimal);
+  T *y = plane_of(b, n.tail, kPrimal), *peak = b.planes[kPrimal] + n.peak * b.stride;
+  share(b, b.samples, [&](int64_t i, int worker) {
+    const Affine<T> k = affine_at(scratch_of(b, worker), v.ld);
+    const Coefs<T> s = coefs_of(b, v, set_of(n, i));
+    for (int64_t c = 0; c < v.ld; c += Simd<T>::kLanes) {
+      store<T>(k.centre + c, load_or<T>(p.gamma, c, T(1)) * load<T>(s.r + c));
+      store<T>(k.shift + c, load_or<T>(p.beta, c, T(0)));
+    }
+    const T* from = z + i * v.rows * v.ld;
+    const int64_t to = i * n.out_rows * v.ld;
+    if (n.pooled)
+      pool_sample_forward<T>(from, s.mean, k, pool_shape(*b.plan, n), v.ld, T(n.slope), y + to, peak + to);
+    else
+      norm_sample_forward<T>(from, s.mean, k, v.rows, v.ld, T(n.slope), y + to);
+  });
+}
+
+// ---- tangent ----
+
+template <class T>
+void norm_finish_tangent(const Block<T>& b, const ValuePlan& v) {
+  for (int64_t set = 0; set < set_count(b, *v.norm); ++set) finish_moments_tangent(b, v, set);
+}
+
+template <class T>
+void norm_moments_tangent(const Block<T>& b, const ValuePlan& v) {
+  const RowUnits& u = v.norm->stats;
+  const T *z = plane_of(b, v.a, kPrimal), *zt = plane_of(b, v.a, kTangent);
+  share(b, unit_count(u, b.samples), [&](int64_t unit, int) {
+    Range n, r;
+    unit_range(u, unit, b.samples, v.rows, n, r);
+    const int64_t at = (n.first * v.rows + r.first) * v.ld;
+    row_moments_tangent<T>(z + at, zt + at, coefs_of(b, v, set_of(*v.norm, n.first)).mean,
+                           (n.end - n.first) * (r.end - r.first), v.ld, b.scratch + unit * 2 * v.ld);
+  });
+  norm_finish_tangent(b, v);
+}
+
+template <class T>
+void norm_tangent(const Block<T>& b, const ValuePlan& v) {
+  const NormPlan& n = *v.norm;
+  const bool moves = has_tangent(b, v.a);
+  if (moves && !n.streamed) norm_moments_tangent(b, v);
+  if (!moves)
+    for (int64_t set = 0; set < set_count(b, n); ++set)
+      fill_zero<T>(tangent_coefs_of(b, v, set).mean, 2 * v.ld);
+  const NormParams<T> p = norm_params(b, v);
+  const T *z = plane_of(b, v.a, kPrimal), *zt = moves ? plane_of(b, v.a, kTangent) : nullptr;
+  const T *y = plane_of(b, n.tail, kPrimal), *peak = b.planes[kPrimal] + n.peak * b.stride;
+  T *yt = plane_of(b, n.tail, kTangent), *peak_t = b.planes[kTangent] + n.peak_tangent * b.stride;
+  share(b, b.samples, [&](int64_t i, int worker) {
+    const Affine<T> k = affine_at(scratch_of(b, worker), v.ld);
+    const Coefs<T> s = coefs_of(b, v, set_of(n, i)), st = tangent_coefs_of(b, v, set_of(n, i));
+    for (int64_t c = 0; c < v.ld; c += Simd<T>::kLanes) {
+      const VecOf<T> gamma = load_or<T>(p.gamma, c, T(1)), gamma_t = load_or<T>(p.gamma_t, c, T(0));
+      const VecOf<T> r = load<T>(s.r + c);
+      store<T>(k.tangent + c, gamma * r);
+      store<T>(k.centre + c, multiply_add<T>(gamma, load<T>(st.r + c), gamma_t * r));
+      store<T>(k.shift + c, load_or<T>(p.beta_t, c, T(0)) - gamma * r * load<T>(st.mean + c));
+    }
+    const int64_t from = i * v.rows * v.ld, to = i * n.out_rows * v.ld;
+    if (n.pooled && moves)
+      pool_sample_tangent<T>(z + from, zt + from, pool_shape(*b.plan, n), v.ld, peak + to, peak_t + to);
+    const T* at_z = n.pooled ? peak + to : z + from;
+    const T* at_zt = !moves ? nullptr : n.pooled ? peak_t + to : zt + from;
+    norm_sample_tangent<T>(at_z, at_zt, s.mean, k, n.out_rows, v.ld, T(n.slope), y + to, yt + to);
+  });
+}
+
+// ---- backward ----
+
+// Whether the statistics or gamma have a tangent, so that the first gradient enters the tangent of the gradient.
+template <class T>
+bool norm_moves(const Block<T>& b, const ValuePlan& v, Plane plane) {
+  const bool gamma = v.weight >= 0 && b.plan->params[v.weight].adapted;
+  return plane == kDeltaTangent && b.tangent && (has_tangent(b, v.a) || gamma);
+}
+
+template <class T>
+void norm_grad_sums(const Block<T>& b, const ValuePlan& v, Plane plane) {
+  const NormPlan& n = *v.norm;
+  const NormPlanes<T> p = norm_planes(b, v);
+  const bool moves = plane == kDeltaTangent && has_tangent(b, v.a);
+  share(b, unit_count(n.sums, b.samples), [&](int64_t unit, int) {
+    Range s, r;
+    unit_range(n.sums, unit, b.samples, n.out_rows, s, r);
+    const int64_t at = (s.first * n.out_rows + r.first) * v.ld, rows = (s.end - s.first) * (r.end - r.first);
+    const Coefs<T> k = coefs_of(b, v, set_of(n, s.first));
+    T* slot = b.scratch + unit * 2 * v.ld;
+    if (moves)
+      row_sums_tangent<T>(p, at, rows, v.ld, k, tangent_coefs_of(b, v, set_of(n, s.first)), true, slot);
+    else
+      row_sums<T>(p, plane == kDelta ? p.dy : p.dyt, at, rows, v.ld, k, slot);
+  });
+}
+
+// dgamma and dbeta: the sums over all sets.
+template <class T>
+void norm_param_gradients(const Block<T>& b, const ValuePlan& v, const Sink<T>& sink) {
+  const Totals<T> t = totals_of(b, v.norm->sums, v.ld);
+  add_units({0, unit_count(v.norm->sums, b.samples), 0, 0, 0}, v.ld, t);
+  const auto send = [&](int32_t param, bool add, const double* sum) {
+    if (param < 0 || !sink.dst[param]) return;
+    const T* init = sink_init(sink, param, add);
+    for (int64_t c = 0; c < v.ld; ++c)
+      sink.dst[param][c] = (init ? init[c] : T(0)) + sink.beta[param] * (c < v.features ? T(sum[c]) : T(0));
+  };
+  send(v.weight, v.add_weight, t.second);
+  send(v.bias, v.add_bias, t.first);
+}
+
+// Means that dz needs: of the first gradient they are kept, for the tangent pass.
+template <class T>
+void norm_grad_means(const Block<T>& b, const ValuePlan& v, Plane plane, bool moves) {
+  const NormParams<T> p = norm_params(b, v);
+  const Totals<T> t = totals_of(b, v.norm->sums, v.ld);
+  for (int64_t set = 0; set < set_count(b, *v.norm); ++set) {
+    const SetView s = set_view(b, v, v.norm->sums, set);
+    add_units(s, v.ld, t);
+    const Coefs<T> k = coefs_of(b, v, set);
+    if (plane == kDelta) {
+      fill_zero<T>(k.m1, 4 * v.ld);
+      for (int64_t c = 0; c < v.features; ++c) k.s1[c] = T(t.first[c]), k.s2[c] = T(t.second[c]);
+      group_means<T>(s, p.gamma, nullptr, t.first, t.second, nullptr, nullptr, k.m1, k.m2);
+    } else {
+      const Coefs<T> kt = tangent_coefs_of(b, v, set);
+      fill_zero<T>(kt.m1, 2 * v.ld);
+      group_means<T>(s, p.gamma, moves ? p.gamma_t : nullptr, t.first, t.second, k.s1, k.s2, kt.m1, kt.m2);
+    }
+  }
+}
+
+// dz = gamma r dy' - r^2 m2 (z - mean) - r m1
+template <class T>
+void gradient_affine(const NormParams<T>& p, const Coefs<T>& s, const T* m1, const T* m2, int64_t ld,
+                     const Affine<T>& k, T* of_grad) {
+  for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
+    const VecOf<T> r = load<T>(s.r + c);
+    store<T>(of_grad + c, load_or<T>(p.gamma, c, T(1)) * r);
+    store<T>(k.centre + c, -r * r * load<T>(m2 + c));
+    store<T>(k.shift + c, -r * load<T>(m1 + c));
+  }
+}
+
+// dzt = gamma r dyt' + (gamma r' + gamma' r) dy' - (2 r r' m2 + r^2 m2t) (z - mean) - r^2 m2 zt
+//       - r' m1 - r m1t + r^2 mean' m2
+template <class T>
+void tangent_affine(const NormParams<T>& p, const Coefs<T>& s, const Coefs<T>& st, int64_t ld, const Affine<T>& k) {
+  for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
+    const VecOf<T> gamma = load_or<T>(p.gamma, c, T(1)), gamma_t = load_or<T>(p.gamma_t, c, T(0));
+    const VecOf<T> r = load<T>(s.r + c), rt = load<T>(st.r + c), m2 = load<T>(s.m2 + c);
+    store<T>(k.grad_t + c, gamma * r);
+    store<T>(k.grad + c, gamma * rt + gamma_t * r);
+    store<T>(k.centre + c, -(T(2) * r * rt * m2 + r * r * load<T>(st.m2 + c)));
+    store<T>(k.tangent + c, -r * r * m2);
+    store<T>(k.shift + c, r * r * load<T>(st.mean + c) * m2 - rt * load<T>(s.m1 + c) - r * load<T>(st.m1 + c));
+  }
+}
+
+// The gradient with respect to z of some samples, of plane kDelta or kDeltaTangent, into (or added to) `out`, which
+// starts at the first of them.
+template <class T>
+void norm_stream(const Block<T>& b, const ValuePlan& v, Plane plane, bool moves, Range samples, bool add, T* coefs,
+                 T* out) {
+  const NormPlan& n = *v.norm;
+  const NormParams<T> p = norm_params(b, v);
+  const T *z = plane_of(b, v.a, kPrimal), *zt = plane_of(b, v.a, kTangent);
+  const T *y = plane_of(b, n.tail, kPrimal), *dy = plane_of(b, n.tail, kDelta);
+  const T *dyt = plane_of(b, n.tail, kDeltaTangent), *peak = b.planes[kPrimal] + n.peak * b.stride;
+  const Affine<T> k = affine_at(coefs, v.ld);
+  for (int64_t i = samples.first; i < samples.end; ++i) {
+    const Coefs<T> s = coefs_of(b, v, set_of(n, i));
+    if (plane == kDelta) {
+      gradient_affine<T>(p, s, s.m1, s.m2, v.ld, k, k.grad);
+    } else {
+      const Coefs<T> st = tangent_coefs_of(b, v, set_of(n, i));
+      if (moves)
+        tangent_affine<T>(p, s, st, v.ld, k);
+      else
+        gradient_affine<T>(p, s, st.m1, st.m2, v.ld, k, k.grad_t);
+    }
+    const int64_t from = i * v.rows * v.ld, at = i * n.out_rows * v.ld;
+    const bool tangent = plane == kDeltaTangent;
+    const GradStream<T> g = {z + from,
+                             tangent && moves && has_tangent(b, v.a) ? zt + from : nullptr,
+                             y + at,
+                             !tangent || moves ? dy + at : nullptr,
+                             tangent ? dyt + at : nullptr,
+                             s.mean,
+                             peak + at,
+                             k,
+                             T(n.slope),
+                             add,
+                             out + (i - samples.first) * v.rows * v.ld};
+    if (n.pooled)
+      pool_sample_backward<T>(g, pool_shape(*b.plan, n), v.ld);
+    else
+      norm_sample_backward<T>(g, v.rows, v.ld);
+  }
+}
+
+// Hands the gradient of the convolution's outputs over group by group; the tangent pass makes the first gradient again
+// where its products need it.
+template <class T>
+void norm_into_conv(const Block<T>& b, const ValuePlan& v, Plane plane, bool moves, const Sink<T>& sink, bool inner) {
+  const ValuePlan& conv = b.plan->values[v.a];
+  const ValuePlan& input = b.plan->values[conv.a];
+  const bool to_input = inner ? input.tan : input.meta;
+  const bool again = plane == kDeltaTangent && b.tangent &&
+                     (has_tangent(b, conv.a) || (to_input && b.plan->params[conv.weight].adapted));
+  const int64_t room = conv.conv->group_samples < b.stride ? conv.conv->group_samples : b.stride;
+  conv_backward<T>(b, conv, plane, sink, to_input, v.norm->kind != kBatchNorm, [&](Range n, int worker) {
+    T* coefs = scratch_of(b, worker);
+    T *g = coefs + 8 * v.ld, *primal = g + room * v.rows * v.ld;
+    norm_stream<T>(b, v, plane, moves, n, false, coefs, g);
+    if (again) norm_stream<T>(b, v, kDelta, false, n, false, coefs, primal);
+    return OutputGrads<T>{g, primal};
+  });
+}
+
+template <class T>
+void norm_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input, bool inner) {
+  const bool moves = norm_moves(b, v, plane);
+  norm_grad_sums<T>(b, v, plane);
+  norm_param_gradients<T>(b, v, sink);
+  norm_grad_means<T>(b, v, plane, moves);
+  if (!to_input) return;
+  if (v.norm->streamed) return norm_into_conv<T>(b, v, plane, moves, sink, inner);
+  T* out = plane_of(b, v.a, plane);
+  share(b, b.samples, [&](int64_t i, int worker) {
+    norm_stream<T>(b, v, plane, moves, {i, i + 1}, v.add_a, scratch_of(b, worker), out + i * v.rows * v.ld);
+  });
+}

@@ -1,0 +1,176 @@
+// Statistics of normalisations. Included inside an ISA-named namespace after conv_node.h.
+//
+// A set is what shares one mean: all samples (batch), or one sample (group, instance; then neighbouring features share
+// it as well). What a set needs lies in rows of ld elements in the planes:
+//   primal    mean | 1/sd = r | m1 = mean of gamma dy | m2 = mean of gamma dy xhat | s1 = sum dy | s2 = sum dy xhat
+//   tangent   the tangents of the first four
+// Units of rows write partial sums, each in T over at most a few hundred rows; their sum is taken in double.
+
+template <class T>
+struct Coefs {
+  T *mean, *r, *m1, *m2, *s1, *s2;
+};
+
+template <class T>
+Coefs<T> coefs_at(T* p, int64_t ld) {
+  return {p, p + ld, p + 2 * ld, p + 3 * ld, p + 4 * ld, p + 5 * ld};
+}
+
+template <class T>
+MTMLK_INLINE Coefs<T> coefs_of(const Block<T>& b, const ValuePlan& v, int64_t set) {
+  return coefs_at(b.planes[kPrimal] + v.norm->coefs * b.stride + set * 6 * v.ld, v.ld);
+}
+
+template <class T>
+MTMLK_INLINE Coefs<T> tangent_coefs_of(const Block<T>& b, const ValuePlan& v, int64_t set) {
+  return coefs_at(b.planes[kTangent] + v.norm->coefs_tangent * b.stride + set * 4 * v.ld, v.ld);
+}
+
+template <class T>
+MTMLK_INLINE int64_t set_count(const Block<T>& b, const NormPlan& n) {
+  return n.kind == kBatchNorm ? 1 : b.samples;
+}
+
+MTMLK_INLINE int64_t set_of(const NormPlan& n, int64_t sample) { return n.kind == kBatchNorm ? 0 : sample; }
+
+// slot <- mean, and sum of squares around it, of rows that lie one after another
+template <class T>
+void row_moments(const T* z, int64_t rows, int64_t ld, T* slot) {
+  for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
+    VecOf<T> even = {}, odd = {};
+    int64_t r = 0;
+    for (; r + 1 < rows; r += 2) even += load<T>(z + r * ld + c), odd += load<T>(z + (r + 1) * ld + c);
+    if (r < rows) even += load<T>(z + r * ld + c);
+    const VecOf<T> mean = (even + odd) * (T(1) / T(rows));
+    even = odd = VecOf<T>{};
+    for (r = 0; r + 1 < rows; r += 2) {
+      const VecOf<T> x = load<T>(z + r * ld + c) - mean, y = load<T>(z + (r + 1) * ld + c) - mean;
+      even = multiply_add<T>(x, x, even), odd = multiply_add<T>(y, y, odd);
+    }
+    if (r < rows) {
+      const VecOf<T> x = load<T>(z + r * ld + c) - mean;
+      even = multiply_add<T>(x, x, even);
+    }
+    store<T>(slot + c, mean);
+    store<T>(slot + ld + c, even + odd);
+  }
+}
+
+// slot <- sum of zt, and of (z - mean) zt
+template <class T>
+void row_moments_tangent(const T* z, const T* zt, const T* mean, int64_t rows, int64_t ld, T* slot) {
+  for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
+    const VecOf<T> m = load<T>(mean + c);
+    VecOf<T> sum = {}, product = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      const VecOf<T> t = load<T>(zt + r * ld + c);
+      sum += t;
+      product = multiply_add<T>(load<T>(z + r * ld + c) - m, t, product);
+    }
+    store<T>(slot + c, sum);
+    store<T>(slot + ld + c, product);
+  }
+}
+
+// The units of one set, and what shares its statistics.
+struct SetView {
+  int64_t first, units;       // of the units
+  int64_t groups, per_group;  // features
+  double count;               // elements of a group
+};
+
+template <class T>
+SetView set_view(const Block<T>& b, const ValuePlan& v, const RowUnits& u, int64_t set) {
+  const NormPlan& n = *v.norm;
+  const bool batch = n.kind == kBatchNorm;
+  const int64_t per_group = v.features / n.groups, samples = batch ? b.samples : 1;
+  return {batch ? 0 : set * u.bands, batch ? unit_count(u, samples) : u.bands, n.groups, per_group,
+          double(v.rows * per_group) * double(samples)};
+}
+
+MTMLK_INLINE double unit_rows(const RowUnits& u, int64_t unit, int64_t samples, int64_t rows) {
+  Range n, r;
+  unit_range(u, unit, samples, rows, n, r);
+  return double((n.end - n.first) * (r.end - r.first));
+}
+
+// Sums of doubles behind the slots: two rows of ld.
+template <class T>
+struct Totals {
+  const T* slots;
+  double *first, *second;
+};
+
+template <class T>
+Totals<T> totals_of(const Block<T>& b, const RowUnits& u, int64_t ld) {
+  T* behind = b.scratch + unit_count(u, b.samples) * 2 * ld;
+  double* d = reinterpret_cast<double*>(behind);
+  return {b.scratch, d, d + ld};
+}
+
+// first, second = the sums over a set's units of their two rows
+template <class T>
+void add_units(const SetView& s, int64_t ld, const Totals<T>& t) {
+  for (int64_t c = 0; c < ld; ++c) t.first[c] = t.second[c] = 0;
+  for (int64_t i = s.first; i < s.first + s.units; ++i) {
+    const T* slot = t.slots + i * 2 * ld;
+    for (int64_t c = 0; c < ld; ++c) t.first[c] += double(slot[c]);
+    for (int64_t c = 0; c < ld; ++c) t.second[c] += double(slot[ld + c]);
+  }
+}
+
+// From the units' moments to mean and 1/sd. Sums of squares around different means are joined by Chan's formula.
+template <class T>
+void finish_moments(const Block<T>& b, const ValuePlan& v, int64_t set) {
+  const NormPlan& n = *v.norm;
+  const SetView s = set_view(b, v, n.stats, set);
+  const Totals<T> t = totals_of(b, n.stats, v.ld);
+  const Coefs<T> k = coefs_of(b, v, set);
+  const int64_t ld = v.ld;
+  for (int64_t c = 0; c < ld; ++c) t.first[c] = t.second[c] = 0;
+  for (int64_t i = s.first; i < s.first + s.units; ++i) {
+    const double rows = unit_rows(n.stats, i, b.samples, v.rows);
+    for (int64_t c = 0; c < ld; ++c) t.first[c] += rows * double(t.slots[i * 2 * ld + c]);
+  }
+  for (int64_t g = 0; g < s.groups; ++g) {
+    double sum = 0;
+    for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) sum += t.first[c];
+    for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) t.first[c] = sum / s.count;
+  }
+  for (int64_t i = s.first; i < s.first + s.units; ++i) {
+    const double rows = unit_rows(n.stats, i, b.samples, v.rows);
+    const T* slot = t.slots + i * 2 * ld;
+    for (int64_t c = 0; c < ld; ++c) {
+      const double off = double(slot[c]) - t.first[c];
+      t.second[c] += double(slot[ld + c]) + rows * off * off;
+    }
+  }
+  fill_zero<T>(k.mean, 2 * ld);  // the padding's 1/sd too: 0, and nothing comes of it
+  for (int64_t g = 0; g < s.groups; ++g) {
+    double sum = 0;
+    for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) sum += t.second[c];
+    for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) {
+      k.mean[c] = T(t.first[c]);
+      k.r[c] = T(1 / __builtin_sqrt(sum / s.count + n.eps));
+    }
+  }
+}
+
+// The tangents of mean and 1/sd = r:   mean' = sum zt / M,   var' = 2/M sum (z - mean) zt,   r' = -r^3 var' / 2
+template <class T>
+void finish_moments_tangent(const Block<T>& b, const ValuePlan& v, int64_t set) {
+  const SetView s = set_view(b, v, v.norm->stats, set);
+  const Totals<T> t = totals_of(b, v.norm->stats, v.ld);
+  const Coefs<T> k = coefs_of(b, v, set), kt = tangent_coefs_of(b, v, set);
+  add_units(s, v.ld, t);
+  fill_zero<T>(kt.mean, 2 * v.ld);
+  for (int64_t g = 0; g < s.groups; ++g) {
+    double sum = 0, product = 0;
+    for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) sum += t.first[c], product += t.second[c];
+    for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) {
+      const double r = double(k.r[c]);
+      kt.mean[c] = T(sum / s.count);
+      kt.r[c] = T(-r * r * r * product / s.count);
+    }
+  }
+}

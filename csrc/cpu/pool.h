@@ -1,0 +1,159 @@
+// Pooling and transposes. Included inside an ISA-named namespace after norm_node.h.
+//
+//   max       y = x at the winner      yt = xt at the winner      dx[winner] += dy
+//   average   y = sum x / n            and the same for yt;       dx[cell] += dy / n
+// The winner is the first cell that equals the maximum, or a NaN. Non-overlapping max-pooling behind a normalisation
+// runs in norm.h instead.
+
+struct Cells {
+  int64_t first, end, step;
+  double size;  // with the padding that PyTorch counts
+};
+
+// The cells of output `o` along one axis; `axis` is 0 for rows, 1 for columns.
+MTMLK_INLINE Cells pool_cells(const ValuePlan& v, int axis, int64_t o) {
+  const int64_t* w = v.window + axis;
+  const int64_t size = w[kHeight], outputs = w[kOutHeight];
+  if (v.kind == kAdaptiveAvgPool) {
+    const int64_t first = o * size / outputs, end = ((o + 1) * size + outputs - 1) / outputs;
+    return {first, end, 1, double(end - first)};
+  }
+  const int64_t step = w[kDilationY], start = o * w[kStrideY] - w[kPadY], stop = start + w[kKernelY] * step;
+  const int64_t padded = stop < size + w[kPadY] ? stop : size + w[kPadY];
+  const int64_t first = start < 0 ? start + (-start + step - 1) / step * step : start;
+  return {first, stop < size ? stop : size, step, double(padded - start)};
+}
+
+// Calls body(offset of the output's pixel, rows of cells, columns of cells, divisor) for each output of some samples.
+template <class Body>
+void each_window(const ValuePlan& v, Range samples, Body body) {
+  const int64_t* w = v.window;
+  for (int64_t n = samples.first; n < samples.end; ++n)
+    for (int64_t oy = 0; oy < w[kOutHeight]; ++oy)
+      for (int64_t ox = 0; ox < w[kOutWidth]; ++ox) {
+        const Cells y = pool_cells(v, 0, oy), x = pool_cells(v, 1, ox);
+        const int64_t inside = ((y.end - y.first + y.step - 1) / y.step) * ((x.end - x.first + x.step - 1) / x.step);
+        const bool own = v.kind == kAvgPool && w[kDivisor] > 0;
+        const bool counts_padding = v.kind == kAvgPool && w[kDivisor] == 0;
+        const double divisor = own ? double(w[kDivisor]) : counts_padding ? y.size * x.size : double(inside);
+        body(n, (n * v.rows + oy * w[kOutWidth] + ox) * v.ld, y, x, divisor);
+      }
+}
+
+template <class Body>
+MTMLK_INLINE void each_cell(const ValuePlan& v, int64_t n, const Cells& y, const Cells& x, Body body) {
+  const int64_t* w = v.window;
+  for (int64_t iy = y.first; iy < y.end; iy += y.step)
+    for (int64_t ix = x.first; ix < x.end; ix += x.step) body(((n * w[kHeight] + iy) * w[kWidth] + ix) * v.ld);
+}
+
+template <class T>
+void max_pool(const ValuePlan& v, const T* x, Range samples, T* y) {
+  each_window(v, samples, [&](int64_t n, int64_t at, const Cells& cy, const Cells& cx, double) {
+    for (int64_t c = 0; c < v.ld; c += Simd<T>::kLanes) {
+      VecOf<T> best = splat<T>(-T(__builtin_inf()));
+      each_cell(v, n, cy, cx, [&](int64_t cell) {
+        const VecOf<T> value = load<T>(x + cell + c);
+        best = ((value > best) | (value != value)) ? value : best;
+      });
+      store<T>(y + at + c, best);
+    }
+  });
+}
+
+// Calls pick(vector of the cell, mask of the lanes it wins, output) for every cell of every window.
+template <class T, class Pick>
+void each_winner(const ValuePlan& v, const T* x, const T* y, Range samples, Pick pick) {
+  using Mask = IntOf<T>;
+  each_window(v, samples, [&](int64_t n, int64_t at, const Cells& cy, const Cells& cx, double) {
+    for (int64_t c = 0; c < v.ld; c += Simd<T>::kLanes) {
+      const VecOf<T> top = load<T>(y + at + c);
+      Mask open = ~Mask{};
+      each_cell(v, n, cy, cx, [&](int64_t cell) {
+        const VecOf<T> value = load<T>(x + cell + c);
+        const Mask wins = ((Mask)(value == top) | (Mask)(value != value)) & open;
+        open &= ~wins;
+        pick(cell + c, wins, at + c);
+      });
+    }
+  });
+}
+
+template <class T>
+void average_pool(const ValuePlan& v, const T* x, Range samples, T* y) {
+  each_window(v, samples, [&](int64_t n, int64_t at, const Cells& cy, const Cells& cx, double divisor) {
+    for (int64_t c = 0; c < v.ld; c += Simd<T>::kLanes) {
+      VecOf<T> sum = {};
+      each_cell(v, n, cy, cx, [&](int64_t cell) { sum += load<T>(x + cell + c); });
+      store<T>(y + at + c, sum / T(divisor));
+    }
+  });
+}
+
+template <class T>
+void pool_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
+  const T *x = plane_of(b, v.a, plane), *primal = plane_of(b, v.a, kPrimal);
+  const T* y = plane_of(b, int32_t(&v - b.plan->values), kPrimal);
+  share(b, b.samples, [&](int64_t n, int) {
+    const Range one = {n, n + 1};
+    if (v.kind != kMaxPool) return average_pool<T>(v, x, one, out);
+    if (plane == kPrimal) return max_pool<T>(v, x, one, out);
+    each_winner<T>(v, primal, y, one, [&](int64_t cell, IntOf<T> wins, int64_t at) {
+      store<T>(out + at, wins ? load<T>(x + cell) : load<T>(out + at));
+    });
+  });
+}
+
+template <class T>
+void pool_backward(const Block<T>& b, const ValuePlan& v, Plane plane) {
+  const ValuePlan& a = b.plan->values[v.a];
+  const int32_t self = int32_t(&v - b.plan->values);
+  const T *dy = plane_of(b, self, plane), *x = plane_of(b, v.a, kPrimal), *y = plane_of(b, self, kPrimal);
+  T* dx = plane_of(b, v.a, plane);
+  share(b, b.samples, [&](int64_t n, int) {
+    const Range one = {n, n + 1};
+    if (!v.add_a) fill_zero<T>(dx + n * a.rows * a.ld, a.rows * a.ld);
+    if (v.kind == kMaxPool)
+      return each_winner<T>(v, x, y, one, [&](int64_t cell, IntOf<T> wins, int64_t at) {
+        const VecOf<T> old = load<T>(dx + cell);
+        store<T>(dx + cell, wins ? old + load<T>(dy + at) : old);
+      });
+    each_window(v, one, [&](int64_t sample, int64_t at, const Cells& cy, const Cells& cx, double divisor) {
+      for (int64_t c = 0; c < v.ld; c += Simd<T>::kLanes) {
+        const VecOf<T> g = load<T>(dy + at + c) / T(divisor);
+        each_cell(v, sample, cy, cx, [&](int64_t cell) { store<T>(dx + cell + c, load<T>(dx + cell + c) + g); });
+      }
+    });
+  });
+}
+
+// dst [features, rows] = src [rows, features] per sample. Rows of `dst_ld` are filled up with zeros where they are read
+// as vectors, left alone where they lie without a gap.
+template <class T>
+void transpose_rows(const T* src, int64_t src_ld, int64_t rows, int64_t features, bool add, T* dst, int64_t dst_ld) {
+  for (int64_t f = 0; f < features; ++f) {
+    T* to = dst + f * dst_ld;
+    for (int64_t r = 0; r < rows; ++r) to[r] = add ? to[r] + src[r * src_ld + f] : src[r * src_ld + f];
+    for (int64_t r = rows; r < dst_ld && !add; ++r) to[r] = T(0);
+  }
+}
+
+template <class T>
+void transpose_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
+  const ValuePlan& a = b.plan->values[v.a];
+  const int64_t src_ld = plane == kPrimal ? a.ld_primal : a.ld, dst_ld = plane == kPrimal ? v.ld_primal : v.ld;
+  const T* src = plane_of(b, v.a, plane);
+  share(b, v.batched ? b.samples : 1, [&](int64_t n, int) {
+    transpose_rows<T>(src + n * a.rows * src_ld, src_ld, a.rows, a.features, false, out + n * v.rows * dst_ld, dst_ld);
+  });
+}
+
+template <class T>
+void transpose_backward(const Block<T>& b, const ValuePlan& v, Plane plane) {
+  const ValuePlan& a = b.plan->values[v.a];
+  const T* src = plane_of(b, int32_t(&v - b.plan->values), plane);
+  T* dst = plane_of(b, v.a, plane);
+  share(b, v.batched ? b.samples : 1, [&](int64_t n, int) {
+    transpose_rows<T>(src + n * v.rows * v.ld, v.ld, v.rows, v.features, v.add_a, dst + n * a.rows * a.ld, a.ld);
+  });
+}
