@@ -21,6 +21,7 @@ from mtml.train.commands import app
 from mtml.train.log import read_log
 
 SINUSOID = ["train", "sinusoid", "--meta-batch", "2", "--shots", "5", "--plain-seconds", "0.1"]
+OMNIGLOT_FILES = {"checkpoint.pt", "log.csv", "results.json", "characters.csv", "tasks.png", "characters.png"}
 DIGITS = ["train", "omniglot", "--meta-batch", "2", "--plain-seconds", "0.1", "--learn-lr", "no", "--no-cosine"]
 
 
@@ -99,7 +100,7 @@ class TestOmniglot:
         output = run(*DIGITS, "--iterations", "60", "--out", out)
         assert "scikit-learn's digits: 5 ways, 1 shots" in output
         assert "before adaptation" in output and "after 1 step " in output and "they agree" in output
-        assert {p.name for p in out.iterdir()} == {"checkpoint.pt", "log.csv", "results.json", "digits.png"}
+        assert {p.name for p in out.iterdir()} == OMNIGLOT_FILES | {"digits.png"}
         settings = json.loads((out / "results.json").read_text())["settings"]
         assert settings["per"] is None and settings["cosine"] is False and settings["meta_batch"] == 2
 
@@ -114,7 +115,7 @@ class TestOmniglot:
             (["--data", "nowhere"], "nowhere does not exist"),
             (["--ways", "11"], "11 ways need 11 classes, but there are 10"),
             (["--shots", "122", "--queries", "9"], "but there are 130. Ask for fewer shots or queries"),
-            (["--preset", "best"], "preset: expected one of mtml, finn2017, learn2learn; got 'best'"),
+            (["--preset", "best"], "preset: expected one of mtml, finn2017, learn2learn, maml++; got 'best'"),
             (["--resume"], "no checkpoint at"),
         ],
     )

@@ -105,7 +105,9 @@ class TestModels:
         assert [type(layer) for layer in mlp((1, 2, 1))] == [nn.Linear, nn.ReLU, nn.Linear]
 
     def test_unknown_name(self):
-        with pytest.raises(ValueError, match="init: expected one of torch, finn2017, he; got 'zeros'"):
+        with pytest.raises(
+            ValueError, match="init: expected one of torch, finn2017, he, learn2learn, maml\\+\\+; got 'zeros'"
+        ):
             mlp((1, 1), init="zeros")
 
 

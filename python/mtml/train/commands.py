@@ -147,14 +147,31 @@ def omniglot(
     ] = None,
     ways: Annotated[int, typer.Option(min=2, help="Classes per task.")] = 5,
     shots: Annotated[int, typer.Option(min=1, help="Drawings per class to adapt on.")] = 1,
-    preset: Annotated[str, typer.Option(help="mtml (trains this network best), finn2017 or learn2learn.")] = "mtml",
+    net: Annotated[str, typer.Option(help="mlp (784-256-128-64-64-N) or conv4 (four convolutions).")] = "mlp",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="mtml (mlp without BatchNorm, trains best; its default), finn2017 (conv4's default), learn2learn or "
+            "maml++.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="maml: 1200/423 characters of all alphabets; background: 964/659, new alphabets.")
+    ] = "maml",
     queries: Annotated[int | None, typer.Option(min=1, help="Query drawings per class.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Inner steps in training.")] = None,
     test_steps: Annotated[int | None, typer.Option(min=0, help="Inner steps in the test.")] = None,
     meta_batch: Annotated[int | None, typer.Option(min=1, help="Tasks per meta-iteration.")] = None,
     inner_lr: Annotated[float | None, typer.Option(help="Inner rate, under the mean cross-entropy.")] = None,
     outer_lr: Annotated[float | None, typer.Option(min=0.0, help="Adam's learning rate.")] = None,
-    init: Annotated[str | None, typer.Option(help="Initial weights: torch, finn2017 or he.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Initial weights: torch, finn2017, he, learn2learn or maml++.")
+    ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(help="Batch normalisation: none, bias (not adapted), affine (adapted) or meta-affine (not)."),
+    ] = None,
     learn_lr: Annotated[str | None, typer.Option(help="Learn the inner rates: no, all, tensor or element.")] = None,
     meta_sgd: Annotated[bool, typer.Option("--meta-sgd", help="The same as --learn-lr element.")] = False,
     shift: Annotated[int | None, typer.Option(min=0, help="Pixels to move training drawings by at random.")] = None,
@@ -162,6 +179,7 @@ def omniglot(
     minutes: Minutes = None,
     iterations: Iterations = None,
     validation: Annotated[int, typer.Option(min=0, help="Training characters kept for validation.")] = 0,
+    test_tasks: Annotated[int, typer.Option(min=1, help="Tasks to test on; published: at least 600.")] = 1000,
     seed: Seed = 0,
     threads: Threads = None,
     out: Out = None,
@@ -170,16 +188,21 @@ def omniglot(
     backend: Backend = "auto",
     plain_seconds: PlainSeconds = 5.0,
 ) -> None:
-    """Few-shot classification of characters with a 784-256-128-64-64-N perceptron, without BatchNorm."""
+    """Few-shot classification of characters: a perceptron or Finn's network of four convolutions.
+
+    It leaves log.csv, results.json and characters.csv (recall and F1 of every character) in the folder, with pictures
+    of the curves, of tasks with their predictions, and of the hardest and easiest characters.
+    """
     from mtml.train.omniglot import OmniglotRun, OmniglotSettings, table_text
-    from mtml.train.presets import resolve
+    from mtml.train.presets import default_preset, resolve
 
     with _clear_errors():
-        _need("matplotlib", "tqdm")
+        _need("matplotlib", "sklearn", "tqdm")
         chosen = resolve(
-            preset,
+            preset or default_preset(net),
             ways,
             shots,
+            net=net,
             queries=queries,
             steps=steps,
             test_steps=test_steps,
@@ -187,6 +210,7 @@ def omniglot(
             inner_lr=inner_lr,
             outer_lr=outer_lr,
             init=init,
+            norm=norm,
             per="element" if meta_sgd else learn_lr,
             cosine=cosine,
             shift=0 if shift is None and data is None else shift,  # the digits are too small and well centred
@@ -194,11 +218,14 @@ def omniglot(
         settings = OmniglotSettings(
             data=data,
             preset=chosen,
+            net=net,
+            split=split,
             ways=ways,
             shots=shots,
             minutes=minutes,
             iterations=iterations,
             validation=validation,
+            test_tasks=test_tasks,
             seed=seed,
             backend=backend,
             plain=plain,
@@ -210,14 +237,31 @@ def omniglot(
         run = OmniglotRun(settings, folder)
         progress = run.train(resume)
         _trained(progress, folder, "mtml train omniglot")
-        accuracy = run.test_accuracy()
-        typer.echo("\n" + table_text(accuracy, settings))
-        picture = run.plot(accuracy)
-        comparison = None if plain else run.compare()
-        run.save_results(progress, accuracy, comparison)
-        typer.echo(f"\npicture: {picture}\nlog: {folder / 'log.csv'}\nresults: {folder / 'results.json'}")
+        found = run.evaluate()
+        classes = run.per_class(found)
+        typer.echo("\n" + table_text(run, found, classes))
+        pictures = run.plot(found, classes)
+        comparison = run.compare()
+        run.save_results(progress, found, classes, comparison)
+        typer.echo("\n" + "\n".join(f"picture: {picture}" for picture in pictures))
+        typer.echo(f"log: {folder / 'log.csv'}\nresults: {folder / 'results.json'}")
+        typer.echo(f"characters: {folder / 'characters.csv'}")
     if comparison is not None:
         _report(comparison)
+
+
+@app.command()
+def record(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished `mtml train`.")],
+    prefix: Annotated[Path, typer.Argument(help="Where to, without a suffix: bench/results/training/NAME.")],
+    rows: Annotated[int, typer.Option(min=2, help="Rows to keep of the log, besides those with an accuracy.")] = 400,
+) -> None:
+    """Copy what a run leaves to be kept (results, log, characters, pictures) to PREFIX.json, PREFIX.csv and so on."""
+    from mtml.train.record import record_run
+
+    with _clear_errors():
+        for path in record_run(folder, prefix, rows):
+            typer.echo(str(path))
 
 
 @app.command()

@@ -71,7 +71,8 @@ class Loop:
         config: what must be equal for a checkpoint to be continued.
         columns: of the log, besides iteration, seconds and loss.
         evaluate: gives the values of those columns; called every `evaluate_seconds` of training.
-        schedule: called now and then with the share of the budget that is used, to set learning rates.
+        log_every, log_seconds: a row of the log after so many iterations, or so much time, whichever is first.
+        schedule: called before every iteration with the share of the budget that is used, to set learning rates.
     """
 
     step: Callable[[], Tensor]
@@ -84,6 +85,7 @@ class Loop:
     evaluate_seconds: float = 30.0
     schedule: Callable[[float], None] | None = None
     log_every: int = 100
+    log_seconds: float = 10.0
     save_seconds: float = 20.0
     progress: Progress = field(default_factory=Progress)
     _pending: list[Tensor] = field(default_factory=list)
@@ -115,8 +117,8 @@ class Loop:
         return self.progress
 
     def _train(self, log: CsvLog, bar: Any, interrupted: threading.Event) -> None:
-        """The iterations; everything but the step itself happens once per `log_every`, or a few times a minute."""
-        saved = evaluated = self.progress.seconds
+        """The iterations; everything but the step itself happens once per row of the log."""
+        saved = evaluated = reported = self.progress.seconds
         offset = time.perf_counter() - self.progress.seconds
         limit = math.inf if self.budget.iterations is None else self.budget.iterations
         deadline = math.inf if self.budget.minutes is None else 60.0 * self.budget.minutes
@@ -127,8 +129,9 @@ class Loop:
             self._pending.append(self.step())
             progress.iteration += 1
             progress.seconds = time.perf_counter() - offset
-            if progress.iteration % self.log_every:
+            if progress.iteration % self.log_every and progress.seconds - reported < self.log_seconds:
                 continue
+            reported = progress.seconds
             loss = self._mean_loss()
             due = self.evaluate is not None and progress.seconds - evaluated >= self.evaluate_seconds
             pause = time.perf_counter()
@@ -158,7 +161,10 @@ class Loop:
         """Write a row of the log and move the bar."""
         progress = self.progress
         log.write(iteration=progress.iteration, seconds=progress.seconds, loss=loss, **values)
-        bar.set_postfix(loss=f"{loss:.4f}", **{k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
+        shown = {k: f"{v:.3f}" for k, v in values.items()}
+        if self.budget.iterations is None:  # else the bar itself counts iterations
+            shown["it/s"] = f"{progress.iteration / max(progress.seconds, 1e-9):.1f}"
+        bar.set_postfix(loss=f"{loss:.4f}", **shown, refresh=False)
         bar.update(_position(self.budget, progress) - bar.n)
 
     def _save(self) -> None:
@@ -201,7 +207,7 @@ def _bar(budget: Budget, progress: Progress) -> Iterator[Any]:
         mininterval=0.5 if sys.stderr.isatty() else 15.0,
         miniters=1,
         dynamic_ncols=True,
-        bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}" if in_seconds else None,
+        bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s, {remaining} left{postfix}" if in_seconds else None,
     ) as bar:
         yield bar
 

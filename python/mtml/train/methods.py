@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtml
+from mtml._select import select
 from mtml.tasks.task_batch import TaskBatch
 
 __all__ = ["engine_step", "inner_rates", "make_maml", "plain_losses", "plain_step"]
@@ -19,18 +20,42 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "cro
 
 
 def make_maml(
-    model: nn.Module, *, lr: float, steps: int, loss: str, per: str | None = None, backend: str = "auto"
+    model: nn.Module,
+    *,
+    lr: float,
+    steps: int,
+    loss: str,
+    per: str | None = None,
+    rates_per_step: bool = False,
+    params: Sequence[str] | None = None,
+    batch_norm: str = "module",
+    backend: str = "auto",
 ) -> mtml.MAML:
-    """The learner; `per` ("all", "tensor", "element") makes its inner rates learnable (per element: Meta-SGD)."""
-    rates = lr if per is None else mtml.InnerLR(model, lr, per=per)
-    return mtml.MAML(model, lr=rates, steps=steps, loss=loss, backend=backend)
+    """The learner; `per` ("all", "tensor", "element") makes its inner rates learnable (per element: Meta-SGD), with
+    `rates_per_step` separately for every step (per tensor: MAML++)."""
+    rates: Any = lr
+    if per is not None:
+        rates = mtml.InnerLR(model, lr, per=per, steps=steps if rates_per_step else None, params=params)
+    return mtml.MAML(model, lr=rates, steps=steps, loss=loss, params=params, batch_norm=batch_norm, backend=backend)
 
 
-def engine_step(maml: mtml.MAML, optimizer: Any, stream: Iterator[TaskBatch]) -> Callable[[], Tensor]:
-    """A function that trains on the next meta-batch and returns its losses [T]."""
+Weights = Callable[[], Sequence[float] | None]
+
+
+def _last_alone() -> None:
+    return None
+
+
+def engine_step(
+    maml: mtml.MAML, optimizer: Any, stream: Iterator[TaskBatch], weights: Weights = _last_alone
+) -> Callable[[], Tensor]:
+    """A function that trains on the next meta-batch and returns its losses [T].
+
+    `weights` is asked before each for the weights of the losses after each step, None for the last alone.
+    """
 
     def step() -> Tensor:
-        losses = maml.meta_loss(next(stream))  # [T]
+        losses = maml.meta_loss(next(stream), step_weights=weights())  # [T]
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()
@@ -40,35 +65,57 @@ def engine_step(maml: mtml.MAML, optimizer: Any, stream: Iterator[TaskBatch]) ->
 
 
 def inner_rates(maml: mtml.MAML) -> dict[str, Tensor | float]:
-    """The learner's inner rate for every parameter by name."""
+    """The learner's inner rate for every tensor it adapts, by name."""
     rates: Any = maml.lr.as_dict() if isinstance(maml.lr, mtml.InnerLR) else maml.lr
-    return {name: rates[name] if isinstance(rates, Mapping) else rates for name, _ in maml.module.named_parameters()}
+    names = select(maml.module, maml.params)
+    return {name: rates[name] if isinstance(rates, Mapping) else rates for name in names}
 
 
 def plain_losses(
-    model: nn.Module, batch: TaskBatch, *, rates: Mapping[str, Tensor | float], steps: int, loss: str
+    model: nn.Module,
+    batch: TaskBatch,
+    *,
+    rates: Mapping[str, Tensor | float],
+    steps: int,
+    loss: str,
+    weights: Sequence[float] | None = None,
 ) -> Tensor:
     """MAML with nothing but PyTorch, one task after another and differentiable to second order: query losses [T].
 
-    `rates` is the inner learning rate of every parameter by name, the same at every step.
+    `rates` is the inner learning rate of every adapted parameter by name; one with a dimension more than its parameter
+    has a rate for every step first. `weights` are those of the losses after each step.
     """
     compute = LOSSES[loss]
+    if weights is None:
+        weights = [float(k == steps - 1) for k in range(steps)]
+    start: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if name in rates}
     losses = []
     for sx, sy, qx, qy in zip(batch.sx, batch.sy, batch.qx, batch.qy, strict=True):
-        fast: dict[str, Tensor] = dict(model.named_parameters())
-        for _ in range(steps):
+        fast = start
+        parts = [] if steps else [compute(functional_call(model, fast, (qx,)), qy)]
+        for k, weight in enumerate(weights):
             inner = compute(functional_call(model, fast, (sx,)), sy)
             grads = torch.autograd.grad(inner, list(fast.values()), create_graph=True)
-            fast = {name: p - rates[name] * g for (name, p), g in zip(fast.items(), grads, strict=True)}
-        losses.append(compute(functional_call(model, fast, (qx,)), qy))
+            fast = {n: p - _rate_at(rates[n], p, k) * g for (n, p), g in zip(fast.items(), grads, strict=True)}
+            if weight:
+                parts.append(weight * compute(functional_call(model, fast, (qx,)), qy))
+        losses.append(torch.stack(parts).sum())
     return torch.stack(losses)
 
 
-def plain_step(maml: mtml.MAML, optimizer: Any, stream: Iterator[TaskBatch], loss: str) -> Callable[[], Tensor]:
+def _rate_at(rate: Tensor | float, parameter: Tensor, step: int) -> Tensor | float:
+    return rate[step] if isinstance(rate, Tensor) and rate.ndim > parameter.ndim else rate
+
+
+def plain_step(
+    maml: mtml.MAML, optimizer: Any, stream: Iterator[TaskBatch], loss: str, weights: Weights = _last_alone
+) -> Callable[[], Tensor]:
     """As `engine_step`, on the same learner, the plain way."""
 
     def step() -> Tensor:
-        losses = plain_losses(maml.module, next(stream), rates=inner_rates(maml), steps=maml.steps, loss=loss)
+        losses = plain_losses(
+            maml.module, next(stream), rates=inner_rates(maml), steps=maml.steps, loss=loss, weights=weights()
+        )
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["AdaptedTask", "ImageTask", "plot_images", "plot_log", "plot_sinusoids"]
+    from mtml.train.metrics import PerClass
+
+__all__ = ["AdaptedTask", "ImageTask", "plot_classes", "plot_images", "plot_log", "plot_sinusoids", "plot_tasks"]
 
 
 class AdaptedTask(NamedTuple):
@@ -30,10 +32,12 @@ class AdaptedTask(NamedTuple):
 
 
 class ImageTask(NamedTuple):
-    """One classification task: support and query [N, side, side], classes named before and after adaptation [N]."""
+    """One classification task: a support drawing of each class [N, side, side]; queries [Q, side, side], their classes
+    [Q], and those named before and after adaptation [Q]."""
 
     support: np.ndarray
     query: np.ndarray
+    truth: np.ndarray
     before: np.ndarray
     after: np.ndarray
 
@@ -126,11 +130,11 @@ def _shade(value: float) -> Any:
 
 
 def plot_images(
-    log: Path, by_step: Sequence[tuple[float, float]], task: ImageTask, trained_steps: int, out: Path
+    log: Path, by_step: Sequence[tuple[float, float]], tasks: Sequence[ImageTask], trained_steps: int, out: Path
 ) -> Path:
-    """Learning curve, accuracy during training, accuracy by adaptation step with its interval, and one fresh task."""
-    figure = _figure(15, 7)
-    grid = figure.add_gridspec(2, 3, height_ratios=(3, 2))
+    """Learning curve, accuracy during training, accuracy by adaptation step with its interval, and fresh tasks."""
+    figure = _figure(15, 9)
+    grid = figure.add_gridspec(2, 3, height_ratios=(1, 1))
     rows = read_log(log)
     _loss_curve(figure.add_subplot(grid[0, 0]), rows)
     _accuracy_curve(figure.add_subplot(grid[0, 1]), rows)
@@ -141,20 +145,91 @@ def plot_images(
     axes.set(title="accuracy on test tasks", xlabel="adaptation steps", ylabel="%", xticks=range(len(means)))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    _image_row(figure, grid[1, :], task)
+    places = [grid[1, 0], grid[1, 1], grid[1, 2]] if len(tasks[0].support) <= 6 else [grid[1, :]]
+    for place, task in zip(places, tasks, strict=False):
+        _draw_task(figure.add_subplot(place), task, "a fresh task")
     return _save(figure, out)
 
 
-def _image_row(figure: Figure, place: Any, task: ImageTask) -> None:
-    """Support drawings above, queries below with the class named before and after adaptation."""
-    count = min(len(task.support), 10)
-    grid = place.subgridspec(2, count)
-    for column in range(count):
-        for row, images in enumerate((task.support, task.query)):
-            axes = figure.add_subplot(grid[row, column])
-            axes.imshow(images[column], cmap="gray_r", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
-            before, after = int(task.before[column]), int(task.after[column])
-            right = "tab:green" if after == column else "tab:red"
-            title = f"support {column}" if row == 0 else f"query: {before} → {after}"
-            axes.set_title(title, fontsize="small", color="black" if row == 0 else right)
+def plot_tasks(tasks: Sequence[ImageTask], steps: int, out: Path) -> Path:
+    """A page of tasks: support drawings, and under them queries of the same class with what they were taken for."""
+    ways = len(tasks[0].support)
+    columns = 2 if ways <= 6 else 1
+    rows = -(-len(tasks) // columns)
+    across = max(6.0, 0.85 * ways)
+    figure = _figure(columns * across, rows * 0.62 * across * (5 / ways if ways > 6 else 1) + 0.6)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.ravel()[len(tasks) :]:
+        axes.set_axis_off()
+    for number, (axes, task) in enumerate(zip(grid.ravel(), tasks, strict=False), 1):
+        _draw_task(axes, task, f"task {number}")
+    figure.suptitle(
+        f"test tasks: support drawings of each class above; queries below: class named before → after {steps} "
+        f"adaptation step{'' if steps == 1 else 's'}"
+    )
+    return _save(figure, out)
+
+
+GAP, CAPTION = 0.12, 0.3  # in widths of a drawing
+
+
+def _draw_task(axes: Axes, task: ImageTask, title: str) -> None:
+    """One task in one pair of axes, a column for each class: a pair for every drawing would take minutes."""
+    ways, placed = len(task.support), dict.fromkeys(range(len(task.support)), 1)
+    for way, image in enumerate(task.support):
+        _draw_image(axes, image, way, 0, f"class {way}" if ways <= 10 else str(way), None)
+    for image, way, before, after in zip(task.query, task.truth, task.before, task.after, strict=True):
+        _draw_image(axes, image, int(way), placed[int(way)], f"{before} → {after}", bool(after == way))
+        placed[int(way)] += 1
+    depth = max(placed.values()) * (1 + GAP + CAPTION)
+    right = [f"{int((named == task.truth).sum())}" for named in (task.before, task.after)]
+    axes.set(xlim=(-GAP, ways * (1 + GAP)), ylim=(depth, -GAP), aspect="equal")
+    axes.set_axis_off()
+    axes.set_title(f"{title}: {right[0]} of {len(task.truth)} right before, {right[1]} after", fontsize="medium")
+
+
+def _draw_image(axes: Axes, image: np.ndarray, column: int, row: int, caption: str, right: bool | None) -> None:
+    """A drawing with its caption below; a query's frame is solid green or dashed red, and its caption says so too."""
+    from matplotlib.patches import Rectangle
+
+    x, y = column * (1 + GAP), row * (1 + GAP + CAPTION)
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=(x, x + 1, y + 1, y))
+    color = {None: "black", True: "tab:green", False: "tab:red"}[right]
+    style, width = ("--", 2.0) if right is False else ("-", 0.6 if right is None else 1.5)
+    axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=color, linestyle=style, linewidth=width))
+    mark = {None: "", True: " ✓", False: " ✗"}[right]
+    axes.text(x + 0.5, y + 1.06, caption + mark, ha="center", va="top", color=color, fontsize=7.5)
+
+
+SHOWN_CLASSES = 12
+
+
+def plot_classes(classes: PerClass, images: np.ndarray, out: Path) -> Path:
+    """How recall and F1 are distributed over the classes, and drawings of the hardest and the easiest.
+
+    `images` [C, drawings, side, side] are those of all classes.
+    """
+    order = classes.by_difficulty()
+    figure = _figure(12, 7.5)
+    grid = figure.add_gridspec(3, 1, height_ratios=(3, 2, 2))
+    axes = figure.add_subplot(grid[0])
+    bins = np.linspace(0, 1, 41).tolist()
+    for values, name, color in ((classes.recall, "recall", "tab:blue"), (classes.f1, "F1", "tab:orange")):
+        axes.hist(values[order], bins=bins, alpha=0.55, label=name, color=color)
+    axes.set(title="classes by recall and F1 after adaptation", ylabel="classes", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    count = min(SHOWN_CLASSES, len(order))
+    for place, title, chosen in ((grid[1], "hardest", order[:count]), (grid[2], "easiest", order[-count:][::-1])):
+        row = figure.add_subplot(place)
+        for column, i in enumerate(chosen):
+            _draw_image(row, images[i, 0] / 255, column, 0, f"{_short(classes.names[i])}\nF1 {classes.f1[i]:.2f}", None)
+        row.set(xlim=(-GAP, SHOWN_CLASSES * (1 + GAP)), ylim=(1.6, -GAP), aspect="equal", title=title)
+        row.set_axis_off()
+    return _save(figure, out)
+
+
+def _short(name: str) -> str:
+    """A character's name on two short lines."""
+    alphabet, _, character = name.partition("/")
+    return f"{alphabet[:14]}\n{character.removeprefix('character')}" if character else name
