@@ -34,10 +34,13 @@ BATCH_NORM_MODES = ("module", "track", "batch", "running", "per_step")
 def check_batch_norm(model: nn.Module, mode: str) -> None:
     """Raise ValueError for an unknown mode, or one that the model's layers cannot follow."""
     check_choice("batch_norm", mode, BATCH_NORM_MODES)
-    if mode != "running":
-        return
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is None:
+        if mode == "per_step" and isinstance(module, _BatchNorm):
+            raise ValueError(
+                f"batch_norm: expected PerStepBatchNorm layers for 'per_step', but layer {name!r} is a "
+                f"{type(module).__name__}; mtml.MAML(..., batch_norm='per_step') replaces nn.BatchNorm1d, 2d and 3d"
+            )
+        if mode == "running" and isinstance(module, _BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"batch_norm: expected running statistics for 'running', but layer {name!r} keeps none; "
                 "use 'batch', or build the layer with track_running_stats=True"

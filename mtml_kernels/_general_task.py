@@ -14,6 +14,7 @@ from torch.func import grad_and_value
 from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_rates import rate_at
 from mtml_kernels._general_state import call
+from mtml_kernels.per_step import step_rows
 
 __all__ = ["KEEP_LAST", "KEEP_NONE", "KEEP_STEPS", "TaskRule", "apply_update", "run_task"]
 
@@ -99,14 +100,19 @@ class _Steps:
 
     def step(self, k: int, theta: Params, data: Mapping[str, Any]) -> tuple[Params, Tensor]:
         """(theta_{k+1}, support loss at theta_k)."""
-        grads, loss = self._gradients(theta, data)
+        grads, loss = self._gradients(k, theta, data)
         if self.rule.first_order:
             grads = {name: g.detach() for name, g in grads.items()}
         return self.start(self._next(k, theta, grads)), loss if self.recording else loss.detach()
 
-    def _gradients(self, theta: Params, data: Mapping[str, Any]) -> tuple[Params, Tensor]:
+    def output(self, k: int, theta: Params, x: Any, query: bool) -> Any:
+        """The model's at theta_k."""
+        model = self.rule.model
+        return self.forward(model, {**self.fixed, **step_rows(model, k, query, self.fixed), **theta}, x)
+
+    def _gradients(self, k: int, theta: Params, data: Mapping[str, Any]) -> tuple[Params, Tensor]:
         def loss_of(params: Params) -> Tensor:
-            output = self.forward(self.rule.model, {**self.fixed, **params}, data["sx"])
+            output = self.output(k, params, data["sx"], False)
             loss = self.rule.loss(output, data["sy"], data.get("support_mask"))
             if loss.ndim:
                 raise ValueError(f"loss: expected a scalar per task, got {list(loss.shape)}")
@@ -161,7 +167,7 @@ def run_task(
         weight = (1.0 if last else 0.0) if weights is None else weights[k]
         skip = isinstance(weight, float) and weight == 0.0
         if "qx" in data and (last or not skip):
-            output = forward(rule.model, {**fixed, **theta}, data["qx"])
+            output = steps.output(k, theta, data["qx"], True)
             if last:
                 result["output"] = output
             if "qy" in data and not (skip and total is not None):

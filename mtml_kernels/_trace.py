@@ -20,10 +20,11 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
 from mtml_kernels._builder import Builder
-from mtml_kernels._general_state import batch_norm_mode
+from mtml_kernels._general_state import BATCH_NORM_MODES, batch_norm_mode
 from mtml_kernels._trace_checks import check_module, checked_trace, guarded, in_words, inputs_of
 from mtml_kernels._values import BatchSize, Cannot, SameType, Value
 from mtml_kernels._vocabulary import ATTRIBUTES, FUNCTIONS, LAYERS, METHODS, REASONS, Handler, InPlace
+from mtml_kernels.checks import check_choice
 from mtml_kernels.program import Program, Shape, Unfusable
 
 UNKNOWN = object()
@@ -33,6 +34,7 @@ _LOCK = threading.RLock()  # torch.fx patches nn.Module while it traces, and the
 
 def trace_module(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], batch_norm: str) -> Program:
     """See `mtml_kernels.program.trace`."""
+    check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
     try:
         with _LOCK, batch_norm_mode(model, batch_norm):
             return _traced(model, shapes)

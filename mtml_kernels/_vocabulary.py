@@ -20,6 +20,7 @@ from mtml_kernels import _images as images
 from mtml_kernels import _reshaping as shapes
 from mtml_kernels._builder import Builder
 from mtml_kernels._values import BatchSize, Cannot, SameType, Value, without_lead
+from mtml_kernels.per_step import PerStepBatchNorm
 from mtml_kernels.program import Act
 
 Handler = Callable[..., Any]
@@ -488,6 +489,10 @@ def _batch_norm_layer(*dims: int) -> Handler:
     return call
 
 
+def _per_step_layer(b: Builder, m: Any, weights: Callable[[Any], Value], input: Any) -> Any:
+    return images.batch_norm(b, input, None, None, *_affine(m, weights), True, m.eps)
+
+
 def _instance_norm_layer(dims: int) -> Handler:
     def call(b: Builder, m: Any, weights: Callable[[Any], Value], input: Any) -> Any:
         _check_dims(input, (dims,))
@@ -522,6 +527,7 @@ LAYERS: dict[type[nn.Module], Handler] = {
     nn.Conv2d: _conv_layer(2),
     nn.BatchNorm1d: _batch_norm_layer(2, 3),
     nn.BatchNorm2d: _batch_norm_layer(4),
+    PerStepBatchNorm: _per_step_layer,
     nn.GroupNorm: _group_norm_layer,
     nn.LayerNorm: _layer_norm_layer,
     nn.InstanceNorm1d: _instance_norm_layer(3),

@@ -109,13 +109,23 @@ def general_inner_loop(
     return GeneralResult(result.get("loss"), result.get("output"), result["support_losses"].transpose(0, 1), adapted)
 
 
-def forward_tasks(model: nn.Module, params: Mapping[str, Tensor], x: Any, plan: GeneralPlan) -> Any:
-    """Each task's own model on its own inputs: params [T, *shape] by name, x [T, N, ...] -> [T, N, ...]."""
+def forward_tasks(
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    x: Any,
+    plan: GeneralPlan,
+    fixed: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """Each task's own model on its own inputs: params [T, *shape] by name, x [T, N, ...] -> [T, N, ...].
+
+    `fixed` are tensors to use in place of the model's own in all tasks.
+    """
+    same = dict(fixed or {})
     with batch_norm_mode(model, plan.batch_norm):
         if plan.mode == "vmap":
-            return vmap(lambda p, rows: call(model, p, rows), randomness="different")(dict(params), x)
+            return vmap(lambda p, rows: call(model, {**same, **p}, rows), randomness="different")(dict(params), x)
         rows = []
         for own, inputs in zip(_unbind(dict(params)), _unbind(x), strict=True):
             copies = fresh_buffers(model, plan.stateful) if plan.stateful else {}  # as in the inner loop
-            rows.append((call_twin if plan.recomputes else call)(model, {**copies, **own}, inputs))
+            rows.append((call_twin if plan.recomputes else call)(model, {**same, **copies, **own}, inputs))
         return _stack(rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.inner_loop import BACKENDS, InnerLoopSpec, inner_loop_call
-from mtml_kernels.program import Act, Op
+from mtml_kernels.program import VERSION, Act, Op
 
 BACKEND_NAMES = BACKENDS.available()
 
@@ -22,7 +22,7 @@ def encode(
     inputs: list[int], params: list[tuple[int, int, int]], nodes: list[list[int]], output: int | None = None
 ) -> list[int]:
     """The ints of a program (see mtml_kernels.program); the last node is the output unless told otherwise."""
-    header = [1, len(inputs), len(params), len(nodes), len(nodes) - 1 if output is None else output]
+    header = [VERSION, len(inputs), len(params), len(nodes), len(nodes) - 1 if output is None else output]
     return [*header, *inputs, *(i for p in params for i in p), *(i for node in nodes for i in node)]
 
 

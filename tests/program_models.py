@@ -296,16 +296,17 @@ def no_module(make: Callable[[], nn.Module], *reasons: str, shape: tuple[int, ..
 
 
 UNFUSED: dict[str, Unfused] = {
-    "convolution": no_module(
-        lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()),
-        "0 (Conv2d): this layer is not fused", "1 (BatchNorm2d): this layer is not fused", shape=(1, 5, 5)),
+    "unknown layers": no_module(
+        lambda: nn.Sequential(nn.Conv3d(1, 2, 3), nn.PReLU(), nn.ReLU(), nn.Flatten()),
+        "0 (Conv3d): this layer is not fused", "1 (PReLU): this layer is not fused", shape=(1, 5, 5, 5)),
     "subclassed activation": no_module(
         lambda: nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1)), "1 (Softmax): this layer is not fused"),
     "softmax": no(lambda m, x: torch.softmax(m.a(x), -1), "torch.softmax: softmax is not fused"),
     "two reasons": Unfused(net(lambda m, x: F.softmax(m.a(x), -1) + x.exp(), (3,), **_A), ("softmax", "exp")),
-    "mean over the batch": no(lambda m, x: m.a(x) - m.a(x).mean(0), "Tensor.mean: it reduces"),
+    "mean over the batch": no(lambda m, x: m.a(x) - m.a(x).mean(0), "it reduces over the samples of the batch"),
     "gram matrix": no(lambda m, x: x @ x.T, "it moves the batch dimension"),
-    "attention": no(lambda m, x: x @ x.transpose(1, 2), "transposing the elements", (4, 3)),
+    "attention": no(lambda m, x: x @ x.transpose(1, 2), "product of two computed tensors", (4, 3)),
+    "transposition": no(lambda m, x: x.transpose(1, 3), "transposing the elements", (4, 3, 2)),
     "batch in the middle": no(lambda m, x: x.unsqueeze(0), "it changes the batch dimension"),
     "batch last": no(lambda m, x: x.view(3, -1), "fixes the first dimension"),
     "samples merged": no(lambda m, x: m.a(x).reshape(1, -1), "fixes the first dimension"),
@@ -318,7 +319,7 @@ UNFUSED: dict[str, Unfused] = {
     "batched rows": no(lambda m, x: x + x.view(x.shape[0], 1, -1)[:, 0:1], "cannot be broadcast", (4, 3)),
     "slice": no(lambda m, x: m.a(x[:, :3]), "slices of a tensor", (5,)),
     "chunk": no(lambda m, x: m.a(x).chunk(2, -1)[0], "slices of a tensor"),
-    "weight as value too": no(lambda m, x: m.a(x) * m.a.weight, "a linear weight and in another way",
+    "weight as value too": no(lambda m, x: m.a(x) * m.a.weight, "as a linear weight and as a plain value",
                               a=lambda: nn.Linear(3, 1)),
     "computed weight": no(lambda m, x: F.linear(x, m.a.weight * 2), "must be a parameter itself"),
     "input-major weight": no(lambda m, x: x @ m.w, "stored as [in, out]", w=lambda: weight(3, 4)),

@@ -170,10 +170,8 @@ def test_names() -> None:
         MAML(model, 0.1, loss=nn.MSELoss(reduction="none"))
     with pytest.raises(ValueError, match=r"backend: expected one of 'auto', .*got 'tpu'"):
         MAML(model, 0.1, backend="tpu")
-    with pytest.raises(
-        ValueError, match=r"batch_norm: expected one of 'module', .*'per_step'.*later release; got 'per_step'"
-    ):
-        MAML(model, 0.1, batch_norm="per_step")
+    with pytest.raises(ValueError, match=r"batch_norm: expected one of 'module', .*'per_step'; got 'each'"):
+        MAML(model, 0.1, batch_norm="each")
     with pytest.raises(ValueError, match="layer '0' keeps none"):
         MAML(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), 0.1, batch_norm="running")
     with pytest.raises(TypeError, match=r"steps: expected an int >= 0, got 1.5"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from program_models import FUSED, UNFUSED, Net, Siren, mlp, weight
 from torch import Tensor, nn
 
-from mtml_kernels.program import LAYOUT_LINEAR, Act, Node, Op, Program, Unfusable, decode, trace
+from mtml_kernels.program import LAYOUT_LINEAR, VERSION, Act, Node, Op, Program, Unfusable, decode, trace
 from mtml_kernels.reference.inner_loop import run_program
 
 
@@ -115,10 +115,10 @@ def test_obstacles_are_named(name: str) -> None:
 
 
 def test_every_obstacle_is_reported_once() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.Flatten())
+    model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.PReLU(), nn.ReLU(), nn.Conv3d(2, 2, 1), nn.Flatten())
     with pytest.raises(Unfusable) as caught:
-        trace(model, [(1, 5, 5)])
-    assert [r.split(":")[0] for r in caught.value.reasons] == ["0 (Conv2d)", "1 (BatchNorm2d)", "3 (Conv2d)"]
+        trace(model, [(1, 5, 5, 5)])
+    assert [r.split(":")[0] for r in caught.value.reasons] == ["0 (Conv3d)", "1 (PReLU)", "3 (Conv3d)"]
     assert [record["fused"] for record in caught.value.nodes].count(True) == 1  # the input
 
 
@@ -214,7 +214,7 @@ def test_threads_may_trace_at_once() -> None:
 def test_decode_refuses_what_it_did_not_encode() -> None:
     ints = trace(mlp(3, 4, 2), [(3,)]).ints
     with pytest.raises(ValueError, match="version"):
-        decode((2, *ints[1:]))
+        decode((VERSION + 1, *ints[1:]))
     with pytest.raises(ValueError, match="its header asks for"):
         decode(ints[:-1])
 

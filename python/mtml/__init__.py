@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mtml.meta_sgd import MetaSGD
     from mtml.tasks import TaskBatch
     from mtml_kernels.errors import BackendUnavailable, FallbackWarning
+    from mtml_kernels.per_step import PerStepBatchNorm
 
 __all__ = [
     "MAML",
@@ -35,6 +36,7 @@ __all__ = [
     "InnerLR",
     "MetaOutput",
     "MetaSGD",
+    "PerStepBatchNorm",
     "TaskBatch",
     "__version__",
     "tasks",
@@ -48,6 +50,7 @@ _WHERE = {
     "InnerLR": "mtml.inner_lr",
     "MetaSGD": "mtml.meta_sgd",
     "TaskBatch": "mtml.tasks",
+    "PerStepBatchNorm": "mtml_kernels.per_step",
     "BackendUnavailable": "mtml_kernels.errors",
     "FallbackWarning": "mtml_kernels.errors",
 }

@@ -20,7 +20,7 @@ from mtml_kernels.checks import check_batch, check_devices, check_dtypes, check_
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
 from mtml_kernels.ops.inner_loop import BACKENDS, InnerLoopSpec
-from mtml_kernels.program import Program, Unfusable, trace
+from mtml_kernels.program import Norm, Op, Program, Unfusable, trace
 
 __all__ = ["Batch", "Options", "Path", "Planner"]
 
@@ -134,6 +134,7 @@ class Planner:
         if traced.program is not None:
             reasons += self._unfused_targets(traced.program, batch)
             reasons += self._unfused_tensors(traced.program)
+            reasons += _single_values(traced.program, batch)
         return _Traced(traced.program, reasons, traced.nodes)
 
     def _trace(self, batch: Batch) -> _Traced:
@@ -143,7 +144,7 @@ class Planner:
         key = tuple(shapes.items()) if isinstance(shapes, dict) else tuple(shapes)
         if key not in self.programs:
             try:
-                program = trace(self.model, shapes)
+                program = trace(self.model, shapes, batch_norm=self.batch_norm)
                 self.programs[key] = _Traced(program, [], program.describe())
             except Unfusable as error:
                 self.programs[key] = _Traced(None, error.reasons, error.nodes)
@@ -166,6 +167,9 @@ class Planner:
         params = [self.tensors[p.name] for p in program.params]
         if not any(p.name in self.names for p in program.params):
             return ["params: the model reads none of the adapted tensors"]
+        for name in program.statistics:
+            if name in self.names or self.tensors[name].requires_grad:
+                return [f"{name}: a running statistic, which PyTorch gives no gradient, is adapted or requires grad"]
         kinds = {(t.dtype, t.device) for t in params}
         if len(kinds) > 1:
             return [f"model: its parameters differ in dtype or device ({sorted(map(str, kinds))})"]
@@ -235,6 +239,14 @@ class Planner:
         for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
             if isinstance(loss, LossSpec) and loss.kind != "cross_entropy" and target is not None:
                 check_dtypes(dtype, iter([(name, target)]), f"the model's dtype, for loss {loss.kind!r}")
+
+
+def _single_values(program: Program, batch: Batch) -> list[str]:
+    """PyTorch refuses batch statistics of a single value, in words that the general path passes on."""
+    batch_norms = [node for node in program.nodes if node.op == Op.NORM and node.b == Norm.BATCH]
+    rows = min((node.rows for node in batch_norms), default=2)
+    sets = [(name, t) for name, t in batch.tensors() if name.startswith(("sx", "qx"))]
+    return [f"{name}: batch statistics of a single sample" for name, t in sets if rows * t.shape[1] == 1]
 
 
 def _first_layer(program: Program) -> str:

@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from mtml_kernels.per_step import per_step_names
+
 __all__ = ["ParamsArg", "adaptable", "select"]
 
 ParamsArg = str | Sequence[str] | Callable[[str, Tensor], bool] | None
@@ -24,9 +26,11 @@ def _statistics(model: nn.Module) -> set[str]:
 
 
 def adaptable(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that an inner loop could change: floating-point parameters, then buffers but running statistics."""
-    statistics = _statistics(model)
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    """Every tensor that an inner loop could change: floating-point parameters but those that exist once per step, then
+    buffers but running statistics.
+    """
+    statistics, per_step = _statistics(model), per_step_names(model)
+    tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if name not in per_step}
     tensors |= {name: b for name, b in model.named_buffers() if name not in tensors and name not in statistics}
     return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 

@@ -16,6 +16,7 @@ from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels.checks import check_class_ids, check_target, leaves
 from mtml_kernels.general import GeneralPlan, forward_tasks
 from mtml_kernels.losses import IGNORED, LossSpec, resolve
+from mtml_kernels.per_step import step_rows
 
 __all__ = ["Adapted"]
 
@@ -89,13 +90,17 @@ class Adapted:
         Raises ValueError where x holds another number of tasks; else as `params_at`.
         """
         self._check_tasks("x", x)
-        params = self.params_at(step)
+        params, rows = self.params_at(step), self._rows(step)
         if self._plan.mode == "loop":
-            return forward_tasks(self.model, params, x, self._plan)
+            return forward_tasks(self.model, params, x, self._plan, rows)
         try:
-            return forward_tasks(self.model, params, x, self._plan)
+            return forward_tasks(self.model, params, x, self._plan, rows)
         except RuntimeError:  # what vmap has no rule for runs task by task, where errors of the model itself are raised
-            return forward_tasks(self.model, params, x, replace(self._plan, mode="loop"))
+            return forward_tasks(self.model, params, x, replace(self._plan, mode="loop"), rows)
+
+    def _rows(self, step: int) -> dict[str, Tensor]:
+        """What a query pass after so many steps reads of the parameters that exist once per step."""
+        return step_rows(self.model, step % (self.steps + 1), query=True)
 
     def loss(self, qx: Any, qy: Any = None, *, query_mask: Tensor | None = None, step: int = -1) -> Tensor:
         """The query loss of every task [T].
@@ -136,6 +141,8 @@ class Adapted:
         with torch.no_grad():
             for name, value in self.params_at(step).items():
                 own[name].copy_(value[t])
+            for name, row in self._rows(step).items():
+                own[name].copy_(row)
         return module
 
     def detach(self) -> Adapted:

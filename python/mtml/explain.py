@@ -57,7 +57,8 @@ def _table(nodes: Sequence[dict[str, Any]]) -> list[str]:
     """The nodes as aligned lines: number, operation, shape per sample, module, parameters, fused or not."""
     rows = []
     for node in nodes:
-        shape = f"{node['rows']} x {node['features']}" if "rows" in node else ""
+        shape = node.get("shape", "")
+        shape = shape if isinstance(shape, str) else " x ".join(map(str, shape))
         fused = "fused" if node.get("fused", True) else "not fused"
         names = " ".join(node.get("params", ()))
         rows.append(

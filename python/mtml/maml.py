@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mtml._cache import PathCache, unpacked
 from mtml._paths import General
@@ -21,6 +22,7 @@ from mtml_kernels._general_task import apply_update
 from mtml_kernels.checks import check_choice, check_finite, check_steps, shown
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.losses import resolve
+from mtml_kernels.per_step import per_step_batch_norm, per_step_names, step_rows
 
 __all__ = ["MAML", "MetaOutput"]
 
@@ -65,7 +67,9 @@ class MAML(nn.Module):
             not meta-trained (CAVIA, functa).
         batch_norm: "module": batch normalisation normalises as its layers' train()/eval() mode and track_running_stats
             say, and running statistics stay as they are; "track": they are updated, task by task; "batch": always batch
-            statistics; "running": always running statistics.
+            statistics; "running": always running statistics; "per_step" (MAML++): batch statistics, and a weight and
+            bias for every one of the steps: the model's BatchNorm layers are replaced, in the model itself, by
+            `PerStepBatchNorm` layers, which are meta-trained and not adapted.
         backend: "auto"; "cpu", "triton" or "cuda" for that engine or an error; "reference" for the engine's plain
             PyTorch specification; "general" for PyTorch operations on the module itself, differentiable any number of
             times.
@@ -112,6 +116,8 @@ class MAML(nn.Module):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected an nn.Module, got {shown(model)}")
         check_choice("backend", backend, BACKENDS)
+        if batch_norm == "per_step":
+            model = per_step_batch_norm(model, check_steps(steps))
         check_batch_norm(model, batch_norm)
         resolve(loss)  # raises for what is no loss at all
         if query_loss is not None:
@@ -235,8 +241,9 @@ class MAML(nn.Module):
     # --- one task at a time -----------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward."""
-        return self.module(*args, **kwargs)
+        """The model's forward; of a clone that took k steps, with row k of what exists once per step."""
+        rows = step_rows(self.module, self._taken, query=False)
+        return functional_call(self.module, rows, args, kwargs) if rows else self.module(*args, **kwargs)
 
     def clone(
         self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
@@ -288,7 +295,8 @@ class MAML(nn.Module):
     def _adapted_tensors(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = dict(self.module.named_parameters())
         if self.params is None:
-            return {name: p for name, p in found.items() if p.is_floating_point()}
+            fixed = per_step_names(self.module)
+            return {name: p for name, p in found.items() if p.is_floating_point() and name not in fixed}
         found = dict(self.module.named_buffers()) | found
         return {name: found[name] for name in select(self.module, self.params)}
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from mtml.inner_lr import InnerLR
 from mtml.maml import MAML
+from mtml_kernels.checks import check_steps
+from mtml_kernels.per_step import per_step_batch_norm
 
 __all__ = ["MetaSGD"]
 
@@ -44,6 +46,8 @@ class MetaSGD(MAML):
         allow_nograd: bool = False,
         **options: Any,
     ) -> None:
+        if options.get("batch_norm") == "per_step":  # first, because rows for the steps get no rates
+            model = per_step_batch_norm(model, check_steps(options.get("steps", 1)))
         # without params= a rate for every parameter, with it for those that are adapted
         rates = lr if isinstance(lr, InnerLR) else InnerLR(model, lr, per="element", params=options.get("params"))
         super().__init__(model, rates, first_order, allow_unused, allow_nograd, **options)
