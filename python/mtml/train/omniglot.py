@@ -34,7 +34,7 @@ __all__ = ["MIN_TEST_TASKS", "OmniglotRun", "OmniglotSettings", "table_text"]
 
 HIDDEN, FILTERS = (256, 128, 64, 64), 64
 DIGIT_HIDDEN, DIGIT_FILTERS = (128, 64), 32
-LOG_TASKS, CHUNK, TEST_QUERIES, SHOWN_QUERIES = 200, 50, 15, 2
+CHUNK, TEST_QUERIES, SHOWN_QUERIES = 50, 15, 2
 MIN_TEST_TASKS = 600  # what the published figures are averaged over
 TRAIN, LOGGED, TEST, SHOWN, COMPARED = range(5)  # independent streams of tasks under one seed
 
@@ -53,6 +53,7 @@ class OmniglotSettings:
     iterations: int | None = None
     validation: int = 0
     test_tasks: int = 1000
+    log_tasks: int = 200
     seed: int = 0
     backend: str = "auto"
     plain: bool = False
@@ -109,8 +110,8 @@ class OmniglotRun:
         side = self.images.side
         self.shape = (1, side, side) if settings.net == "conv4" else None
         self.tasks = Prefetch(self.stream(TRAIN))
-        self.test = self._episodes(self.images.test, TEST)
-        self.logged = self._episodes(self.images.watched, LOGGED)
+        self.test = self._episodes(self.images.test, TEST, tasks=min(CHUNK, settings.test_tasks))
+        self.logged = self._episodes(self.images.watched, LOGGED, tasks=min(CHUNK, settings.log_tasks))
         model = self._network()
         self.maml: mtml.MAML = make_maml(
             model,
@@ -155,9 +156,7 @@ class OmniglotRun:
             source=f"{self._source} (training classes)",
         )
 
-    def _episodes(
-        self, images: np.ndarray, stream: int, queries: int = TEST_QUERIES, tasks: int = CHUNK
-    ) -> ImageEpisodes:
+    def _episodes(self, images: np.ndarray, stream: int, *, tasks: int, queries: int = TEST_QUERIES) -> ImageEpisodes:
         """Tasks to be judged by, with as many queries a class as the drawings allow, up to `queries`."""
         s = self.settings
         queries = max(1, min(queries, images.shape[1] - s.shots))
@@ -169,8 +168,9 @@ class OmniglotRun:
     def _logged_accuracy(self) -> dict[str, float]:
         """Over always the same tasks, after as many steps as in training."""
         steps = self.settings.preset.steps
-        parts = [accuracies(self.maml, self.logged.batch(i), steps) for i in range(LOG_TASKS // CHUNK)]
-        found = estimate(torch.cat(parts))
+        count = self.settings.log_tasks
+        parts = [accuracies(self.maml, self.logged.batch(i), steps) for i in range(-(-count // self.logged.tasks))]
+        found = estimate(torch.cat(parts)[:count])
         return {"accuracy": found.mean, "ci95": found.ci95}
 
     def _schedule(self, used: float) -> None:
@@ -224,7 +224,7 @@ class OmniglotRun:
         """Test tasks and what the network makes of them before and after adaptation."""
         s, side = self.settings, self.images.side
         count = 6 if s.ways <= 10 else 3
-        batch = self._episodes(self.images.test, SHOWN, SHOWN_QUERIES, count).batch(0)
+        batch = self._episodes(self.images.test, SHOWN, tasks=count, queries=SHOWN_QUERIES).batch(0)
         before, after = (
             self.maml.meta_forward(batch, steps=k).output.argmax(-1).numpy() for k in (0, s.preset.test_steps)
         )
