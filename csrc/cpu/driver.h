@@ -1,9 +1,11 @@
 // All tasks of a call. Included inside an ISA-named namespace after task_reverse.h.
 //
 // Tasks go to threads; where there are fewer tasks than threads, the threads share each task's chunks. Sums over tasks
-// run in task order within groups of kGroup tasks, and over the groups in order, so the bits do not depend on threads.
+// run in task order within groups of a few tasks, and over the groups in order, so the bits do not depend on threads.
 
-constexpr int64_t kGroup = 4;
+// A thread takes a group at a time: four small tasks, whose sums would otherwise be as much work as a part of them, or
+// one of convolutions (four of mini_conv's are half a second).
+inline int64_t group_size(const Plan& p) { return p.carry_per_task || p.heavy ? 1 : 4; }
 
 // What one team of threads works with, in cache lines of its own: beside another team's, or on the stack of a thread
 // that writes there, every read would wait for the other core (23 of 179 us of a 25-task call on two).
@@ -38,7 +40,7 @@ Layout<T> lay_out(Carver& c, const Plan& p, int64_t tasks, int threads, bool car
   l.alone = packs_alone<T>(p);
   l.losses_ld = round_up(p.steps + 1, 64 / int64_t(sizeof(T)));
   l.losses = c.take<T>(tasks * l.losses_ld);
-  l.groups = carry && !p.carry_per_task ? c.take<T>((tasks + kGroup - 1) / kGroup * p.carry_cols) : nullptr;
+  l.groups = carry && !p.carry_per_task ? c.take<T>((tasks + group_size(p) - 1) / group_size(p) * p.carry_cols) : nullptr;
   c.used = round_up(c.used, alignof(Team<T>));
   l.teams = c.take<Team<T>>(l.count);
   for (int64_t i = 0; i < l.count; ++i) {
@@ -140,7 +142,7 @@ template <class T>
 void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace) {
   Carver c = {static_cast<char*>(workspace), 0};
   Layout<T> l = lay_out<T>(c, p, call.tasks, call.threads, call.carry != nullptr);
-  const int64_t size = p.carry_per_task ? 1 : kGroup, groups = (call.tasks + size - 1) / size;
+  const int64_t size = group_size(p), groups = (call.tasks + size - 1) / size;
   if (!l.alone) {
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
     for (int64_t i = 0; i < p.n_params; ++i) pack_one(p, call, l.teams[0].shared, i);

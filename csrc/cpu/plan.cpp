@@ -299,7 +299,7 @@ Cut cut_rows(const Plan& plan, int64_t samples) {
   return cut;
 }
 
-void place_state(PlanStorage& plan) {
+void place_state(Plan& plan) {
   const int64_t bytes = plan.dtype == MTMLK_F32 ? 4 : 8;
   const bool second_order = plan.needs != 0 && !plan.first_order;
   const int64_t aux = plan.out_rows * plan.out_ld;
@@ -307,7 +307,7 @@ void place_state(PlanStorage& plan) {
   const int64_t block_planes = planes * plan.support.block_samples * plan.support.blocks * plan.support.chunks;
   // Above 16 MiB a task, reading the planes back costs more than computing them again. Convolutions compute more an
   // element: mini_conv keeps 55 MiB, whose reading takes a tenth of what they would take to make.
-  const int64_t limit = plan.convs.empty() ? int64_t(16) << 20 : int64_t(128) << 20;
+  const int64_t limit = int64_t(plan.heavy ? 128 : 16) << 20;
   plan.keep_planes = second_order && plan.steps * block_planes * bytes <= limit;
   plan.state_grad = plan.own_size + plan.own_t_size;
   plan.state_fixed = plan.state_grad + ((plan.needs & MTMLK_NEED_LR) ? plan.own_size : 0);

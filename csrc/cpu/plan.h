@@ -140,7 +140,8 @@ struct Plan {
   int64_t carry_cols;
   int64_t carry_room;  // what a row of the carry is given: enough for the layout of any instruction set
   bool carry_per_task;
-  bool mixes;             // a normalisation mixes a set's samples: one block holds them all
+  bool heavy;                   // has convolutions
+  bool mixes;                   // a normalisation mixes a set's samples: one block holds them all
   int64_t scratch_size;         // of one task, shared by its workers
   int64_t worker_scratch_size;  // of each worker
 

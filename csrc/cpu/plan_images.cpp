@@ -79,6 +79,7 @@ void place_conv(PlanStorage& plan, ValuePlan& v) {
     conv->grad_samples = std::max({int64_t(1), kL1 / (row * w[kOutHeight]), divide_up(min_pixels, v.rows)});
   v.conv = conv.get();
   plan.convs.push_back(std::move(conv));
+  plan.heavy = true;
 }
 
 void place_sums(PlanStorage& plan, const ValuePlan& v, NormPlan& norm) {

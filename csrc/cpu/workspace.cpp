@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kHeader = 128;
 constexpr int64_t kHugePage = 2 << 20;
-constexpr int64_t kKept = int64_t(256) << 20;  // bytes kept for later calls
+constexpr int64_t kKept = int64_t(256) << 20;  // bytes kept for later calls, beside the buffer used last
 
 struct Pool {
   std::mutex lock;
@@ -63,7 +63,7 @@ void release_workspace(void* buffer) {
     const std::lock_guard<std::mutex> hold(p.lock);
     p.idle.push_back(base);
     p.idle_bytes += size_of(base);
-    while (p.idle_bytes > kKept && !p.idle.empty()) {  // the one used longest ago goes first
+    while (p.idle_bytes > kKept && p.idle.size() > 1) {  // the one used longest ago goes first
       surplus.push_back(p.idle.front());
       p.idle_bytes -= size_of(p.idle.front());
       p.idle.erase(p.idle.begin());
