@@ -13,6 +13,7 @@ from torch.func import functional_call
 import mtml
 from mtml._select import select
 from mtml.tasks.task_batch import TaskBatch
+from mtml_kernels.per_step import step_rows
 
 __all__ = ["engine_step", "inner_rates", "make_maml", "plain_losses", "plain_step"]
 
@@ -89,16 +90,20 @@ def plain_losses(
     if weights is None:
         weights = [float(k == steps - 1) for k in range(steps)]
     start: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if name in rates}
+
+    def loss_of(fast: Mapping[str, Tensor], x: Tensor, y: Tensor, step: int, query: bool) -> Tensor:
+        rows = step_rows(model, step, query)  # of batch normalisation per step; empty for other networks
+        return compute(functional_call(model, dict(fast) | rows, (x,)), y)
+
     losses = []
     for sx, sy, qx, qy in zip(batch.sx, batch.sy, batch.qx, batch.qy, strict=True):
         fast = start
-        parts = [] if steps else [compute(functional_call(model, fast, (qx,)), qy)]
+        parts = [] if steps else [loss_of(fast, qx, qy, 0, True)]
         for k, weight in enumerate(weights):
-            inner = compute(functional_call(model, fast, (sx,)), sy)
-            grads = torch.autograd.grad(inner, list(fast.values()), create_graph=True)
+            grads = torch.autograd.grad(loss_of(fast, sx, sy, k, False), list(fast.values()), create_graph=True)
             fast = {n: p - _rate_at(rates[n], p, k) * g for (n, p), g in zip(fast.items(), grads, strict=True)}
             if weight:
-                parts.append(weight * compute(functional_call(model, fast, (qx,)), qy))
+                parts.append(weight * loss_of(fast, qx, qy, k + 1, True))
         losses.append(torch.stack(parts).sum())
     return torch.stack(losses)
 

@@ -15,7 +15,6 @@ from torch import nn
 
 import mtml
 from mtml.tasks._files import atomic_write
-from mtml.tasks.errors import DataError
 from mtml.tasks.image_episodes import ImageEpisodes
 from mtml.tasks.prefetch import Prefetch
 from mtml.train.adam import FlatAdam
@@ -94,18 +93,12 @@ class OmniglotRun:
     """Training, test, pictures and comparison, in the order in which `mtml train omniglot` does them.
 
     Raises:
-        DataError: where data are missing, broken, or too few for the tasks asked, or options contradict each other;
-            before anything is trained.
+        DataError: where data are missing, broken, or too few for the tasks asked; before anything is trained.
     """
 
     def __init__(self, settings: OmniglotSettings, folder: Path) -> None:
         self.settings, self.folder = settings, folder
         preset = settings.preset
-        if settings.plain and preset.batch_norm == "per_step":
-            raise DataError(
-                "plain: expected a preset without batch normalisation per step, which the plain loop does not have; "
-                "leave --plain out, or take --preset finn2017 or learn2learn"
-            )
         self.images = load_images(settings.data, settings.split, settings.validation)
         side = self.images.side
         self.shape = (1, side, side) if settings.net == "conv4" else None
@@ -245,10 +238,9 @@ class OmniglotRun:
         ]
 
     def compare(self) -> Comparison | None:
-        """The plain PyTorch loop beside the engine, on tasks of their own; None where it cannot do what this run does:
-        it knows no batch normalisation per step."""
+        """The plain PyTorch loop beside the engine, on tasks of their own; None for a run that was the plain loop."""
         s = self.settings
-        if s.plain or s.preset.batch_norm == "per_step":
+        if s.plain:
             return None
         return compare(
             self.maml,

@@ -87,8 +87,7 @@ def maml_plus_plus(ways: int, shots: int, net: str = "mlp") -> Preset:
     Deviations: the cosine and the annealing move with every iteration, not every 500; second order from the start, as
     in its Omniglot runs; drawings are not augmented beyond rotations; one network is judged where the paper takes an
     ensemble of the five best by validation; `conv4` has strides, the paper's network max-pooling. BatchNorm has
-    statistics and parameters for each step only where the installed mtml.MAML has batch_norm="per_step"; otherwise
-    batch statistics at every step, which normalise alike, with parameters that the steps share.
+    a scale and a bias for every step, and keeps none of the paper's running statistics per step, which never normalise.
 
     Paper: Antoniou, Edwards, Storkey, "How to train your MAML", 2019.
     """
@@ -101,7 +100,7 @@ def maml_plus_plus(ways: int, shots: int, net: str = "mlp") -> Preset:
         outer_lr=1e-3,
         init="maml++",
         norm="meta-affine",
-        batch_norm=_per_step_or_module(),
+        batch_norm="per_step",
         per="tensor",
         rates_per_step=True,
         cosine=True,
@@ -141,12 +140,6 @@ PRESETS: dict[str, Callable[..., Preset]] = {
     "learn2learn": learn2learn,
     "maml++": maml_plus_plus,
 }
-
-
-def _per_step_or_module() -> str:
-    from mtml_kernels._general_state import BATCH_NORM_MODES
-
-    return "per_step" if "per_step" in BATCH_NORM_MODES else "module"
 
 
 def default_preset(net: str) -> str:
