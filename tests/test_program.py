@@ -4,93 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from program_case import assert_equal, check_encoding
 from program_models import FUSED, UNFUSED, Net, Siren, mlp, weight
 from torch import Tensor, nn
 
-from mtml_kernels.program import LAYOUT_LINEAR, VERSION, Act, Node, Op, Program, Unfusable, decode, trace
-from mtml_kernels.reference.inner_loop import run_program
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
-def random_inputs(shapes: Any, n: int) -> Any:
-    if isinstance(shapes, Mapping):
-        return {k: torch.randn(n, *s, dtype=torch.float64, requires_grad=True) for k, s in shapes.items()}
-    return [torch.randn(n, *s, dtype=torch.float64, requires_grad=True) for s in shapes]
-
-
-def run(model: nn.Module, program: Program, inputs: Any) -> Tensor:
-    tensors = tensors_of(model)
-    values = [inputs[i.name] for i in program.inputs] if isinstance(inputs, Mapping) else inputs
-    flat = run_program(program.ints, program.consts, [tensors[p.name] for p in program.params], values)
-    return flat.reshape(flat.shape[0], *program.output_shape)
-
-
-def assert_equal(model: nn.Module, program: Program, shapes: Any, n: int) -> None:
-    """Outputs and gradients of parameters and inputs agree to rounding."""
-    inputs = random_inputs(shapes, n)
-    leaves = [p for p in model.parameters() if p.requires_grad]
-    leaves += list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
-    expected = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
-    found = run(model, program, inputs)
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
-    direction = torch.randn_like(expected)
-    grads = [
-        torch.autograd.grad((out * direction).sum(), leaves, allow_unused=True, materialize_grads=True)
-        for out in (found, expected)
-    ]
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-10)
-
-
-def check_encoding(program: Program) -> None:
-    """The integers say all that the nodes say, and every node obeys the rules of the program."""
-    encoded = decode(program.ints)
-    assert encoded.nodes == program.nodes and encoded.output == program.output
-    assert encoded.params == tuple((p.layout, p.rows, p.cols) for p in program.params)
-    assert encoded.input_sizes == tuple(i.size for i in program.inputs)
-    for index, node in enumerate(program.nodes):
-        assert all(0 <= a < index for a in node.operands())
-        assert node.const < 0 or node.const + 2 <= len(program.consts)
-        operands = [program.nodes[a] for a in node.operands()]
-        check_node(program, node, operands)
-
-
-def check_node(program: Program, node: Node, operands: list[Node]) -> None:
-    size = node.rows * node.features
-    if node.op == Op.INPUT:
-        assert size == program.inputs[node.a].size and node.batched
-    elif node.op == Op.PARAM:
-        info = program.params[node.weight]
-        assert (node.rows, node.features, node.batched) == (info.rows, info.cols, 0) and info.layout != LAYOUT_LINEAR
-    elif node.op == Op.EXPAND:
-        assert operands[0].rows == 1 and not operands[0].batched and node.batched
-    elif node.op == Op.LINEAR:
-        info = program.params[node.weight]
-        assert (info.rows, info.cols) == (node.features, operands[0].features) and node.rows == operands[0].rows
-    elif node.op == Op.CAT:
-        assert node.features == sum(a.features for a in operands)
-        assert all((a.rows, a.batched) == (node.rows, node.batched) for a in operands)
-    elif node.op in (Op.ADD, Op.MUL):
-        assert all(broadcasts(a, node) for a in operands)
-    else:
-        assert operands[0].rows * operands[0].features == size and operands[0].batched == node.batched
-
-
-def broadcasts(a: Node, node: Node) -> bool:
-    if a.batched > node.batched:
-        return False
-    one_row = a.rows == 1 and not a.batched
-    return (a.rows == node.rows or one_row) and a.features in (1, node.features)
+from mtml_kernels.program import VERSION, Act, Op, Unfusable, decode, trace
 
 
 @pytest.mark.parametrize("name", FUSED)
