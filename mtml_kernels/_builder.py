@@ -116,7 +116,7 @@ class Builder:
         if (draft.node.rows, draft.node.features) == (rows, features):
             return node
         if draft.node.op == Op.INPUT:
-            return self._emit(Draft(dataclasses.replace(draft.node, rows=rows, features=features)))
+            return self._emit(Draft(dataclasses.replace(draft.node, rows=rows, features=features)), self._paths[node])
         if draft.node.op == Op.VIEW:
             return self._view(draft.node.a, rows, features)
         return self._emit(Draft(Node(Op.VIEW, a=node, rows=rows, features=features, batched=draft.node.batched)))
