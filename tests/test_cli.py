@@ -148,7 +148,7 @@ class TestOthers:
         assert isinstance(json.loads(run("doctor", "--json")), dict)
 
     def test_help_names_everything(self):
-        assert all(word in run("--help") for word in ("doctor", "train", "plot"))
+        assert all(word in run("--help") for word in ("doctor", "train", "plot", "record"))
         assert all(word in run("train", "--help") for word in ("sinusoid", "omniglot"))
 
     def test_main_takes_a_command_line(self, tmp_path, capsys):

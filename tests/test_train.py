@@ -72,6 +72,16 @@ class TestMethods:
         found = Comparison(2.0, 1.0, difference, rounding)
         assert not found.agree and "DISAGREE" in str(found)
 
+    def test_flipped_relu_is_no_disagreement(self):
+        found = Comparison(2.0, 1.0, 1e-3, 1e-6, 5e-15)
+        assert found.agree and "rounding moved a ReLU" in str(found) and "in float64 5.0e-15" in str(found)
+        for gradients, exact in ((1e-3, 1e-4), (0.3, 5e-15), (math.nan, 5e-15), (1e-3, math.nan)):
+            assert not Comparison(2.0, 1.0, gradients, 1e-6, exact).agree
+
+    def test_comparison_in_float64(self):
+        maml = make_maml(mlp((1, 8, 1), seed=0), lr=0.01, steps=2, loss="mse")
+        assert compare(maml, lambda: Sinusoids(tasks=2), loss="mse", lr=0.01, seconds=0.01).exact < 1e-12
+
     def test_rounding_of_the_loop_itself_is_no_disagreement(self):
         assert Comparison(2.0, 1.0, 2e-4, 1e-4).agree
 
