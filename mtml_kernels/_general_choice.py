@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtml_kernels._general_state import (
     batch_norm_mode,
@@ -34,6 +35,22 @@ __all__ = ["Probe", "choose", "probe"]
 ENOUGH = 2.0  # seconds: a first run this long is measurement enough; vmap's first costs about one second by itself
 FEW = 4  # the loop's time is proportional to the number of tasks: so many tell it
 
+# vmap's rule for the backward of these computes the weight's gradient as sum grad * (x - mean) * rstd from the mean and
+# rstd that the forward returned, whose own derivative formulas drop what arrives at those two outputs: under
+# vmap(grad(...)) they count as constants, and every derivative of that gradient is wrong without a word (torch 2.13:
+# by 1e-3 to 10 relative). Without vmap, without a weight, with running statistics, and in first order it is right, as
+# native_group_norm's formula is throughout.
+NORMS = {
+    "native_layer_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_functional",
+    "_batch_norm_with_update",
+    "_batch_norm_with_update_functional",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+}
+
 
 class Probe(NamedTuple):
     """What one forward of one task showed."""
@@ -41,6 +58,21 @@ class Probe(NamedTuple):
     output: tuple[int, ...] | None  # its shape; None if it is no tensor
     written: tuple[str, ...]  # buffers that the model wrote to
     recomputes: bool  # activation checkpointing was at work
+    norm: str | None  # a normalisation that vmap differentiates twice wrongly
+
+
+class _NoticeNorms(TorchDispatchMode):
+    """Within it, `found` names the last operation of `NORMS` that ran with a weight and statistics of its own."""
+
+    found: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in NORMS:
+            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
+            if given.get("weight") is not None and given.get("training", True):
+                self.found = name
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -81,6 +113,7 @@ def probe(model: nn.Module, x: Any, batch_norm: str, tensors: Mapping[str, Tenso
         torch.enable_grad(),  # without it nothing is checkpointed
         batch_norm_mode(model, batch_norm),
         notice_recomputing() as recomputing,
+        _NoticeNorms() as norms,
     ):
         before = {name: value.clone() for name, value in buffers.items()}
         try:
@@ -89,7 +122,8 @@ def probe(model: nn.Module, x: Any, batch_norm: str, tensors: Mapping[str, Tenso
             _explain_failure(error, x, model)
             raise
     written = () if any(b.is_meta for b in buffers.values()) else written_buffers(before, buffers)
-    return Probe(tuple(output.shape) if isinstance(output, Tensor) else None, written, bool(recomputing))
+    shape = tuple(output.shape) if isinstance(output, Tensor) else None
+    return Probe(shape, written, bool(recomputing), norms.found)
 
 
 def _detached(value: Any) -> Any:
@@ -174,6 +208,9 @@ def choose(
     tensors = [t for t in pytree.tree_leaves(data) if isinstance(t, Tensor)]
     if tensors[0].shape[0] == 1:
         return GeneralPlan("loop", "there is one task", batch_norm)
+    if found is not None and found.norm and not rule.first_order and torch.is_grad_enabled():
+        reason = f"PyTorch's vmap gives wrong second derivatives through {found.norm} with a weight"
+        return GeneralPlan("loop", reason, batch_norm)
     if torch._C._functorch.maybe_current_level() is not None or any(t.is_meta for t in tensors):
         return GeneralPlan("vmap", "nothing can be measured inside a torch.func transform", batch_norm)
     return _measure(rule, batch_norm, (dict(theta), list(rates), dict(data), weights))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
-from maml_oracle import assert_same, gradients, mlp, regression
+import torch.nn.functional as F
+from maml_oracle import assert_same, gradients, mlp, oracle, regression
 from test_general import Batch, Counting, run
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mtml_kernels import _general_choice
 from mtml_kernels._general_choice import choose, probe
 from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_task import TaskRule
@@ -20,7 +24,7 @@ from mtml_kernels.losses import resolve
 def _chosen(model: nn.Module, batch: Batch, **options: Any) -> GeneralPlan:
     names = tuple(n for n, _ in model.named_parameters())
     loss = TaskLoss(resolve(options.pop("loss", "mse")))
-    rule = TaskRule(model, names, loss, loss, 1)
+    rule = TaskRule(model, names, loss, loss, 1, **options)
     data = dict(zip(("sx", "sy", "qx", "qy"), batch, strict=True))
     found = probe(model, batch[0], "module")
     rates = [torch.full((1,), 0.1, dtype=torch.float64)]
@@ -28,7 +32,7 @@ def _chosen(model: nn.Module, batch: Batch, **options: Any) -> GeneralPlan:
 
 
 def test_choice_measures_and_leaves_no_trace() -> None:
-    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 2)).double()
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6, affine=False), nn.Dropout(0.5), nn.Linear(6, 2)).double()
     batch = regression()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(5)
@@ -79,3 +83,71 @@ def test_activation_checkpointing_recomputes_with_the_parameters_of_its_step() -
     want = run(model, batch, "loop").loss
     assert_same(got, want)
     assert_same(got_gradients, gradients(want, list(model.parameters())))
+
+
+class Normed(nn.Module):
+    """A normalisation between two layers, of values [N, 4, 2] with as many channels as its weight."""
+
+    def __init__(self, norm: Callable[[Tensor, Tensor, Tensor], Tensor] | nn.Module, features: int = 4) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.weight, self.bias = nn.Parameter(torch.randn(features)), nn.Parameter(torch.randn(features))
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).unflatten(1, (4, 2))
+        x = self.norm(x) if isinstance(self.norm, nn.Module) else self.norm(x, self.weight, self.bias)
+        return self.last(torch.tanh(x.flatten(1)))
+
+
+# What vmap differentiates twice wrongly, and what it does not.
+WRONG: dict[str, Callable[[], nn.Module]] = {
+    "layer norm": lambda: Normed(nn.LayerNorm([4, 2])),
+    "layer norm without bias": lambda: Normed(nn.LayerNorm(2, bias=False)),
+    "batch norm": lambda: Normed(nn.BatchNorm1d(4)),
+    "instance norm": lambda: Normed(nn.InstanceNorm1d(4, affine=True)),
+    "functional layer norm": lambda: Normed(lambda x, w, b: F.layer_norm(x, (2,), w, b), 2),
+    "functional batch norm": lambda: Normed(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True)),
+    "functional instance norm": lambda: Normed(lambda x, w, b: F.instance_norm(x, None, None, w, b)),
+}
+RIGHT: dict[str, Callable[[], nn.Module]] = {
+    "group norm": lambda: Normed(nn.GroupNorm(2, 4)),
+    "functional group norm": lambda: Normed(lambda x, w, b: F.group_norm(x, 2, w, b)),
+    "batch norm in eval": lambda: Normed(nn.BatchNorm1d(4)).eval(),
+    "batch norm without weight": lambda: Normed(nn.BatchNorm1d(4, affine=False)),
+    "layer norm without weight": lambda: Normed(nn.LayerNorm(2, elementwise_affine=False)),
+    "instance norm without weight": lambda: Normed(nn.InstanceNorm1d(4)),
+    "rms norm": lambda: Normed(nn.RMSNorm(2)),
+}
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("name", [*WRONG, *RIGHT])
+def test_second_order_through_normalisations(name: str, first_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where vmap may be chosen, it is: each model's meta-gradient is the plain loop's all the same."""
+    monkeypatch.setattr(_general_choice, "_measure", lambda rule, norm, args: GeneralPlan("vmap", "", norm))
+    model, batch = (WRONG | RIGHT)[name]().double(), regression()
+    plan = _chosen(model, batch, first_order=first_order)
+    assert plan.mode == ("loop" if name in WRONG and not first_order else "vmap")
+    assert plan.mode == "vmap" or "wrong second derivatives through" in plan.reason
+    found = run(model, batch, plan.mode, lr=0.3, first_order=first_order)
+    expected = oracle(model, batch, F.mse_loss, 0.3, 2, first_order=first_order)
+    assert_same(found[:3], expected[:3])
+    parameters = list(model.parameters())
+    assert_same(gradients(found.loss, parameters), gradients(expected.loss, parameters))
+
+
+def test_vmap_is_wrong_where_it_is_not_chosen() -> None:
+    """The rule can go when PyTorch is right: this fails then."""
+    for name in WRONG:
+        model, batch = WRONG[name]().double(), regression()
+        found, expected = (
+            gradients(run(model, batch, mode, lr=0.3).loss, [model.first.weight])[0] for mode in ("vmap", "loop")
+        )
+        assert float((found - expected).norm()) > 1e-7 * float(expected.norm()), name
+
+
+def test_without_gradients_vmap_may_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_general_choice, "_measure", lambda rule, norm, args: GeneralPlan("vmap", "", norm))
+    with torch.no_grad():
+        assert _chosen(WRONG["layer norm"]().double(), regression()).mode == "vmap"
