@@ -98,6 +98,8 @@ def general_inner_loop(
     with batch_norm_mode(rule.model, plan.batch_norm):
         if plan.mode == "vmap":
             result = vmap(lambda task: one(task, True), randomness="different")(dict(data))
+            # what no task changed comes out as one tensor repeated with stride 0: the caller's own
+            result["adapted"] = {n: v if v.stride(0) else v.clone() for n, v in result["adapted"].items()}
         else:
             functional = _in_transform()
             result = _stack([one(task, functional) for task in _unbind(dict(data))])

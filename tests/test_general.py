@@ -54,6 +54,18 @@ def test_values_and_meta_gradients(mode: str, first_order: bool, steps: int) -> 
 
 
 @both_modes
+def test_unchanged_tensors_are_copies(mode: str) -> None:
+    model = mlp(3, 6, 2)
+    with torch.no_grad():
+        found = run(model, regression(), mode, steps=0, keep=KEEP_LAST).adapted
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        for value in found.values():
+            value.zero_()
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]), name
+
+
+@both_modes
 def test_first_order_differs_from_second(mode: str) -> None:
     """The negative control: an inner loop that silently dropped its second order would pass neither of the two."""
     model, batch = mlp(3, 6, 2), regression()
