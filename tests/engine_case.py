@@ -28,6 +28,7 @@ LOSSES = [
 LOSSES += [dataclasses.replace(loss, reduction="sum") for loss in LOSSES]
 # Constants that tell the activation's formula from its default: (c0, c1).
 CONSTANTS = {Act.LEAKY_RELU: (0.2, 0.0), Act.SOFTPLUS: (1.5, 2.0), Act.SIN: (2.5, 0.0), Act.COS: (1.5, 0.0)}
+CONSTANTS[Act.RSQRT] = (9.0, 0.0)  # few values are below -9, where there is no root
 
 
 @dataclasses.dataclass(frozen=True)
