@@ -33,8 +33,9 @@ from engine_case import (
 from engine_random import random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_case import conv_block, headed, image_case, random_image_case
 from inner_loop_case import Case
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtml_kernels import native
 from mtml_kernels.errors import BackendUnavailable
@@ -206,9 +207,11 @@ def test_two_python_threads_at_once() -> None:
         assert len(found[name]) == 3 and all(same_bits(results, expected) for results in found[name])
 
 
-def script(function: str, *arguments: object, seconds: float = 120, **variables: str) -> Any:
-    """Runs a function of this file in a process of its own and returns what it returns, through JSON."""
-    call = f"import json, test_engine_promises as t; print(json.dumps(t.{function}(*{arguments!r})))"
+def script(
+    function: str, *arguments: object, seconds: float = 120, module: str = "test_engine_promises", **variables: str
+) -> Any:
+    """Runs a function of this file (or another) in a process of its own and returns what it returns, through JSON."""
+    call = f"import json, {module} as t; print(json.dumps(t.{function}(*{arguments!r})))"
     folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders)), **variables}
     command = [sys.executable, "-c", call]
@@ -247,6 +250,11 @@ def agree_on_everything() -> str:
         rng = random.Random(seed)
         case = random_case(rng)
         check(case, cotangents_of(case, rng))
+    for seed in range(40):
+        check(case := random_image_case(seed), cotangents_of(case, random.Random(seed)))
+    for width in (33, 65):  # several vectors, several panels
+        layers = [*conv_block(2, width, nn.ReLU(), nn.MaxPool2d(2), padding=1), *conv_block(width, 3, nn.ReLU())]
+        check(case := image_case(headed((2, 7, 6), *layers), (2, 7, 6)), ones_of(case))
     for name in ("chunks", "blocks"):
         check(LARGE[name], ones_of(LARGE[name]), threads=2)
     isa: str = native.info()["isa"]
