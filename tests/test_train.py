@@ -169,13 +169,15 @@ class TestDigits:
         run = OmniglotRun(replace(DIGITS, iterations=60, test_tasks=60), tmp_path)
         progress = run.train()
         found = run.evaluate()
+        wide = run.evaluate_wide()
+        assert wide is not None and wide.true.shape[1] > found.true.shape[1]  # 1 query a class as published, and 15
         classes = run.per_class(found)
         assert found.tasks == 60 and len(found.accuracy) == 2
         assert found.accuracy[0].mean < found.accuracy[1].mean
         assert [p.name for p in run.plot(found, classes)] == ["digits.png", "tasks.png", "characters.png"]
         comparison = run.compare()
         assert comparison.agree
-        results = json.loads(run.save_results(progress, found, classes, comparison).read_text())
+        results = json.loads(run.save_results(progress, found, wide, classes, comparison).read_text())
         assert results["accuracy"][1]["mean"] == found.accuracy[1].mean
         assert results["published"] == {} and results["macro_f1"] == classes.macro_f1
 

@@ -262,14 +262,20 @@ class TestRuns:
         run = OmniglotRun(settings(zips, net, preset, **options), tmp_path)
         progress = run.train()
         assert progress.iteration == 6
-        found = run.evaluate()
-        classes = run.per_class(found)
+        found, wide = run.evaluate(), run.evaluate_wide()
+        classes = run.per_class(wide or found)
         assert len(found.accuracy) == run.settings.preset.test_steps + 1 and found.tasks == 20
         assert len(classes.names) == len(run.images.test) and classes.names[0].count("/") == 1
-        saved = json.loads(run.save_results(progress, found, classes, None).read_text())
+        saved = json.loads(run.save_results(progress, found, wide, classes, None).read_text())
+        # as published, with a second test where that is not 15 queries, or as many as there are
+        most = min(15, run.images.test.shape[1] - 1)
+        tested = most if preset == "mtml" else 1
+        assert saved["test"]["queries_per_class"] == tested and found.true.shape == (20, 5 * tested)
+        assert (wide is None) == (preset == "mtml") == (saved["wide_test"] is None)
+        assert wide is None or (wide.true.shape == (20, 5 * most) and saved["wide_test"]["queries_per_class"] == most)
         assert saved["settings"]["net"] == net and str(zips) not in json.dumps(saved)
         assert saved["published"] == ({} if options.get("split") else published(net, 5, 1))
-        text = table_text(run, found, classes)
+        text = table_text(run, found, wide, classes)
         assert ("MAML, published" in text) == ("split" not in options) and "raise --test-tasks" in text
         assert ("own batch statistics" in text) == (preset != "mtml")
         assert (tmp_path / "characters.csv").read_text().startswith("character,tasks,recall,f1\n")

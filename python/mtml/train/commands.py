@@ -180,6 +180,10 @@ def omniglot(
     iterations: Iterations = None,
     validation: Annotated[int, typer.Option(min=0, help="Training characters kept for validation.")] = 0,
     test_tasks: Annotated[int, typer.Option(min=1, help="Tasks to test on; published: at least 600.")] = 1000,
+    test_queries: Annotated[
+        int | None,
+        typer.Option(min=1, help="Query drawings per class in the test; where it is not 15, a second test has 15."),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     out: Out = None,
@@ -206,6 +210,7 @@ def omniglot(
             queries=queries,
             steps=steps,
             test_steps=test_steps,
+            test_queries=test_queries,
             meta_batch=meta_batch,
             inner_lr=inner_lr,
             outer_lr=outer_lr,
@@ -237,12 +242,12 @@ def omniglot(
         run = OmniglotRun(settings, folder)
         progress = run.train(resume)
         _trained(progress, folder, "mtml train omniglot")
-        found = run.evaluate()
-        classes = run.per_class(found)
-        typer.echo("\n" + table_text(run, found, classes))
+        found, wide = run.evaluate(), run.evaluate_wide()
+        classes = run.per_class(wide or found)
+        typer.echo("\n" + table_text(run, found, wide, classes))
         pictures = run.plot(found, classes)
         comparison = run.compare()
-        run.save_results(progress, found, classes, comparison)
+        run.save_results(progress, found, wide, classes, comparison)
         typer.echo("\n" + "\n".join(f"picture: {picture}" for picture in pictures))
         typer.echo(f"log: {folder / 'log.csv'}\nresults: {folder / 'results.json'}")
         typer.echo(f"characters: {folder / 'characters.csv'}")

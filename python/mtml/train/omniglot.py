@@ -82,6 +82,7 @@ class OmniglotSettings:
         """What must be equal where a checkpoint is continued."""
         config = {"experiment": "digits" if self.data is None else "omniglot"} | asdict(self.preset)
         del config["iterations"]  # the preset's number, of which `budget` has made what it means
+        del config["test_queries"]  # trains nothing
         names = ("net", "split", "ways", "shots", "validation", "seed", "plain")
         config |= {name: getattr(self, name) for name in names}
         # a schedule's shape depends on the whole length
@@ -103,7 +104,9 @@ class OmniglotRun:
         side = self.images.side
         self.shape = (1, side, side) if settings.net == "conv4" else None
         self.tasks = Prefetch(self.stream(TRAIN))
-        self.test = self._episodes(self.images.test, TEST, tasks=min(CHUNK, settings.test_tasks))
+        chunk = min(CHUNK, settings.test_tasks)
+        self.test = self._episodes(self.images.test, TEST, tasks=chunk, queries=preset.test_queries or TEST_QUERIES)
+        self.wide = self._episodes(self.images.test, TEST, tasks=chunk)
         self.logged = self._episodes(self.images.watched, LOGGED, tasks=min(CHUNK, settings.log_tasks))
         model = self._network()
         self.maml: mtml.MAML = make_maml(
@@ -205,8 +208,18 @@ class OmniglotRun:
             return loop.run(resume=resume)
 
     def evaluate(self) -> Evaluation:
-        """Judge the network on tasks of unseen classes, before adaptation and after each step."""
+        """Judge the network on tasks of unseen classes, before adaptation and after each step, as was published."""
         return classify(self.maml, self.test, self.settings.test_tasks, self.settings.preset.test_steps)
+
+    def evaluate_wide(self) -> Evaluation | None:
+        """The same with 15 queries a class, or as many as there are; None where `evaluate` had them already.
+
+        A query set is normalised by its own statistics where the network has batch normalisation, so that the number of
+        queries makes another test: here the harder one, whose query sets say less about their classes.
+        """
+        if self.wide.queries == self.test.queries:
+            return None
+        return classify(self.maml, self.wide, self.settings.test_tasks, self.settings.preset.test_steps)
 
     def per_class(self, found: Evaluation) -> PerClass:
         """Recall and F1 of every character tested on."""
@@ -256,7 +269,12 @@ class OmniglotRun:
         return published(s.net, s.ways, s.shots) if s.data is not None and s.split == "maml" else {}
 
     def save_results(
-        self, progress: Progress, found: Evaluation, classes: PerClass, comparison: Comparison | None
+        self,
+        progress: Progress,
+        found: Evaluation,
+        wide: Evaluation | None,
+        classes: PerClass,
+        comparison: Comparison | None,
     ) -> Path:
         """Write results.json and characters.csv."""
         classes.write(self.folder / "characters.csv")
@@ -266,6 +284,13 @@ class OmniglotRun:
             "seconds": progress.seconds,
             "test": {"tasks": found.tasks, "queries_per_class": self.test.queries, "classes": len(classes.names)},
             "accuracy": [value._asdict() for value in found.accuracy],
+            "wide_test": None
+            if wide is None
+            else {
+                "tasks": wide.tasks,
+                "queries_per_class": self.wide.queries,
+                "accuracy": [value._asdict() for value in wide.accuracy],
+            },
             "macro_recall": classes.macro_recall,
             "macro_f1": classes.macro_f1,
             "published": self.published(),
@@ -282,16 +307,19 @@ class OmniglotRun:
         return path
 
 
-def table_text(run: OmniglotRun, found: Evaluation, classes: PerClass) -> str:
+def table_text(run: OmniglotRun, found: Evaluation, wide: Evaluation | None, classes: PerClass) -> str:
     """Accuracy by adaptation step, the averages over characters, and what others have published."""
     s = run.settings
     data = "scikit-learn's digits, new drawings" if s.data is None else "characters not seen in training"
+    tests = [(run.test.queries, found)] + ([] if wide is None else [(run.wide.queries, wide)])
+    queries = " and ".join(f"{count} queries a class" for count, _ in tests)
     lines = [
-        f"accuracy on {found.tasks} tasks of {data}, {s.ways} ways, {s.shots} shots, with 95 % interval",
+        f"accuracy on {found.tasks} tasks of {data}, {s.ways} ways, {s.shots} shots, {queries}, with 95 % interval",
     ]
-    for step, (mean, ci95) in enumerate(found.accuracy):
+    for step in range(len(found.accuracy)):
         when = "before adaptation" if step == 0 else f"after {step} step" + ("s" if step > 1 else "")
-        lines.append(f"  {when:<18} {100 * mean:6.2f} ± {100 * ci95:.2f} %")
+        cells = [f"{100 * test.accuracy[step].mean:6.2f} ± {100 * test.accuracy[step].ci95:.2f} %" for _, test in tests]
+        lines.append(f"  {when:<18} {'   '.join(cells)}")
     lines += [f"  {f'{name}, published':<28} {100 * value:6.2f} %" for name, value in run.published().items()]
     lines.append(
         f"macro average over {int((classes.tasks > 0).sum())} classes: "
