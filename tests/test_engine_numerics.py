@@ -19,7 +19,7 @@ from mtml_kernels.reference.inner_loop import run_program
 DTYPES = [torch.float32, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 every_act = pytest.mark.parametrize("kind", list(Act), ids=lambda kind: kind.name.lower())
-# The plain functions: PyTorch's default slope, beta, threshold, and no frequency; 1 / sqrt(z + 1), so that padding is 1.
+# The plain functions: PyTorch's default slope, beta, threshold, and no frequency; 1 / sqrt(z + 1).
 PLAIN = {Act.LEAKY_RELU: (0.01, 0.0), Act.SOFTPLUS: (1.0, 20.0), Act.SIN: (1.0, 0.0), Act.COS: (1.0, 0.0)}
 PLAIN[Act.RSQRT] = (1.0, 0.0)
 
