@@ -40,8 +40,7 @@ MTMLK_INLINE bool walk_rect(const TapRect& r, Range n, Range y, const Strides& c
   for (int axis = 1; axis >= 0 && counts[inner] < tile; --axis)
     if (counts[axis] > counts[inner]) inner = axis;
   const int order[3] = {inner == 0 ? 1 : 0, inner == 2 ? 1 : 2, inner};
-  for (int i = 0; i < 3; ++i)
-    w.count[i] = counts[order[i]], w.c[i] = to_c[order[i]], w.a[i] = to_a[order[i]];
+  for (int i = 0; i < 3; ++i) w.count[i] = counts[order[i]], w.c[i] = to_c[order[i]], w.a[i] = to_a[order[i]];
   return true;
 }
 
@@ -69,8 +68,7 @@ MTMLK_INLINE void accumulate_part(VecOf<T> (&acc)[R][V], const TapTile<T>& t, co
   constexpr int64_t kWidth = V * Simd<T>::kLanes;
   const TapRun* run = t.rect->runs + t.rect->parts[part].first;
   for (int64_t i = 0; i < t.rect->parts[part].runs; ++i, ++run)
-    accumulate<T, R, V, false>(acc,
-                               {p.a + run->source, t.lda, p.w + run->weight_row * kWidth, kWidth, run->k});
+    accumulate<T, R, V, false>(acc, {p.a + run->source, t.lda, p.w + run->weight_row * kWidth, kWidth, run->k});
 }
 
 template <class T, int R, int V>
@@ -180,8 +178,8 @@ template <class T>
 struct Gather {
   T* c;
   Strides to;
-  const T* bias;   // [n], or nullptr
-  bool add;        // to what c holds
+  const T* bias;  // [n], or nullptr
+  bool add;       // to what c holds
   Strides from;
   TapProduct<T> p1, p2;
   int64_t weight_rows;
@@ -244,8 +242,8 @@ void grad_tile(const GradTile<T>& t) {
   for (const GradProduct<T>* p : products)
     for (int64_t i0 = 0; p->a && i0 < w.count[0]; ++i0)
       for (int64_t i1 = 0; i1 < w.count[1]; ++i1)
-        accumulate<T, R, V, true>(acc, {p->a + i0 * w.a[0] + i1 * w.a[1], w.a[2],
-                                        p->b + i0 * w.c[0] + i1 * w.c[1], w.c[2], w.count[2]});
+        accumulate<T, R, V, true>(
+            acc, {p->a + i0 * w.a[0] + i1 * w.a[1], w.a[2], p->b + i0 * w.c[0] + i1 * w.c[1], w.c[2], w.count[2]});
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -330,7 +328,8 @@ void conv_grad(const TapPlan& plan, const ConvGrad<T>& g, Range samples, Range r
       for (int64_t col = 0; col < g.n;) {
         const int vecs = panel_vecs((g.n - col) / kLanes);
         const int64_t width = vecs * kLanes;
-        GradTile<T> t = {g.c + col * g.weight_rows + run.weight_row * width, {nullptr, nullptr}, {nullptr, nullptr}, &w};
+        GradTile<T> t = {
+            g.c + col * g.weight_rows + run.weight_row * width, {nullptr, nullptr}, {nullptr, nullptr}, &w};
         if (g.p1.a) t.p1 = {g.p1.a + at_a + run.source, g.p1.b + at_b + col};
         if (g.p2.a) t.p2 = {g.p2.a + at_a + run.source, g.p2.b + at_b + col};
         grad_tiles_any<T>(vecs, run.k, t);

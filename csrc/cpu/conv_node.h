@@ -1,13 +1,11 @@
 // Convolutions, the four functions; see conv.h for the products. Included inside an ISA-named namespace after nodes.h.
 //
 //   forward            z[p]   = b + sum_tap a[p + tap] W[tap]
-//   backward           da[q]  = sum_tap dz[q - tap] W[tap]^T           dW[tap] = sum_p a[p + tap]^T dz[p]    db = sum dz
-//   tangent            zt     = vb + sum_tap at W + a V
-//   tangent backward   dat    = sum_tap dzt W^T + dz V^T               dWt     = a^T dzt + at^T dz           dbt = sum dzt
+//   backward           da[q]  = sum_tap dz[q - tap] W[tap]^T           dW[tap] = sum_p a[p + tap]^T dz[p]    db = sum
+//   dz tangent            zt     = vb + sum_tap at W + a V tangent backward   dat    = sum_tap dzt W^T + dz V^T dWt =
+//   a^T dzt + at^T dz           dbt = sum dzt
 
-MTMLK_INLINE Strides strides_of(const ValuePlan& v, int64_t width, int64_t ld) {
-  return {v.rows * ld, width * ld, ld};
-}
+MTMLK_INLINE Strides strides_of(const ValuePlan& v, int64_t width, int64_t ld) { return {v.rows * ld, width * ld, ld}; }
 
 template <class T>
 MTMLK_INLINE T* scratch_of(const Block<T>& b, int worker) {
@@ -61,7 +59,8 @@ void conv_forward(const Block<T>& b, const ValuePlan& v, bool tangent, After aft
   });
 }
 
-// Gradients of a group's outputs: dz or dzt, and in the tangent pass dz as well. At the group's first sample.
+// Gradients of a group's outputs: dz or dzt, and in the tangent pass dz as well. They point to where the group's first
+// sample begins, or would begin if all its rows were there.
 template <class T>
 struct OutputGrads {
   const T *g, *primal;
@@ -81,7 +80,8 @@ void gather_input_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, c
 }
 
 template <class T>
-void add_weight_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, const OutputGrads<T>& d, Range n, T* out) {
+void add_weight_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, const OutputGrads<T>& d, Range n,
+                         Range rows, T* out) {
   const ValuePlan& a = b.plan->values[v.a];
   const ParamPlan& w = b.plan->params[v.weight];
   const ConvPlan& conv = *v.conv;
@@ -91,12 +91,12 @@ void add_weight_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, con
   g.p1 = {plane_of(b, v.a, kPrimal) + n.first * g.a.sample, d.g};
   if (plane == kDeltaTangent && has_tangent(b, v.a))
     g.p2 = {plane_of(b, v.a, kTangent) + n.first * g.a.sample, d.primal};
-  const RowUnits bands = {conv.grad_samples, (v.window[kOutHeight] + conv.grad_rows - 1) / conv.grad_rows,
-                          conv.grad_rows};
-  for (int64_t unit = 0; unit < unit_count(bands, n.end - n.first); ++unit) {
-    Range samples, rows;
-    unit_range(bands, unit, n.end - n.first, v.window[kOutHeight], samples, rows);
-    conv_grad<T>(conv.forward, g, samples, rows);
+  const int64_t samples = n.end - n.first, height = rows.end - rows.first;
+  const RowUnits pieces = {conv.grad_samples, (height + conv.grad_rows - 1) / conv.grad_rows, conv.grad_rows};
+  for (int64_t piece = 0; piece < unit_count(pieces, samples); ++piece) {
+    Range some, r;
+    unit_range(pieces, piece, samples, height, some, r);
+    conv_grad<T>(conv.forward, g, some, {rows.first + r.first, rows.first + r.end});
   }
 }
 
@@ -117,26 +117,28 @@ MTMLK_INLINE int64_t part_count(const ConvPlan& conv, const ValuePlan& v, int64_
   return work < 1 ? 1 : work < most ? work : most;
 }
 
-// grads(samples, worker) returns the OutputGrads of a group of samples. `sum_bias`: false where the gradient of the bias
-// is 0 whatever the outputs' gradients are.
+// grads(samples, image rows, worker) returns the OutputGrads of a group. `sum_bias`: false where the gradient of the
+// bias is 0 whatever the outputs' gradients are.
 template <class T, class Grads>
-void conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input, bool sum_bias,
-                   Grads grads) {
+void conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input,
+                   bool sum_bias, Grads grads) {
   const ConvPlan& conv = *v.conv;
   const ParamPlan& w = b.plan->params[v.weight];
   const bool to_weight = sink.dst[v.weight] != nullptr, to_bias = v.bias >= 0 && sink.dst[v.bias];
-  const int64_t groups = (b.samples + conv.group_samples - 1) / conv.group_samples;
+  const int64_t groups = unit_count(conv.groups, b.samples), width = v.window[kOutWidth];
   const int64_t parts = part_count(conv, v, b.samples, groups), size = w.size + v.ld;
   const int64_t each = (groups + parts - 1) / parts;
   share(b, parts, [&](int64_t part, int worker) {
     T* own = b.scratch + part * size;
     fill_zero<T>(own, size);
     for (int64_t group = part * each; group < groups && group < (part + 1) * each; ++group) {
-      const Range n = clipped(group * conv.group_samples, conv.group_samples, b.samples);
-      const OutputGrads<T> d = grads(n, worker);
-      if (to_weight) add_weight_gradient<T>(b, v, plane, d, n, own);
+      Range n, rows;
+      unit_range(conv.groups, group, b.samples, v.window[kOutHeight], n, rows);
+      const OutputGrads<T> d = grads(n, rows, worker);
+      if (to_weight) add_weight_gradient<T>(b, v, plane, d, n, rows, own);
       if (to_bias && sum_bias)
-        sum_rows<T>(d.g, (n.end - n.first) * v.rows, v.ld, own + w.size, T(1), own + w.size);
+        sum_rows<T>(d.g + rows.first * width * v.ld, (n.end - n.first) * (rows.end - rows.first) * width, v.ld,
+                    own + w.size, T(1), own + w.size);
       if (to_input) gather_input_gradient<T>(b, v, plane, d, n);
     }
   });
@@ -152,7 +154,7 @@ template <class T>
 void conv_node_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input) {
   const int32_t self = int32_t(&v - b.plan->values);
   const T *g = plane_of(b, self, plane), *primal = plane_of(b, self, kDelta);
-  conv_backward<T>(b, v, plane, sink, to_input, true, [&](Range n, int) {
+  conv_backward<T>(b, v, plane, sink, to_input, true, [&](Range n, Range, int) {
     const int64_t at = n.first * v.rows * v.ld;
     return OutputGrads<T>{g + at, primal + at};
   });

@@ -40,7 +40,8 @@ Layout<T> lay_out(Carver& c, const Plan& p, int64_t tasks, int threads, bool car
   l.alone = packs_alone<T>(p);
   l.losses_ld = round_up(p.steps + 1, 64 / int64_t(sizeof(T)));
   l.losses = c.take<T>(tasks * l.losses_ld);
-  l.groups = carry && !p.carry_per_task ? c.take<T>((tasks + group_size(p) - 1) / group_size(p) * p.carry_cols) : nullptr;
+  l.groups =
+      carry && !p.carry_per_task ? c.take<T>((tasks + group_size(p) - 1) / group_size(p) * p.carry_cols) : nullptr;
   c.used = round_up(c.used, alignof(Team<T>));
   l.teams = c.take<Team<T>>(l.count);
   for (int64_t i = 0; i < l.count; ++i) {

@@ -130,8 +130,7 @@ MTMLK_INLINE void each_conv_element(const ParamPlan& p, Each each) {
   each_panel<T>(p.cols, p.rows, [&](int64_t start, int64_t col, int64_t width) {
     for (int64_t tap = 0; tap < p.taps; ++tap)
       for (int64_t c = 0; c < channels; ++c)
-        for (int64_t o = 0; o < width; ++o)
-          each(start + (tap * channels + c) * width + o, col + o, c * p.taps + tap);
+        for (int64_t o = 0; o < width; ++o) each(start + (tap * channels + c) * width + o, col + o, c * p.taps + tap);
   });
 }
 

@@ -6,8 +6,9 @@
 //   tangent            yt   = act' (gamma xhatt + gamma' xhat + beta')
 //   tangent backward   dzt  = r' / r dz + r (gamma dyt' + gamma' dy' - m1t - xhatt m2 - xhat m2t)
 //                                                                       dgammat = s2t    dbetat = s1t
-// Everything is linear in z - mean, zt, dy' and dyt' with coefficients of the feature alone, so that each pass reads its
-// planes once. dy' is 0 but at the places that won their pooling windows; the winner is the first that equals the peak.
+// Everything is linear in z - mean, zt, dy' and dyt' with coefficients of the feature alone, so that each pass reads
+// its planes once. dy' is 0 but at the places that won their pooling windows; the winner is the first that equals the
+// peak.
 
 // One output of a stream: out = centre (z - mean) + tangent zt + grad dy' + grad_t dyt' + shift, rows of ld. Those that
 // a pass does not need are not read.
@@ -21,7 +22,7 @@ Affine<T> affine_at(T* p, int64_t ld) {
   return {p, p + ld, p + 2 * ld, p + 3 * ld, p + 4 * ld};
 }
 
-// Calls row(place of z, place of y, rows of the window's cells), see each user.
+// Windows of cells_y x cells_x pixels, side by side from the image's upper left corner.
 struct PoolShape {
   int64_t width, out_height, out_width, cells_y, cells_x, height;
 };
@@ -90,7 +91,8 @@ void pool_sample_tangent(const T* z, const T* zt, const PoolShape& p, int64_t ld
   for (int64_t c = 0; c < ld; c += Simd<T>::kLanes)
     for (int64_t oy = 0; oy < p.out_height; ++oy)
       for (int64_t ox = 0; ox < p.out_width; ++ox) {
-        const int64_t from = (oy * p.cells_y * p.width + ox * p.cells_x) * ld + c, at = (oy * p.out_width + ox) * ld + c;
+        const int64_t from = (oy * p.cells_y * p.width + ox * p.cells_x) * ld + c,
+                      at = (oy * p.out_width + ox) * ld + c;
         const VecOf<T> top = load<T>(peak + at);
         VecOf<T> found = load<T>(zt + from);
         Mask open = ~(Mask)(load<T>(z + from) == top);
@@ -108,8 +110,8 @@ void pool_sample_tangent(const T* z, const T* zt, const PoolShape& p, int64_t ld
 // What a sample's dz (or dzt) is made of. The planes start at the sample.
 template <class T>
 struct GradStream {
-  const T *z, *zt;         // zt nullptr: no tangent
-  const T *y, *dy, *dyt;   // at the tail's places; dyt nullptr: the first gradient alone
+  const T *z, *zt;        // zt nullptr: no tangent
+  const T *y, *dy, *dyt;  // at the tail's places; dyt nullptr: the first gradient alone
   const T *mean, *peak;
   Affine<T> k;
   T slope;
@@ -135,36 +137,44 @@ MTMLK_INLINE VecOf<T> stream_grad(const GradStream<T>& s, int64_t at, int64_t c)
   return masked<T>(s.y + at, g, s.slope);
 }
 
+// Pixels [rows.first, rows.end).
 template <class T>
-void norm_sample_backward(const GradStream<T>& s, int64_t rows, int64_t ld) {
-  for (int64_t r = 0; r < rows; ++r)
+void norm_sample_backward(const GradStream<T>& s, Range rows, int64_t ld) {
+  for (int64_t r = rows.first; r < rows.end; ++r)
     for (int64_t c = 0; c < ld; c += Simd<T>::kLanes)
       store<T>(s.out + r * ld + c, stream_base<T>(s, r * ld + c, c) + stream_grad<T>(s, r * ld + c, c));
 }
 
 template <class T>
-void pool_sample_backward(const GradStream<T>& s, const PoolShape& p, int64_t ld) {
+void pool_window_backward(const GradStream<T>& s, const PoolShape& p, int64_t ld, int64_t oy, int64_t ox) {
   using Mask = IntOf<T>;
-  const int64_t used_y = p.out_height * p.cells_y, used_x = p.out_width * p.cells_x;
-  for (int64_t oy = 0; oy < p.out_height; ++oy)
-    for (int64_t ox = 0; ox < p.out_width; ++ox)
-      for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-        const int64_t from = (oy * p.cells_y * p.width + ox * p.cells_x) * ld + c, at = (oy * p.out_width + ox) * ld + c;
-        const VecOf<T> top = load<T>(s.peak + at), grad = stream_grad<T>(s, at, c);
-        Mask open = ~Mask{};
-        for (int64_t cy = 0; cy < p.cells_y; ++cy)
-          for (int64_t cx = 0; cx < p.cells_x; ++cx) {
-            const int64_t cell = from + (cy * p.width + cx) * ld;
-            const Mask wins = (Mask)(load<T>(s.z + cell) == top) & open;
-            open &= ~wins;
-            store<T>(s.out + cell, stream_base<T>(s, cell, c) + (wins ? grad : VecOf<T>{}));
-          }
+  const int64_t corner = (oy * p.cells_y * p.width + ox * p.cells_x) * ld, output = (oy * p.out_width + ox) * ld;
+  for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
+    const VecOf<T> top = load<T>(s.peak + output + c), grad = stream_grad<T>(s, output + c, c);
+    Mask open = ~Mask{};
+    for (int64_t cy = 0; cy < p.cells_y; ++cy)
+      for (int64_t cx = 0; cx < p.cells_x; ++cx) {
+        const int64_t cell = corner + (cy * p.width + cx) * ld + c;
+        const Mask wins = (Mask)(load<T>(s.z + cell) == top) & open;
+        open &= ~wins;
+        store<T>(s.out + cell, stream_base<T>(s, cell, c) + (wins ? grad : VecOf<T>{}));
       }
-  // pixels that pooling left out still count in the statistics
-  for (int64_t y = 0; y < p.height; ++y)
-    for (int64_t x = y < used_y ? used_x : 0; x < p.width; ++x)
+  }
+}
+
+// Image rows [rows.first, rows.end), which begin and, but for the last, end with a window. Pixels that pooling leaves
+// out still count in the statistics.
+template <class T>
+void pool_sample_backward(const GradStream<T>& s, const PoolShape& p, Range rows, int64_t ld) {
+  const int64_t used_x = p.out_width * p.cells_x;
+  for (int64_t y = rows.first; y < rows.end; ++y) {
+    const bool used = y < p.out_height * p.cells_y;
+    for (int64_t ox = 0; used && y % p.cells_y == 0 && ox < p.out_width; ++ox)
+      pool_window_backward<T>(s, p, ld, y / p.cells_y, ox);
+    for (int64_t x = used ? used_x : 0; x < p.width; ++x)
       for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
         const int64_t at = (y * p.width + x) * ld + c;
         store<T>(s.out + at, stream_base<T>(s, at, c));
       }
+  }
 }

@@ -56,14 +56,10 @@ struct LayerRow {
 
   double gamma_at(int64_t i) const { return gamma ? double(gamma[i]) : 1; }
   double xhat(int64_t i) const { return m.r * (double(x[i]) - m.mean); }
-  double xhat_t(int64_t i) const {
-    return xt ? m.r * (double(xt[i]) - m.mean_t) + m.r_t * (double(x[i]) - m.mean) : 0;
-  }
+  double xhat_t(int64_t i) const { return xt ? m.r * (double(xt[i]) - m.mean_t) + m.r_t * (double(x[i]) - m.mean) : 0; }
   double first(int64_t i) const { return dy ? double(dy[i]) : 0; }
   double g(int64_t i) const { return gamma_at(i) * first(i); }
-  double g_t(int64_t i) const {
-    return gamma_at(i) * double(dyt[i]) + (gamma_t ? double(gamma_t[i]) * first(i) : 0);
-  }
+  double g_t(int64_t i) const { return gamma_at(i) * double(dyt[i]) + (gamma_t ? double(gamma_t[i]) * first(i) : 0); }
 };
 
 template <class T>
@@ -94,8 +90,8 @@ void layer_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Si
   fill_zero<T>(gamma_sum, 2 * v.ld);
   for (int64_t r = 0; r < rows_of(b, v); ++r) {
     const int64_t at = r * v.ld;
-    LayerRow<T> w = {x + at, xt ? xt + at : nullptr, dy + at, g + at, p.gamma, moves ? p.gamma_t : nullptr, v.features,
-                     {}};
+    LayerRow<T> w = {x + at,  xt ? xt + at : nullptr,      dy + at,    g + at,
+                     p.gamma, moves ? p.gamma_t : nullptr, v.features, {}};
     if (tangent && !moves) w.dy = nullptr;
     w.m = layer_moments<T>(w.x, w.xt, v.features, v.c0);
     for (int64_t i = 0; i < v.features; ++i) {

@@ -91,8 +91,7 @@ void norm_tangent(const Block<T>& b, const ValuePlan& v) {
   const bool moves = has_tangent(b, v.a);
   if (moves && !n.streamed) norm_moments_tangent(b, v);
   if (!moves)
-    for (int64_t set = 0; set < set_count(b, n); ++set)
-      fill_zero<T>(tangent_coefs_of(b, v, set).mean, 2 * v.ld);
+    for (int64_t set = 0; set < set_count(b, n); ++set) fill_zero<T>(tangent_coefs_of(b, v, set).mean, 2 * v.ld);
   const NormParams<T> p = norm_params(b, v);
   const T *z = plane_of(b, v.a, kPrimal), *zt = moves ? plane_of(b, v.a, kTangent) : nullptr;
   const T *y = plane_of(b, n.tail, kPrimal), *peak = b.planes[kPrimal] + n.peak * b.stride;
@@ -137,7 +136,7 @@ void norm_grad_sums(const Block<T>& b, const ValuePlan& v, Plane plane) {
     const Coefs<T> k = coefs_of(b, v, set_of(n, s.first));
     T* slot = b.scratch + unit * 2 * v.ld;
     if (moves)
-      row_sums_tangent<T>(p, at, rows, v.ld, k, tangent_coefs_of(b, v, set_of(n, s.first)), true, slot);
+      row_sums_tangent<T>(p, at, rows, v.ld, k, tangent_coefs_of(b, v, set_of(n, s.first)), slot);
     else
       row_sums<T>(p, plane == kDelta ? p.dy : p.dyt, at, rows, v.ld, k, slot);
   });
@@ -170,11 +169,11 @@ void norm_grad_means(const Block<T>& b, const ValuePlan& v, Plane plane, bool mo
     if (plane == kDelta) {
       fill_zero<T>(k.m1, 4 * v.ld);
       for (int64_t c = 0; c < v.features; ++c) k.s1[c] = T(t.first[c]), k.s2[c] = T(t.second[c]);
-      group_means<T>(s, p.gamma, nullptr, t.first, t.second, nullptr, nullptr, k.m1, k.m2);
+      group_means<T>(s, p.gamma, nullptr, t.first, t.second, k, k.m1, k.m2);
     } else {
       const Coefs<T> kt = tangent_coefs_of(b, v, set);
       fill_zero<T>(kt.m1, 2 * v.ld);
-      group_means<T>(s, p.gamma, moves ? p.gamma_t : nullptr, t.first, t.second, k.s1, k.s2, kt.m1, kt.m2);
+      group_means<T>(s, p.gamma, moves ? p.gamma_t : nullptr, t.first, t.second, k, kt.m1, kt.m2);
     }
   }
 }
@@ -206,11 +205,11 @@ void tangent_affine(const NormParams<T>& p, const Coefs<T>& s, const Coefs<T>& s
   }
 }
 
-// The gradient with respect to z of some samples, of plane kDelta or kDeltaTangent, into (or added to) `out`, which
-// starts at the first of them.
+// The gradient with respect to z, of plane kDelta or kDeltaTangent, of some samples and of these pixels of each, into
+// (or added to) `out`, where the first of the samples begins. Pixels of a pooled value are whole image rows.
 template <class T>
-void norm_stream(const Block<T>& b, const ValuePlan& v, Plane plane, bool moves, Range samples, bool add, T* coefs,
-                 T* out) {
+void norm_stream(const Block<T>& b, const ValuePlan& v, Plane plane, bool moves, Range samples, Range pixels, bool add,
+                 T* coefs, T* out) {
   const NormPlan& n = *v.norm;
   const NormParams<T> p = norm_params(b, v);
   const T *z = plane_of(b, v.a, kPrimal), *zt = plane_of(b, v.a, kTangent);
@@ -241,10 +240,12 @@ void norm_stream(const Block<T>& b, const ValuePlan& v, Plane plane, bool moves,
                              T(n.slope),
                              add,
                              out + (i - samples.first) * v.rows * v.ld};
-    if (n.pooled)
-      pool_sample_backward<T>(g, pool_shape(*b.plan, n), v.ld);
-    else
-      norm_sample_backward<T>(g, v.rows, v.ld);
+    if (!n.pooled) {
+      norm_sample_backward<T>(g, pixels, v.ld);
+      continue;
+    }
+    const PoolShape p = pool_shape(*b.plan, n);
+    pool_sample_backward<T>(g, p, {pixels.first / p.width, pixels.end / p.width}, v.ld);
   }
 }
 
@@ -257,12 +258,15 @@ void norm_into_conv(const Block<T>& b, const ValuePlan& v, Plane plane, bool mov
   const bool to_input = inner ? input.tan : input.meta;
   const bool again = plane == kDeltaTangent && b.tangent &&
                      (has_tangent(b, conv.a) || (to_input && b.plan->params[conv.weight].adapted));
-  const int64_t room = conv.conv->group_samples < b.stride ? conv.conv->group_samples : b.stride;
-  conv_backward<T>(b, conv, plane, sink, to_input, v.norm->kind != kBatchNorm, [&](Range n, int worker) {
+  const int64_t width = conv.window[kOutWidth];
+  const int64_t most = conv.conv->groups.samples < b.stride ? conv.conv->groups.samples : b.stride;
+  const int64_t room = most * conv.conv->groups.rows * width * v.ld;
+  conv_backward<T>(b, conv, plane, sink, to_input, v.norm->kind != kBatchNorm, [&](Range n, Range rows, int worker) {
     T* coefs = scratch_of(b, worker);
-    T *g = coefs + 8 * v.ld, *primal = g + room * v.rows * v.ld;
-    norm_stream<T>(b, v, plane, moves, n, false, coefs, g);
-    if (again) norm_stream<T>(b, v, kDelta, false, n, false, coefs, primal);
+    const Range pixels = {rows.first * width, rows.end * width};
+    T *g = coefs + 8 * v.ld - pixels.first * v.ld, *primal = g + room;
+    norm_stream<T>(b, v, plane, moves, n, pixels, false, coefs, g);
+    if (again) norm_stream<T>(b, v, kDelta, false, n, pixels, false, coefs, primal);
     return OutputGrads<T>{g, primal};
   });
 }
@@ -277,6 +281,7 @@ void norm_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sin
   if (v.norm->streamed) return norm_into_conv<T>(b, v, plane, moves, sink, inner);
   T* out = plane_of(b, v.a, plane);
   share(b, b.samples, [&](int64_t i, int worker) {
-    norm_stream<T>(b, v, plane, moves, {i, i + 1}, v.add_a, scratch_of(b, worker), out + i * v.rows * v.ld);
+    norm_stream<T>(b, v, plane, moves, {i, i + 1}, {0, v.rows}, v.add_a, scratch_of(b, worker),
+                   out + i * v.rows * v.ld);
   });
 }

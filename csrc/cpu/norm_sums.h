@@ -8,7 +8,7 @@
 
 template <class T>
 struct NormPlanes {
-  const T *z, *zt;    // at the places of y: the value itself, or its peaks
+  const T *z, *zt;  // at the places of y: the value itself, or its peaks
   const T *y, *dy, *dyt;
   T slope;
 };
@@ -16,10 +16,9 @@ struct NormPlanes {
 template <class T>
 NormPlanes<T> norm_planes(const Block<T>& b, const ValuePlan& v) {
   const NormPlan& n = *v.norm;
-  NormPlanes<T> p = {plane_of(b, v.a, kPrimal),   plane_of(b, v.a, kTangent),      plane_of(b, n.tail, kPrimal),
+  NormPlanes<T> p = {plane_of(b, v.a, kPrimal),   plane_of(b, v.a, kTangent),         plane_of(b, n.tail, kPrimal),
                      plane_of(b, n.tail, kDelta), plane_of(b, n.tail, kDeltaTangent), T(n.slope)};
-  if (n.pooled)
-    p.z = b.planes[kPrimal] + n.peak * b.stride, p.zt = b.planes[kTangent] + n.peak_tangent * b.stride;
+  if (n.pooled) p.z = b.planes[kPrimal] + n.peak * b.stride, p.zt = b.planes[kTangent] + n.peak_tangent * b.stride;
   return p;
 }
 
@@ -53,39 +52,36 @@ void row_sums(const NormPlanes<T>& p, const T* g, int64_t at, int64_t rows, int6
 // slot <- s1t, s2t;  xhatt = r (zt - mean') + r' (z - mean)
 template <class T>
 void row_sums_tangent(const NormPlanes<T>& p, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k,
-                      const Coefs<T>& kt, bool moves, T* slot) {
+                      const Coefs<T>& kt, T* slot) {
   for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
     const VecOf<T> mean = load<T>(k.mean + c), r = load<T>(k.r + c);
     const VecOf<T> mean_t = load<T>(kt.mean + c), r_t = load<T>(kt.r + c);
     VecOf<T> s1 = {}, s2 = {};
     for (int64_t i = at + c; i < at + rows * ld + c; i += ld) {
       const VecOf<T> dt = masked<T>(p.y + i, load<T>(p.dyt + i), p.slope);
-      const VecOf<T> centred = load<T>(p.z + i) - mean;
-      s1 += dt;
-      s2 = multiply_add<T>(dt, centred * r, s2);
-      if (!moves) continue;
       const VecOf<T> d = masked<T>(p.y + i, load<T>(p.dy + i), p.slope);
-      const VecOf<T> xt = multiply_add<T>(r, load<T>(p.zt + i) - mean_t, r_t * centred);
-      s2 = multiply_add<T>(d, xt, s2);
+      const VecOf<T> centred = load<T>(p.z + i) - mean;
+      const VecOf<T> xhat_t = multiply_add<T>(r, load<T>(p.zt + i) - mean_t, r_t * centred);
+      s1 += dt;
+      s2 = multiply_add<T>(dt, centred * r, multiply_add<T>(d, xhat_t, s2));
     }
     store<T>(slot + c, s1);
     store<T>(slot + ld + c, s2);
   }
 }
 
-// m1, m2 of a set from s1, s2 (and their tangents from s1t, s2t):  m1t = mean of gamma s1t + gamma' s1
+// m1, m2 of a set from s1, s2, or their tangents from s1t, s2t and the first ones:  m1t = mean gamma s1t + gamma' s1
 template <class T>
-void group_means(const SetView& s, const T* gamma, const T* gamma_t, const double* s1, const double* s2, const T* s1_0,
-                 const T* s2_0, T* m1, T* m2) {
+void group_means(const SetView& s, const T* gamma, const T* gamma_t, const double* s1, const double* s2,
+                 const Coefs<T>& first, T* m1, T* m2) {
   for (int64_t g = 0; g < s.groups; ++g) {
-    double first = 0, second = 0;
+    double sum1 = 0, sum2 = 0;
     for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) {
       const double by = gamma ? double(gamma[c]) : 1;
-      first += by * s1[c], second += by * s2[c];
-      if (!gamma_t) continue;
-      first += double(gamma_t[c]) * double(s1_0[c]), second += double(gamma_t[c]) * double(s2_0[c]);
+      sum1 += by * s1[c], sum2 += by * s2[c];
+      if (gamma_t) sum1 += double(gamma_t[c]) * double(first.s1[c]), sum2 += double(gamma_t[c]) * double(first.s2[c]);
     }
     for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c)
-      m1[c] = T(first / s.count), m2[c] = T(second / s.count);
+      m1[c] = T(sum1 / s.count), m2[c] = T(sum2 / s.count);
   }
 }

@@ -129,8 +129,8 @@ bool only_elements_read(const Plan& plan, int32_t value) {
 int32_t act_mode(const Plan& plan, const ValuePlan& v) {
   const int32_t below = plan.values[v.a].op;
   // max-pooling finds its winners by its output
-  const bool alone = count_uses(plan, v.a) == 1 && v.batched && below != kInput && below != kParam && below != kAct &&
-                     below != kPool;
+  const bool alone =
+      count_uses(plan, v.a) == 1 && v.batched && below != kInput && below != kParam && below != kAct && below != kPool;
   if (!alone || v.in_chain) return kKeepInput;
   switch (v.kind) {
     case kRelu:
@@ -176,6 +176,15 @@ bool has_no_planes(const Plan& plan, int32_t value) {
   return v.in_chain && v.norm->tail != value;
 }
 
+// Nothing is stored of a gradient that nobody asks for, nor of a tangent that is zero. The loss always writes the
+// gradient of the output, which an activation in place shares with its input.
+bool has_plane(const Plan& plan, const ValuePlan& v, Plane plane) {
+  if (plane == kPrimal) return !v.direct_input;
+  if (plane == kTangent) return v.tan;
+  const ValuePlan& output = plan.values[plan.output];
+  return (v.meta && !v.streamed) || &v == &output || (output.op == kAct && &v == &plan.values[output.a]);
+}
+
 void place_values(Plan& plan) {
   for (int64_t i = 0; i < plan.n_values; ++i) {
     ValuePlan& v = plan.values[i];
@@ -193,7 +202,7 @@ void place_values(Plan& plan) {
       const bool is_delta = plane == kDelta || plane == kDeltaTangent;
       if (in_place && (!is_delta || shares_deltas(plan, v))) {
         v.offset[plane] = plan.values[v.a].offset[plane];
-      } else if (!(v.direct_input && plane == kPrimal) && !(v.streamed && is_delta)) {
+      } else if (has_plane(plan, v, Plane(plane))) {
         v.offset[plane] = sizes[plane];
         sizes[plane] += round_up(v.rows * (plane == kPrimal ? v.ld_primal : v.ld), plan.lanes);
       }

@@ -35,9 +35,11 @@ struct ConvPlan {
   TapPlan forward, backward;
   // Outputs are made in units that stay in the first-level cache, where their statistics are taken. In image rows.
   RowUnits units;
-  // Gradients run over groups of samples that stay in the second-level cache. Each part (a run of groups) has its own
-  // buffer of the weight's gradient, which is filled from bands of rows that stay in the first-level cache.
-  int64_t group_samples, parts;
+  // Gradients of the outputs are made and used in groups that stay in the second-level cache: whole samples, or bands
+  // of rows where no gradient of the input is wanted, which reads across the bands' borders. Each part (a run of
+  // groups) has its own buffer of the weight's gradient, which is filled from pieces that stay in the first-level
+  // cache.
+  RowUnits groups;
   int64_t grad_samples, grad_rows;
 };
 
@@ -47,8 +49,8 @@ struct NormPlan {
   int64_t kind, groups;
   double eps;
   int32_t self, tail;  // the normalisation, and the last value of the chain
-  double slope;   // of the activation for negative inputs; 1 where there is none
-  bool pooled;    // windows that do not overlap
+  double slope;        // of the activation for negative inputs; 1 where there is none
+  bool pooled;         // windows that do not overlap
   int64_t pool_y, pool_x;
   int64_t out_rows;
   // The convolution before it has no other reader: it takes the statistics while its outputs are in cache, and the
@@ -74,12 +76,12 @@ struct ValuePlan {
   int32_t act_mode;
   // A relu in place is applied by the products that write its plane: forward by the linear layer before it, backward by
   // the one after it, where that is its only reader.
-  bool gate_output, gate_input;    // of a linear layer
-  bool in_chain;                   // computed by the normalisation before it
-  bool streamed;                   // a convolution whose output's gradient has no plane
-  const int64_t* window;           // [kWindowConsts] of a convolution or pooling
+  bool gate_output, gate_input;  // of a linear layer
+  bool in_chain;                 // computed by the normalisation before it, see NormPlan
+  bool streamed;                 // a convolution whose output's gradient has no plane
+  const int64_t* window;         // [kWindowConsts] of a convolution or pooling
   const ConvPlan* conv;
-  const NormPlan* norm;            // of a normalisation, and of the streamed convolution before one
+  NormPlan* norm;                  // of a normalisation, and of what runs with it
   bool gated_before, gated_after;  // of the relu
   int64_t offset[kPlanes];         // per sample of the block (batched), else absolute; see Layout
 };

@@ -21,9 +21,7 @@ bool one_row(const PlanStorage& plan, int32_t param, int64_t features) {
   return p.cols == features && (p.layout == kStepRows || (p.layout == kRows && p.rows == 1));
 }
 
-bool is_relu(const ValuePlan& v) {
-  return v.op == kAct && (v.kind == kRelu || (v.kind == kLeakyRelu && v.c0 >= 0));
-}
+bool is_relu(const ValuePlan& v) { return v.op == kAct && (v.kind == kRelu || (v.kind == kLeakyRelu && v.c0 >= 0)); }
 
 // Windows side by side: every input has at most one output.
 bool tiles_image(const ValuePlan& v) {
@@ -70,7 +68,12 @@ void place_conv(PlanStorage& plan, ValuePlan& v) {
   const int64_t out_row = w[kOutWidth] * v.ld * bytes;
   const bool several = !v.norm || v.norm->kind == kBatchNorm;
   conv->units = units_of(w[kOutHeight], out_row, several, kL1);
-  conv->group_samples = std::max<int64_t>(1, kL2 / (v.rows * v.ld * bytes));
+  conv->groups = {std::max<int64_t>(1, kL2 / (v.rows * v.ld * bytes)), 1, w[kOutHeight]};
+  if (!a.meta && w[kOutHeight] * out_row > kL2) {  // bands end where pooling windows do
+    const int64_t window = v.norm && v.norm->pooled ? v.norm->pool_y : 1;
+    const int64_t rows = std::max<int64_t>(1, kL2 / 3 / (window * out_row)) * window;
+    conv->groups = {1, divide_up(w[kOutHeight], rows), rows};
+  }
   // Enough pixels a product that loading and storing its sums (48 vectors) stays below a tenth of it.
   const int64_t row = w[kStrideY] * w[kWidth] * a.ld_primal * bytes + out_row, min_pixels = 128;
   conv->grad_rows = std::clamp<int64_t>(std::max(kL1 / row, divide_up(min_pixels, w[kOutWidth])), 1, w[kOutHeight]);
@@ -143,7 +146,7 @@ void mark_chains(PlanStorage& plan) {
 // Room for what a normalisation keeps a sample; see norm.h. A chain's other values have no planes.
 void place_norm(Plan& plan, ValuePlan& v) {
   if (!v.norm) return;
-  NormPlan& norm = *const_cast<NormPlan*>(v.norm);
+  NormPlan& norm = *v.norm;
   const auto take = [&](Plane plane, int64_t size) {
     const int64_t at = plan.plane_size[plane];
     plan.plane_size[plane] += size;
@@ -161,7 +164,7 @@ void place_images(PlanStorage& plan) {
     if (plan.values[i].live && plan.values[i].op == kConv) place_conv(plan, plan.values[i]);
   for (int64_t i = 0; i < plan.n_values; ++i)
     if (plan.values[i].live && plan.values[i].op == kNorm && plan.values[i].norm)
-      place_sums(plan, plan.values[i], *const_cast<NormPlan*>(plan.values[i].norm));
+      place_sums(plan, plan.values[i], *plan.values[i].norm);
 }
 
 void place_scratch(Plan& plan) {
@@ -178,8 +181,10 @@ void place_scratch(Plan& plan) {
       const int64_t slots = std::max(count_units(v.norm->stats, samples), count_units(v.norm->sums, samples));
       plan.scratch_size = std::max(plan.scratch_size, 2 * slots * v.ld + 4 * v.ld);  // sums in double behind the slots
       if (!v.norm->streamed) continue;
-      const int64_t group = std::min(samples, plan.values[v.a].conv->group_samples);
-      plan.worker_scratch_size = std::max(plan.worker_scratch_size, 8 * v.ld + 2 * group * v.rows * v.ld);
+      const ValuePlan& conv = plan.values[v.a];
+      const int64_t row = conv.window[kOutWidth] * v.ld;
+      const int64_t group = std::min(samples, conv.conv->groups.samples) * conv.conv->groups.rows * row;
+      plan.worker_scratch_size = std::max(plan.worker_scratch_size, 8 * v.ld + 2 * group);
     }
   }
 }

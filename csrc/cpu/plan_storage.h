@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "make_taps.h"
 #include "plan.h"
 
 namespace mtmlk {

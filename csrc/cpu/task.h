@@ -32,10 +32,10 @@ struct Shared {
 
 template <class T>
 struct Worker {
-  T* planes;  // transient
+  T* planes;   // transient
   T* scratch;  // of its chunk's nodes
   T* own;
-  T** dst;    // [n_params] each
+  T** dst;  // [n_params] each
   const T** init;
 };
 
@@ -82,7 +82,7 @@ struct Runner {
   bool segmented() const { return plan->needs && plan->slots < plan->steps; }
 
   T* state(int64_t k) const { return states + k % plan->slots * plan->state_size; }
-  const T* theta(int64_t k) const;  // own layout; nullptr at k = 0
+  const T* theta(int64_t k) const;       // own layout; nullptr at k = 0
   void point_to(int64_t k, bool query);  // now = theta_k
   T* gradient_of(T* base, int64_t i, int64_t k, bool query) const;
   int64_t step_row(const ParamPlan& p, int64_t k, bool query) const;

@@ -1,9 +1,17 @@
-#include "taps.h"
+#include "make_taps.h"
 
 #include <algorithm>
 
 namespace mtmlk {
 namespace {
+
+// Along one axis: destinations that read through the same taps.
+struct Segment {
+  int64_t start, step, count;  // destinations start, start + step, ...
+  int64_t source_step;         // and how far their sources are apart
+  std::vector<int64_t> taps;
+  std::vector<int64_t> sources;  // of the first destination, one a tap
+};
 
 // Longer chains of additions lose digits; gemm.h has the same bound.
 constexpr int64_t kChain = 256;
