@@ -14,7 +14,7 @@ void conv_node_forward(const Block<T>& b, const ValuePlan& v) {
   const int64_t width = v.window[kOutWidth];
   conv_forward<T>(b, v, false, [&](int64_t unit, Range n, Range rows) {
     row_moments<T>(z + (n.first * v.rows + rows.first * width) * v.ld,
-                   (n.end - n.first) * (rows.end - rows.first) * width, v.ld, b.scratch + unit * 2 * v.ld);
+                   (n.end - n.first) * (rows.end - rows.first) * width, v.ld, slot_of(b, v, unit));
   });
   norm_finish_forward<T>(b, b.plan->values[v.norm->self]);
 }
@@ -30,7 +30,7 @@ void conv_node_tangent(const Block<T>& b, const ValuePlan& v) {
   conv_forward<T>(b, v, true, [&](int64_t unit, Range n, Range rows) {
     const int64_t at = (n.first * v.rows + rows.first * width) * v.ld;
     row_moments_tangent<T>(z + at, zt + at, coefs_of(b, norm, set_of(*v.norm, n.first)).mean,
-                           (n.end - n.first) * (rows.end - rows.first) * width, v.ld, b.scratch + unit * 2 * v.ld);
+                           (n.end - n.first) * (rows.end - rows.first) * width, v.ld, slot_of(b, v, unit));
   });
   norm_finish_tangent<T>(b, norm);
 }

@@ -10,8 +10,8 @@
 // its planes once. dy' is 0 but at the places that won their pooling windows; the winner is the first that equals the
 // peak.
 
-// One output of a stream: out = centre (z - mean) + tangent zt + grad dy' + grad_t dyt' + shift, rows of ld. Those that
-// a pass does not need are not read.
+// One output of a stream: out = centre (z - mean) + tangent (zt - mean') + grad dy' + grad_t dyt' + shift, rows of ld.
+// Those that a pass does not need are not read.
 template <class T>
 struct Affine {
   T *centre, *tangent, *grad, *grad_t, *shift;
@@ -72,14 +72,14 @@ void pool_sample_forward(const T* z, const T* mean, const Affine<T>& k, const Po
 
 // yt of one sample: tangent, centre and shift of `k`
 template <class T>
-void norm_sample_tangent(const T* z, const T* zt, const T* mean, const Affine<T>& k, int64_t rows, int64_t ld, T slope,
-                         const T* y, T* yt) {
+void norm_sample_tangent(const T* z, const T* zt, const T* mean, const T* mean_t, const Affine<T>& k, int64_t rows,
+                         int64_t ld, T slope, const T* y, T* yt) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
       const int64_t at = r * ld + c;
       const VecOf<T> x = load<T>(z + at) - load<T>(mean + c);
       VecOf<T> value = multiply_add<T>(load<T>(k.centre + c), x, load<T>(k.shift + c));
-      if (zt) value = multiply_add<T>(load<T>(k.tangent + c), load<T>(zt + at), value);
+      if (zt) value = multiply_add<T>(load<T>(k.tangent + c), load<T>(zt + at) - load<T>(mean_t + c), value);
       store<T>(yt + at, masked<T>(y + at, value, slope));
     }
 }
@@ -112,7 +112,7 @@ template <class T>
 struct GradStream {
   const T *z, *zt;        // zt nullptr: no tangent
   const T *y, *dy, *dyt;  // at the tail's places; dyt nullptr: the first gradient alone
-  const T *mean, *peak;
+  const T *mean, *mean_t, *peak;
   Affine<T> k;
   T slope;
   bool add;
@@ -123,7 +123,7 @@ template <class T>
 MTMLK_INLINE VecOf<T> stream_base(const GradStream<T>& s, int64_t at, int64_t c) {
   VecOf<T> value =
       multiply_add<T>(load<T>(s.k.centre + c), load<T>(s.z + at) - load<T>(s.mean + c), load<T>(s.k.shift + c));
-  if (s.zt) value = multiply_add<T>(load<T>(s.k.tangent + c), load<T>(s.zt + at), value);
+  if (s.zt) value = multiply_add<T>(load<T>(s.k.tangent + c), load<T>(s.zt + at) - load<T>(s.mean_t + c), value);
   if (s.add) value += load<T>(s.out + at);
   return value;
 }

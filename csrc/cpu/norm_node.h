@@ -36,7 +36,7 @@ void norm_moments(const Block<T>& b, const ValuePlan& v) {
     Range n, r;
     unit_range(u, unit, b.samples, v.rows, n, r);
     row_moments<T>(z + (n.first * v.rows + r.first) * v.ld, (n.end - n.first) * (r.end - r.first), v.ld,
-                   b.scratch + unit * 2 * v.ld);
+                   slot_of(b, v, unit));
   });
   norm_finish_forward(b, v);
 }
@@ -52,8 +52,9 @@ void norm_forward(const Block<T>& b, const ValuePlan& v) {
     const Affine<T> k = affine_at(scratch_of(b, worker), v.ld);
     const Coefs<T> s = coefs_of(b, v, set_of(n, i));
     for (int64_t c = 0; c < v.ld; c += Simd<T>::kLanes) {
-      store<T>(k.centre + c, load_or<T>(p.gamma, c, T(1)) * load<T>(s.r + c));
-      store<T>(k.shift + c, load_or<T>(p.beta, c, T(0)));
+      const VecOf<T> scale = load_or<T>(p.gamma, c, T(1)) * load<T>(s.r + c);
+      store<T>(k.centre + c, scale);
+      store<T>(k.shift + c, load_or<T>(p.beta, c, T(0)) - scale * load<T>(s.rest + c));
     }
     const T* from = z + i * v.rows * v.ld;
     const int64_t to = i * n.out_rows * v.ld;
@@ -80,7 +81,7 @@ void norm_moments_tangent(const Block<T>& b, const ValuePlan& v) {
     unit_range(u, unit, b.samples, v.rows, n, r);
     const int64_t at = (n.first * v.rows + r.first) * v.ld;
     row_moments_tangent<T>(z + at, zt + at, coefs_of(b, v, set_of(*v.norm, n.first)).mean,
-                           (n.end - n.first) * (r.end - r.first), v.ld, b.scratch + unit * 2 * v.ld);
+                           (n.end - n.first) * (r.end - r.first), v.ld, slot_of(b, v, unit));
   });
   norm_finish_tangent(b, v);
 }
@@ -91,7 +92,7 @@ void norm_tangent(const Block<T>& b, const ValuePlan& v) {
   const bool moves = has_tangent(b, v.a);
   if (moves && !n.streamed) norm_moments_tangent(b, v);
   if (!moves)
-    for (int64_t set = 0; set < set_count(b, n); ++set) fill_zero<T>(tangent_coefs_of(b, v, set).mean, 2 * v.ld);
+    for (int64_t set = 0; set < set_count(b, n); ++set) fill_zero<T>(tangent_coefs_of(b, v, set).mean, 3 * v.ld);
   const NormParams<T> p = norm_params(b, v);
   const T *z = plane_of(b, v.a, kPrimal), *zt = moves ? plane_of(b, v.a, kTangent) : nullptr;
   const T *y = plane_of(b, n.tail, kPrimal), *peak = b.planes[kPrimal] + n.peak * b.stride;
@@ -101,17 +102,18 @@ void norm_tangent(const Block<T>& b, const ValuePlan& v) {
     const Coefs<T> s = coefs_of(b, v, set_of(n, i)), st = tangent_coefs_of(b, v, set_of(n, i));
     for (int64_t c = 0; c < v.ld; c += Simd<T>::kLanes) {
       const VecOf<T> gamma = load_or<T>(p.gamma, c, T(1)), gamma_t = load_or<T>(p.gamma_t, c, T(0));
-      const VecOf<T> r = load<T>(s.r + c);
+      const VecOf<T> r = load<T>(s.r + c), centre = multiply_add<T>(gamma, load<T>(st.r + c), gamma_t * r);
       store<T>(k.tangent + c, gamma * r);
-      store<T>(k.centre + c, multiply_add<T>(gamma, load<T>(st.r + c), gamma_t * r));
-      store<T>(k.shift + c, load_or<T>(p.beta_t, c, T(0)) - gamma * r * load<T>(st.mean + c));
+      store<T>(k.centre + c, centre);
+      store<T>(k.shift + c,
+               load_or<T>(p.beta_t, c, T(0)) - gamma * r * load<T>(st.rest + c) - centre * load<T>(s.rest + c));
     }
     const int64_t from = i * v.rows * v.ld, to = i * n.out_rows * v.ld;
     if (n.pooled && moves)
       pool_sample_tangent<T>(z + from, zt + from, pool_shape(*b.plan, n), v.ld, peak + to, peak_t + to);
     const T* at_z = n.pooled ? peak + to : z + from;
     const T* at_zt = !moves ? nullptr : n.pooled ? peak_t + to : zt + from;
-    norm_sample_tangent<T>(at_z, at_zt, s.mean, k, n.out_rows, v.ld, T(n.slope), y + to, yt + to);
+    norm_sample_tangent<T>(at_z, at_zt, s.mean, st.mean, k, n.out_rows, v.ld, T(n.slope), y + to, yt + to);
   });
 }
 
@@ -134,7 +136,7 @@ void norm_grad_sums(const Block<T>& b, const ValuePlan& v, Plane plane) {
     unit_range(n.sums, unit, b.samples, n.out_rows, s, r);
     const int64_t at = (s.first * n.out_rows + r.first) * v.ld, rows = (s.end - s.first) * (r.end - r.first);
     const Coefs<T> k = coefs_of(b, v, set_of(n, s.first));
-    T* slot = b.scratch + unit * 2 * v.ld;
+    T* slot = slot_of(b, v, unit);
     if (moves)
       row_sums_tangent<T>(p, at, rows, v.ld, k, tangent_coefs_of(b, v, set_of(n, s.first)), slot);
     else
@@ -178,20 +180,20 @@ void norm_grad_means(const Block<T>& b, const ValuePlan& v, Plane plane, bool mo
   }
 }
 
-// dz = gamma r dy' - r^2 m2 (z - mean) - r m1
+// dz = gamma r dy' - r^2 m2 (z - mean) - r m1; z - mean without its rest
 template <class T>
 void gradient_affine(const NormParams<T>& p, const Coefs<T>& s, const T* m1, const T* m2, int64_t ld,
                      const Affine<T>& k, T* of_grad) {
   for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-    const VecOf<T> r = load<T>(s.r + c);
+    const VecOf<T> r = load<T>(s.r + c), centre = -r * r * load<T>(m2 + c);
     store<T>(of_grad + c, load_or<T>(p.gamma, c, T(1)) * r);
-    store<T>(k.centre + c, -r * r * load<T>(m2 + c));
-    store<T>(k.shift + c, -r * load<T>(m1 + c));
+    store<T>(k.centre + c, centre);
+    store<T>(k.shift + c, -r * load<T>(m1 + c) - centre * load<T>(s.rest + c));
   }
 }
 
-// dzt = gamma r dyt' + (gamma r' + gamma' r) dy' - (2 r r' m2 + r^2 m2t) (z - mean) - r^2 m2 zt
-//       - r' m1 - r m1t + r^2 mean' m2
+// dzt = gamma r dyt' + (gamma r' + gamma' r) dy' - (2 r r' m2 + r^2 m2t) (z - mean) - r^2 m2 (zt - mean')
+//       - r' m1 - r m1t; z - mean and zt - mean' without their rests
 template <class T>
 void tangent_affine(const NormParams<T>& p, const Coefs<T>& s, const Coefs<T>& st, int64_t ld, const Affine<T>& k) {
   for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
@@ -199,9 +201,11 @@ void tangent_affine(const NormParams<T>& p, const Coefs<T>& s, const Coefs<T>& s
     const VecOf<T> r = load<T>(s.r + c), rt = load<T>(st.r + c), m2 = load<T>(s.m2 + c);
     store<T>(k.grad_t + c, gamma * r);
     store<T>(k.grad + c, gamma * rt + gamma_t * r);
-    store<T>(k.centre + c, -(T(2) * r * rt * m2 + r * r * load<T>(st.m2 + c)));
-    store<T>(k.tangent + c, -r * r * m2);
-    store<T>(k.shift + c, r * r * load<T>(st.mean + c) * m2 - rt * load<T>(s.m1 + c) - r * load<T>(st.m1 + c));
+    const VecOf<T> centre = -(T(2) * r * rt * m2 + r * r * load<T>(st.m2 + c)), tangent = -r * r * m2;
+    store<T>(k.centre + c, centre);
+    store<T>(k.tangent + c, tangent);
+    store<T>(k.shift + c, -rt * load<T>(s.m1 + c) - r * load<T>(st.m1 + c) - centre * load<T>(s.rest + c) -
+                              tangent * load<T>(st.rest + c));
   }
 }
 
@@ -235,6 +239,7 @@ void norm_stream(const Block<T>& b, const ValuePlan& v, Plane plane, bool moves,
                              !tangent || moves ? dy + at : nullptr,
                              tangent ? dyt + at : nullptr,
                              s.mean,
+                             tangent ? tangent_coefs_of(b, v, set_of(n, i)).mean : nullptr,
                              peak + at,
                              k,
                              T(n.slope),

@@ -2,28 +2,30 @@
 //
 // A set is what shares one mean: all samples (batch), or one sample (group, instance; then neighbouring features share
 // it as well). What a set needs lies in rows of ld elements in the planes:
-//   primal    mean | 1/sd = r | m1 = mean of gamma dy | m2 = mean of gamma dy xhat | s1 = sum dy | s2 = sum dy xhat
-//   tangent   the tangents of the first four
-// Units of rows write partial sums, each in T over at most a few hundred rows; their sum is taken in double.
+//   primal    mean | 1/sd = r | rest | m1 = mean gamma dy | m2 = mean gamma dy xhat | s1 = sum dy | s2 = sum dy xhat
+//   tangent   the tangents of the first five
+// `rest` is what the mean lost when it was rounded to T. Where means are large beside deviations (images that are not
+// centred), an error that is the same at every place does not cancel in sums over them, so that it is taken off.
+// Units of rows write partial sums into slots, each in T over at most a few hundred rows; their sum is taken in double.
 
 template <class T>
 struct Coefs {
-  T *mean, *r, *m1, *m2, *s1, *s2;
+  T *mean, *r, *rest, *m1, *m2, *s1, *s2;
 };
 
 template <class T>
 Coefs<T> coefs_at(T* p, int64_t ld) {
-  return {p, p + ld, p + 2 * ld, p + 3 * ld, p + 4 * ld, p + 5 * ld};
+  return {p, p + ld, p + 2 * ld, p + 3 * ld, p + 4 * ld, p + 5 * ld, p + 6 * ld};
 }
 
 template <class T>
 MTMLK_INLINE Coefs<T> coefs_of(const Block<T>& b, const ValuePlan& v, int64_t set) {
-  return coefs_at(b.planes[kPrimal] + v.norm->coefs * b.stride + set * 6 * v.ld, v.ld);
+  return coefs_at(b.planes[kPrimal] + v.norm->coefs * b.stride + set * 7 * v.ld, v.ld);
 }
 
 template <class T>
 MTMLK_INLINE Coefs<T> tangent_coefs_of(const Block<T>& b, const ValuePlan& v, int64_t set) {
-  return coefs_at(b.planes[kTangent] + v.norm->coefs_tangent * b.stride + set * 4 * v.ld, v.ld);
+  return coefs_at(b.planes[kTangent] + v.norm->coefs_tangent * b.stride + set * 5 * v.ld, v.ld);
 }
 
 template <class T>
@@ -31,9 +33,16 @@ MTMLK_INLINE int64_t set_count(const Block<T>& b, const NormPlan& n) {
   return n.kind == kBatchNorm ? 1 : b.samples;
 }
 
+// Where a unit of v's rows writes its partial sums.
+template <class T>
+MTMLK_INLINE T* slot_of(const Block<T>& b, const ValuePlan& v, int64_t unit) {
+  return b.scratch + unit * kSlotRows * v.ld;
+}
+
 MTMLK_INLINE int64_t set_of(const NormPlan& n, int64_t sample) { return n.kind == kBatchNorm ? 0 : sample; }
 
-// slot <- mean, and sum of squares around it, of rows that lie one after another
+// slot <- mean, sum of squares around it, and sum of differences from it (which is what it lost in rounding), of rows
+// that lie one after another
 template <class T>
 void row_moments(const T* z, int64_t rows, int64_t ld, T* slot) {
   for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
@@ -43,16 +52,20 @@ void row_moments(const T* z, int64_t rows, int64_t ld, T* slot) {
     if (r < rows) even += load<T>(z + r * ld + c);
     const VecOf<T> mean = (even + odd) * (T(1) / T(rows));
     even = odd = VecOf<T>{};
+    VecOf<T> even_lost = {}, odd_lost = {};
     for (r = 0; r + 1 < rows; r += 2) {
       const VecOf<T> x = load<T>(z + r * ld + c) - mean, y = load<T>(z + (r + 1) * ld + c) - mean;
       even = multiply_add<T>(x, x, even), odd = multiply_add<T>(y, y, odd);
+      even_lost += x, odd_lost += y;
     }
     if (r < rows) {
       const VecOf<T> x = load<T>(z + r * ld + c) - mean;
       even = multiply_add<T>(x, x, even);
+      even_lost += x;
     }
     store<T>(slot + c, mean);
     store<T>(slot + ld + c, even + odd);
+    store<T>(slot + 2 * ld + c, even_lost + odd_lost);
   }
 }
 
@@ -103,7 +116,7 @@ struct Totals {
 
 template <class T>
 Totals<T> totals_of(const Block<T>& b, const RowUnits& u, int64_t ld) {
-  T* behind = b.scratch + unit_count(u, b.samples) * 2 * ld;
+  T* behind = b.scratch + unit_count(u, b.samples) * kSlotRows * ld;
   double* d = reinterpret_cast<double*>(behind);
   return {b.scratch, d, d + ld};
 }
@@ -113,7 +126,7 @@ template <class T>
 void add_units(const SetView& s, int64_t ld, const Totals<T>& t) {
   for (int64_t c = 0; c < ld; ++c) t.first[c] = t.second[c] = 0;
   for (int64_t i = s.first; i < s.first + s.units; ++i) {
-    const T* slot = t.slots + i * 2 * ld;
+    const T* slot = t.slots + i * kSlotRows * ld;
     for (int64_t c = 0; c < ld; ++c) t.first[c] += double(slot[c]);
     for (int64_t c = 0; c < ld; ++c) t.second[c] += double(slot[ld + c]);
   }
@@ -130,7 +143,8 @@ void finish_moments(const Block<T>& b, const ValuePlan& v, int64_t set) {
   for (int64_t c = 0; c < ld; ++c) t.first[c] = t.second[c] = 0;
   for (int64_t i = s.first; i < s.first + s.units; ++i) {
     const double rows = unit_rows(n.stats, i, b.samples, v.rows);
-    for (int64_t c = 0; c < ld; ++c) t.first[c] += rows * double(t.slots[i * 2 * ld + c]);
+    const T* slot = t.slots + i * kSlotRows * ld;
+    for (int64_t c = 0; c < ld; ++c) t.first[c] += rows * double(slot[c]) + double(slot[2 * ld + c]);
   }
   for (int64_t g = 0; g < s.groups; ++g) {
     double sum = 0;
@@ -139,18 +153,18 @@ void finish_moments(const Block<T>& b, const ValuePlan& v, int64_t set) {
   }
   for (int64_t i = s.first; i < s.first + s.units; ++i) {
     const double rows = unit_rows(n.stats, i, b.samples, v.rows);
-    const T* slot = t.slots + i * 2 * ld;
+    const T* slot = t.slots + i * kSlotRows * ld;
     for (int64_t c = 0; c < ld; ++c) {
       const double off = double(slot[c]) - t.first[c];
-      t.second[c] += double(slot[ld + c]) + rows * off * off;
+      t.second[c] += double(slot[ld + c]) + off * (2 * double(slot[2 * ld + c]) + rows * off);
     }
   }
-  fill_zero<T>(k.mean, 2 * ld);  // the padding's 1/sd too: 0, and nothing comes of it
+  fill_zero<T>(k.mean, 3 * ld);  // the padding's 1/sd too: 0, and nothing comes of it
   for (int64_t g = 0; g < s.groups; ++g) {
     double sum = 0;
     for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) sum += t.second[c];
     for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) {
-      k.mean[c] = T(t.first[c]);
+      k.mean[c] = T(t.first[c]), k.rest[c] = T(t.first[c] - double(k.mean[c]));
       k.r[c] = T(1 / __builtin_sqrt(sum / s.count + n.eps));
     }
   }
@@ -163,13 +177,14 @@ void finish_moments_tangent(const Block<T>& b, const ValuePlan& v, int64_t set) 
   const Totals<T> t = totals_of(b, v.norm->stats, v.ld);
   const Coefs<T> k = coefs_of(b, v, set), kt = tangent_coefs_of(b, v, set);
   add_units(s, v.ld, t);
-  fill_zero<T>(kt.mean, 2 * v.ld);
+  for (int64_t c = 0; c < v.ld; ++c) t.second[c] -= double(k.rest[c]) * t.first[c];
+  fill_zero<T>(kt.mean, 3 * v.ld);
   for (int64_t g = 0; g < s.groups; ++g) {
     double sum = 0, product = 0;
     for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) sum += t.first[c], product += t.second[c];
     for (int64_t c = g * s.per_group; c < (g + 1) * s.per_group; ++c) {
       const double r = double(k.r[c]);
-      kt.mean[c] = T(sum / s.count);
+      kt.mean[c] = T(sum / s.count), kt.rest[c] = T(sum / s.count - double(kt.mean[c]));
       kt.r[c] = T(-r * r * r * product / s.count);
     }
   }

@@ -37,12 +37,12 @@ MTMLK_INLINE VecOf<T> masked(const T* y, VecOf<T> g, T slope) {
 template <class T>
 void row_sums(const NormPlanes<T>& p, const T* g, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k, T* slot) {
   for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-    const VecOf<T> mean = load<T>(k.mean + c), r = load<T>(k.r + c);
+    const VecOf<T> mean = load<T>(k.mean + c), rest = load<T>(k.rest + c), r = load<T>(k.r + c);
     VecOf<T> s1 = {}, s2 = {};
     for (int64_t i = at + c; i < at + rows * ld + c; i += ld) {
       const VecOf<T> d = masked<T>(p.y + i, load<T>(g + i), p.slope);
       s1 += d;
-      s2 = multiply_add<T>(d, load<T>(p.z + i) - mean, s2);
+      s2 = multiply_add<T>(d, load<T>(p.z + i) - mean - rest, s2);
     }
     store<T>(slot + c, s1);
     store<T>(slot + ld + c, s2 * r);
@@ -54,14 +54,14 @@ template <class T>
 void row_sums_tangent(const NormPlanes<T>& p, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k,
                       const Coefs<T>& kt, T* slot) {
   for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-    const VecOf<T> mean = load<T>(k.mean + c), r = load<T>(k.r + c);
-    const VecOf<T> mean_t = load<T>(kt.mean + c), r_t = load<T>(kt.r + c);
+    const VecOf<T> mean = load<T>(k.mean + c), rest = load<T>(k.rest + c), r = load<T>(k.r + c);
+    const VecOf<T> mean_t = load<T>(kt.mean + c), rest_t = load<T>(kt.rest + c), r_t = load<T>(kt.r + c);
     VecOf<T> s1 = {}, s2 = {};
     for (int64_t i = at + c; i < at + rows * ld + c; i += ld) {
       const VecOf<T> dt = masked<T>(p.y + i, load<T>(p.dyt + i), p.slope);
       const VecOf<T> d = masked<T>(p.y + i, load<T>(p.dy + i), p.slope);
-      const VecOf<T> centred = load<T>(p.z + i) - mean;
-      const VecOf<T> xhat_t = multiply_add<T>(r, load<T>(p.zt + i) - mean_t, r_t * centred);
+      const VecOf<T> centred = load<T>(p.z + i) - mean - rest;
+      const VecOf<T> xhat_t = multiply_add<T>(r, load<T>(p.zt + i) - mean_t - rest_t, r_t * centred);
       s1 += dt;
       s2 = multiply_add<T>(dt, centred * r, multiply_add<T>(d, xhat_t, s2));
     }

@@ -21,6 +21,9 @@ enum ActMode : int32_t {
 // Planes of a value: primal, its gradient (delta), and the tangents of both.
 enum Plane : int32_t { kPrimal = 0, kDelta = 1, kTangent = 2, kDeltaTangent = 3, kPlanes = 4 };
 
+// Partial sums of a unit: see norm_stats.h.
+constexpr int64_t kSlotRows = 3;
+
 // Rows of a value cut into units: `samples` whole samples, or bands of `rows` rows of one sample.
 struct RowUnits {
   int64_t samples, bands, rows;

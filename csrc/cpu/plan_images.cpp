@@ -152,8 +152,8 @@ void place_norm(Plan& plan, ValuePlan& v) {
     plan.plane_size[plane] += size;
     return at;
   };
-  norm.coefs = take(kPrimal, 6 * v.ld);
-  norm.coefs_tangent = take(kTangent, 4 * v.ld);
+  norm.coefs = take(kPrimal, 7 * v.ld);
+  norm.coefs_tangent = take(kTangent, 5 * v.ld);
   if (!norm.pooled) return;
   norm.peak = take(kPrimal, norm.out_rows * v.ld);
   norm.peak_tangent = take(kTangent, norm.out_rows * v.ld);
@@ -179,7 +179,8 @@ void place_scratch(Plan& plan) {
     }
     if (v.op == kNorm && v.norm) {
       const int64_t slots = std::max(count_units(v.norm->stats, samples), count_units(v.norm->sums, samples));
-      plan.scratch_size = std::max(plan.scratch_size, 2 * slots * v.ld + 4 * v.ld);  // sums in double behind the slots
+      // sums in double behind the slots
+      plan.scratch_size = std::max(plan.scratch_size, kSlotRows * slots * v.ld + 4 * v.ld);
       if (!v.norm->streamed) continue;
       const ValuePlan& conv = plan.values[v.a];
       const int64_t row = conv.window[kOutWidth] * v.ld;
