@@ -89,7 +89,7 @@ def random_image_case(seed: int, *, samples: int = 7, dtype: torch.dtype = torch
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-def headed(shape: Shape, *layers: nn.Module, out: int = 3, seed: int = 0) -> nn.Module:
+def headed(shape: Shape, *layers: nn.Module, out: int = 3, seed: int = 0) -> nn.Sequential:
     """The layers and a linear one over all that they give, in float64, with no tensor at a round value."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -98,7 +98,7 @@ def test_convolutions(name: str, followed: bool) -> None:
     if followed:
         point: Any = nn.Conv2d if len(shape) == 3 else nn.Conv1d
         norm: Any = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
-        layers = [point(shape[0], shape[0], 1), nn.SiLU(), conv, norm(conv.out_channels), nn.Tanh()]  # type: ignore[arg-type]
+        layers = [point(shape[0], shape[0], 1), nn.SiLU(), conv, norm(conv.out_channels), nn.Tanh()]
     check_all(image_case(headed(shape, *layers), shape, support=4, steps=2, **WHOLE))
 
 

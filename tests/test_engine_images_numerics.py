@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_float32_errors_are_at_most_twice_pytorchs(name: str, offset: float, rat
     ratios: list[list[float]] = []
     for seed in SEEDS:
         torch.manual_seed(seed)
-        sizes = {"tasks": 1, "support": 10, "query": 10, "steps": 1}
+        sizes: dict[str, Any] = {"tasks": 1, "support": 10, "query": 10, "steps": 1}
         loss = LossSpec("cross_entropy")
         case = image_case(
             make(), shape, rng=random.Random(seed), dtype=torch.float32, loss=loss, lr_scale=rate, **sizes

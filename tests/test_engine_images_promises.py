@@ -78,7 +78,7 @@ def test_random_calls_repeat_bit_by_bit(seed: int) -> None:
 def large_case(kind: str, tasks: int) -> Case:
     """One sample's image is several units of work, a layer's gradient is summed in parts."""
     norm = nn.BatchNorm2d(32) if kind == "batch" else nn.GroupNorm(4, 32)
-    layers = [nn.Conv2d(1, 32, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2)]
+    layers: list[nn.Module] = [nn.Conv2d(1, 32, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2)]
     layers += [nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32) if kind == "batch" else nn.Tanh(), nn.MaxPool2d(2)]
     model = headed((1, 32, 32), *layers, nn.AvgPool2d(4))
     return image_case(model, (1, 32, 32), tasks=tasks, support=24, query=5, steps=1, dtype=torch.float32, keep=1)
@@ -169,13 +169,13 @@ PASSING: dict[str, list[nn.Module]] = {
 def test_special_values_pass_as_in_pytorch(name: str, value: str, dtype: torch.dtype) -> None:
     """Outputs of every sample, and gradients of the inputs."""
     model = nn.Sequential(nn.Conv2d(1, 1, 1), *PASSING[name], nn.Flatten()).double()
-    adapt = {"adapt": lambda name: False, "lr": "all"}
+    adapt: dict[str, Any] = {"adapt": lambda name: False, "lr": "all"}
     case = image_case(model, (1, 5, 5), tasks=1, query=4, steps=0, targets=False, dtype=dtype, **adapt)
     case.query_x[0][0, 1, 7] = float(value)
     case.query_x[0][0, 2, 0] = float(value)
     ones = [None, torch.ones_like(outputs_of(case, "cpu")[1]), None]
     found, expected = (evaluate(case, backend, ones, ["query_x"]) for backend in ("cpu", "reference"))
-    tolerance = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {}
+    tolerance: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {}
     torch.testing.assert_close(found[0][1], expected[0][1], equal_nan=True, **tolerance)
     torch.testing.assert_close(found[1][0], expected[1][0], equal_nan=True, **tolerance)
 
