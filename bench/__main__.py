@@ -75,7 +75,7 @@ def readme(args: argparse.Namespace) -> int:
     from bench import readme as writing
     from bench import record
 
-    writing.write(args.readme, record.read_csv(args.csv))
+    writing.write(args.readme, record.read_csv(args.csv), args.table)
     print(f"wrote the table into {args.readme}")
     return 0
 
@@ -191,6 +191,7 @@ def _add_files(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     p = commands.add_parser("readme", help="write README's speed table from recorded times")
     p.add_argument("csv")
     p.add_argument("--readme", default=str(Path(__file__).resolve().parent.parent / "README.md"))
+    p.add_argument("--table", default="", help="which of its tables: the NAME in <!-- bench:NAME:start -->")
     p.set_defaults(call=readme)
 
 

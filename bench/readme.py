@@ -1,4 +1,7 @@
-"""``python -m bench readme CSV``: README's speed table, written between its two markers from recorded results."""
+"""``python -m bench readme CSV``: a speed table of README's, written between its two markers from recorded results.
+
+Several tables, of several machines, have names: ``<!-- bench:NAME:start -->``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from bench.providers.base import OWN
 from bench.record import Record, fastest_peer
 from bench.workloads import WORKLOADS
 
-START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 HEADER = """| workload | network | plain loop | fastest peer | mtml | speed-up | share of peak |
 |---|---|---|---|---|---|---|"""
 
@@ -53,12 +55,19 @@ def table(records: Iterable[Record]) -> str:
     return "\n".join([HEADER, *lines, "", _conditions(ours[-1])])
 
 
-def write(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
+def markers(name: str = "") -> tuple[str, str]:
+    """Where the table of this name begins and ends."""
+    label = f"bench:{name}:" if name else "bench:"
+    return f"<!-- {label}start -->", f"<!-- {label}end -->"
+
+
+def write(path: str | os.PathLike[str], records: Iterable[Record], name: str = "") -> None:
     """Replace what stands between the markers of a README. Raises ValueError where a marker is missing."""
     target = Path(path)
+    first, last = markers(name)
     text = target.read_text()
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
+    before, start, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not start or not end:
-        raise ValueError(f"{path}: expected the markers {START} and {END}, each on a line of its own")
-    target.write_text(f"{before}{START}\n{table(records)}\n{END}{after}")
+        raise ValueError(f"{path}: expected the markers {first} and {last}, each on a line of its own")
+    target.write_text(f"{before}{first}\n{table(records)}\n{last}{after}")

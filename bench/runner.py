@@ -133,7 +133,7 @@ def _asked(w: AnyWorkload, options: Options) -> tuple[str, ...]:
     """The providers to run: those asked for that know this kind of workload, or all of its kind."""
     if isinstance(w, heads.HeadsWorkload):
         return tuple(p for p in options.providers if p in heads.PROVIDERS) or heads.PROVIDERS
-    return tuple(p for p in options.providers if p != "eager") or providers.DEFAULT
+    return tuple(p for p in options.providers if p != "eager") or providers.default(w)
 
 
 def run_workload(w: AnyWorkload, options: Options, say: Say = print) -> list[Record]:

@@ -290,20 +290,22 @@ def test_compare_by_time_when_asked(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["compare", str(base), str(head)]) == 2
 
 
-def test_readme_table_stands_between_its_markers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["", "images"])
+def test_readme_table_stands_between_its_markers(tmp_path: Path, name: str) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n")
+    start, end = readme.markers(name)
+    path.write_text(f"before\n{start}\nold\n{end}\nafter\n")
     measured = [replace(r, workload="sinusoid", machine="a machine", peak_gflops=500.0) for r in rows(2.0, 6.0)]
     measured[0] = replace(measured[0], share_of_peak=0.5)
     for _ in range(2):  # writing twice gives the same file
-        readme.write(path, measured)
+        readme.write(path, measured, name)
         text = path.read_text()
         assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
         assert "| sinusoid | MLP 1-40-40-1, ReLU | 9 ms | 6 ms (compile) | 2 ms | **3.0x** | 50% |" in text
         assert "a machine" in text and "2026-01-02" in text
     path.write_text("no markers")
     with pytest.raises(ValueError, match="expected the markers"):
-        readme.write(path, measured)
+        readme.write(path, measured, name)
     with pytest.raises(ValueError, match="no timed row"):
         readme.table(measured[1:])
 

@@ -19,10 +19,17 @@ from bench.workloads import Data, Workload, to_channels_last
 NAMES = ("mtml", "loop", "learn2learn", "higher", "torchopt", "vmap", "compile", "jax")
 DEFAULT = (*NAMES, "jax:map")
 """What runs when nothing is asked for: every provider, and the variants that have beaten their plain form."""
+IMAGES = ("mtml", "loop", "loop:channels_last", "learn2learn", "higher", "torchopt", "vmap", "compile", "compile:loop")
+"""The same for convolutional networks: without JAX, where convolutions with each task's weights take 22 to 46 s a step."""
 SHARED_OPTIONS = ("channels_last",)
 Prepare = Callable[[Workload, nn.Module, Data], Prepared]
 
-__all__ = ["DEFAULT", "NAMES", "OWN", "Prepare", "Prepared", "Unavailable", "is_ours", "load"]
+__all__ = ["DEFAULT", "IMAGES", "NAMES", "OWN", "Prepare", "Prepared", "Unavailable", "default", "is_ours", "load"]
+
+
+def default(w: Workload) -> tuple[str, ...]:
+    """What runs on a workload when nothing is asked for."""
+    return IMAGES if len(w.x) == 3 else DEFAULT
 
 
 def parse(spec: str) -> tuple[str, frozenset[str]]:
