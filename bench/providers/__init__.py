@@ -20,7 +20,7 @@ NAMES = ("mtml", "loop", "learn2learn", "higher", "torchopt", "vmap", "compile",
 DEFAULT = (*NAMES, "jax:map")
 """What runs when nothing is asked for: every provider, and the variants that have beaten their plain form."""
 IMAGES = ("mtml", "loop", "loop:channels_last", "learn2learn", "higher", "torchopt", "vmap", "compile", "compile:loop")
-"""The same for convolutional networks: without JAX, where convolutions with each task's weights take 22 to 46 s a step."""
+"""The same for convolutional networks, without JAX: with weights of each task they take it 22 to 46 s a step."""
 SHARED_OPTIONS = ("channels_last",)
 Prepare = Callable[[Workload, nn.Module, Data], Prepared]
 

@@ -44,6 +44,54 @@ MTMLK_INLINE bool walk_rect(const TapRect& r, Range n, Range y, const Strides& c
   return true;
 }
 
+// ---- tiles ----
+
+// `count` rows in tiles of nearly equal height.
+template <class Kind, int V>
+void run_panel(int64_t count, typename Kind::Tile t) {
+  using Fn = void (*)(const typename Kind::Tile&);
+  static constexpr Fn kTiles[12] = {
+      Kind::template kTile<1, V>,
+      Kind::template kTile<2, V>,
+      Kind::template kTile<3, V>,
+      Kind::template kTile<4, V>,
+      Kind::template kTile<5, V>,
+      Kind::template kTile<6, V>,
+      Kind::template kTile<built_rows<V>(7), V>,
+      Kind::template kTile<built_rows<V>(8), V>,
+      Kind::template kTile<built_rows<V>(9), V>,
+      Kind::template kTile<built_rows<V>(10), V>,
+      Kind::template kTile<built_rows<V>(11), V>,
+      Kind::template kTile<built_rows<V>(12), V>,
+  };
+  const int64_t tiles = (count + tile_rows(V) - 1) / tile_rows(V), base = count / tiles, longer = count % tiles;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t rows = base + (i < longer);
+    kTiles[rows - 1](t);
+    Kind::template advance<V>(t, rows);
+  }
+}
+
+// A panel of `vecs` vectors.
+template <class Kind>
+MTMLK_INLINE void run_tiles(int vecs, int64_t count, const typename Kind::Tile& t) {
+  switch (vecs) {
+    case 1:
+      return run_panel<Kind, 1>(count, t);
+    case 2:
+      return run_panel<Kind, 2>(count, t);
+#if defined(MTMLK_ISA_AVX512)
+    case 3:
+      return run_panel<Kind, 3>(count, t);
+    default:
+      return run_panel<Kind, 4>(count, t);
+#else
+    default:
+      return;
+#endif
+  }
+}
+
 // ---- gather ----
 
 template <class T>
@@ -120,59 +168,18 @@ void tap_tile(const TapTile<T>& t) {
 }
 
 template <class T>
-using TapTileFn = void (*)(const TapTile<T>&);
-
-template <class T, int V>
-TapTileFn<T> tap_tile_of(int64_t rows) {
-  static constexpr TapTileFn<T> kTiles[12] = {
-      tap_tile<T, 1, V>,
-      tap_tile<T, 2, V>,
-      tap_tile<T, 3, V>,
-      tap_tile<T, 4, V>,
-      tap_tile<T, 5, V>,
-      tap_tile<T, 6, V>,
-      tap_tile<T, built_rows<V>(7), V>,
-      tap_tile<T, built_rows<V>(8), V>,
-      tap_tile<T, built_rows<V>(9), V>,
-      tap_tile<T, built_rows<V>(10), V>,
-      tap_tile<T, built_rows<V>(11), V>,
-      tap_tile<T, built_rows<V>(12), V>,
-  };
-  return kTiles[rows - 1];
-}
-
-// `count` destinations, in tiles of nearly equal height.
-template <class T, int V>
-void tap_tiles(int64_t count, TapTile<T> t) {
-  const int64_t tiles = (count + tile_rows(V) - 1) / tile_rows(V), base = count / tiles, longer = count % tiles;
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t rows = base + (i < longer);
-    tap_tile_of<T, V>(rows)(t);
+struct GatherTiles {
+  using Tile = TapTile<T>;
+  template <int R, int V>
+  static constexpr void (*kTile)(const Tile&) = tap_tile<T, R, V>;
+  template <int V>
+  static void advance(Tile& t, int64_t rows) {
     t.c += rows * t.ldc;
     if (t.d) t.d += rows * t.ldd;
     if (t.p1.a) t.p1.a += rows * t.lda;
     if (t.p2.a) t.p2.a += rows * t.lda;
   }
-}
-
-template <class T>
-MTMLK_INLINE void tap_tiles_any(int vecs, int64_t count, const TapTile<T>& t) {
-  switch (vecs) {
-    case 1:
-      return tap_tiles<T, 1>(count, t);
-    case 2:
-      return tap_tiles<T, 2>(count, t);
-#if defined(MTMLK_ISA_AVX512)
-    case 3:
-      return tap_tiles<T, 3>(count, t);
-    default:
-      return tap_tiles<T, 4>(count, t);
-#else
-    default:
-      return;
-#endif
-  }
-}
+};
 
 template <class T>
 struct Gather {
@@ -208,7 +215,7 @@ void gather(const TapPlan& plan, const Gather<T>& g, Range samples, Range rows) 
             t.d = g.bias + col;
           if (g.p1.a) t.p1 = {g.p1.a + a, g.p1.w + col * g.weight_rows};
           if (g.p2.a) t.p2 = {g.p2.a + a, g.p2.w + col * g.weight_rows};
-          tap_tiles_any<T>(vecs, w.count[2], t);
+          run_tiles<GatherTiles<T>>(vecs, w.count[2], t);
           col += vecs * kLanes;
         }
       }
@@ -254,57 +261,17 @@ void grad_tile(const GradTile<T>& t) {
 }
 
 template <class T>
-using GradTileFn = void (*)(const GradTile<T>&);
-
-template <class T, int V>
-GradTileFn<T> grad_tile_of(int64_t rows) {
-  static constexpr GradTileFn<T> kTiles[12] = {
-      grad_tile<T, 1, V>,
-      grad_tile<T, 2, V>,
-      grad_tile<T, 3, V>,
-      grad_tile<T, 4, V>,
-      grad_tile<T, 5, V>,
-      grad_tile<T, 6, V>,
-      grad_tile<T, built_rows<V>(7), V>,
-      grad_tile<T, built_rows<V>(8), V>,
-      grad_tile<T, built_rows<V>(9), V>,
-      grad_tile<T, built_rows<V>(10), V>,
-      grad_tile<T, built_rows<V>(11), V>,
-      grad_tile<T, built_rows<V>(12), V>,
-  };
-  return kTiles[rows - 1];
-}
-
-template <class T, int V>
-void grad_tiles(int64_t count, GradTile<T> t) {
-  const int64_t tiles = (count + tile_rows(V) - 1) / tile_rows(V), base = count / tiles, longer = count % tiles;
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t rows = base + (i < longer);
-    grad_tile_of<T, V>(rows)(t);
+struct GradTiles {
+  using Tile = GradTile<T>;
+  template <int R, int V>
+  static constexpr void (*kTile)(const Tile&) = grad_tile<T, R, V>;
+  template <int V>
+  static void advance(Tile& t, int64_t rows) {
     t.c += rows * V * Simd<T>::kLanes;
     if (t.p1.a) t.p1.a += rows;
     if (t.p2.a) t.p2.a += rows;
   }
-}
-
-template <class T>
-MTMLK_INLINE void grad_tiles_any(int vecs, int64_t count, const GradTile<T>& t) {
-  switch (vecs) {
-    case 1:
-      return grad_tiles<T, 1>(count, t);
-    case 2:
-      return grad_tiles<T, 2>(count, t);
-#if defined(MTMLK_ISA_AVX512)
-    case 3:
-      return grad_tiles<T, 3>(count, t);
-    default:
-      return grad_tiles<T, 4>(count, t);
-#else
-    default:
-      return;
-#endif
-  }
-}
+};
 
 template <class T>
 struct ConvGrad {
@@ -332,7 +299,7 @@ void conv_grad(const TapPlan& plan, const ConvGrad<T>& g, Range samples, Range r
             g.c + col * g.weight_rows + run.weight_row * width, {nullptr, nullptr}, {nullptr, nullptr}, &w};
         if (g.p1.a) t.p1 = {g.p1.a + at_a + run.source, g.p1.b + at_b + col};
         if (g.p2.a) t.p2 = {g.p2.a + at_a + run.source, g.p2.b + at_b + col};
-        grad_tiles_any<T>(vecs, run.k, t);
+        run_tiles<GradTiles<T>>(vecs, run.k, t);
         col += width;
       }
     }
