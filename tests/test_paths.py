@@ -15,27 +15,28 @@ from mtml import MAML, FallbackWarning
 from mtml_kernels.ops.inner_loop import BACKENDS
 
 
-def conv() -> nn.Sequential:
-    return nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 2), nn.Flatten(), nn.Linear(4, 2)).double()
+def unfused() -> nn.Sequential:
+    """A transposed convolution is not in the engine's vocabulary."""
+    return nn.Sequential(nn.Unflatten(1, (1, 3)), nn.ConvTranspose1d(1, 2, 2), nn.Flatten(), nn.Linear(8, 2)).double()
 
 
 def test_fallback_warns_once_per_program() -> None:
-    maml, batch = MAML(conv(), 0.1, loss="mse"), regression()
-    with pytest.warns(FallbackWarning, match=r"general path \((loop|vmap)\): .*Conv1d") as caught:
+    maml, batch = MAML(unfused(), 0.1, loss="mse"), regression()
+    with pytest.warns(FallbackWarning, match=r"general path \((loop|vmap)\): .*ConvTranspose1d") as caught:
         maml.meta_loss(*batch)
     assert len(caught) == 1 and caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         maml.meta_loss(*batch)
         maml.meta_loss(*(t[:2] for t in batch))
-        MAML(conv(), 0.1, loss="mse", backend="general").meta_loss(*batch)
+        MAML(unfused(), 0.1, loss="mse", backend="general").meta_loss(*batch)
 
 
 def test_named_backends_raise_instead_of_falling_back() -> None:
     batch = regression()
     for backend in ("cpu", "triton", "cuda", "reference"):
-        with pytest.raises(mtml.BackendUnavailable, match="Conv1d"):
-            MAML(conv(), 0.1, loss="mse", backend=backend).meta_loss(*batch)
+        with pytest.raises(mtml.BackendUnavailable, match="ConvTranspose1d"):
+            MAML(unfused(), 0.1, loss="mse", backend=backend).meta_loss(*batch)
     for backend in ("triton", "cuda"):
         with pytest.raises(mtml.BackendUnavailable, match=backend):
             MAML(mlp(3, 4, 2), 0.1, loss="mse", backend=backend).meta_loss(*batch)
