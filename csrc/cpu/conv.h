@@ -24,9 +24,19 @@ struct Walk {
   int64_t c[3], a[3];  // strides of destination and source
 };
 
+// The axis along which `tile` rows at a time make the highest tiles. Columns lie closest together: another axis has to
+// be a good deal better.
+MTMLK_INLINE int highest_tiles(const int64_t* counts, int64_t tile) {
+  const auto height = [&](int axis) { return double(counts[axis]) / double((counts[axis] + tile - 1) / tile); };
+  int best = 2;
+  for (int axis = 1; axis >= 0; --axis)
+    if (height(axis) > 1.15 * height(best)) best = axis;
+  return best;
+}
+
 // Samples [n.first, n.end) and destination rows [y.first, y.end) of a rectangle; `at_c` and `at_a` are where it begins.
-MTMLK_INLINE bool walk_rect(const TapRect& r, Range n, Range y, const Strides& c, const Strides& a, int tile, Walk& w,
-                            int64_t& at_c, int64_t& at_a) {
+MTMLK_INLINE bool walk_rect(const TapRect& r, Range n, Range y, const Strides& c, const Strides& a, int64_t tile,
+                            Walk& w, int64_t& at_c, int64_t& at_a) {
   const int64_t before = y.first > r.y ? (y.first - r.y + r.y_step - 1) / r.y_step : 0;
   int64_t rows = y.end > r.y ? (y.end - r.y + r.y_step - 1) / r.y_step : 0;
   rows = (rows < r.y_count ? rows : r.y_count) - before;
@@ -36,9 +46,7 @@ MTMLK_INLINE bool walk_rect(const TapRect& r, Range n, Range y, const Strides& c
   const int64_t counts[3] = {n.end - n.first, rows, r.x_count};
   const int64_t to_c[3] = {c.sample, r.y_step * c.row, r.x_step * c.pixel};
   const int64_t to_a[3] = {a.sample, r.y_source_step * a.row, r.x_source_step * a.pixel};
-  int inner = 2;  // columns lie closest together: anything else must make better tiles
-  for (int axis = 1; axis >= 0 && counts[inner] < tile; --axis)
-    if (counts[axis] > counts[inner]) inner = axis;
+  const int inner = highest_tiles(counts, tile);
   const int order[3] = {inner == 0 ? 1 : 0, inner == 2 ? 1 : 2, inner};
   for (int i = 0; i < 3; ++i) w.count[i] = counts[order[i]], w.c[i] = to_c[order[i]], w.a[i] = to_a[order[i]];
   return true;
@@ -281,6 +289,9 @@ struct ConvGrad {
   GradProduct<T> p1, p2;
 };
 
+// Sums run along one axis without a break: 16 products hide the way to the next row.
+constexpr int64_t kLongRun = 16;
+
 // Adds the gradient that the given samples and output rows contribute.
 template <class T>
 void conv_grad(const TapPlan& plan, const ConvGrad<T>& g, Range samples, Range rows) {
@@ -289,7 +300,7 @@ void conv_grad(const TapPlan& plan, const ConvGrad<T>& g, Range samples, Range r
     const TapRect& rect = plan.rects[i];
     Walk w;
     int64_t at_b, at_a;
-    if (!walk_rect(rect, samples, rows, g.b, g.a, 16, w, at_b, at_a)) continue;
+    if (!walk_rect(rect, samples, rows, g.b, g.a, kLongRun, w, at_b, at_a)) continue;
     for (int64_t r = 0; r < rect.n_runs; ++r) {
       const TapRun& run = rect.runs[r];
       for (int64_t col = 0; col < g.n;) {

@@ -33,41 +33,75 @@ MTMLK_INLINE VecOf<T> masked(const T* y, VecOf<T> g, T slope) {
   return load<T>(y) <= T(0) ? times_slope<T>(slope, g) : g;
 }
 
-// slot <- s1, s2 of rows that lie one after another; `g` is dy or dyt
-template <class T>
-void row_sums(const NormPlanes<T>& p, const T* g, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k, T* slot) {
-  for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-    const VecOf<T> mean = load<T>(k.mean + c), rest = load<T>(k.rest + c), r = load<T>(k.r + c);
-    VecOf<T> s1 = {}, s2 = {};
-    for (int64_t i = at + c; i < at + rows * ld + c; i += ld) {
-      const VecOf<T> d = masked<T>(p.y + i, load<T>(g + i), p.slope);
-      s1 += d;
-      s2 = multiply_add<T>(d, load<T>(p.z + i) - mean - rest, s2);
+// slot <- s1, s2 of rows that lie one after another, V vectors of each; `g` is dy or dyt
+template <class T, int V>
+void panel_sums(const NormPlanes<T>& p, const T* g, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k,
+                int64_t col, T* slot) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  VecOf<T> mean[V], rest[V], s1[V], s2[V];
+  for (int v = 0; v < V; ++v) {
+    mean[v] = load<T>(k.mean + col + v * kLanes), rest[v] = load<T>(k.rest + col + v * kLanes);
+    s1[v] = s2[v] = VecOf<T>{};
+  }
+  for (int64_t i = at + col; i < at + rows * ld + col; i += ld)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const VecOf<T> d = masked<T>(p.y + i + v * kLanes, load<T>(g + i + v * kLanes), p.slope);
+      s1[v] += d;
+      s2[v] = multiply_add<T>(d, load<T>(p.z + i + v * kLanes) - mean[v] - rest[v], s2[v]);
     }
-    store<T>(slot + c, s1);
-    store<T>(slot + ld + c, s2 * r);
+  for (int v = 0; v < V; ++v) {
+    store<T>(slot + col + v * kLanes, s1[v]);
+    store<T>(slot + ld + col + v * kLanes, s2[v] * load<T>(k.r + col + v * kLanes));
   }
 }
 
 // slot <- s1t, s2t;  xhatt = r (zt - mean') + r' (z - mean)
+template <class T, int V>
+void panel_sums_tangent(const NormPlanes<T>& p, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k,
+                        const Coefs<T>& kt, int64_t col, T* slot) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  VecOf<T> s1[V], s2[V];
+  for (int v = 0; v < V; ++v) s1[v] = s2[v] = VecOf<T>{};
+  for (int64_t i = at + col; i < at + rows * ld + col; i += ld)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const int64_t e = i + v * kLanes, c = col + v * kLanes;
+      const VecOf<T> dt = masked<T>(p.y + e, load<T>(p.dyt + e), p.slope);
+      const VecOf<T> d = masked<T>(p.y + e, load<T>(p.dy + e), p.slope), r = load<T>(k.r + c);
+      const VecOf<T> centred = load<T>(p.z + e) - load<T>(k.mean + c) - load<T>(k.rest + c);
+      const VecOf<T> moved = load<T>(p.zt + e) - load<T>(kt.mean + c) - load<T>(kt.rest + c);
+      const VecOf<T> xhat_t = multiply_add<T>(r, moved, load<T>(kt.r + c) * centred);
+      s1[v] += dt;
+      s2[v] = multiply_add<T>(dt, centred * r, multiply_add<T>(d, xhat_t, s2[v]));
+    }
+  for (int v = 0; v < V; ++v) {
+    store<T>(slot + col + v * kLanes, s1[v]);
+    store<T>(slot + ld + col + v * kLanes, s2[v]);
+  }
+}
+
+// Whole rows at once: column by column, every pass would read the lines between again (256 rows do not stay in the
+// first-level cache).
+template <class T>
+void row_sums(const NormPlanes<T>& p, const T* g, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k, T* slot) {
+  int64_t col = 0;
+  for (; col + 4 * Simd<T>::kLanes <= ld; col += 4 * Simd<T>::kLanes)
+    panel_sums<T, 4>(p, g, at, rows, ld, k, col, slot);
+  for (; col + 2 * Simd<T>::kLanes <= ld; col += 2 * Simd<T>::kLanes)
+    panel_sums<T, 2>(p, g, at, rows, ld, k, col, slot);
+  if (col < ld) panel_sums<T, 1>(p, g, at, rows, ld, k, col, slot);
+}
+
 template <class T>
 void row_sums_tangent(const NormPlanes<T>& p, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k,
                       const Coefs<T>& kt, T* slot) {
-  for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-    const VecOf<T> mean = load<T>(k.mean + c), rest = load<T>(k.rest + c), r = load<T>(k.r + c);
-    const VecOf<T> mean_t = load<T>(kt.mean + c), rest_t = load<T>(kt.rest + c), r_t = load<T>(kt.r + c);
-    VecOf<T> s1 = {}, s2 = {};
-    for (int64_t i = at + c; i < at + rows * ld + c; i += ld) {
-      const VecOf<T> dt = masked<T>(p.y + i, load<T>(p.dyt + i), p.slope);
-      const VecOf<T> d = masked<T>(p.y + i, load<T>(p.dy + i), p.slope);
-      const VecOf<T> centred = load<T>(p.z + i) - mean - rest;
-      const VecOf<T> xhat_t = multiply_add<T>(r, load<T>(p.zt + i) - mean_t - rest_t, r_t * centred);
-      s1 += dt;
-      s2 = multiply_add<T>(dt, centred * r, multiply_add<T>(d, xhat_t, s2));
-    }
-    store<T>(slot + c, s1);
-    store<T>(slot + ld + c, s2);
-  }
+  int64_t col = 0;
+  for (; col + 4 * Simd<T>::kLanes <= ld; col += 4 * Simd<T>::kLanes)
+    panel_sums_tangent<T, 4>(p, at, rows, ld, k, kt, col, slot);
+  for (; col + 2 * Simd<T>::kLanes <= ld; col += 2 * Simd<T>::kLanes)
+    panel_sums_tangent<T, 2>(p, at, rows, ld, k, kt, col, slot);
+  if (col < ld) panel_sums_tangent<T, 1>(p, at, rows, ld, k, kt, col, slot);
 }
 
 // m1, m2 of a set from s1, s2, or their tangents from s1t, s2t and the first ones:  m1t = mean gamma s1t + gamma' s1
