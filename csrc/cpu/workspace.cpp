@@ -13,12 +13,13 @@ namespace {
 
 constexpr int64_t kHeader = 128;
 constexpr int64_t kHugePage = 2 << 20;
-constexpr int64_t kKept = int64_t(256) << 20;  // bytes kept for later calls, beside the buffer used last
+constexpr int64_t kKept = int64_t(256) << 20;  // bytes kept for later calls
+constexpr int64_t kRecent = 32;                // releases for which a buffer stays whatever its size
 
 struct Pool {
   std::mutex lock;
-  std::vector<void*> idle;  // each with its size in the header
-  int64_t idle_bytes = 0;
+  std::vector<void*> idle;  // in the order of their release, each with its size and that release's number in the header
+  int64_t idle_bytes = 0, releases = 0;
 };
 
 Pool& pool() {
@@ -27,6 +28,7 @@ Pool& pool() {
 }
 
 int64_t& size_of(void* base) { return *static_cast<int64_t*>(base); }
+int64_t& release_of(void* base) { return static_cast<int64_t*>(base)[1]; }
 
 }  // namespace
 
@@ -63,7 +65,10 @@ void release_workspace(void* buffer) {
     const std::lock_guard<std::mutex> hold(p.lock);
     p.idle.push_back(base);
     p.idle_bytes += size_of(base);
-    while (p.idle_bytes > kKept && p.idle.size() > 1) {  // the one used longest ago goes first
+    release_of(base) = ++p.releases;
+    // Beyond that only two stay, while they are in use: a step takes a large buffer and a small one in turn, and each
+    // must find its own again (half a gigabyte of page faults were half of mini_conv's time).
+    while (p.idle_bytes > kKept && (p.idle.size() > 2 || p.releases - release_of(p.idle.front()) >= kRecent)) {
       surplus.push_back(p.idle.front());
       p.idle_bytes -= size_of(p.idle.front());
       p.idle.erase(p.idle.begin());
