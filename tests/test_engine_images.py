@@ -132,6 +132,23 @@ def test_bands_of_large_images(size: int, first: str) -> None:
     check(case, every_cotangent(case))
 
 
+@pytest.mark.parametrize("norm", ["batch", "group", "instance"])
+@pytest.mark.parametrize("window", [(2, 2), (3, 2)])
+def test_large_first_layers_that_are_made_again(norm: str, window: tuple[int, int]) -> None:
+    """Without gradients of the inputs the query set's large first outputs have no place: their peaks are taken while
+    they are in cache, and they are made again where their gradient is needed. Peaks are minima where weights are negative.
+    """
+    layers = [nn.Conv2d(2, 32, 3, padding=1), NORMS[norm](32, 41, 38), nn.ReLU(), nn.MaxPool2d(window)]
+    layers += [nn.Conv2d(32, 6, 3, padding=1), NORMS[norm](6, 0, 0), nn.ReLU(), nn.AdaptiveAvgPool2d(2)]
+    model = headed((2, 41, 38), *layers)
+    with torch.no_grad():
+        model[1].weight[::3] *= -1
+        model[1].weight[1] = 0
+    case = image_case(model, (2, 41, 38), support=3, query=4, tasks=2, steps=2, keep=1, lr_scale=0.02)
+    for threads in (1, 2):
+        check(case, every_cotangent(case), wanted=("params", "lr"), threads=threads)
+
+
 def test_a_layer_large_enough_for_several_parts() -> None:
     """Above 64 million multiply-adds the weight's gradient is summed in parts, each over groups of samples."""
     model = headed((32, 20, 20), *conv_block(32, 64, nn.ReLU(), nn.MaxPool2d(4), padding=1))

@@ -11,7 +11,8 @@ from maml_oracle import assert_same, mlp, oracle, regression
 from torch import Tensor, nn
 
 import mtml
-from mtml import MAML, FallbackWarning
+from mtml import MAML, FallbackWarning, _plan
+from mtml_kernels._general_choice import GeneralPlan
 from mtml_kernels.ops.inner_loop import BACKENDS
 
 
@@ -30,6 +31,17 @@ def test_fallback_warns_once_per_program() -> None:
         maml.meta_loss(*batch)
         maml.meta_loss(*(t[:2] for t in batch))
         MAML(unfused(), 0.1, loss="mse", backend="general").meta_loss(*batch)
+
+
+def test_fallback_warns_once_whichever_form_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice between loop and vmap is measured, so that it may differ from one batch to the next."""
+    modes = iter(["vmap", "loop"])
+    monkeypatch.setattr(_plan, "choose", lambda *_: GeneralPlan(next(modes), "as told", "module"))
+    maml, batch = MAML(unfused(), 0.1, loss="mse"), regression()
+    with pytest.warns(FallbackWarning, match=r"general path \(vmap\)") as caught:
+        maml.meta_loss(*batch)
+        maml.meta_loss(*(t[:2] for t in batch))
+    assert len(caught) == 1 and next(modes, None) is None
 
 
 def test_named_backends_raise_instead_of_falling_back() -> None:

@@ -46,16 +46,30 @@ Gather<T> conv_gather(const Block<T>& b, const ValuePlan& v, bool tangent) {
   return g;
 }
 
-// Fills z (or zt) unit by unit and hands each unit on while it is in cache: after(unit, samples, image rows).
+// Samples `n`, image rows `rows` of z, into `out`, where row rows.first of sample n.first lies.
+template <class T>
+void conv_remake(const Block<T>& b, const ValuePlan& v, Range n, Range rows, T* out) {
+  Gather<T> g = conv_gather(b, v, false);
+  g.c = out - n.first * g.to.sample - rows.first * g.to.row;
+  gather<T>(v.conv->forward, g, n, rows);
+}
+
+// Fills z (or zt) unit by unit and hands each unit on while it is in cache: after(unit, samples, image rows, z) where z
+// (or zt) points to the unit. A unit of a remade convolution lives no longer than that.
 template <class T, class After>
 void conv_forward(const Block<T>& b, const ValuePlan& v, bool tangent, After after) {
   const ConvPlan& conv = *v.conv;
   const Gather<T> g = conv_gather(b, v, tangent);
-  share(b, unit_count(conv.units, b.samples), [&](int64_t unit, int) {
+  const bool remade = v.remade && b.remake;
+  share(b, unit_count(conv.units, b.samples), [&](int64_t unit, int worker) {
     Range n, rows;
     unit_range(conv.units, unit, b.samples, v.window[kOutHeight], n, rows);
-    gather<T>(conv.forward, g, n, rows);
-    after(unit, n, rows);
+    T* out = remade ? scratch_of(b, worker) : g.c + n.first * g.to.sample + rows.first * g.to.row;
+    if (remade)
+      conv_remake<T>(b, v, n, rows, out);
+    else
+      gather<T>(conv.forward, g, n, rows);
+    after(unit, n, rows, out);
   });
 }
 

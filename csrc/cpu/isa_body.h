@@ -27,6 +27,7 @@ namespace {
 #include "norm_stats.h"
 #include "norm_sums.h"
 #include "norm.h"
+#include "norm_stream.h"
 #include "norm_node.h"
 #include "norm_layer.h"
 #include "pool.h"

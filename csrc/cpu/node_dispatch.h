@@ -5,32 +5,34 @@ void view_node(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
   copy_view<T>(b.plan->values[v.a], plane_of(b, v.a, plane), v, out, v.batched ? b.samples : 1, false);
 }
 
-// A convolution whose outputs' statistics are wanted takes them while the outputs are in cache.
+// A convolution whose outputs' statistics and peaks are wanted takes them while the outputs are in cache.
 template <class T>
 void conv_node_forward(const Block<T>& b, const ValuePlan& v) {
   if (v.window[kGroups] > 1) return group_conv_forward<T>(b, v, false);
-  if (!v.streamed) return conv_forward<T>(b, v, false, [](int64_t, Range, Range) {});
-  const T* z = plane_of(b, int32_t(&v - b.plan->values), kPrimal);
+  if (!v.streamed) return conv_forward<T>(b, v, false, [](int64_t, Range, Range, const T*) {});
+  const ValuePlan& norm = b.plan->values[v.norm->self];
   const int64_t width = v.window[kOutWidth];
-  conv_forward<T>(b, v, false, [&](int64_t unit, Range n, Range rows) {
-    row_moments<T>(z + (n.first * v.rows + rows.first * width) * v.ld,
-                   (n.end - n.first) * (rows.end - rows.first) * width, v.ld, slot_of(b, v, unit));
+  conv_forward<T>(b, v, false, [&](int64_t unit, Range n, Range rows, const T* z) {
+    row_moments<T>(z, (n.end - n.first) * (rows.end - rows.first) * width, v.ld, slot_of(b, v, unit));
+    for (int64_t i = 0; v.norm->pooled && i < n.end - n.first; ++i)
+      norm_peaks<T>(b, norm, n.first + i, rows, z + i * v.rows * v.ld);
   });
-  norm_finish_forward<T>(b, b.plan->values[v.norm->self]);
+  norm_finish_forward<T>(b, norm);
 }
 
 template <class T>
 void conv_node_tangent(const Block<T>& b, const ValuePlan& v) {
   if (v.window[kGroups] > 1) return group_conv_forward<T>(b, v, true);
-  if (!v.streamed) return conv_forward<T>(b, v, true, [](int64_t, Range, Range) {});
-  const int32_t self = int32_t(&v - b.plan->values);
+  if (!v.streamed) return conv_forward<T>(b, v, true, [](int64_t, Range, Range, const T*) {});
   const ValuePlan& norm = b.plan->values[v.norm->self];
-  const T *z = plane_of(b, self, kPrimal), *zt = plane_of(b, self, kTangent);
+  const T* z = plane_of(b, int32_t(&v - b.plan->values), kPrimal);
   const int64_t width = v.window[kOutWidth];
-  conv_forward<T>(b, v, true, [&](int64_t unit, Range n, Range rows) {
+  conv_forward<T>(b, v, true, [&](int64_t unit, Range n, Range rows, const T* zt) {
     const int64_t at = (n.first * v.rows + rows.first * width) * v.ld;
-    row_moments_tangent<T>(z + at, zt + at, coefs_of(b, norm, set_of(*v.norm, n.first)).mean,
+    row_moments_tangent<T>(z + at, zt, coefs_of(b, norm, set_of(*v.norm, n.first)).mean,
                            (n.end - n.first) * (rows.end - rows.first) * width, v.ld, slot_of(b, v, unit));
+    for (int64_t i = 0; v.norm->pooled && i < n.end - n.first; ++i)
+      norm_peaks_tangent<T>(b, norm, n.first + i, rows, z + at + i * v.rows * v.ld, zt + i * v.rows * v.ld);
   });
   norm_finish_tangent<T>(b, norm);
 }

@@ -37,6 +37,7 @@ struct Block {
   const ParamPtr<T>* params;
   const ParamPtr<T>* direction;  // V, for the tangent passes
   bool tangent;                  // false: V = 0 (first order)
+  bool remake;                   // outputs of `remade` convolutions have no plane: they are made where they are needed
   int workers;                   // threads that may share the block's nodes
   T* scratch;                    // [plan->scratch_size], of the block
   T* own;                        // [workers, plan->worker_scratch_size]

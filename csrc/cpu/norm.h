@@ -37,61 +37,83 @@ MTMLK_INLINE VecOf<T> activated(VecOf<T> x, T slope) {
   return x <= T(0) ? times_slope<T>(slope, x) : x;
 }
 
-// y of one sample; `k` has gamma r in centre and beta in shift
-template <class T>
-void norm_sample_forward(const T* z, const T* mean, const Affine<T>& k, int64_t rows, int64_t ld, T slope, T* y) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-      const VecOf<T> x = load<T>(z + r * ld + c) - load<T>(mean + c);
-      store<T>(y + r * ld + c, activated<T>(multiply_add<T>(load<T>(k.centre + c), x, load<T>(k.shift + c)), slope));
-    }
+// body(column, rows): column by column, so that its coefficients stay in registers, of few enough rows that their lines
+// stay in the first-level cache until the last column.
+template <class T, class Body>
+MTMLK_INLINE void each_column(Range rows, int64_t ld, Body body) {
+  constexpr int64_t kRows = 16;
+  for (int64_t first = rows.first; first < rows.end; first += kRows)
+    for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) body(c, clipped(first, kRows, rows.end));
 }
 
+// y of one sample
 template <class T>
-void pool_sample_forward(const T* z, const T* mean, const Affine<T>& k, const PoolShape& p, int64_t ld, T slope, T* y,
-                         T* peak) {
+void norm_sample_forward(const T* z, const Coefs<T>& s, int64_t rows, int64_t ld, T slope, T* y) {
+  each_column<T>({0, rows}, ld, [&](int64_t c, Range some) {
+    const VecOf<T> m = load<T>(s.mean + c), scale = load<T>(s.scale + c), shift = load<T>(s.shift + c);
+    for (int64_t at = some.first * ld + c; at < some.end * ld; at += ld)
+      store<T>(y + at, activated<T>(multiply_add<T>(scale, load<T>(z + at) - m, shift), slope));
+  });
+}
+
+// The first z of the largest y of a window of `from`, whose rows are `row` apart.
+template <class T>
+MTMLK_INLINE VecOf<T> window_peak(const T* from, const PoolShape& p, int64_t row, int64_t ld, VecOf<T> sign) {
+  VecOf<T> top = load<T>(from);
+  for (int64_t cy = 0; cy < p.cells_y; ++cy)
+    for (int64_t cx = cy == 0; cx < p.cells_x; ++cx) {
+      const VecOf<T> x = load<T>(from + cy * row + cx * ld);
+      top = sign * x > sign * top ? x : top;
+    }
+  return top;
+}
+
+// peak <- of each window the z of the largest y, which grows with z where gamma > 0, falls where gamma < 0, and is the
+// same everywhere (the first counts) where gamma = 0; the windows of the image rows `rows`, z where they begin. A NaN
+// need not win: its set has no other mean.
+template <class T>
+void pool_sample_peaks(const T* z, const T* gamma, const PoolShape& p, Range rows, int64_t ld, T* peak) {
+  const int64_t end = rows.end / p.cells_y < p.out_height ? rows.end / p.cells_y : p.out_height;
+  const int64_t row = p.width * ld;
   for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-    const VecOf<T> m = load<T>(mean + c), scale = load<T>(k.centre + c), shift = load<T>(k.shift + c);
-    for (int64_t oy = 0; oy < p.out_height; ++oy)
-      for (int64_t ox = 0; ox < p.out_width; ++ox) {
-        const T* from = z + (oy * p.cells_y * p.width + ox * p.cells_x) * ld + c;
-        VecOf<T> top = load<T>(from), best = multiply_add<T>(scale, top - m, shift);
-        for (int64_t cy = 0; cy < p.cells_y; ++cy)
-          for (int64_t cx = cy == 0; cx < p.cells_x; ++cx) {
-            const VecOf<T> x = load<T>(from + (cy * p.width + cx) * ld);
-            const VecOf<T> value = multiply_add<T>(scale, x - m, shift);
-            const auto wins = (value > best) | (value != value);
-            best = wins ? value : best, top = wins ? x : top;
-          }
-        const int64_t at = (oy * p.out_width + ox) * ld + c;
-        store<T>(y + at, activated<T>(best, slope));
-        store<T>(peak + at, top);
-      }
+    const VecOf<T> one = splat<T>(T(1)), g = gamma ? load<T>(gamma + c) : one;
+    const VecOf<T> sign = g > T(0) ? one : g < T(0) ? -one : VecOf<T>{};
+    for (int64_t oy = rows.first / p.cells_y; oy < end; ++oy) {
+      const T* from = z + (oy * p.cells_y - rows.first) * row + c;
+      T* to = peak + oy * p.out_width * ld + c;
+      for (int64_t ox = 0; ox < p.out_width; ++ox, from += p.cells_x * ld, to += ld)
+        store<T>(to, window_peak<T>(from, p, row, ld, sign));
+    }
   }
 }
 
 // yt of one sample: tangent, centre and shift of `k`
 template <class T>
-void norm_sample_tangent(const T* z, const T* zt, const T* mean, const T* mean_t, const Affine<T>& k, int64_t rows,
-                         int64_t ld, T slope, const T* y, T* yt) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-      const int64_t at = r * ld + c;
-      const VecOf<T> x = load<T>(z + at) - load<T>(mean + c);
-      VecOf<T> value = multiply_add<T>(load<T>(k.centre + c), x, load<T>(k.shift + c));
-      if (zt) value = multiply_add<T>(load<T>(k.tangent + c), load<T>(zt + at) - load<T>(mean_t + c), value);
-      store<T>(yt + at, masked<T>(y + at, value, slope));
+void norm_sample_tangent(const T* z, const T* zt, const Coefs<T>& s, const T* mean_t, const Affine<T>& k, int64_t rows,
+                         int64_t ld, T slope, T* yt) {
+  each_column<T>({0, rows}, ld, [&](int64_t c, Range some) {
+    const VecOf<T> m = load<T>(s.mean + c), scale = load<T>(s.scale + c), offset = load<T>(s.shift + c);
+    const VecOf<T> centre = load<T>(k.centre + c), shift = load<T>(k.shift + c);
+    const VecOf<T> mt = load<T>(mean_t + c), tangent = load<T>(k.tangent + c);
+    for (int64_t at = some.first * ld + c; at < some.end * ld; at += ld) {
+      const VecOf<T> x = load<T>(z + at) - m;
+      VecOf<T> value = multiply_add<T>(centre, x, shift);
+      if (zt) value = multiply_add<T>(tangent, load<T>(zt + at) - mt, value);
+      store<T>(yt + at, masked<T>(multiply_add<T>(scale, x, offset), value, slope));
     }
+  });
 }
 
-// peak_t <- zt at the winners
+// peak_t <- zt at the winners of the image rows `rows`; z, zt where they begin
 template <class T>
-void pool_sample_tangent(const T* z, const T* zt, const PoolShape& p, int64_t ld, const T* peak, T* peak_t) {
+void pool_sample_tangent(const T* z, const T* zt, const PoolShape& p, Range rows, int64_t ld, const T* peak,
+                         T* peak_t) {
   using Mask = IntOf<T>;
+  const int64_t end = rows.end / p.cells_y < p.out_height ? rows.end / p.cells_y : p.out_height;
   for (int64_t c = 0; c < ld; c += Simd<T>::kLanes)
-    for (int64_t oy = 0; oy < p.out_height; ++oy)
+    for (int64_t oy = rows.first / p.cells_y; oy < end; ++oy)
       for (int64_t ox = 0; ox < p.out_width; ++ox) {
-        const int64_t from = (oy * p.cells_y * p.width + ox * p.cells_x) * ld + c,
+        const int64_t from = ((oy * p.cells_y - rows.first) * p.width + ox * p.cells_x) * ld + c,
                       at = (oy * p.out_width + ox) * ld + c;
         const VecOf<T> top = load<T>(peak + at);
         VecOf<T> found = load<T>(zt + from);
@@ -105,76 +127,4 @@ void pool_sample_tangent(const T* z, const T* zt, const PoolShape& p, int64_t ld
           }
         store<T>(peak_t + at, found);
       }
-}
-
-// What a sample's dz (or dzt) is made of. The planes start at the sample.
-template <class T>
-struct GradStream {
-  const T *z, *zt;        // zt nullptr: no tangent
-  const T *y, *dy, *dyt;  // at the tail's places; dyt nullptr: the first gradient alone
-  const T *mean, *mean_t, *peak;
-  Affine<T> k;
-  T slope;
-  bool add;
-  T* out;
-};
-
-template <class T>
-MTMLK_INLINE VecOf<T> stream_base(const GradStream<T>& s, int64_t at, int64_t c) {
-  VecOf<T> value =
-      multiply_add<T>(load<T>(s.k.centre + c), load<T>(s.z + at) - load<T>(s.mean + c), load<T>(s.k.shift + c));
-  if (s.zt) value = multiply_add<T>(load<T>(s.k.tangent + c), load<T>(s.zt + at) - load<T>(s.mean_t + c), value);
-  if (s.add) value += load<T>(s.out + at);
-  return value;
-}
-
-// The part of dz that comes from one place of y.
-template <class T>
-MTMLK_INLINE VecOf<T> stream_grad(const GradStream<T>& s, int64_t at, int64_t c) {
-  VecOf<T> g = {};
-  if (s.dy) g = load<T>(s.k.grad + c) * load<T>(s.dy + at);
-  if (s.dyt) g = multiply_add<T>(load<T>(s.k.grad_t + c), load<T>(s.dyt + at), g);
-  return masked<T>(s.y + at, g, s.slope);
-}
-
-// Pixels [rows.first, rows.end).
-template <class T>
-void norm_sample_backward(const GradStream<T>& s, Range rows, int64_t ld) {
-  for (int64_t r = rows.first; r < rows.end; ++r)
-    for (int64_t c = 0; c < ld; c += Simd<T>::kLanes)
-      store<T>(s.out + r * ld + c, stream_base<T>(s, r * ld + c, c) + stream_grad<T>(s, r * ld + c, c));
-}
-
-template <class T>
-void pool_window_backward(const GradStream<T>& s, const PoolShape& p, int64_t ld, int64_t oy, int64_t ox) {
-  using Mask = IntOf<T>;
-  const int64_t corner = (oy * p.cells_y * p.width + ox * p.cells_x) * ld, output = (oy * p.out_width + ox) * ld;
-  for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-    const VecOf<T> top = load<T>(s.peak + output + c), grad = stream_grad<T>(s, output + c, c);
-    Mask open = ~Mask{};
-    for (int64_t cy = 0; cy < p.cells_y; ++cy)
-      for (int64_t cx = 0; cx < p.cells_x; ++cx) {
-        const int64_t cell = corner + (cy * p.width + cx) * ld + c;
-        const Mask wins = (Mask)(load<T>(s.z + cell) == top) & open;
-        open &= ~wins;
-        store<T>(s.out + cell, stream_base<T>(s, cell, c) + (wins ? grad : VecOf<T>{}));
-      }
-  }
-}
-
-// Image rows [rows.first, rows.end), which begin and, but for the last, end with a window. Pixels that pooling leaves
-// out still count in the statistics.
-template <class T>
-void pool_sample_backward(const GradStream<T>& s, const PoolShape& p, Range rows, int64_t ld) {
-  const int64_t used_x = p.out_width * p.cells_x;
-  for (int64_t y = rows.first; y < rows.end; ++y) {
-    const bool used = y < p.out_height * p.cells_y;
-    for (int64_t ox = 0; used && y % p.cells_y == 0 && ox < p.out_width; ++ox)
-      pool_window_backward<T>(s, p, ld, y / p.cells_y, ox);
-    for (int64_t x = used ? used_x : 0; x < p.width; ++x)
-      for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-        const int64_t at = (y * p.width + x) * ld + c;
-        store<T>(s.out + at, stream_base<T>(s, at, c));
-      }
-  }
 }

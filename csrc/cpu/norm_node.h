@@ -21,10 +21,27 @@ MTMLK_INLINE VecOf<T> load_or(const T* p, int64_t c, T otherwise) {
 
 // ---- forward ----
 
+// The peaks of one sample's image rows, `z` where they begin.
+template <class T>
+void norm_peaks(const Block<T>& b, const ValuePlan& v, int64_t sample, Range rows, const T* z) {
+  const NormPlan& n = *v.norm;
+  T* peak = b.planes[kPrimal] + n.peak * b.stride + sample * n.out_rows * v.ld;
+  pool_sample_peaks<T>(z, norm_params(b, v).gamma, pool_shape(*b.plan, n), rows, v.ld, peak);
+}
+
 template <class T>
 void norm_finish_forward(const Block<T>& b, const ValuePlan& v) {
   const NormPlan& n = *v.norm;
-  for (int64_t set = 0; set < set_count(b, n); ++set) finish_moments(b, v, set);
+  const NormParams<T> p = norm_params(b, v);
+  for (int64_t set = 0; set < set_count(b, n); ++set) {
+    finish_moments(b, v, set);
+    const Coefs<T> s = coefs_of(b, v, set);
+    for (int64_t c = 0; c < v.ld; c += Simd<T>::kLanes) {
+      const VecOf<T> scale = load_or<T>(p.gamma, c, T(1)) * load<T>(s.r + c);
+      store<T>(s.scale + c, scale);
+      store<T>(s.shift + c, load_or<T>(p.beta, c, T(0)) - scale * load<T>(s.rest + c));
+    }
+  }
 }
 
 // Moments of a value that no convolution has taken them of.
@@ -45,27 +62,26 @@ template <class T>
 void norm_forward(const Block<T>& b, const ValuePlan& v) {
   const NormPlan& n = *v.norm;
   if (!n.streamed) norm_moments(b, v);
-  const NormParams<T> p = norm_params(b, v);
-  const T* z = plane_of(b, v.a, kPrimal);
-  T *y = plane_of(b, n.tail, kPrimal), *peak = b.planes[kPrimal] + n.peak * b.stride;
-  share(b, b.samples, [&](int64_t i, int worker) {
-    const Affine<T> k = affine_at(scratch_of(b, worker), v.ld);
-    const Coefs<T> s = coefs_of(b, v, set_of(n, i));
-    for (int64_t c = 0; c < v.ld; c += Simd<T>::kLanes) {
-      const VecOf<T> scale = load_or<T>(p.gamma, c, T(1)) * load<T>(s.r + c);
-      store<T>(k.centre + c, scale);
-      store<T>(k.shift + c, load_or<T>(p.beta, c, T(0)) - scale * load<T>(s.rest + c));
-    }
-    const T* from = z + i * v.rows * v.ld;
+  const T *z = plane_of(b, v.a, kPrimal), *peak = b.planes[kPrimal] + n.peak * b.stride;
+  T* y = plane_of(b, n.tail, kPrimal);
+  share(b, b.samples, [&](int64_t i, int) {
     const int64_t to = i * n.out_rows * v.ld;
-    if (n.pooled)
-      pool_sample_forward<T>(from, s.mean, k, pool_shape(*b.plan, n), v.ld, T(n.slope), y + to, peak + to);
-    else
-      norm_sample_forward<T>(from, s.mean, k, v.rows, v.ld, T(n.slope), y + to);
+    if (n.pooled && !n.streamed) norm_peaks<T>(b, v, i, {0, pool_shape(*b.plan, n).height}, z + i * v.rows * v.ld);
+    const T* from = n.pooled ? peak + to : z + to;
+    norm_sample_forward<T>(from, coefs_of(b, v, set_of(n, i)), n.out_rows, v.ld, T(n.slope), y + to);
   });
 }
 
 // ---- tangent ----
+
+// The tangents at the peaks of one sample's image rows, z and zt where they begin.
+template <class T>
+void norm_peaks_tangent(const Block<T>& b, const ValuePlan& v, int64_t sample, Range rows, const T* z, const T* zt) {
+  const NormPlan& n = *v.norm;
+  const int64_t at = sample * n.out_rows * v.ld;
+  pool_sample_tangent<T>(z, zt, pool_shape(*b.plan, n), rows, v.ld, b.planes[kPrimal] + n.peak * b.stride + at,
+                         b.planes[kTangent] + n.peak_tangent * b.stride + at);
+}
 
 template <class T>
 void norm_finish_tangent(const Block<T>& b, const ValuePlan& v) {
@@ -95,8 +111,9 @@ void norm_tangent(const Block<T>& b, const ValuePlan& v) {
     for (int64_t set = 0; set < set_count(b, n); ++set) fill_zero<T>(tangent_coefs_of(b, v, set).mean, 3 * v.ld);
   const NormParams<T> p = norm_params(b, v);
   const T *z = plane_of(b, v.a, kPrimal), *zt = moves ? plane_of(b, v.a, kTangent) : nullptr;
-  const T *y = plane_of(b, n.tail, kPrimal), *peak = b.planes[kPrimal] + n.peak * b.stride;
-  T *yt = plane_of(b, n.tail, kTangent), *peak_t = b.planes[kTangent] + n.peak_tangent * b.stride;
+  const T* peak = b.planes[kPrimal] + n.peak * b.stride;
+  const T* peak_t = b.planes[kTangent] + n.peak_tangent * b.stride;
+  T* yt = plane_of(b, n.tail, kTangent);
   share(b, b.samples, [&](int64_t i, int worker) {
     const Affine<T> k = affine_at(scratch_of(b, worker), v.ld);
     const Coefs<T> s = coefs_of(b, v, set_of(n, i)), st = tangent_coefs_of(b, v, set_of(n, i));
@@ -109,11 +126,11 @@ void norm_tangent(const Block<T>& b, const ValuePlan& v) {
                load_or<T>(p.beta_t, c, T(0)) - gamma * r * load<T>(st.rest + c) - centre * load<T>(s.rest + c));
     }
     const int64_t from = i * v.rows * v.ld, to = i * n.out_rows * v.ld;
-    if (n.pooled && moves)
-      pool_sample_tangent<T>(z + from, zt + from, pool_shape(*b.plan, n), v.ld, peak + to, peak_t + to);
+    if (n.pooled && moves && !n.streamed)
+      norm_peaks_tangent<T>(b, v, i, {0, pool_shape(*b.plan, n).height}, z + from, zt + from);
     const T* at_z = n.pooled ? peak + to : z + from;
     const T* at_zt = !moves ? nullptr : n.pooled ? peak_t + to : zt + from;
-    norm_sample_tangent<T>(at_z, at_zt, s.mean, st.mean, k, n.out_rows, v.ld, T(n.slope), y + to, yt + to);
+    norm_sample_tangent<T>(at_z, at_zt, s, st.mean, k, n.out_rows, v.ld, T(n.slope), yt + to);
   });
 }
 
@@ -210,14 +227,14 @@ void tangent_affine(const NormParams<T>& p, const Coefs<T>& s, const Coefs<T>& s
 }
 
 // The gradient with respect to z, of plane kDelta or kDeltaTangent, of some samples and of these pixels of each, into
-// (or added to) `out`, where the first of the samples begins. Pixels of a pooled value are whole image rows.
+// (or added to) `out`, where the first of the samples begins, as it does in `z`. Pixels of a pooled value are whole image
+// rows.
 template <class T>
 void norm_stream(const Block<T>& b, const ValuePlan& v, Plane plane, bool moves, Range samples, Range pixels, bool add,
-                 T* coefs, T* out) {
+                 T* coefs, const T* z, T* out) {
   const NormPlan& n = *v.norm;
   const NormParams<T> p = norm_params(b, v);
-  const T *z = plane_of(b, v.a, kPrimal), *zt = plane_of(b, v.a, kTangent);
-  const T *y = plane_of(b, n.tail, kPrimal), *dy = plane_of(b, n.tail, kDelta);
+  const T *zt = plane_of(b, v.a, kTangent), *dy = plane_of(b, n.tail, kDelta);
   const T *dyt = plane_of(b, n.tail, kDeltaTangent), *peak = b.planes[kPrimal] + n.peak * b.stride;
   const Affine<T> k = affine_at(coefs, v.ld);
   for (int64_t i = samples.first; i < samples.end; ++i) {
@@ -231,20 +248,19 @@ void norm_stream(const Block<T>& b, const ValuePlan& v, Plane plane, bool moves,
       else
         gradient_affine<T>(p, s, st.m1, st.m2, v.ld, k, k.grad_t);
     }
-    const int64_t from = i * v.rows * v.ld, at = i * n.out_rows * v.ld;
+    const int64_t at = i * n.out_rows * v.ld, own = (i - samples.first) * v.rows * v.ld;
     const bool tangent = plane == kDeltaTangent;
-    const GradStream<T> g = {z + from,
-                             tangent && moves && has_tangent(b, v.a) ? zt + from : nullptr,
-                             y + at,
+    const GradStream<T> g = {z + own,
+                             tangent && moves && has_tangent(b, v.a) ? zt + i * v.rows * v.ld : nullptr,
                              !tangent || moves ? dy + at : nullptr,
                              tangent ? dyt + at : nullptr,
-                             s.mean,
-                             tangent ? tangent_coefs_of(b, v, set_of(n, i)).mean : nullptr,
                              peak + at,
+                             s,
+                             tangent ? tangent_coefs_of(b, v, set_of(n, i)).mean : nullptr,
                              k,
                              T(n.slope),
                              add,
-                             out + (i - samples.first) * v.rows * v.ld};
+                             out + own};
     if (!n.pooled) {
       norm_sample_backward<T>(g, pixels, v.ld);
       continue;
@@ -266,12 +282,15 @@ void norm_into_conv(const Block<T>& b, const ValuePlan& v, Plane plane, bool mov
   const int64_t width = conv.window[kOutWidth];
   const int64_t most = conv.conv->groups.samples < b.stride ? conv.conv->groups.samples : b.stride;
   const int64_t room = most * conv.conv->groups.rows * width * v.ld;
+  const bool remade = conv.remade && b.remake;
   conv_backward<T>(b, conv, plane, sink, to_input, v.norm->kind != kBatchNorm, [&](Range n, Range rows, int worker) {
     T* coefs = scratch_of(b, worker);
     const Range pixels = {rows.first * width, rows.end * width};
-    T *g = coefs + 8 * v.ld - pixels.first * v.ld, *primal = g + room;
-    norm_stream<T>(b, v, plane, moves, n, pixels, false, coefs, g);
-    if (again) norm_stream<T>(b, v, kDelta, false, n, pixels, false, coefs, primal);
+    T *g = coefs + 8 * v.ld - pixels.first * v.ld, *primal = g + room, *own = primal + room;
+    if (remade) conv_remake<T>(b, conv, n, rows, own + pixels.first * v.ld);
+    const T* z = remade ? own : plane_of(b, v.a, kPrimal) + n.first * v.rows * v.ld;
+    norm_stream<T>(b, v, plane, moves, n, pixels, false, coefs, z, g);
+    if (again) norm_stream<T>(b, v, kDelta, false, n, pixels, false, coefs, z, primal);
     return OutputGrads<T>{g, primal};
   });
 }
@@ -284,9 +303,10 @@ void norm_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sin
   norm_grad_means<T>(b, v, plane, moves);
   if (!to_input) return;
   if (v.norm->streamed) return norm_into_conv<T>(b, v, plane, moves, sink, inner);
+  const T* z = plane_of(b, v.a, kPrimal);
   T* out = plane_of(b, v.a, plane);
   share(b, b.samples, [&](int64_t i, int worker) {
-    norm_stream<T>(b, v, plane, moves, {i, i + 1}, {0, v.rows}, v.add_a, scratch_of(b, worker),
-                   out + i * v.rows * v.ld);
+    const int64_t own = i * v.rows * v.ld;
+    norm_stream<T>(b, v, plane, moves, {i, i + 1}, {0, v.rows}, v.add_a, scratch_of(b, worker), z + own, out + own);
   });
 }

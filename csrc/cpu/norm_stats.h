@@ -3,6 +3,7 @@
 // A set is what shares one mean: all samples (batch), or one sample (group, instance; then neighbouring features share
 // it as well). What a set needs lies in rows of ld elements in the planes:
 //   primal    mean | 1/sd = r | rest | m1 = mean gamma dy | m2 = mean gamma dy xhat | s1 = sum dy | s2 = sum dy xhat
+//             | scale = gamma r | shift = beta - gamma r rest
 //   tangent   the tangents of the first five
 // `rest` is what the mean lost when it was rounded to T. Where means are large beside deviations (images that are not
 // centred), an error that is the same at every place does not cancel in sums over them, so that it is taken off.
@@ -10,17 +11,17 @@
 
 template <class T>
 struct Coefs {
-  T *mean, *r, *rest, *m1, *m2, *s1, *s2;
+  T *mean, *r, *rest, *m1, *m2, *s1, *s2, *scale, *shift;
 };
 
 template <class T>
 Coefs<T> coefs_at(T* p, int64_t ld) {
-  return {p, p + ld, p + 2 * ld, p + 3 * ld, p + 4 * ld, p + 5 * ld, p + 6 * ld};
+  return {p, p + ld, p + 2 * ld, p + 3 * ld, p + 4 * ld, p + 5 * ld, p + 6 * ld, p + 7 * ld, p + 8 * ld};
 }
 
 template <class T>
 MTMLK_INLINE Coefs<T> coefs_of(const Block<T>& b, const ValuePlan& v, int64_t set) {
-  return coefs_at(b.planes[kPrimal] + v.norm->coefs * b.stride + set * 7 * v.ld, v.ld);
+  return coefs_at(b.planes[kPrimal] + v.norm->coefs * b.stride + set * 9 * v.ld, v.ld);
 }
 
 template <class T>
@@ -40,6 +41,21 @@ MTMLK_INLINE T* slot_of(const Block<T>& b, const ValuePlan& v, int64_t unit) {
 }
 
 MTMLK_INLINE int64_t set_of(const NormPlan& n, int64_t sample) { return n.kind == kBatchNorm ? 0 : sample; }
+
+template <int V>
+struct Vecs {
+  static constexpr int kVecs = V;
+};
+
+// body(column, Vecs<4, 2 or 1>) for panels that cover ld.
+template <class T, class Body>
+MTMLK_INLINE void each_panel(int64_t ld, Body body) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= ld; c += 4 * kLanes) body(c, Vecs<4>());
+  for (; c + 2 * kLanes <= ld; c += 2 * kLanes) body(c, Vecs<2>());
+  if (c < ld) body(c, Vecs<1>());
+}
 
 // slot <- mean, sum of squares around it, and sum of differences from it (which is what it lost in rounding), of rows
 // that lie one after another
@@ -69,20 +85,28 @@ void row_moments(const T* z, int64_t rows, int64_t ld, T* slot) {
   }
 }
 
-// slot <- sum of zt, and of (z - mean) zt
+template <class T, int V>
+void panel_moments_tangent(const T* z, const T* zt, const T* mean, int64_t rows, int64_t ld, T* slot) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  VecOf<T> m[V], sum[V], product[V];
+  for (int v = 0; v < V; ++v) m[v] = load<T>(mean + v * kLanes), sum[v] = product[v] = VecOf<T>{};
+  for (int64_t i = 0; i < rows * ld; i += ld)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const VecOf<T> t = load<T>(zt + i + v * kLanes);
+      sum[v] += t;
+      product[v] = multiply_add<T>(load<T>(z + i + v * kLanes) - m[v], t, product[v]);
+    }
+  for (int v = 0; v < V; ++v) store<T>(slot + v * kLanes, sum[v]), store<T>(slot + ld + v * kLanes, product[v]);
+}
+
+// slot <- sum of zt, and of (z - mean) zt. z comes from far: it is read in its order, whole rows where they are short
+// (column by column, mini_conv's meta-step took 2 % longer).
 template <class T>
 void row_moments_tangent(const T* z, const T* zt, const T* mean, int64_t rows, int64_t ld, T* slot) {
-  for (int64_t c = 0; c < ld; c += Simd<T>::kLanes) {
-    const VecOf<T> m = load<T>(mean + c);
-    VecOf<T> sum = {}, product = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const VecOf<T> t = load<T>(zt + r * ld + c);
-      sum += t;
-      product = multiply_add<T>(load<T>(z + r * ld + c) - m, t, product);
-    }
-    store<T>(slot + c, sum);
-    store<T>(slot + ld + c, product);
-  }
+  each_panel<T>(ld, [&](int64_t c, auto vecs) {
+    panel_moments_tangent<T, decltype(vecs)::kVecs>(z + c, zt + c, mean + c, rows, ld, slot + c);
+  });
 }
 
 // The units of one set, and what shares its statistics.

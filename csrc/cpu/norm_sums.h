@@ -9,15 +9,15 @@
 template <class T>
 struct NormPlanes {
   const T *z, *zt;  // at the places of y: the value itself, or its peaks
-  const T *y, *dy, *dyt;
+  const T *dy, *dyt;
   T slope;
 };
 
 template <class T>
 NormPlanes<T> norm_planes(const Block<T>& b, const ValuePlan& v) {
   const NormPlan& n = *v.norm;
-  NormPlanes<T> p = {plane_of(b, v.a, kPrimal),   plane_of(b, v.a, kTangent),         plane_of(b, n.tail, kPrimal),
-                     plane_of(b, n.tail, kDelta), plane_of(b, n.tail, kDeltaTangent), T(n.slope)};
+  NormPlanes<T> p = {plane_of(b, v.a, kPrimal), plane_of(b, v.a, kTangent), plane_of(b, n.tail, kDelta),
+                     plane_of(b, n.tail, kDeltaTangent), T(n.slope)};
   if (n.pooled) p.z = b.planes[kPrimal] + n.peak * b.stride, p.zt = b.planes[kTangent] + n.peak_tangent * b.stride;
   return p;
 }
@@ -28,9 +28,10 @@ MTMLK_INLINE VecOf<T> times_slope(T slope, VecOf<T> x) {
   return slope == T(0) ? VecOf<T>{} : slope * x;
 }
 
+// act'(x) g at the activation's input x, which is made again from z rather than y read: planes come from far.
 template <class T>
-MTMLK_INLINE VecOf<T> masked(const T* y, VecOf<T> g, T slope) {
-  return load<T>(y) <= T(0) ? times_slope<T>(slope, g) : g;
+MTMLK_INLINE VecOf<T> masked(VecOf<T> x, VecOf<T> g, T slope) {
+  return x <= T(0) ? times_slope<T>(slope, g) : g;
 }
 
 // slot <- s1, s2 of rows that lie one after another, V vectors of each; `g` is dy or dyt
@@ -38,17 +39,19 @@ template <class T, int V>
 void panel_sums(const NormPlanes<T>& p, const T* g, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k,
                 int64_t col, T* slot) {
   constexpr int kLanes = Simd<T>::kLanes;
-  VecOf<T> mean[V], rest[V], s1[V], s2[V];
+  VecOf<T> mean[V], rest[V], s1[V], s2[V], scale[V], shift[V];
   for (int v = 0; v < V; ++v) {
     mean[v] = load<T>(k.mean + col + v * kLanes), rest[v] = load<T>(k.rest + col + v * kLanes);
+    scale[v] = load<T>(k.scale + col + v * kLanes), shift[v] = load<T>(k.shift + col + v * kLanes);
     s1[v] = s2[v] = VecOf<T>{};
   }
   for (int64_t i = at + col; i < at + rows * ld + col; i += ld)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      const VecOf<T> d = masked<T>(p.y + i + v * kLanes, load<T>(g + i + v * kLanes), p.slope);
+      const VecOf<T> x = load<T>(p.z + i + v * kLanes) - mean[v];
+      const VecOf<T> d = masked<T>(multiply_add<T>(scale[v], x, shift[v]), load<T>(g + i + v * kLanes), p.slope);
       s1[v] += d;
-      s2[v] = multiply_add<T>(d, load<T>(p.z + i + v * kLanes) - mean[v] - rest[v], s2[v]);
+      s2[v] = multiply_add<T>(d, x - rest[v], s2[v]);
     }
   for (int v = 0; v < V; ++v) {
     store<T>(slot + col + v * kLanes, s1[v]);
@@ -67,9 +70,9 @@ void panel_sums_tangent(const NormPlanes<T>& p, int64_t at, int64_t rows, int64_
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       const int64_t e = i + v * kLanes, c = col + v * kLanes;
-      const VecOf<T> dt = masked<T>(p.y + e, load<T>(p.dyt + e), p.slope);
-      const VecOf<T> d = masked<T>(p.y + e, load<T>(p.dy + e), p.slope), r = load<T>(k.r + c);
-      const VecOf<T> centred = load<T>(p.z + e) - load<T>(k.mean + c) - load<T>(k.rest + c);
+      const VecOf<T> x = load<T>(p.z + e) - load<T>(k.mean + c), centred = x - load<T>(k.rest + c);
+      const VecOf<T> y = multiply_add<T>(load<T>(k.scale + c), x, load<T>(k.shift + c)), r = load<T>(k.r + c);
+      const VecOf<T> dt = masked<T>(y, load<T>(p.dyt + e), p.slope), d = masked<T>(y, load<T>(p.dy + e), p.slope);
       const VecOf<T> moved = load<T>(p.zt + e) - load<T>(kt.mean + c) - load<T>(kt.rest + c);
       const VecOf<T> xhat_t = multiply_add<T>(r, moved, load<T>(kt.r + c) * centred);
       s1[v] += dt;
@@ -85,23 +88,15 @@ void panel_sums_tangent(const NormPlanes<T>& p, int64_t at, int64_t rows, int64_
 // first-level cache).
 template <class T>
 void row_sums(const NormPlanes<T>& p, const T* g, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k, T* slot) {
-  int64_t col = 0;
-  for (; col + 4 * Simd<T>::kLanes <= ld; col += 4 * Simd<T>::kLanes)
-    panel_sums<T, 4>(p, g, at, rows, ld, k, col, slot);
-  for (; col + 2 * Simd<T>::kLanes <= ld; col += 2 * Simd<T>::kLanes)
-    panel_sums<T, 2>(p, g, at, rows, ld, k, col, slot);
-  if (col < ld) panel_sums<T, 1>(p, g, at, rows, ld, k, col, slot);
+  each_panel<T>(
+      ld, [&](int64_t c, auto vecs) { panel_sums<T, decltype(vecs)::kVecs>(p, g, at, rows, ld, k, c, slot); });
 }
 
 template <class T>
 void row_sums_tangent(const NormPlanes<T>& p, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k,
                       const Coefs<T>& kt, T* slot) {
-  int64_t col = 0;
-  for (; col + 4 * Simd<T>::kLanes <= ld; col += 4 * Simd<T>::kLanes)
-    panel_sums_tangent<T, 4>(p, at, rows, ld, k, kt, col, slot);
-  for (; col + 2 * Simd<T>::kLanes <= ld; col += 2 * Simd<T>::kLanes)
-    panel_sums_tangent<T, 2>(p, at, rows, ld, k, kt, col, slot);
-  if (col < ld) panel_sums_tangent<T, 1>(p, at, rows, ld, k, kt, col, slot);
+  each_panel<T>(
+      ld, [&](int64_t c, auto vecs) { panel_sums_tangent<T, decltype(vecs)::kVecs>(p, at, rows, ld, k, kt, c, slot); });
 }
 
 // m1, m2 of a set from s1, s2, or their tangents from s1t, s2t and the first ones:  m1t = mean gamma s1t + gamma' s1

@@ -195,6 +195,7 @@ void place_values(Plan& plan) {
     v.ld_primal = v.direct_input || dense ? v.features : v.ld;
     if (v.op == kAct) v.act_mode = act_mode(plan, v);
     if (v.op == kNorm) place_norm(plan, v);
+    v.remade = is_remade(plan, v);
     if (has_no_planes(plan, int32_t(i))) continue;
     const bool in_place = v.op == kAct && v.act_mode == kInPlace;
     int64_t* sizes = v.batched ? plan.plane_size : plan.fixed_size;
@@ -202,11 +203,19 @@ void place_values(Plan& plan) {
       const bool is_delta = plane == kDelta || plane == kDeltaTangent;
       if (in_place && (!is_delta || shares_deltas(plan, v))) {
         v.offset[plane] = plan.values[v.a].offset[plane];
+      } else if (plane == kPrimal && v.remade) {
+        plan.remade_size += v.rows * v.ld;
       } else if (has_plane(plan, v, Plane(plane))) {
         v.offset[plane] = sizes[plane];
         sizes[plane] += round_up(v.rows * (plane == kPrimal ? v.ld_primal : v.ld), plan.lanes);
       }
     }
+  }
+  for (int64_t i = 0; i < plan.n_values; ++i) {
+    ValuePlan& v = plan.values[i];
+    if (!v.remade) continue;
+    v.offset[kPrimal] = plan.plane_size[kPrimal];
+    plan.plane_size[kPrimal] += v.rows * v.ld;
   }
 }
 
@@ -332,7 +341,7 @@ void place_state(Plan& plan) {
   }
   // tangents are taken of the support set only
   const int64_t tangents = plan.needs != 0 ? plan.plane_size[kTangent] + plan.plane_size[kDeltaTangent] : 0;
-  plan.transient_size = std::max(plan.query.block_samples * planes,
+  plan.transient_size = std::max(plan.query.block_samples * (planes - plan.remade_size),
                                  plan.support.block_samples * ((plan.keep_planes ? 0 : planes) + tangents));
   plan.chunk_size = plan.full_size + plan.fixed_size[kDelta] + plan.fixed_size[kDeltaTangent];
   plan.fused_update = plan.support.chunks == 1 && plan.support.blocks == 1 && !(plan.needs & MTMLK_NEED_LR);

@@ -82,6 +82,7 @@ struct ValuePlan {
   bool gate_output, gate_input;  // of a linear layer
   bool in_chain;                 // computed by the normalisation before it, see NormPlan
   bool streamed;                 // a convolution whose output's gradient has no plane
+  bool remade;                   // its output has none for the query set either, see Block::remake
   const int64_t* window;         // [kWindowConsts] of a convolution or pooling
   const ConvPlan* conv;
   NormPlan* norm;                  // of a normalisation, and of what runs with it
@@ -141,6 +142,7 @@ struct Plan {
 
   int64_t full_size, full_t_size, own_size, own_t_size, lr_size;
   int64_t plane_size[kPlanes];  // a sample, batched values
+  int64_t remade_size;          // of them, at the end of the primal ones
   int64_t fixed_size[kPlanes];  // unbatched values
   int64_t carry_cols;
   int64_t carry_room;  // what a row of the carry is given: enough for the layout of any instruction set

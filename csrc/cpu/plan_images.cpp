@@ -38,9 +38,10 @@ int32_t only_reader(const PlanStorage& plan, int32_t value) {
   return -1;
 }
 
-RowUnits units_of(int64_t rows, int64_t row_bytes, bool whole_only, int64_t bytes) {
+// Bands are cut at multiples of `window` rows.
+RowUnits units_of(int64_t rows, int64_t row_bytes, bool whole_only, int64_t bytes, int64_t window = 1) {
   if (rows * row_bytes > bytes) {
-    const int64_t band = std::max<int64_t>(1, bytes / row_bytes);
+    const int64_t band = std::max<int64_t>(1, bytes / (row_bytes * window)) * window;
     return {1, divide_up(rows, band), band};
   }
   return {whole_only ? std::max<int64_t>(1, bytes / (rows * row_bytes)) : 1, 1, rows};
@@ -67,10 +68,10 @@ void place_conv(PlanStorage& plan, ValuePlan& v) {
   }
   const int64_t out_row = w[kOutWidth] * v.ld * bytes;
   const bool several = !v.norm || v.norm->kind == kBatchNorm;
-  conv->units = units_of(w[kOutHeight], out_row, several, kL1);
+  const int64_t window = v.norm && v.norm->pooled ? v.norm->pool_y : 1;  // a unit's peaks are taken as well
+  conv->units = units_of(w[kOutHeight], out_row, several, kL1, window);
   conv->groups = {std::max<int64_t>(1, kL2 / (v.rows * v.ld * bytes)), 1, w[kOutHeight]};
-  if (!a.meta && w[kOutHeight] * out_row > kL2) {  // bands end where pooling windows do
-    const int64_t window = v.norm && v.norm->pooled ? v.norm->pool_y : 1;
+  if (!a.meta && w[kOutHeight] * out_row > kL2) {
     const int64_t rows = std::max<int64_t>(1, kL2 / 3 / (window * out_row)) * window;
     conv->groups = {1, divide_up(w[kOutHeight], rows), rows};
   }
@@ -143,6 +144,13 @@ void mark_chains(PlanStorage& plan) {
   }
 }
 
+// Large outputs of a layer that reads the input (few channels, cheap to make) whose peaks are all that the forward pass
+// needs: their place in the query set's planes (135 of mini_conv's 541 MB) is worth making them twice.
+bool is_remade(const Plan& plan, const ValuePlan& v) {
+  return v.op == kConv && v.streamed && v.norm->pooled && !plan.values[v.a].meta &&
+         v.rows * v.ld * element_bytes(plan) > kL2;
+}
+
 // Room for what a normalisation keeps a sample; see norm.h. A chain's other values have no planes.
 void place_norm(Plan& plan, ValuePlan& v) {
   if (!v.norm) return;
@@ -152,7 +160,7 @@ void place_norm(Plan& plan, ValuePlan& v) {
     plan.plane_size[plane] += size;
     return at;
   };
-  norm.coefs = take(kPrimal, 7 * v.ld);
+  norm.coefs = take(kPrimal, 9 * v.ld);
   norm.coefs_tangent = take(kTangent, 5 * v.ld);
   if (!norm.pooled) return;
   norm.peak = take(kPrimal, norm.out_rows * v.ld);
@@ -185,7 +193,7 @@ void place_scratch(Plan& plan) {
       const ValuePlan& conv = plan.values[v.a];
       const int64_t row = conv.window[kOutWidth] * v.ld;
       const int64_t group = std::min(samples, conv.conv->groups.samples) * conv.conv->groups.rows * row;
-      plan.worker_scratch_size = std::max(plan.worker_scratch_size, 8 * v.ld + 2 * group);
+      plan.worker_scratch_size = std::max(plan.worker_scratch_size, 8 * v.ld + (conv.remade ? 3 : 2) * group);
     }
   }
 }

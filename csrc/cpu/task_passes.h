@@ -126,7 +126,7 @@ Block<T> Runner<T>::block(const Phase& phase, int64_t chunk, int64_t index, int 
   if (end > cut.samples) end = cut.samples;
   Block<T> b = {};
   b.plan = plan, b.samples = end > start ? end - start : 0, b.stride = cut.block_samples;
-  b.params = now, b.direction = along, b.tangent = false;
+  b.params = now, b.direction = along, b.tangent = false, b.remake = phase.query;
   b.workers = plan->mixes ? shared->workers : 1;
   b.scratch = workers[worker].scratch, b.own = workers[worker].own;
   b.inputs = inputs + worker * plan->n_inputs;
@@ -135,7 +135,8 @@ Block<T> Runner<T>::block(const Phase& phase, int64_t chunk, int64_t index, int 
     inputs[worker * plan->n_inputs + i] = static_cast<const T*>(phase.x[i]) + (task * cut.samples + start) * size;
   }
   const int64_t aux = plan->out_rows * plan->out_ld * b.stride;
-  const int64_t primal = plan->plane_size[kPrimal] * b.stride, delta = plan->plane_size[kDelta] * b.stride;
+  const int64_t primal = (plan->plane_size[kPrimal] - (b.remake ? plan->remade_size : 0)) * b.stride;
+  const int64_t delta = plan->plane_size[kDelta] * b.stride;
   T* kept_at = state(k) + plan->state_blocks + (chunk * cut.blocks + index) * (aux + primal + delta);
   T* transient = workers[worker].planes;
   b.planes[kPrimal] = (kept ? kept_at : transient) + aux;

@@ -120,13 +120,16 @@ class PathCache:
         return planner
 
     def _warn(self, path: Path) -> None:
-        line, path.notice = path.notice, None
-        if line is None or line in self.warned:
+        """Once for each set of reasons: which form of the general path is faster differs from one batch to the next."""
+        if path.notice is None:
             return
-        self.warned.add(line)
+        (mode, reasons), path.notice = path.notice, None
+        if reasons in self.warned:
+            return
+        self.warned.add(reasons)
         warnings.warn(
-            f"{line}. It is exact but slower than the fused engine; backend='general' chooses it silently, and "
-            "explain() shows every layer.",
+            f"general path ({mode}): {reasons}. It is exact but slower than the fused engine; backend='general' "
+            "chooses it silently, and explain() shows every layer.",
             FallbackWarning,
             stacklevel=_caller_level(),
         )

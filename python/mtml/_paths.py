@@ -76,7 +76,7 @@ class Fused:
     """A traced model, a known loss and plain gradient steps: one call of `mtml::inner_loop`."""
 
     kind = "fused"
-    notice: str | None = None
+    notice: tuple[str, str] | None = None
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class General:
     """Any model, loss and update rule, in PyTorch operations (`mtml_kernels.general`)."""
 
     kind = "general"
-    notice: str | None = None  # the line of the FallbackWarning that is still to be given
+    notice: tuple[str, str] | None = None  # mode and reasons of a FallbackWarning that is still to be given
 
     def __init__(
         self,

@@ -105,7 +105,7 @@ class Planner:
                 "Use backend='auto' or 'general' for the general path, which runs any module and loss"
             )
         path = self._general(batch, options, rates)
-        path.notice = f"general path ({path.plan.mode}): {'; '.join(traced.reasons)}"
+        path.notice = path.plan.mode, "; ".join(traced.reasons)
         return path
 
     def _rates(self, names: Sequence[str], options: Options, like: Tensor) -> Rates:
