@@ -136,7 +136,7 @@ def test_bands_of_large_images(size: int, first: str) -> None:
 @pytest.mark.parametrize("window", [(2, 2), (3, 2)])
 def test_large_first_layers_that_are_made_again(norm: str, window: tuple[int, int]) -> None:
     """Without gradients of the inputs the query set's large first outputs have no place: their peaks are taken while
-    they are in cache, and they are made again where their gradient is needed. Peaks are minima where weights are negative.
+    they are in cache, and they are made again where their gradient is needed. Negative weights make minima of peaks.
     """
     layers = [nn.Conv2d(2, 32, 3, padding=1), NORMS[norm](32, 41, 38), nn.ReLU(), nn.MaxPool2d(window)]
     layers += [nn.Conv2d(32, 6, 3, padding=1), NORMS[norm](6, 0, 0), nn.ReLU(), nn.AdaptiveAvgPool2d(2)]

@@ -227,8 +227,8 @@ void tangent_affine(const NormParams<T>& p, const Coefs<T>& s, const Coefs<T>& s
 }
 
 // The gradient with respect to z, of plane kDelta or kDeltaTangent, of some samples and of these pixels of each, into
-// (or added to) `out`, where the first of the samples begins, as it does in `z`. Pixels of a pooled value are whole image
-// rows.
+// (or added to) `out`, where the first of the samples begins, as it does in `z`. Pixels of a pooled value are whole
+// image rows.
 template <class T>
 void norm_stream(const Block<T>& b, const ValuePlan& v, Plane plane, bool moves, Range samples, Range pixels, bool add,
                  T* coefs, const T* z, T* out) {

@@ -88,8 +88,8 @@ void panel_sums_tangent(const NormPlanes<T>& p, int64_t at, int64_t rows, int64_
 // first-level cache).
 template <class T>
 void row_sums(const NormPlanes<T>& p, const T* g, int64_t at, int64_t rows, int64_t ld, const Coefs<T>& k, T* slot) {
-  each_panel<T>(
-      ld, [&](int64_t c, auto vecs) { panel_sums<T, decltype(vecs)::kVecs>(p, g, at, rows, ld, k, c, slot); });
+  each_panel<T>(ld,
+                [&](int64_t c, auto vecs) { panel_sums<T, decltype(vecs)::kVecs>(p, g, at, rows, ld, k, c, slot); });
 }
 
 template <class T>

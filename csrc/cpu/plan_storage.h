@@ -30,7 +30,7 @@ int count_uses(const Plan& plan, int32_t value);
 
 // plan_images.cpp, in the order of their calls.
 bool check_image_node(const PlanStorage& plan, const ValuePlan& v);
-void mark_chains(PlanStorage& plan);        // after the dependences
+void mark_chains(PlanStorage& plan);  // after the dependences
 bool is_remade(const Plan& plan, const ValuePlan& v);
 void place_norm(Plan& plan, ValuePlan& v);  // while values get their places
 void place_images(PlanStorage& plan);       // after that
