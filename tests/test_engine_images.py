@@ -113,6 +113,32 @@ def test_channel_counts(width: int) -> None:
     check(case, every_cotangent(case))
 
 
+PAIRS: dict[str, tuple[Shape, nn.Conv1d | nn.Conv2d]] = {
+    "padded": ((16, 7, 9), nn.Conv2d(16, 16, 3, padding=1)),
+    "not padded": ((17, 7, 8), nn.Conv2d(17, 20, 3)),
+    "padded twice": ((16, 6, 7), nn.Conv2d(16, 33, 3, padding=2)),
+    "one kernel row": ((16, 6, 7), nn.Conv2d(16, 18, (1, 3), padding=(0, 3))),
+    "five kernel rows, strided": ((16, 6, 8), nn.Conv2d(16, 18, (5, 3), (2, 1), (2, 0))),
+    "two kernel rows, far apart": ((16, 9, 8), nn.Conv2d(16, 18, (2, 3), (3, 1), (1, 1))),
+    "dilated rows": ((16, 9, 6), nn.Conv2d(16, 18, 3, 1, (2, 1), (2, 1))),
+    "one dimension": ((16, 11), nn.Conv1d(16, 17, 3, padding=1)),
+    "several samples a unit": ((16, 4, 4), nn.Conv2d(16, 16, 3, padding=1)),
+}
+
+
+@pytest.mark.parametrize("followed", ["tanh", "batch", "group"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_three_taps_a_row_two_pixels_at_a_time(name: str, followed: str) -> None:
+    """Layers of 16 channels and more; another kernel before them, so that their input has a gradient and a tangent."""
+    shape, conv = PAIRS[name]
+    before, width = type(conv)(2, shape[0], 1), conv.out_channels
+    batch = nn.BatchNorm1d(width) if isinstance(conv, nn.Conv1d) else nn.BatchNorm2d(width)
+    after = {"tanh": [nn.Tanh()], "batch": [batch, nn.ReLU()], "group": [nn.GroupNorm(1, width), nn.ReLU()]}[followed]
+    case = image_case(headed((2, *shape[1:]), before, nn.Tanh(), conv, *after), (2, *shape[1:]), support=5, query=4)
+    for threads in (1, 2):
+        check(case, every_cotangent(case), threads=threads)
+
+
 @pytest.mark.parametrize("first", ["batch", "group", "of tanh"])
 @pytest.mark.parametrize("size", [28, 40])
 def test_bands_of_large_images(size: int, first: str) -> None:

@@ -18,6 +18,10 @@ struct Range {
   int64_t first, end;
 };
 
+MTMLK_INLINE Range clipped(int64_t first, int64_t count, int64_t end) {
+  return {first, first + count < end ? first + count : end};
+}
+
 // Three nested loops over images, of which the innermost is the one that tiles run along.
 struct Walk {
   int64_t count[3];

@@ -16,10 +16,6 @@ MTMLK_INLINE int64_t unit_count(const RowUnits& u, int64_t samples) {
   return (samples + u.samples - 1) / u.samples * u.bands;
 }
 
-MTMLK_INLINE Range clipped(int64_t first, int64_t count, int64_t end) {
-  return {first, first + count < end ? first + count : end};
-}
-
 // The samples and rows (of `rows` in all) of one unit.
 MTMLK_INLINE void unit_range(const RowUnits& u, int64_t unit, int64_t samples, int64_t rows, Range& n, Range& r) {
   n = clipped(unit / u.bands * u.samples, u.samples, samples);
@@ -46,6 +42,27 @@ Gather<T> conv_gather(const Block<T>& b, const ValuePlan& v, bool tangent) {
   return g;
 }
 
+// The transformed weights of a gather's products, made once a call; nullptr where there is no such product.
+template <class T>
+struct PairWeights {
+  const T *h1, *h2;
+};
+
+template <class T>
+PairWeights<T> pair_weights_of(const Block<T>& b, const PairPlan& p, const Gather<T>& g) {
+  T* h = b.scratch + b.plan->pair_weights;
+  const int64_t size = kPairPlanes * p.weight_rows * g.n;
+  const T* weights[2] = {g.p1.w, g.p2.w};
+  for (int s = 0; s < 2; ++s)
+    if (weights[s]) pair_weights<T>(weights[s], p.kernel_y, p.weight_rows / p.kernel_y, g.n, !p.forward, h + s * size);
+  return {h, h + size};
+}
+
+template <class T>
+MTMLK_INLINE T* pair_scratch(const Block<T>& b, int worker) {
+  return scratch_of(b, worker) + b.plan->worker_pairs;
+}
+
 // Samples `n`, image rows `rows` of z, into `out`, where row rows.first of sample n.first lies.
 template <class T>
 void conv_remake(const Block<T>& b, const ValuePlan& v, Range n, Range rows, T* out) {
@@ -61,12 +78,16 @@ void conv_forward(const Block<T>& b, const ValuePlan& v, bool tangent, After aft
   const ConvPlan& conv = *v.conv;
   const Gather<T> g = conv_gather(b, v, tangent);
   const bool remade = v.remade && b.remake;
+  PairWeights<T> h = {};
+  if (conv.in_pairs) h = pair_weights_of<T>(b, conv.pairs_forward, g);
   share(b, unit_count(conv.units, b.samples), [&](int64_t unit, int worker) {
     Range n, rows;
     unit_range(conv.units, unit, b.samples, v.window[kOutHeight], n, rows);
     T* out = remade ? scratch_of(b, worker) : g.c + n.first * g.to.sample + rows.first * g.to.row;
     if (remade)
       conv_remake<T>(b, v, n, rows, out);
+    else if (conv.in_pairs)
+      gather_pairs<T>(conv.pairs_forward, g, h.h1, h.h2, n, rows, pair_scratch(b, worker));
     else
       gather<T>(conv.forward, g, n, rows);
     after(unit, n, rows, out);
@@ -80,27 +101,41 @@ struct OutputGrads {
   const T *g, *primal;
 };
 
+// What the gradient of a convolution's input gathers; its sources are set group by group.
 template <class T>
-void gather_input_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, const OutputGrads<T>& d, Range n) {
+Gather<T> input_gather(const Block<T>& b, const ValuePlan& v, Plane plane) {
   const ValuePlan& a = b.plan->values[v.a];
   const ParamPlan& w = b.plan->params[v.weight];
   Gather<T> g = {};
   g.to = strides_of(a, v.window[kWidth], a.ld), g.from = strides_of(v, v.window[kOutWidth], v.ld);
-  g.c = plane_of(b, v.a, plane) + n.first * g.to.sample, g.add = v.add_a;
+  g.c = plane_of(b, v.a, plane), g.add = v.add_a;
   g.weight_rows = w.taps * w.rows, g.n = a.ld;
-  g.p1 = {d.g, b.params[v.weight].transposed};
-  if (plane == kDeltaTangent && b.tangent && w.adapted) g.p2 = {d.primal, b.direction[v.weight].transposed};
-  gather<T>(v.conv->backward, g, {0, n.end - n.first}, {0, v.window[kHeight]});
+  g.p1.w = b.params[v.weight].transposed;
+  if (plane == kDeltaTangent && b.tangent && w.adapted) g.p2.w = b.direction[v.weight].transposed;
+  return g;
+}
+
+template <class T>
+void gather_input_gradient(const Block<T>& b, const ValuePlan& v, Gather<T> g, const PairWeights<T>& h,
+                           const OutputGrads<T>& d, Range n, int worker) {
+  g.c += n.first * g.to.sample;
+  g.p1.a = d.g, g.p2.a = g.p2.w ? d.primal : nullptr;
+  const Range all = {0, n.end - n.first}, rows = {0, v.window[kHeight]};
+  if (v.conv->in_pairs)
+    gather_pairs<T>(v.conv->pairs_backward, g, h.h1, h.h2, all, rows, pair_scratch(b, worker));
+  else
+    gather<T>(v.conv->backward, g, all, rows);
 }
 
 template <class T>
 void add_weight_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, const OutputGrads<T>& d, Range n,
-                         Range rows, T* out) {
+                         Range rows, T* out, int worker) {
   const ValuePlan& a = b.plan->values[v.a];
   const ParamPlan& w = b.plan->params[v.weight];
   const ConvPlan& conv = *v.conv;
   ConvGrad<T> g = {};
   g.c = out, g.weight_rows = w.cols, g.n = v.ld;
+  T* dh = out + w.size + v.ld;
   g.a = strides_of(a, v.window[kWidth], a.ld_primal), g.b = strides_of(v, v.window[kOutWidth], v.ld);
   g.p1 = {plane_of(b, v.a, kPrimal) + n.first * g.a.sample, d.g};
   if (plane == kDeltaTangent && has_tangent(b, v.a))
@@ -110,7 +145,11 @@ void add_weight_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, con
   for (int64_t piece = 0; piece < unit_count(pieces, samples); ++piece) {
     Range some, r;
     unit_range(pieces, piece, samples, height, some, r);
-    conv_grad<T>(conv.forward, g, some, {rows.first + r.first, rows.first + r.end});
+    const Range image = {rows.first + r.first, rows.first + r.end};
+    if (conv.in_pairs)
+      grad_pairs<T>(conv.pairs_forward, g, some, image, dh, pair_scratch(b, worker));
+    else
+      conv_grad<T>(conv.forward, g, some, image);
   }
 }
 
@@ -140,7 +179,11 @@ void conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sin
   const ParamPlan& w = b.plan->params[v.weight];
   const bool to_weight = sink.dst[v.weight] != nullptr, to_bias = v.bias >= 0 && sink.dst[v.bias];
   const int64_t groups = unit_count(conv.groups, b.samples), width = v.window[kOutWidth];
-  const int64_t parts = part_count(conv, v, b.samples, groups), size = w.size + v.ld;
+  const int64_t parts = part_count(conv, v, b.samples, groups);
+  const int64_t transformed = conv.in_pairs ? kPairPlanes * (w.size / 3) : 0, size = w.size + v.ld + transformed;
+  const Gather<T> g = to_input ? input_gather<T>(b, v, plane) : Gather<T>{};
+  PairWeights<T> h = {};
+  if (to_input && conv.in_pairs) h = pair_weights_of<T>(b, conv.pairs_backward, g);
   const int64_t each = (groups + parts - 1) / parts;
   share(b, parts, [&](int64_t part, int worker) {
     T* own = b.scratch + part * size;
@@ -149,12 +192,14 @@ void conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sin
       Range n, rows;
       unit_range(conv.groups, group, b.samples, v.window[kOutHeight], n, rows);
       const OutputGrads<T> d = grads(n, rows, worker);
-      if (to_weight) add_weight_gradient<T>(b, v, plane, d, n, rows, own);
+      if (to_weight) add_weight_gradient<T>(b, v, plane, d, n, rows, own, worker);
       if (to_bias && sum_bias)
         sum_rows<T>(d.g + rows.first * width * v.ld, (n.end - n.first) * (rows.end - rows.first) * width, v.ld,
                     own + w.size, T(1), own + w.size);
-      if (to_input) gather_input_gradient<T>(b, v, plane, d, n);
+      if (to_input) gather_input_gradient<T>(b, v, g, h, d, n, worker);
     }
+    if (to_weight && conv.in_pairs)
+      unpair_weight_gradient<T>(own + w.size + v.ld, v.window[kKernelY], conv.channels, v.ld, own);
   });
   if (to_weight)
     store_parts<T>(b.scratch, parts, size, w.size, sink_init(sink, v.weight, v.add_weight), sink.beta[v.weight],

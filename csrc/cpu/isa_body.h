@@ -22,6 +22,7 @@ namespace {
 #include "loss.h"
 #include "nodes.h"
 #include "conv.h"
+#include "conv_pairs.h"
 #include "conv_node.h"
 #include "conv_group.h"
 #include "norm_stats.h"

@@ -33,6 +33,17 @@ struct RowUnits {
 // threads that share it.
 constexpr int64_t kMaxParts = 4;
 
+// A convolution (or the gradient of its input) two pixels at a time, see conv_pairs.h.
+struct PairPlan {
+  TapPlan taps;  // of kernel rows, on planes of pairs
+  bool forward;
+  int64_t pairs;  // a row of the destination
+  int64_t width, source_width, source_height, pad_x;
+  int64_t stride, pad_y, reach;  // of rows
+  int64_t kernel_y, weight_rows;
+  int64_t band_rows, step_rows;  // of the destination: whose sources, and whose results, are in planes at once
+};
+
 struct ConvPlan {
   int64_t taps, channels;  // of one group
   TapPlan forward, backward;
@@ -44,6 +55,8 @@ struct ConvPlan {
   // cache.
   RowUnits groups;
   int64_t grad_samples, grad_rows;
+  bool in_pairs;
+  PairPlan pairs_forward, pairs_backward;
 };
 
 // A normalisation together with the relu (or leaky relu) and the max-pooling after it, which run in the same passes:
@@ -151,6 +164,8 @@ struct Plan {
   bool mixes;                   // a normalisation mixes a set's samples: one block holds them all
   int64_t scratch_size;         // of one task, shared by its workers
   int64_t worker_scratch_size;  // of each worker
+  int64_t pair_weights;         // where transformed weights lie in the scratch, see conv_pairs.h
+  int64_t worker_pairs;         // where a worker's planes of pairs lie in its own
 
   // What one task remembers of one inner step, in this order: adapted parameters and their transposes, the gradient
   // (when a rate is learnt), planes of unbatched values, planes of batched ones (when kept).

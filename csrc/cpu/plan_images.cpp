@@ -4,9 +4,6 @@
 namespace mtmlk {
 namespace {
 
-constexpr int64_t kL1 = 24 << 10;   // of 32 KiB: the rest is for weights and results
-constexpr int64_t kL2 = 192 << 10;  // of 1 MiB, which also holds a layer's weights and its inputs
-
 bool window_fits(const ValuePlan& v, const ValuePlan& a) {
   const int64_t* w = v.window;
   for (int i = kHeight; i <= kStrideX; ++i)
@@ -69,18 +66,21 @@ void place_conv(PlanStorage& plan, ValuePlan& v) {
   const int64_t out_row = w[kOutWidth] * v.ld * bytes;
   const bool several = !v.norm || v.norm->kind == kBatchNorm;
   const int64_t window = v.norm && v.norm->pooled ? v.norm->pool_y : 1;  // a unit's peaks are taken as well
-  conv->units = units_of(w[kOutHeight], out_row, several, kL1, window);
-  conv->groups = {std::max<int64_t>(1, kL2 / (v.rows * v.ld * bytes)), 1, w[kOutHeight]};
-  if (!a.meta && w[kOutHeight] * out_row > kL2) {
-    const int64_t rows = std::max<int64_t>(1, kL2 / 3 / (window * out_row)) * window;
+  conv->units = units_of(w[kOutHeight], out_row, several, kNearBytes, window);
+  conv->groups = {std::max<int64_t>(1, kFarBytes / (v.rows * v.ld * bytes)), 1, w[kOutHeight]};
+  if (!a.meta && w[kOutHeight] * out_row > kFarBytes) {
+    const int64_t rows = std::max<int64_t>(1, kFarBytes / 3 / (window * out_row)) * window;
     conv->groups = {1, divide_up(w[kOutHeight], rows), rows};
   }
   // Enough pixels a product that loading and storing its sums (48 vectors) stays below a tenth of it.
   const int64_t row = w[kStrideY] * w[kWidth] * a.ld_primal * bytes + out_row, min_pixels = 128;
-  conv->grad_rows = std::clamp<int64_t>(std::max(kL1 / row, divide_up(min_pixels, w[kOutWidth])), 1, w[kOutHeight]);
+  conv->grad_rows =
+      std::clamp<int64_t>(std::max(kNearBytes / row, divide_up(min_pixels, w[kOutWidth])), 1, w[kOutHeight]);
   conv->grad_samples = 1;
   if (conv->grad_rows == w[kOutHeight])
-    conv->grad_samples = std::max({int64_t(1), kL1 / (row * w[kOutHeight]), divide_up(min_pixels, v.rows)});
+    conv->grad_samples = std::max({int64_t(1), kNearBytes / (row * w[kOutHeight]), divide_up(min_pixels, v.rows)});
+  conv->in_pairs = runs_in_pairs(v, a);
+  if (conv->in_pairs) place_pairs(plan, v, *conv, y);
   v.conv = conv.get();
   plan.convs.push_back(std::move(conv));
   plan.heavy = true;
@@ -148,7 +148,7 @@ void mark_chains(PlanStorage& plan) {
 // needs: their place in the query set's planes (135 of mini_conv's 541 MB) is worth making them twice.
 bool is_remade(const Plan& plan, const ValuePlan& v) {
   return v.op == kConv && v.streamed && v.norm->pooled && !plan.values[v.a].meta &&
-         v.rows * v.ld * element_bytes(plan) > kL2;
+         v.rows * v.ld * element_bytes(plan) > kFarBytes;
 }
 
 // Room for what a normalisation keeps a sample; see norm.h. A chain's other values have no planes.
@@ -182,7 +182,7 @@ void place_scratch(Plan& plan) {
     if (!v.live) continue;
     if (v.op == kNorm) plan.worker_scratch_size = std::max(plan.worker_scratch_size, 8 * v.ld);
     if (v.op == kConv) {
-      const int64_t part = plan.params[v.weight].size + v.ld;
+      const int64_t part = part_size(plan, v);
       plan.scratch_size = std::max(plan.scratch_size, kMaxParts * part);
     }
     if (v.op == kNorm && v.norm) {
@@ -196,6 +196,7 @@ void place_scratch(Plan& plan) {
       plan.worker_scratch_size = std::max(plan.worker_scratch_size, 8 * v.ld + (conv.remade ? 3 : 2) * group);
     }
   }
+  place_pair_scratch(plan, samples);
 }
 
 }  // namespace mtmlk

@@ -22,6 +22,9 @@ struct PlanStorage : Plan {
   std::vector<std::unique_ptr<TapStorage>> taps;
 };
 
+constexpr int64_t kNearBytes = 24 << 10;  // of 32 KiB: the rest is for weights and results
+constexpr int64_t kFarBytes = 192 << 10;  // of 1 MiB, which also holds a layer's weights and its inputs
+
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 inline int64_t divide_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 inline int64_t element_bytes(const Plan& plan) { return plan.dtype == MTMLK_F32 ? 4 : 8; }
@@ -36,4 +39,9 @@ void place_norm(Plan& plan, ValuePlan& v);  // while values get their places
 void place_images(PlanStorage& plan);       // after that
 void place_scratch(Plan& plan);             // once the samples of support and query are known
 
+// plan_pairs.cpp
+bool runs_in_pairs(const ValuePlan& v, const ValuePlan& a);
+void place_pairs(PlanStorage& plan, const ValuePlan& v, ConvPlan& conv, const AxisShape& y);
+int64_t part_size(const Plan& plan, const ValuePlan& v);  // of a part's gradients: weight, bias, transformed weight
+void place_pair_scratch(Plan& plan, int64_t samples);     // behind all other scratch
 }  // namespace mtmlk
