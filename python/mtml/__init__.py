@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 from mtml_kernels._version import __version__
 
 if TYPE_CHECKING:
-    from mtml import tasks
+    from mtml import balance, tasks, weighting
     from mtml.adapted import Adapted
+    from mtml.balance.gram import task_affinity
     from mtml.explain import Explanation
+    from mtml.heads import Classification, MultiLabel, Regression, Segmentation, Tokens
     from mtml.inner_lr import InnerLR
     from mtml.maml import MAML, MetaOutput
     from mtml.meta_sgd import MetaSGD
+    from mtml.multihead import HeadLosses, MultiHead
     from mtml.tasks import TaskBatch
     from mtml_kernels.errors import BackendUnavailable, FallbackWarning
     from mtml_kernels.per_step import PerStepBatchNorm
@@ -31,15 +34,25 @@ __all__ = [
     "MAML",
     "Adapted",
     "BackendUnavailable",
+    "Classification",
     "Explanation",
     "FallbackWarning",
+    "HeadLosses",
     "InnerLR",
     "MetaOutput",
     "MetaSGD",
+    "MultiHead",
+    "MultiLabel",
     "PerStepBatchNorm",
+    "Regression",
+    "Segmentation",
     "TaskBatch",
+    "Tokens",
     "__version__",
+    "balance",
+    "task_affinity",
     "tasks",
+    "weighting",
 ]
 
 _WHERE = {
@@ -49,12 +62,20 @@ _WHERE = {
     "Explanation": "mtml.explain",
     "InnerLR": "mtml.inner_lr",
     "MetaSGD": "mtml.meta_sgd",
+    "MultiHead": "mtml.multihead",
+    "HeadLosses": "mtml.multihead",
+    "Classification": "mtml.heads",
+    "MultiLabel": "mtml.heads",
+    "Regression": "mtml.heads",
+    "Segmentation": "mtml.heads",
+    "Tokens": "mtml.heads",
+    "task_affinity": "mtml.balance.gram",
     "TaskBatch": "mtml.tasks",
     "PerStepBatchNorm": "mtml_kernels.per_step",
     "BackendUnavailable": "mtml_kernels.errors",
     "FallbackWarning": "mtml_kernels.errors",
 }
-_MODULES = ("tasks", "train")
+_MODULES = ("balance", "tasks", "train", "weighting")
 
 
 def __getattr__(name: str) -> Any:

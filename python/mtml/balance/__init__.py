@@ -1,0 +1,29 @@
+"""Gradient methods for several losses: shared parameters get one balanced update instead of the losses' sum.
+
+>>> import torch, mtml
+>>> trunk = torch.nn.Linear(4, 8)
+>>> heads = mtml.MultiHead(8, {"a": mtml.Classification(3), "b": mtml.Regression(2)})
+>>> targets = {"a": torch.randint(3, (5,)), "b": torch.randn(5, 2)}
+>>> losses = heads.loss(trunk(torch.randn(5, 4)), targets, separate=True)
+>>> result = mtml.balance.backward(losses, method="upgrad")
+>>> trunk.weight.grad.shape, result.weights.shape
+(torch.Size([8, 4]), torch.Size([2]))
+"""
+
+from mtml.balance.gram import gram, task_affinity
+from mtml.balance.methods import METHODS, aligned_mtl, cagrad, imtl_g, mgda, pcgrad, upgrad
+from mtml.balance.update import BalanceResult, backward
+
+__all__ = [
+    "METHODS",
+    "BalanceResult",
+    "aligned_mtl",
+    "backward",
+    "cagrad",
+    "gram",
+    "imtl_g",
+    "mgda",
+    "pcgrad",
+    "task_affinity",
+    "upgrad",
+]

@@ -1,0 +1,164 @@
+"""The gradients of several losses at shared tensors, and of everything that only the losses' own parts use.
+
+g_h = dL_h / dshared, one for every loss; a leaf that is reached from the losses without passing a shared tensor is a
+head's own and gets sum_h dL_h / dleaf. One backward pass a loss, that ends at the shared tensors; losses made with
+``separate=True`` need one pass in all, for every head read a copy of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtml.multihead import HeadLosses
+from mtml_kernels.checks import shown
+
+__all__ = ["Gradients", "Losses", "Shared", "gradients"]
+
+Losses = HeadLosses | Mapping[str, Tensor] | Sequence[Tensor] | Tensor
+Shared = Tensor | Iterable[Tensor] | None
+
+
+class Gradients(NamedTuple):
+    """shared: S tensors; rows[s]: [H, *shape]; own: the heads' own leaves; own_grads: theirs, None where unused."""
+
+    shared: list[Tensor]
+    rows: list[Tensor]
+    own: list[Tensor]
+    own_grads: list[Tensor | None]
+
+
+def gradients(losses: Losses, shared: Shared, *, with_own: bool) -> Gradients:
+    """All gradients of one batch; with_own: those of the heads' own leaves as well.
+
+    Raises:
+        ValueError, TypeError: no loss or shared tensor that requires grad, or (with_own) shared ones that depend on
+            each other.
+    """
+    given, copies = _scalars(losses), _copies(losses, shared)
+    tensors = list({id(x): x for x in losses.sources.values()}.values()) if copies else _tensors(shared)  # type: ignore[union-attr]
+    own = _own_leaves(given, tensors) if with_own else []
+    if copies:
+        assert isinstance(losses, HeadLosses)
+        return _in_one_pass(losses, given, tensors, own)
+    return _in_many_passes(given, tensors, own)
+
+
+def _in_many_passes(losses: list[Tensor], shared: list[Tensor], own: list[Tensor]) -> Gradients:
+    """One backward pass a loss, from the loss to the shared tensors."""
+    rows = [torch.zeros((len(losses), *x.shape), dtype=x.dtype, device=x.device) for x in shared]
+    own_grads: list[Tensor | None] = [None] * len(own)
+    for h, loss in enumerate(losses):
+        if not loss.requires_grad:  # an absent head
+            continue
+        # batching the passes (is_grads_batched) would send every cotangent through every head: H x H work
+        grads = torch.autograd.grad(loss, [*shared, *own], retain_graph=True, allow_unused=True)
+        for row, g in zip(rows, grads[: len(shared)], strict=True):
+            if g is not None:
+                row[h] = g
+        for i, g in enumerate(grads[len(shared) :]):
+            if g is not None:
+                sofar = own_grads[i]
+                own_grads[i] = g if sofar is None else sofar + g
+    return Gradients(shared, rows, own, own_grads)
+
+
+def _in_one_pass(losses: HeadLosses, given: list[Tensor], shared: list[Tensor], own: list[Tensor]) -> Gradients:
+    """One backward pass through all heads, to the copies that each of them read."""
+    total = torch.stack(given).sum()
+    grads = torch.autograd.grad(total, [*losses.copies.values(), *own], retain_graph=True, allow_unused=True)
+    at = dict(zip(losses.copies, grads, strict=False))
+    rows = []
+    for x in shared:
+        zero = torch.zeros_like(x)
+        mine = [at.get(name) if losses.sources.get(name) is x else None for name in losses.per_head]
+        rows.append(torch.stack([zero if g is None else g for g in mine]))
+    return Gradients(shared, rows, own, list(grads[len(losses.copies) :]))
+
+
+def _scalars(losses: Losses) -> list[Tensor]:
+    """The H losses, each a scalar."""
+    if isinstance(losses, HeadLosses):
+        losses = losses.per_head
+    if isinstance(losses, Tensor):
+        if losses.ndim != 1:
+            raise ValueError(f"losses: expected [H], got {shown(losses)}")
+        losses = losses.unbind()
+    each = list(losses.values()) if isinstance(losses, Mapping) else list(losses)
+    for loss in each:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ValueError(f"losses: expected scalars, one a head, got {shown(loss)}; reduce each with .mean()")
+    if not any(loss.requires_grad for loss in each):
+        raise ValueError("losses: expected at least one that requires grad, got none; was the model run under no_grad?")
+    return [loss.reshape(()) for loss in each]
+
+
+def _copies(losses: Losses, shared: Shared) -> bool:
+    """Whether the losses hold copies of just the shared tensors that are asked for."""
+    if not isinstance(losses, HeadLosses) or not losses.copies:
+        if shared is None:
+            raise ValueError(
+                "shared: expected the shared parameters or features, got None; only losses of "
+                "MultiHead.loss(..., separate=True) know their features"
+            )
+        return False
+    if not all(x.requires_grad for x in losses.sources.values()):
+        raise ValueError("shared: expected features that require grad; is the trunk frozen?")
+    if shared is None:
+        return True
+    wanted = [shared] if isinstance(shared, Tensor) else shared if isinstance(shared, Sequence) else None
+    return wanted is not None and {id(x) for x in wanted} == {id(x) for x in losses.sources.values()}
+
+
+def _tensors(shared: Shared) -> list[Tensor]:
+    """The shared tensors that require grad, each once."""
+    given: list[Any] = [shared] if isinstance(shared, Tensor) else list(shared or ())
+    for x in given:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"shared: expected tensors (parameters, or features), got {shown(x)}")
+    tensors = list({id(x): x for x in given if x.requires_grad}.values())
+    if not tensors:
+        raise ValueError(
+            "shared: expected at least one tensor that requires grad, got none; an iterator runs only once"
+        )
+    return tensors
+
+
+def _own_leaves(losses: list[Tensor], shared: list[Tensor]) -> list[Tensor]:
+    """The leaves that the losses reach without passing a shared tensor, in the order they are met."""
+    edges = {_edge(x) for x in shared}
+    own = _leaves_from([_edge(loss) for loss in losses if loss.requires_grad], edges)
+    # what lies before a shared tensor gets its gradient from that tensor, so none may lie before another
+    before = [edge for x in shared if x.grad_fn is not None for edge in x.grad_fn.next_functions]
+    met: set[Any] = set()
+    _leaves_from(before, set(), met)
+    if met & edges:
+        raise ValueError(
+            "shared: expected tensors that do not depend on each other; pass features or parameters, not both"
+        )
+    return own
+
+
+def _edge(x: Tensor) -> tuple[Any, int]:
+    """Where a tensor comes out of the graph: its node and which output of it."""
+    return torch.autograd.graph.get_gradient_edge(x)[:2]
+
+
+def _leaves_from(edges: Iterable[tuple[Any, int]], stop: set[Any], met: set[Any] | None = None) -> list[Tensor]:
+    """The leaves behind these edges of the graph, not passing `stop`; every edge that was passed goes into `met`."""
+    met = set() if met is None else met
+    stack, found = list(edges), []
+    while stack:
+        edge = stack.pop()
+        node = edge[0]
+        if node is None or edge in met or edge in stop:
+            continue
+        met.add(edge)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found.append(leaf)
+        stack.extend(node.next_functions)
+    return found

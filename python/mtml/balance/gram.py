@@ -1,0 +1,68 @@
+"""Inner products and cosines of the gradients of several losses.
+
+gram[i, j] = <g_i, g_j>          affinity[i, j] = <g_i, g_j> / (|g_i| |g_j|),  0 where a gradient is 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtml.balance.gradients import Losses, Shared, gradients
+
+__all__ = ["gram", "gram_of", "task_affinity"]
+
+
+def gram(losses: Losses, shared: Shared = None) -> Tensor:
+    """The inner products [H, H] of the losses' gradients at shared tensors, in float64. The graph stays usable.
+
+    Args:
+        losses: [H], a sequence or {name: scalar}, or what `MultiHead.loss` gives. A loss without graph has gradient 0.
+        shared: shared parameters (exact, H backward passes through the trunk), or the features that all heads read (H
+            passes through the heads alone). None for losses made with ``separate=True``: their features, one pass.
+
+    Raises:
+        ValueError, TypeError: no loss or no shared tensor requires grad, or they are no tensors.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> gram([x.sum(), (x * x).sum()], x)
+        tensor([[ 2.,  6.],
+                [ 6., 20.]], dtype=torch.float64)
+    """
+    return gram_of(gradients(losses, shared, with_own=False).rows)
+
+
+def task_affinity(losses: Losses, shared: Shared = None) -> Tensor:
+    """The cosines [H, H] between the losses' gradients, in float64: 1 helps, 0 is indifferent, -1 conflicts.
+
+    Arguments and errors as `gram`. A loss whose gradient is 0 has cosine 0 with all, itself included.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> task_affinity({"a": x.sum(), "b": -x.sum()}, x)
+        tensor([[ 1., -1.],
+                [-1.,  1.]], dtype=torch.float64)
+
+    Paper: Du, Czarnecki, Jayakumar, Farajtabar, Pascanu, Lakshminarayanan, "Adapting Auxiliary Losses Using Gradient
+    Similarity", 2018 (arXiv:1812.02224).
+    """
+    products = gram(losses, shared)
+    squares = products.diagonal()
+    cosines = (products / (squares[:, None] * squares[None, :]).sqrt()).clamp(-1, 1)
+    zero = squares == 0
+    return cosines.masked_fill(zero[:, None] | zero[None, :], 0)
+
+
+def gram_of(rows: Sequence[Tensor]) -> Tensor:
+    """The inner products [H, H], float64, of gradients in parts [H, *shape]."""
+    total = torch.zeros(rows[0].shape[0], rows[0].shape[0], dtype=torch.float64, device=rows[0].device)
+    for row in rows:
+        flat = row.flatten(1) if row.ndim > 1 else row[:, None]
+        wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
+        total += (wide @ wide.T).to(total)
+    return (total + total.T) / 2

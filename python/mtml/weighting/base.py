@@ -1,0 +1,98 @@
+"""What all loss weightings share."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mtml_kernels.checks import shown
+
+if TYPE_CHECKING:
+    from mtml.heads import Head
+
+__all__ = ["Weighting", "make_weighting"]
+
+
+class Weighting(nn.Module, abc.ABC):
+    """The losses of H heads as one number.
+
+    `bind` tells it the heads, once; what it learns or remembers lies in parameters and buffers, so a state_dict has it.
+    A head is absent where it has no target, or where its loss is exactly 0 (everything ignored or masked out): an
+    absent head has weight 0 and moves nothing.
+    """
+
+    needs_norms: ClassVar[bool] = False  # whether forward wants the norms of the heads' gradients at the features
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: tuple[str, ...] = ()
+
+    def bind(self, heads: Mapping[str, Head]) -> None:
+        """Take the heads' names and kinds, in their order.
+
+        Raises:
+            ValueError: already bound to other heads.
+        """
+        names = tuple(heads)
+        if self.names and self.names != names:
+            raise ValueError(
+                f"weighting: expected a {type(self).__name__} of its own for every MultiHead, got one that weighs "
+                f"{', '.join(self.names)}; make another"
+            )
+        if not self.names:
+            self.names = names
+            self.setup(heads)
+
+    def setup(self, heads: Mapping[str, Head]) -> None:
+        """Make parameters and buffers, [H]."""
+
+    @abc.abstractmethod
+    def forward(self, losses: Tensor, present: Tensor, norms: Tensor | None = None) -> Tensor:
+        """The total.
+
+        Args:
+            losses: [H]; 0 where absent. present: [H] bool. norms: [H], constants, where `needs_norms`.
+        """
+
+    def end_epoch(self) -> None:
+        """Tell the weighting that an epoch is over (DWA; the others do nothing)."""
+
+    @property
+    def learning(self) -> bool:
+        """Whether this call may change what the weighting remembers."""
+        return self.training and torch.is_grad_enabled()
+
+
+def make_weighting(weighting: str | Mapping[str, float] | Weighting, names: Sequence[str]) -> Weighting:
+    """A weighting from its name, from fixed weights by head, or itself.
+
+    Raises:
+        ValueError: an unknown name, or weights for other heads than `names`.
+        TypeError: none of the three.
+    """
+    from mtml import weighting as package
+
+    if isinstance(weighting, Weighting):
+        return weighting
+    if isinstance(weighting, Mapping):
+        return package.Fixed(weighting)
+    if not isinstance(weighting, str):
+        raise TypeError(f"weighting: expected a name, {{head: weight}} or a Weighting, got {shown(weighting)}")
+    known: dict[str, type[Weighting]] = {
+        "sum": package.Fixed,
+        "uncertainty": package.Uncertainty,
+        "dwa": package.DWA,
+        "gls": package.GLS,
+        "rlw": package.RLW,
+        "gradnorm": package.GradNorm,
+    }
+    if weighting not in known:
+        raise ValueError(
+            f"weighting: expected one of {', '.join(map(repr, known))}, {{head: weight}} or a Weighting; "
+            f"got {weighting!r}"
+        )
+    return known[weighting]()
