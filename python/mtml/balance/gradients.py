@@ -1,8 +1,8 @@
 """The gradients of several losses at shared tensors, and of everything that only the losses' own parts use.
 
 g_h = dL_h / dshared, one for every loss; a leaf that is reached from the losses without passing a shared tensor is a
-head's own and gets sum_h dL_h / dleaf. One backward pass a loss, that ends at the shared tensors; losses made with
-``separate=True`` need one pass in all, for every head read a copy of the features.
+head's own and gets sum_h dL_h / dleaf along those routes. One backward pass a loss, that ends at the shared tensors; losses
+made with ``separate=True`` need one pass in all, for every head read a copy of the features.
 """
 
 from __future__ import annotations
@@ -40,11 +40,25 @@ def gradients(losses: Losses, shared: Shared, *, with_own: bool) -> Gradients:
     """
     given, copies = _scalars(losses), _copies(losses, shared)
     tensors = list({id(x): x for x in losses.sources.values()}.values()) if copies else _tensors(shared)  # type: ignore[union-attr]
-    own = _own_leaves(given, tensors) if with_own else []
+    own, both = _own_leaves(given, tensors) if with_own else ([], [])
     if copies:
         assert isinstance(losses, HeadLosses)
-        return _in_one_pass(losses, given, tensors, own)
-    return _in_many_passes(given, tensors, own)
+        found = _in_one_pass(losses, given, tensors, own)
+    else:
+        found = _in_many_passes(given, tensors, own)
+    return _without_shared_route(found, both) if both else found
+
+
+def _without_shared_route(found: Gradients, both: list[Tensor]) -> Gradients:
+    """The same without what reached the leaves `both` (tied weights) through the shared tensors."""
+    sums = [rows.sum(0) for rows in found.rows]
+    routed = torch.autograd.grad(found.shared, both, sums, retain_graph=True, allow_unused=True)
+    taken = {id(leaf): g for leaf, g in zip(both, routed, strict=True) if g is not None}
+    own = [
+        g - taken[id(leaf)] if g is not None and id(leaf) in taken else g
+        for leaf, g in zip(found.own, found.own_grads, strict=True)
+    ]
+    return found._replace(own_grads=own)
 
 
 def _in_many_passes(losses: list[Tensor], shared: list[Tensor], own: list[Tensor]) -> Gradients:
@@ -127,19 +141,19 @@ def _tensors(shared: Shared) -> list[Tensor]:
     return tensors
 
 
-def _own_leaves(losses: list[Tensor], shared: list[Tensor]) -> list[Tensor]:
-    """The leaves that the losses reach without passing a shared tensor, in the order they are met."""
+def _own_leaves(losses: list[Tensor], shared: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The leaves that the losses reach without passing a shared tensor; those of them that lie before one as well."""
     edges = {_edge(x) for x in shared}
-    own = _leaves_from([_edge(loss) for loss in losses if loss.requires_grad], edges)
+    own = _leaves_from([_edge(loss) for loss in losses if loss.requires_grad], edges, set())
     # what lies before a shared tensor gets its gradient from that tensor, so none may lie before another
-    before = [edge for x in shared if x.grad_fn is not None for edge in x.grad_fn.next_functions]
     met: set[Any] = set()
-    _leaves_from(before, set(), met)
+    trunk = _leaves_from([e for x in shared if x.grad_fn is not None for e in x.grad_fn.next_functions], set(), met)
     if met & edges:
         raise ValueError(
             "shared: expected tensors that do not depend on each other; pass features or parameters, not both"
         )
-    return own
+    ids = {id(leaf) for leaf in trunk}
+    return own, [leaf for leaf in own if id(leaf) in ids]
 
 
 def _edge(x: Tensor) -> tuple[Any, int]:
@@ -147,10 +161,10 @@ def _edge(x: Tensor) -> tuple[Any, int]:
     return torch.autograd.graph.get_gradient_edge(x)[:2]
 
 
-def _leaves_from(edges: Iterable[tuple[Any, int]], stop: set[Any], met: set[Any] | None = None) -> list[Tensor]:
-    """The leaves behind these edges of the graph, not passing `stop`; every edge that was passed goes into `met`."""
-    met = set() if met is None else met
-    stack, found = list(edges), []
+def _leaves_from(edges: Iterable[tuple[Any, int]], stop: set[Any], met: set[Any]) -> list[Tensor]:
+    """The leaves behind these edges of the graph, each once, not passing `stop`; edges passed go into `met`."""
+    stack = list(edges)
+    found: dict[int, Tensor] = {}
     while stack:
         edge = stack.pop()
         node = edge[0]
@@ -159,6 +173,6 @@ def _leaves_from(edges: Iterable[tuple[Any, int]], stop: set[Any], met: set[Any]
         met.add(edge)
         leaf = getattr(node, "variable", None)
         if leaf is not None:
-            found.append(leaf)
+            found[id(leaf)] = leaf
         stack.extend(node.next_functions)
-    return found
+    return list(found.values())

@@ -1,0 +1,296 @@
+"""Loss weightings, each against its published formula written out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mtml
+from mtml.weighting import DWA, GLS, RLW, Fixed, GradNorm, Uncertainty, Weighting
+
+HEADS = {"a": mtml.Classification(3), "b": mtml.Regression(2), "c": mtml.MultiLabel(4)}
+ALL = torch.ones(3, dtype=torch.bool)
+NAMED = ("sum", "uncertainty", "dwa", "gls", "rlw", "gradnorm")
+
+
+def bound(weighting: Weighting) -> Weighting:
+    weighting.bind(HEADS)
+    return weighting
+
+
+def losses(*values: float) -> Tensor:
+    return torch.tensor(values, requires_grad=True)
+
+
+def batch(*absent: str) -> tuple[Tensor, dict[str, Tensor]]:
+    targets = {"a": torch.randint(3, (6,)), "b": torch.randn(6, 2), "c": torch.rand(6, 4)}
+    return torch.randn(6, 5), {name: y for name, y in targets.items() if name not in absent}
+
+
+def test_fixed() -> None:
+    assert bound(Fixed())(losses(1, 2, 3), ALL).item() == 6
+    assert bound(Fixed({"b": 0.5, "c": 0.0}))(losses(1, 2, 3), ALL).item() == 2
+
+
+def test_uncertainty_is_kendalls() -> None:
+    weighting = bound(Uncertainty(0.3))
+    with torch.no_grad():
+        weighting.log_vars.copy_(torch.tensor([0.5, -0.2, 0.1]))
+    each = losses(1.0, 2.0, 3.0)
+    total = weighting(each, ALL)
+    # classification L / sigma^2 + log sigma, regression L / (2 sigma^2) + log sigma
+    sigma = [math.exp(s / 2) for s in (0.5, -0.2, 0.1)]
+    want = [
+        each[0].item() / sigma[0] ** 2 + math.log(sigma[0]),
+        each[1].item() / (2 * sigma[1] ** 2) + math.log(sigma[1]),
+        each[2].item() / sigma[2] ** 2 + math.log(sigma[2]),
+    ]
+    torch.testing.assert_close(total.item(), sum(want), rtol=1e-6, atol=0)
+    total.backward()
+    torch.testing.assert_close(each.grad, torch.tensor([1 / sigma[0] ** 2, 0.5 / sigma[1] ** 2, 1 / sigma[2] ** 2]))
+    slopes = [0.5 - each[0].item() / sigma[0] ** 2, 0.5 - each[1].item() / (2 * sigma[1] ** 2), 0.5 - 3 / sigma[2] ** 2]
+    torch.testing.assert_close(weighting.log_vars.grad, torch.tensor(slopes))
+
+
+def test_dwa_follows_the_epochs_means() -> None:
+    weighting = bound(DWA(temperature=2.0))
+    epochs = [[(4.0, 1.0, 2.0), (2.0, 1.0, 4.0)], [(1.0, 1.0, 1.0), (2.0, 1.0, 2.0)], [(1.0, 0.5, 1.0)]]
+    means: list[list[float]] = []
+    for epoch in epochs:
+        if len(means) < 2:
+            want = [1.0, 1.0, 1.0]
+        else:
+            powers = [math.exp(now / before / 2.0) for now, before in zip(means[-1], means[-2], strict=True)]
+            want = [3 * p / sum(powers) for p in powers]
+        for values in epoch:
+            each = losses(*values)
+            weighting(each, ALL).backward()
+            torch.testing.assert_close(each.grad, torch.tensor(want))
+        means.append([sum(column) / len(epoch) for column in zip(*epoch, strict=True)])
+        weighting.end_epoch()
+
+
+def test_dwa_forgets_nothing_in_an_epoch_without_a_head() -> None:
+    weighting = bound(DWA())
+    present = torch.tensor([True, False, True])
+    for values, here in [((4, 4, 4), ALL), ((2, 4, 4), ALL), ((1, 0, 2), present)]:
+        weighting(losses(*values), here)
+        weighting.end_epoch()
+    torch.testing.assert_close(weighting.history[:, 1], torch.tensor([4.0, 4.0]))
+    torch.testing.assert_close(weighting.weights(), 3 * torch.tensor([0.25, 0.5, 0.25]).softmax(0))
+
+
+@pytest.mark.parametrize("still", ["eval", "no_grad"])
+@pytest.mark.parametrize("name", NAMED)
+def test_nothing_is_learned_in_evaluation(name: str, still: str) -> None:
+    heads = mtml.MultiHead(5, HEADS, name)
+    before = copy.deepcopy(heads.weighting.state_dict())
+    heads.train(still != "eval")
+    features, targets = batch()
+    with torch.set_grad_enabled(still != "no_grad"):
+        first, second = (heads.loss(features.requires_grad_(), targets).total for _ in range(2))
+    assert torch.equal(first, second)
+    assert str(heads.weighting.state_dict()) == str(before)
+
+
+def test_rlw_is_a_softmax_of_normal_draws() -> None:
+    weighting, again = bound(RLW(seed=3)), bound(RLW(seed=3))
+    draws = []
+    for _ in range(2000):
+        each = losses(1, 1, 1)
+        weighting(each, ALL).backward()
+        draws.append(each.grad)
+    weights = torch.stack(draws)
+    torch.testing.assert_close(weights.sum(1), torch.ones(2000))
+    logs = weights.log()  # log w_i - log w_j = z_i - z_j, normal with variance 2
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        difference = logs[:, i] - logs[:, j]
+        assert abs(difference.mean().item()) < 4 * math.sqrt(2 / 2000)
+        assert abs(difference.var().item() - 2) < 4 * 2 * math.sqrt(2 / 2000)
+    assert len(weights.unique(dim=0)) == 2000
+    values = losses(1, 2, 3)
+    torch.testing.assert_close(again(values, ALL), (weights[0] * values).sum())
+    again.load_state_dict(weighting.state_dict())
+    torch.testing.assert_close(again(values, ALL), weighting(values, ALL), rtol=0, atol=0)
+
+
+def test_rlw_shares_one_among_the_present() -> None:
+    each = losses(1, 0, 1)
+    bound(RLW())(each, torch.tensor([True, False, True])).backward()
+    assert each.grad[1] == 0 and each.grad.sum().item() == pytest.approx(1)
+
+
+def test_gls_is_the_geometric_mean() -> None:
+    each = losses(2.0, 0.5, 27.0)
+    total = bound(GLS())(each, ALL)
+    torch.testing.assert_close(total.item(), 3.0)
+    total.backward()
+    torch.testing.assert_close(each.grad, 3.0 / (3 * each.detach()))
+    assert bound(GLS())(losses(1e-30, 1e-30, 1e-30), ALL).item() == pytest.approx(1e-30, rel=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.5])
+@pytest.mark.parametrize("where", ["features", "weight"])
+def test_gradnorm_is_chens(alpha: float, where: str) -> None:
+    """Ten steps of both optimisers, beside the algorithm as the paper writes it."""
+    trunk = nn.Linear(5, 4).double()
+    weighting = GradNorm(alpha, shared=[trunk.weight] if where == "weight" else None)
+    heads = mtml.MultiHead(4, HEADS, weighting).double()
+    trunk2, heads2 = copy.deepcopy((trunk, heads))
+    parameters2 = [*trunk2.parameters(), *heads2.layers.parameters()]
+    optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], 0.1)
+    x, targets = batch()
+    x, targets = x.double(), {k: y.double() if y.is_floating_point() else y for k, y in targets.items()}
+    w = torch.ones(3, dtype=torch.float64)
+    initial: list[float] = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        losses = heads.loss(trunk(x), targets)
+        losses.total.backward()
+        optimizer.step()
+
+        w.requires_grad_()
+        features = trunk2(x)
+        each = list(heads2.loss(features, targets).per_head.values())
+        at = features if where == "features" else trunk2.weight
+        grads = torch.autograd.grad(
+            sum(w_h * loss for w_h, loss in zip(w.detach(), each, strict=True)), parameters2, retain_graph=True
+        )
+        sizes = [
+            torch.autograd.grad(w_h * loss, at, create_graph=True)[0].norm() for w_h, loss in zip(w, each, strict=True)
+        ]
+        initial = initial or [loss.item() for loss in each]
+        ratios = [loss.item() / first for loss, first in zip(each, initial, strict=True)]
+        mean = sum(size.item() for size in sizes) / 3
+        constants = [mean * (ratio / (sum(ratios) / 3)) ** alpha for ratio in ratios]
+        own = sum((size - constant).abs() for size, constant in zip(sizes, constants, strict=True))
+        (slope,) = torch.autograd.grad(own, w)
+        with torch.no_grad():
+            for p, g in zip(parameters2, grads, strict=True):
+                p -= 0.1 * g
+            w = w - 0.1 * slope
+            w = w * 3 / w.sum()
+    weighting.renormalise()
+    torch.testing.assert_close(weighting.weights.detach(), w)
+    assert (w - 1).abs().max() > 0.01
+    for p, q in zip([*trunk.parameters(), *heads.layers.parameters()], parameters2, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_gradnorm_gradients_stay_apart() -> None:
+    heads = mtml.MultiHead(5, HEADS, "gradnorm")
+    x, targets = batch()
+    heads.weighting.weights.data = torch.tensor([0.5, 2.0, 0.5])
+    x.requires_grad_()
+    losses = heads.loss(x, targets)
+    (got,) = torch.autograd.grad(losses.total, x, retain_graph=True)
+    (want,) = torch.autograd.grad(sum(w * l for w, l in zip((0.5, 2.0, 0.5), losses.per_head.values(), strict=True)), x)
+    torch.testing.assert_close(got, want)
+
+
+def test_gradnorm_weights_never_fall_below_0() -> None:
+    weighting = bound(GradNorm())
+    for given, want in [([3.0, -1.0, 1.0], [2.25, 0, 0.75]), ([-1.0, -2.0, 0.0], [1, 1, 1])]:
+        weighting.weights.data = torch.tensor(given)
+        weighting.renormalise()
+        assert weighting.weights.tolist() == want
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_an_absent_head_moves_nothing(name: str) -> None:
+    heads = mtml.MultiHead(5, HEADS, name)
+    pair = mtml.MultiHead(5, {k: h for k, h in HEADS.items() if k != "b"}, name)
+    pair.layers.load_state_dict({k: v for k, v in heads.layers.state_dict().items() if not k.startswith("b.")})
+    optimizer = torch.optim.SGD(heads.parameters(), 0.1)
+    before = heads.layers["b"].weight.clone()
+    for step in range(3):
+        features, targets = batch()
+        features.requires_grad_()
+        if step % 2:  # no target, all ignored, all masked out: the same
+            del targets["b"]
+        losses = heads.loss(features, targets, masks={"b": torch.zeros(6)} if "b" in targets else None)
+        if step == 0 and name != "rlw":  # which draws three numbers, not two
+            want = pair.loss(features, {k: y for k, y in targets.items() if k != "b"})
+            torch.testing.assert_close(losses.total, want.total)
+        assert losses.per_head["b"] == 0
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        heads.weighting.end_epoch()
+    assert torch.equal(heads.layers["b"].weight, before)
+    if name == "uncertainty":
+        assert heads.weighting.log_vars[1] == 0 and heads.weighting.log_vars[0] != 0
+    if name == "gradnorm":
+        assert heads.weighting.initial.isnan().tolist() == [False, True, False]
+    if name == "dwa":
+        assert heads.weighting.history[:, 1].isnan().all() and not heads.weighting.history[:, 0].isnan().any()
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_nobody_is_there(name: str) -> None:
+    heads = mtml.MultiHead(5, HEADS, name)
+    features, targets = batch()
+    total, _ = heads.loss(features.requires_grad_(), targets, masks={k: torch.zeros(6) for k in HEADS})
+    assert total == 0
+    total.backward()
+    assert all(p.grad is None or not p.grad.any() for p in heads.parameters())
+    assert heads.loss(features, {}).total == 0
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_state_dict(name: str) -> None:
+    heads, features = mtml.MultiHead(5, HEADS, name), []
+    for _ in range(3):
+        x, targets = batch()
+        features.append((x.requires_grad_(), targets))
+        losses = heads.loss(*features[-1])
+        losses.total.backward()
+        with torch.no_grad():
+            for p in heads.parameters():
+                p -= 0.1 * p.grad
+        heads.weighting.end_epoch()
+    other, twin = mtml.MultiHead(5, HEADS, name), copy.deepcopy(heads)
+    other.load_state_dict(heads.state_dict())
+    want = heads.loss(*features[-1]).total
+    assert torch.equal(other.loss(*features[-1]).total, want) and torch.equal(twin.loss(*features[-1]).total, want)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_nan_is_seen(name: str) -> None:
+    heads = mtml.MultiHead(5, HEADS, name)
+    features, targets = batch()
+    targets["b"][0] = float("nan")
+    losses = heads.loss(features.requires_grad_(), targets)
+    assert losses.total.isnan() and losses.per_head["b"].isnan() and losses.per_head["a"].isfinite()
+
+
+def bad(weighting: object, heads: Sequence[str] = ("a", "b")) -> None:
+    mtml.MultiHead(5, {name: HEADS[name] for name in heads}, weighting)  # type: ignore[arg-type]
+
+
+def test_bad_input() -> None:
+    for weighting, message in [
+        ("kendall", "weighting: expected one of 'sum', .* got 'kendall'"),
+        ({"z": 1.0}, "weighting: expected weights for a, b, got one for 'z'"),
+        ({"a": -1.0}, "expected finite weights of at least 0, got -1.0 for 'a'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            bad(weighting)
+    with pytest.raises(TypeError, match="weighting: expected a name"):
+        bad(3)
+    with pytest.raises(ValueError, match="temperature: expected above 0"):
+        DWA(0.0)
+    with pytest.raises(ValueError, match="alpha: expected at least 0"):
+        GradNorm(-1.0)
+    shared = DWA()
+    bad(shared)
+    bad(shared)  # the same heads: allowed
+    with pytest.raises(ValueError, match="of its own for every MultiHead"):
+        bad(shared, ("a", "c"))
+    with pytest.raises(ValueError, match=r"features that require grad.*GradNorm\(shared=...\)"):
+        mtml.MultiHead(5, HEADS, "gradnorm").loss(*batch())
