@@ -24,7 +24,7 @@ def bound(weighting: Weighting) -> Weighting:
 
 
 def losses(*values: float) -> Tensor:
-    return torch.tensor(values, requires_grad=True)
+    return torch.tensor(values, dtype=torch.float32, requires_grad=True)
 
 
 def batch(*absent: str) -> tuple[Tensor, dict[str, Tensor]]:
@@ -189,7 +189,8 @@ def test_gradnorm_gradients_stay_apart() -> None:
     x.requires_grad_()
     losses = heads.loss(x, targets)
     (got,) = torch.autograd.grad(losses.total, x, retain_graph=True)
-    (want,) = torch.autograd.grad(sum(w * l for w, l in zip((0.5, 2.0, 0.5), losses.per_head.values(), strict=True)), x)
+    weighted = sum(w * loss for w, loss in zip((0.5, 2.0, 0.5), losses.per_head.values(), strict=True))
+    (want,) = torch.autograd.grad(weighted, x)
     torch.testing.assert_close(got, want)
 
 

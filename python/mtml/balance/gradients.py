@@ -1,8 +1,8 @@
 """The gradients of several losses at shared tensors, and of everything that only the losses' own parts use.
 
 g_h = dL_h / dshared, one for every loss; a leaf that is reached from the losses without passing a shared tensor is a
-head's own and gets sum_h dL_h / dleaf along those routes. One backward pass a loss, that ends at the shared tensors; losses
-made with ``separate=True`` need one pass in all, for every head read a copy of the features.
+head's own and gets sum_h dL_h / dleaf along those routes. One backward pass a loss, that ends at the shared tensors;
+losses made with ``separate=True`` need one pass in all, for every head read a copy of the features.
 """
 
 from __future__ import annotations
