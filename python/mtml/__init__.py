@@ -19,7 +19,7 @@ from mtml_kernels._version import __version__
 if TYPE_CHECKING:
     from mtml import balance, tasks, weighting
     from mtml.adapted import Adapted
-    from mtml.balance.gram import task_affinity
+    from mtml.balance.affinity import task_affinity
     from mtml.explain import Explanation
     from mtml.heads import Classification, MultiLabel, Regression, Segmentation, Tokens
     from mtml.inner_lr import InnerLR
@@ -69,7 +69,7 @@ _WHERE = {
     "Regression": "mtml.heads",
     "Segmentation": "mtml.heads",
     "Tokens": "mtml.heads",
-    "task_affinity": "mtml.balance.gram",
+    "task_affinity": "mtml.balance.affinity",
     "TaskBatch": "mtml.tasks",
     "PerStepBatchNorm": "mtml_kernels.per_step",
     "BackendUnavailable": "mtml_kernels.errors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -54,11 +55,16 @@ class Head(abc.ABC):
                 raise ValueError(
                     f"{name}: expected [{self.outputs}], one a class, got {list(torch.as_tensor(weights).shape)}"
                 )
-        self.loss_spec()  # raises where an option is out of range
+        _ = self.spec  # raises where an option is out of range
 
     @abc.abstractmethod
     def loss_spec(self) -> HeadLoss:
+        """Make `spec`."""
+
+    @functools.cached_property
+    def spec(self) -> HeadLoss:
         """The loss as the engine takes it."""
+        return self.loss_spec()
 
     @property
     def width(self) -> int:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtml._head_inputs import check_heads, check_names, check_target, mask_by_row, target_by_row
 from mtml._heads_engine import linear_multihead_loss, multihead_loss
 from mtml.heads import Head, HeadLayer
 from mtml.weighting import Weighting, make_weighting
 from mtml_kernels.checks import shown
-from mtml_kernels.heads import CLASS_KINDS
 
 __all__ = ["HeadLosses", "MultiHead"]
 
@@ -73,7 +73,7 @@ class MultiHead(nn.Module):
         weighting: str | Mapping[str, float] | Weighting = "uncertainty",
     ) -> None:
         super().__init__()
-        self.heads = _checked_heads(heads)
+        self.heads = check_heads(heads)
         widths = in_features if isinstance(in_features, Mapping) else dict.fromkeys(self.heads, in_features)
         if set(widths) != set(self.heads):
             raise ValueError(f"in_features: expected a width for {', '.join(self.heads)}, got {', '.join(widths)}")
@@ -109,8 +109,9 @@ class MultiHead(nn.Module):
             separate: keep the heads' gradients at the features apart, so that `mtml.balance` has them all from one
                 backward pass through the heads.
         """
-        names = tuple(name for name in self.heads if name in _known("targets", targets, self.heads))
-        masks = _known("masks", masks or {}, self.heads)
+        check_names("targets", targets, self.heads)
+        names = tuple(name for name in self.heads if name in targets)
+        masks = check_names("masks", masks or {}, self.heads)
         sources = self._features(features, names)
         measuring = self.weighting.needs_norms and self.weighting.learning
         copies = {name: x.view_as(x) for name, x in sources.items()} if separate or measuring else sources
@@ -126,7 +127,7 @@ class MultiHead(nn.Module):
         """The features of the named heads, checked."""
         if isinstance(features, Tensor):
             features = dict.fromkeys(names, features)
-        _known("features", features, self.heads)
+        check_names("features", features, self.heads)
         chosen: dict[str, Tensor] = {}
         for name in names:
             if name not in features:
@@ -149,7 +150,7 @@ class MultiHead(nn.Module):
     ) -> dict[str, Tensor]:
         """The losses of the heads that have features here: linear heads that read one tensor in one call."""
         for name, x in features.items():
-            _check_target(name, self.heads[name], x, targets[name], masks.get(name))
+            check_target(name, self.heads[name], x, targets[name], masks.get(name))
         maps = [name for name in features if self.heads[name].channels == 1]
         groups: dict[int, list[str]] = {}
         for name, source in sources.items():
@@ -163,16 +164,16 @@ class MultiHead(nn.Module):
                 own[0] if one else own,
                 [self.layers[name].weight for name in names],
                 [self.layers[name].bias for name in names],
-                [_target_by_row(features[name], targets[name]) for name in names],
-                [self.heads[name].loss_spec() for name in names],
-                **self._row_weights(names, {n: _mask_by_row(features[n], m) for n, m in masks.items() if n in names}),
+                [target_by_row(features[name], targets[name]) for name in names],
+                [self.heads[name].spec for name in names],
+                **self._row_weights(names, {n: mask_by_row(features[n], m) for n, m in masks.items() if n in names}),
             )
             losses.update(zip(names, each.unbind(), strict=True))
         if maps:
             each = multihead_loss(
                 [self.layers[name](features[name]) for name in maps],
                 [targets[name] for name in maps],
-                [self.heads[name].loss_spec() for name in maps],
+                [self.heads[name].spec for name in maps],
                 **self._row_weights(maps, masks),
             )
             losses.update(zip(maps, each.unbind(), strict=True))
@@ -189,7 +190,7 @@ class MultiHead(nn.Module):
 
     def _norms(self, losses: Tensor, sources: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> Tensor:
         """Norms of the heads' gradients [H], constants, at the features or where the weighting says."""
-        from mtml.balance.gram import gram
+        from mtml.balance.affinity import gram
 
         shared = getattr(self.weighting, "shared", None)
         if shared is not None:
@@ -203,55 +204,3 @@ class MultiHead(nn.Module):
         norms = {name: g.norm() for name, g in zip(copies, grads, strict=True)}
         zero = losses.new_zeros(())
         return torch.stack([norms.get(name, zero) for name in self.heads])
-
-
-def _checked_heads(heads: Mapping[str, Head]) -> dict[str, Head]:
-    if not heads:
-        raise ValueError("heads: expected at least one head, got none")
-    for name, head in heads.items():
-        if not isinstance(head, Head):
-            raise TypeError(f"heads[{name!r}]: expected a head such as mtml.Classification(10), got {shown(head)}")
-        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
-            raise ValueError(f"heads: expected names that a submodule can have, got {name!r}; rename that head")
-    return dict(heads)
-
-
-def _known(argument: str, given: Mapping[str, Tensor], heads: Mapping[str, Head]) -> Mapping[str, Tensor]:
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{argument}: expected {{head: tensor}}, got {shown(given)}")
-    for name in given:
-        if name not in heads:
-            raise ValueError(f"{argument}: expected names out of {', '.join(heads)}; got {name!r}")
-    return given
-
-
-def _check_target(name: str, head: Head, features: Tensor, target: Tensor, mask: Tensor | None) -> None:
-    """A target as `Head` says, and a mask of samples or of rows."""
-    rows = [size for i, size in enumerate(features.shape) if i != head.channels % features.ndim]
-    full = list(features.shape)
-    full[head.channels] = head.outputs
-    classes = head.loss_spec().kind in CLASS_KINDS
-    ids = isinstance(target, Tensor) and not target.is_floating_point()
-    expected = rows if classes and ids else full
-    if not isinstance(target, Tensor) or list(target.shape) != expected:
-        wanted = f"class ids {rows} or probabilities {full}" if classes else f"{full}"
-        raise ValueError(f"targets[{name!r}]: expected {wanted} for {type(head).__name__}, got {shown(target)}")
-    if ids and (not classes or head.loss_spec().kind == "kl"):
-        raise TypeError(f"targets[{name!r}]: expected floating point, got {shown(target)}; use .to(features.dtype)")
-    if target.dtype == torch.bool:
-        raise TypeError(f"targets[{name!r}]: expected integer class ids, got {shown(target)}; use .long()")
-    allowed = [rows[:1], rows] if classes else [rows[:1]]
-    if mask is not None and (not isinstance(mask, Tensor) or list(mask.shape) not in allowed):
-        wanted = " or ".join(map(str, allowed if len(rows) > 1 else allowed[:1]))
-        raise ValueError(f"masks[{name!r}]: expected {wanted}, one a sample or row; got {shown(mask)}")
-
-
-def _target_by_row(features: Tensor, target: Tensor) -> Tensor:
-    """Ids [N] or [N, L], or values [N, C] or [N, L, C], as [rows] or [rows, C]."""
-    return target.flatten(0, -2) if target.ndim == features.ndim else target.flatten()
-
-
-def _mask_by_row(features: Tensor, mask: Tensor) -> Tensor:
-    """A mask [N] or [N, L] of features [N, D] or [N, L, D], one entry a row."""
-    rows = features.shape[:-1]
-    return mask.reshape(*mask.shape, *(1,) * (len(rows) - mask.ndim)).expand(rows).flatten()

@@ -10,7 +10,7 @@
 (torch.Size([8, 4]), torch.Size([2]))
 """
 
-from mtml.balance.gram import gram, task_affinity
+from mtml.balance.affinity import gram, task_affinity
 from mtml.balance.methods import METHODS, aligned_mtl, cagrad, imtl_g, mgda, pcgrad, upgrad
 from mtml.balance.update import BalanceResult, backward
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtml.balance.affinity import gram_of
 from mtml.balance.gradients import Losses, Shared, gradients
-from mtml.balance.gram import gram_of
 from mtml.balance.methods import METHODS, Array
 from mtml_kernels.checks import check_choice
 
