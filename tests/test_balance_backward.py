@@ -15,7 +15,7 @@ import mtml
 from mtml.balance import METHODS, backward, gram
 
 HEADS = {"a": mtml.Classification(3), "b": mtml.Regression(2), "c": mtml.MultiLabel(4)}
-FORMS = ("parameters", "features", "separate", "dict")
+FORMS = ("parameters", "features", "separate", "both", "dict")
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -38,10 +38,11 @@ class Net(nn.Module):
     def losses(self, form: str, **masks: Tensor) -> tuple[Any, dict[str, Any]]:
         """The losses, and the arguments that say what is shared."""
         features = self.trunk(self.x)
-        losses = self.heads.loss(features, self.targets, masks=masks, separate=form == "separate")
+        losses = self.heads.loss(features, self.targets, masks=masks, separate=form in ("separate", "both"))
         if form == "dict":
             return losses.per_head, {"shared": features}
-        shared = {"parameters": list(self.trunk.parameters()), "features": [features], "separate": None}[form]
+        parameters = list(self.trunk.parameters())
+        shared = {"parameters": parameters, "both": parameters, "features": [features], "separate": None}[form]
         return losses, {"shared": shared}
 
     def gradients_at(self, tensors: Callable[[Tensor], list[Tensor]]) -> list[list[Tensor]]:
@@ -79,7 +80,7 @@ def test_shared_parameters_get_the_balanced_gradient(form: str, method: str) -> 
     result = backward(losses, method=method, **where, **options)
     at_parameters = net.gradients_at(lambda _: list(net.trunk.parameters()))
     at_features = net.gradients_at(lambda features: [features])
-    want = flat_gram(at_parameters if form == "parameters" else at_features)
+    want = flat_gram(at_parameters if form in ("parameters", "both") else at_features)
     torch.testing.assert_close(result.gram, want)
     if options:
         options["generator"].manual_seed(3)
@@ -137,7 +138,7 @@ def test_nan_is_seen(form: str, method: str) -> None:
     assert net.heads.layers["a"].weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("form", "passes"), [("parameters", 3), ("features", 1), ("separate", 1)])
+@pytest.mark.parametrize(("form", "passes"), [("parameters", 3), ("both", 3), ("features", 1), ("separate", 1)])
 def test_passes_through_the_trunk(form: str, passes: int) -> None:
     net = Net()
     count = itertools.count()
@@ -160,6 +161,32 @@ def test_a_leaf_used_by_trunk_and_head_gets_both_gradients() -> None:
         (want,) = torch.autograd.grad(head + trunk, tied)
         torch.testing.assert_close(tied.grad, want)
         tied.grad = None
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_parameter_that_only_some_share(separate: bool) -> None:
+    """The first layer is shared, the second one is not: it gets the plain sum."""
+    net, plain = Net(), Net()
+    losses = net.heads.loss(net.trunk(net.x), net.targets, separate=separate)
+    result = backward(losses, method="mgda", shared=net.trunk[0].parameters())
+    each = plain.gradients_at(lambda _: list(plain.trunk[0].parameters()))
+    for i, p in enumerate(net.trunk[0].parameters()):
+        torch.testing.assert_close(p.grad, sum(w * g[i] for w, g in zip(result.weights, each, strict=True)))
+    sum(plain.heads.loss(plain.trunk(plain.x), plain.targets).per_head.values()).backward()
+    for p, q in zip(
+        [*net.trunk[2].parameters(), *net.heads.parameters()],
+        [*plain.trunk[2].parameters(), *plain.heads.parameters()],
+        strict=True,
+    ):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_a_head_s_weight_among_the_shared() -> None:
+    """Where shared tensors are reached through the heads as well, every loss passes from its start."""
+    net = Net()
+    losses = net.heads.loss(net.trunk(net.x), net.targets, separate=True)
+    shared = [*net.trunk.parameters(), net.heads.layers["b"].weight]
+    torch.testing.assert_close(gram(losses, shared), gram(losses.per_head, shared))
 
 
 def test_heads_on_different_features() -> None:

@@ -293,5 +293,5 @@ def test_bad_input() -> None:
     bad(shared)  # the same heads: allowed
     with pytest.raises(ValueError, match="of its own for every MultiHead"):
         bad(shared, ("a", "c"))
-    with pytest.raises(ValueError, match=r"features that require grad.*GradNorm\(shared=...\)"):
+    with pytest.raises(ValueError, match="features: expected features that require grad"):
         mtml.MultiHead(5, HEADS, "gradnorm").loss(*batch())

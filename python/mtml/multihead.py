@@ -118,9 +118,9 @@ class MultiHead(nn.Module):
         present = self._present_losses(sources, copies, targets, masks)
         zero = self.layers[next(iter(self.heads))].weight.new_zeros(())
         losses = torch.stack([present.get(name, zero) for name in self.heads])
-        norms = self._norms(losses, sources, copies) if measuring and names else None
-        total = self.weighting(losses, losses.detach() != 0, norms)
         per_head = dict(zip(self.heads, losses.unbind(), strict=True))
+        norms = self._norms(HeadLosses(zero, per_head, sources, copies)) if measuring and names else None
+        total = self.weighting(losses, losses.detach() != 0, norms)
         return HeadLosses(total, per_head, sources, copies) if separate else HeadLosses(total, per_head)
 
     def _features(self, features: Features, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -188,19 +188,14 @@ class MultiHead(nn.Module):
             "pos_weights": [layer.pos_weight for layer in layers],
         }
 
-    def _norms(self, losses: Tensor, sources: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> Tensor:
+    def _norms(self, losses: HeadLosses) -> Tensor:
         """Norms of the heads' gradients [H], constants, at the features or where the weighting says."""
-        from mtml.balance.affinity import gram
+        from mtml.balance import gram
 
         shared = getattr(self.weighting, "shared", None)
-        if shared is not None:
-            return gram(losses, shared).diagonal().sqrt()
-        if not all(x.requires_grad for x in sources.values()):
+        if not all(x.requires_grad for x in losses.sources.values()):
             raise ValueError(
-                "features: expected features that require grad, for weighting 'gradnorm' measures gradients at them; "
-                "give the features of a trained trunk, or the weighting tensors of its own (GradNorm(shared=...))"
+                "features: expected features that require grad, for weighting 'gradnorm' measures gradients at them or "
+                "before them; give the features of a trunk that is trained, or choose another weighting"
             )
-        grads = torch.autograd.grad(losses.sum(), list(copies.values()), retain_graph=True)
-        norms = {name: g.norm() for name, g in zip(copies, grads, strict=True)}
-        zero = losses.new_zeros(())
-        return torch.stack([norms.get(name, zero) for name in self.heads])
+        return gram(losses, shared).diagonal().sqrt()

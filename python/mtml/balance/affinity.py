@@ -21,7 +21,8 @@ def gram(losses: Losses, shared: Shared = None) -> Tensor:
     Args:
         losses: [H], a sequence or {name: scalar}, or what `MultiHead.loss` gives. A loss without graph has gradient 0.
         shared: shared parameters (exact, H backward passes through the trunk), or the features that all heads read (H
-            passes through the heads alone). None for losses made with ``separate=True``: their features, one pass.
+            passes through the heads alone), or None for the features of losses made with ``separate=True``. Those need
+            one pass through the heads in all, whatever is shared: prefer them, H passes through H heads add up.
 
     Raises:
         ValueError, TypeError: no loss or no shared tensor requires grad, or they are no tensors.

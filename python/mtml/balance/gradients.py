@@ -1,8 +1,9 @@
 """The gradients of several losses at shared tensors, and of everything that only the losses' own parts use.
 
 g_h = dL_h / dshared, one for every loss; a leaf that is reached from the losses without passing a shared tensor is a
-head's own and gets sum_h dL_h / dleaf along those routes. One backward pass a loss, that ends at the shared tensors;
-losses made with ``separate=True`` need one pass in all, for every head read a copy of the features.
+head's own and gets sum_h dL_h / dleaf along those routes. One backward pass a loss, that ends at the shared tensors.
+Of losses made with ``separate=True`` every head read a copy of the features: one pass through the heads gives all g_h
+there, and from there H passes go through the trunk where parameters are shared.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = ["Gradients", "Losses", "Shared", "gradients"]
 
 Losses = HeadLosses | Mapping[str, Tensor] | Sequence[Tensor] | Tensor
 Shared = Tensor | Iterable[Tensor] | None
+Start = tuple[list[Tensor], list[Tensor] | None] | None  # where a pass begins, None for an absent head
 
 
 class Gradients(NamedTuple):
@@ -38,14 +40,17 @@ def gradients(losses: Losses, shared: Shared, *, with_own: bool) -> Gradients:
         ValueError, TypeError: no loss or shared tensor that requires grad, or (with_own) shared ones that depend on
             each other.
     """
-    given, copies = _scalars(losses), _copies(losses, shared)
-    tensors = list({id(x): x for x in losses.sources.values()}.values()) if copies else _tensors(shared)  # type: ignore[union-attr]
+    given = _scalars(losses)
+    sources = _sources(losses)
+    tensors = sources if shared is None and sources else _tensors(shared)
     own, both = _own_leaves(given, tensors) if with_own else ([], [])
-    if copies:
-        assert isinstance(losses, HeadLosses)
-        found = _in_one_pass(losses, given, tensors, own)
-    else:
-        found = _in_many_passes(given, tensors, own)
+    found = None
+    if isinstance(losses, HeadLosses) and sources:
+        same = {id(x) for x in tensors} == {id(x) for x in sources}
+        found = (_in_one_pass if same else _in_two_stages)(losses, given, tensors, own)
+    if found is None:
+        starts = [([loss], None) if loss.requires_grad else None for loss in given]
+        found = _in_many_passes(starts, tensors, own)
     return _without_shared_route(found, both) if both else found
 
 
@@ -61,15 +66,15 @@ def _without_shared_route(found: Gradients, both: list[Tensor]) -> Gradients:
     return found._replace(own_grads=own)
 
 
-def _in_many_passes(losses: list[Tensor], shared: list[Tensor], own: list[Tensor]) -> Gradients:
-    """One backward pass a loss, from the loss to the shared tensors."""
-    rows = [torch.zeros((len(losses), *x.shape), dtype=x.dtype, device=x.device) for x in shared]
+def _in_many_passes(starts: Sequence[Start], shared: list[Tensor], own: list[Tensor]) -> Gradients:
+    """One backward pass a loss, from its start (tensors and the loss's gradients there) to the shared tensors."""
+    rows = [torch.zeros((len(starts), *x.shape), dtype=x.dtype, device=x.device) for x in shared]
     own_grads: list[Tensor | None] = [None] * len(own)
-    for h, loss in enumerate(losses):
-        if not loss.requires_grad:  # an absent head
+    for h, start in enumerate(starts):
+        if start is None:  # an absent head
             continue
         # batching the passes (is_grads_batched) would send every cotangent through every head: H x H work
-        grads = torch.autograd.grad(loss, [*shared, *own], retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(start[0], [*shared, *own], start[1], retain_graph=True, allow_unused=True)
         for row, g in zip(rows, grads[: len(shared)], strict=True):
             if g is not None:
                 row[h] = g
@@ -93,6 +98,36 @@ def _in_one_pass(losses: HeadLosses, given: list[Tensor], shared: list[Tensor], 
     return Gradients(shared, rows, own, list(grads[len(losses.copies) :]))
 
 
+def _in_two_stages(
+    losses: HeadLosses, given: list[Tensor], shared: list[Tensor], own: list[Tensor]
+) -> Gradients | None:
+    """One pass through all heads to the features, then one a loss through the trunk; None where both use a leaf."""
+    sources = _sources(losses)
+    edges = {_edge(x) for x in sources}
+    of_heads = {id(x) for x in _leaves_from([_edge(loss) for loss in given if loss.requires_grad], edges, set())}
+    of_trunk = {id(x) for x in [*_leaves_from(edges, set(), set()), *shared]}
+    if of_heads & of_trunk:
+        return None
+    first = _in_one_pass(losses, given, sources, [leaf for leaf in own if id(leaf) in of_heads])
+    place = {id(x): i for i, x in enumerate(sources)}
+    starts: list[Start] = [
+        ([losses.sources[name]], [first.rows[place[id(losses.sources[name])]][h]]) if name in losses.sources else None
+        for h, name in enumerate(losses.per_head)
+    ]
+    second = _in_many_passes(starts, shared, [leaf for leaf in own if id(leaf) not in of_heads])
+    return Gradients(shared, second.rows, [*first.own, *second.own], [*first.own_grads, *second.own_grads])
+
+
+def _sources(losses: Losses) -> list[Tensor]:
+    """The features that heads read copies of, each once; [] for losses that know none."""
+    if not isinstance(losses, HeadLosses) or not losses.copies:
+        return []
+    sources = list({id(x): x for x in losses.sources.values()}.values())
+    if not all(x.requires_grad for x in sources):
+        raise ValueError("shared: expected features that require grad; is the trunk frozen?")
+    return sources
+
+
 def _scalars(losses: Losses) -> list[Tensor]:
     """The H losses, each a scalar."""
     if isinstance(losses, HeadLosses):
@@ -110,26 +145,14 @@ def _scalars(losses: Losses) -> list[Tensor]:
     return [loss.reshape(()) for loss in each]
 
 
-def _copies(losses: Losses, shared: Shared) -> bool:
-    """Whether the losses hold copies of just the shared tensors that are asked for."""
-    if not isinstance(losses, HeadLosses) or not losses.copies:
-        if shared is None:
-            raise ValueError(
-                "shared: expected the shared parameters or features, got None; only losses of "
-                "MultiHead.loss(..., separate=True) know their features"
-            )
-        return False
-    if not all(x.requires_grad for x in losses.sources.values()):
-        raise ValueError("shared: expected features that require grad; is the trunk frozen?")
-    if shared is None:
-        return True
-    wanted = [shared] if isinstance(shared, Tensor) else shared if isinstance(shared, Sequence) else None
-    return wanted is not None and {id(x) for x in wanted} == {id(x) for x in losses.sources.values()}
-
-
 def _tensors(shared: Shared) -> list[Tensor]:
     """The shared tensors that require grad, each once."""
-    given: list[Any] = [shared] if isinstance(shared, Tensor) else list(shared or ())
+    if shared is None:
+        raise ValueError(
+            "shared: expected the shared parameters or features, got None; only losses of "
+            "MultiHead.loss(..., separate=True) know their features"
+        )
+    given: list[Any] = [shared] if isinstance(shared, Tensor) else list(shared)
     for x in given:
         if not isinstance(x, Tensor):
             raise TypeError(f"shared: expected tensors (parameters, or features), got {shown(x)}")
