@@ -71,8 +71,7 @@ void unpair_outputs(const T* m, const PairRow& p, int64_t ld, int64_t rows, int6
     }
 }
 
-// Packed matrices of `rows` rows and n columns: body(first element of the row's panel part, its width) for every row of
-// a panel. A panel's rows follow each other.
+// body(first column, width) for the panels of a packed matrix of n columns; the rows of a panel follow each other.
 template <class T, class Body>
 MTMLK_INLINE void each_packed_panel(int64_t n, Body body) {
   constexpr int64_t kPanel = kPanelVecs * Simd<T>::kLanes;
