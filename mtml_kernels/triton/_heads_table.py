@@ -1,0 +1,166 @@
+"""What one launch of the multi-head losses knows about its heads: a table with a row of 64-bit words for every head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from mtml_kernels.heads import CLASS_KINDS, KINDS, HeadLoss
+
+__all__ = ["FIELDS", "NORM_BLOCK", "TILES", "Head", "Tile", "describe", "tile_of", "upload", "word"]
+
+INTEGERS = (
+    "logits",  # addresses: 0 where there is none
+    "grad",
+    "target",
+    "sample_weights",
+    "weights",  # class weights, or bce's positive weights of one sample's elements
+    "kind",  # index in KINDS
+    "tile",  # index in TILES
+    "hard",  # 1 where the target is class ids
+    "rows",  # softmax kinds: rows N * I; others: elements N * E of the target
+    "classes",  # C; gaussian_nll: outputs O
+    "inner",  # distance I between the classes of a row; others: elements E of a sample
+    "samples",  # what has a weight of its own in the norm: N * I rows, or N samples
+    "repeat",  # consecutive samples that share one sample weight
+    "ignore",
+    "first",  # the head's first program, and their number
+    "blocks",
+    "norm_first",  # the same in the launch that sums the norms
+    "norm_blocks",
+    "slot",  # where its loss goes
+    "bad_row",  # the first row with a label out of range (kernels write it), else `samples`
+)
+FLOATS = ("smoothing", "delta", "norm", "share")  # norm: where no block sums it; share: of an element in its sample
+FIELDS = np.dtype([(name, "<i8") for name in INTEGERS] + [(name, "<f8") for name in FLOATS])
+
+
+
+def word(name: str) -> Any:
+    """Where a field stands in a head's row, for kernels."""
+    return tl.constexpr((*INTEGERS, *FLOATS).index(name))
+
+
+NORM_BLOCK = 1024
+FINISH_BLOCK = 1024
+# Kernels add a block's lanes to a remainder below a size in 32 bits; no tile is wider than 2^13.
+LARGEST = 2**31 - 2**13
+
+
+class Tile(NamedTuple):
+    """What one program computes: rows x classes (or `rows` elements), by so many warps."""
+
+    rows: int
+    classes: int
+    warps: int
+
+
+TILES = (Tile(64, 16, 4), Tile(16, 64, 4), Tile(1, 1024, 4), Tile(1, 8192, 16), Tile(128, 16, 4), Tile(1024, 0, 4))
+TINY, NARROW, WIDE, VOCABULARY, PIXELS, ELEMENTS = range(len(TILES))
+
+
+def tile_of(spec: HeadLoss, classes: int, inner: int, itemsize: int) -> int:
+    """The launch policy: which tile a head's shape takes.
+
+    A tile is about 1024 values, 8 for each thread of 4 warps: enough loads in flight, few registers, and a small head
+    (32 rows of 10 classes) is one program. Rows of more classes than the tile loop over chunks; the second pass finds
+    the logits in L1 or L2. Per-pixel heads put the pixels along the warp, for there they are neighbours in memory.
+    A vocabulary's rows (32 KB and more) take a launch of their own with 16 warps a row: two or so rows fit a
+    multiprocessor then, and all rows at work (132 x 2 x 128 KB = 34 MB at 32000 float32 classes) stay in a 50 MB L2
+    until their second pass; with 4 warps eight times as many would not.
+    Shapes of other heads play no part, so that a head's bits do not depend on them. Reasoned, not yet measured.
+    """
+    if spec.kind not in CLASS_KINDS:
+        return ELEMENTS
+    if inner > 1:
+        return PIXELS
+    if classes * itemsize >= 32768:
+        return VOCABULARY
+    return TINY if classes <= 16 else NARROW if classes <= 256 else WIDE
+
+
+class Head(NamedTuple):
+    """One head: contiguous tensors, weights in float32, targets int64 ids or float32. `grad` is written (or None)."""
+
+    slot: int
+    spec: HeadLoss
+    logits: Tensor
+    target: Tensor
+    grad: Tensor | None
+    sample_weights: Tensor | None
+    weights: Tensor | None
+
+    @property
+    def hard(self) -> bool:
+        return self.spec.kind == "cross_entropy" and not self.target.is_floating_point()
+
+    def layout(self) -> tuple[int, int, int, int]:
+        """(rows, classes, inner, samples) as in the table."""
+        shape = self.logits.shape
+        if self.spec.kind in CLASS_KINDS:
+            dim = self.spec.class_dim % len(shape)
+            inner = math.prod(shape[dim + 1 :])
+            rows = math.prod(shape[:dim]) * inner
+            return rows, shape[dim], inner, rows
+        outputs = shape[-1] // 2 if self.spec.kind == "gaussian_nll" else 1
+        return self.target.numel(), outputs, math.prod(self.target.shape[1:]), shape[0]
+
+    @property
+    def tile(self) -> int:
+        _, classes, inner, _ = self.layout()
+        return tile_of(self.spec, classes, inner, self.logits.element_size())
+
+    @property
+    def aligned(self) -> bool:
+        """True where a vocabulary's rows may be read 16 bytes at a time."""
+        addresses = [t.data_ptr() for t in (self.logits, self.grad, self.target, self.weights) if t is not None]
+        return self.tile == VOCABULARY and self.layout()[1] % 8 == 0 and all(a % 16 == 0 for a in addresses)
+
+    def fill(self, row: Any) -> None:
+        """Writes everything but the places in the launch into its row of the table."""
+        rows, classes, inner, samples = self.layout()
+        spec, mean = self.spec, self.spec.reduction == "mean"
+        repeat = 1 if self.sample_weights is None else max(samples // max(self.sample_weights.numel(), 1), 1)
+        if max(classes, inner, repeat) > LARGEST:
+            shape = tuple(self.logits.shape)
+            raise ValueError(f"logits: head {self.slot} expected dimensions below {LARGEST}, got {shape}; cut the head up")
+        row["logits"], row["target"] = self.logits.data_ptr(), self.target.data_ptr()
+        row["grad"] = 0 if self.grad is None else self.grad.data_ptr()
+        row["sample_weights"] = 0 if self.sample_weights is None else self.sample_weights.data_ptr()
+        row["weights"] = 0 if self.weights is None else self.weights.data_ptr()
+        row["kind"], row["tile"], row["hard"], row["slot"] = KINDS.index(spec.kind), self.tile, self.hard, self.slot
+        row["rows"], row["classes"], row["inner"], row["samples"] = rows, classes, inner, samples
+        row["repeat"] = repeat
+        row["ignore"] = spec.ignore_index if self.hard else -1  # other targets read as label 0
+        row["bad_row"] = samples
+        row["smoothing"] = spec.label_smoothing if spec.kind == "cross_entropy" else 0.0
+        row["delta"], row["norm"] = spec.delta, samples if mean else 1
+        row["share"] = 1 / max(inner, 1) if mean else 1.0
+        elements = rows * classes if spec.kind in CLASS_KINDS else rows
+        row["blocks"] = -(-rows // TILES[self.tile].rows) if elements else 0
+        if mean and (self.hard or self.sample_weights is not None) and elements:
+            row["norm_blocks"] = -(-samples // NORM_BLOCK)
+
+
+def describe(heads: Sequence[Head]) -> Any:
+    """The table [heads] of `FIELDS` for one launch."""
+    table = np.zeros(len(heads), FIELDS)
+    for row, head in zip(table, heads, strict=True):
+        head.fill(row)
+    for first, blocks in (("first", "blocks"), ("norm_first", "norm_blocks")):
+        table[first] = np.cumsum(table[blocks]) - table[blocks]
+    return table
+
+
+def upload(table: Any, device: torch.device) -> Tensor:
+    """The table's words, int64 [heads, words], on the device; does not wait for the copy."""
+    words = torch.from_numpy(table.view(np.int64).reshape(len(table), -1))
+    if device.type != "cuda":
+        return words
+    return words.pin_memory().to(device, non_blocking=True)
