@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from mtml_kernels.heads import KINDS
-from mtml_kernels.triton._heads_rows import label_rows, split
+from mtml_kernels.triton._heads_rows import label_rows
 from mtml_kernels.triton._heads_table import word
 
 __all__ = ["softmax_tile"]
@@ -50,22 +50,25 @@ def softmax_tile(
     first = block * ROWS
     a, y = _factors(head, first, lanes, scale)
     classes = tl.load(head + CLASSES)
-    z_at, dz_at = tl.load(head + LOGITS), tl.load(head + GRAD)
-    t_at = tl.load(head + TARGET)
+    step = tl.load(head + INNER)
+    # a tile's offsets fit 32 bits from the first of its elements on: half the registers of addresses
+    near = first // step * step if CLASS_AXIS == 0 else first
+    z_at = tl.load(head + LOGITS).to(tl.pointer_type(TYPE)) + near * classes
+    dz_at = tl.load(head + GRAD).to(tl.pointer_type(TYPE)) + near * classes
+    t_at = tl.load(head + TARGET).to(tl.pointer_type(tl.float32)) + near * classes
+    classes, step = classes.to(tl.int32), step.to(tl.int32)
     if ALIGNED:
         classes = tl.multiple_of(classes, 8)
         z_at, dz_at, t_at = tl.multiple_of(z_at, 16), tl.multiple_of(dz_at, 16), tl.multiple_of(t_at, 16)
-    z_at, dz_at = z_at.to(tl.pointer_type(TYPE)), dz_at.to(tl.pointer_type(TYPE))
     if CLASS_AXIS == 1:
         step = 1
-        start = (first + lanes) * classes
+        start = lanes * classes
     else:
-        step = tl.load(head + INNER)
-        image, pixel = split(first, lanes, step)
-        start = image * classes * step + pixel
+        pixel = (first - near).to(tl.int32) + lanes
+        start = pixel // step * (classes * step) + pixel % step
     start = tl.expand_dims(start, CLASS_AXIS)
     live = tl.expand_dims(first + lanes < tl.load(head + SAMPLES), CLASS_AXIS)
-    label = tl.expand_dims(y, CLASS_AXIS)
+    label = tl.expand_dims(y.to(tl.int32), CLASS_AXIS)
 
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -120,10 +123,8 @@ def _factors(head, first, lanes, scale):
 @triton.jit
 def _targets(head, options, t_at, at, j, label, classes, inside):
     """q and t of a tile. Scalar conditions shrink a mask's bound: a load whose mask is empty costs no traffic."""
-    hard = tl.load(head + HARD)
-    given = tl.load(
-        t_at.to(tl.pointer_type(tl.float32)) + at, mask=inside & (j < classes * (1 - hard)), other=0.0
-    )
+    hard = tl.load(head + HARD).to(tl.int32)
+    given = tl.load(t_at + at, mask=inside & (j < classes * (1 - hard)), other=0.0)
     t = given + (j == label).to(tl.float32) * hard.to(tl.float32)
     c_at = tl.load(head + WEIGHTS)
     c = tl.load(c_at.to(tl.pointer_type(tl.float32)) + j, mask=j < tl.where(c_at == 0, 0, classes), other=1.0)

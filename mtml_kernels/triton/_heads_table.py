@@ -61,19 +61,19 @@ class Tile(NamedTuple):
     warps: int
 
 
-TILES = (Tile(64, 16, 4), Tile(16, 64, 4), Tile(1, 1024, 4), Tile(1, 8192, 16), Tile(128, 16, 4), Tile(1024, 0, 4))
+TILES = (Tile(32, 16, 4), Tile(8, 64, 4), Tile(1, 1024, 4), Tile(1, 2048, 8), Tile(128, 8, 4), Tile(1024, 0, 4))
 TINY, NARROW, WIDE, VOCABULARY, PIXELS, ELEMENTS = range(len(TILES))
 
 
 def tile_of(spec: HeadLoss, classes: int, inner: int, itemsize: int) -> int:
     """The launch policy: which tile a head's shape takes.
 
-    A tile is about 1024 values, 8 for each thread of 4 warps: enough loads in flight, few registers, and a small head
-    (32 rows of 10 classes) is one program. Rows of more classes than the tile loop over chunks; the second pass finds
-    the logits in L1 or L2. Per-pixel heads put the pixels along the warp, for there they are neighbours in memory.
-    A vocabulary's rows (32 KB and more) take a launch of their own with 16 warps a row: two or so rows fit a
-    multiprocessor then, and all rows at work (132 x 2 x 128 KB = 34 MB at 32000 float32 classes) stay in a 50 MB L2
-    until their second pass; with 4 warps eight times as many would not.
+    A tile is 512 to 2048 values, 4 to 8 for each thread: enough loads in flight at 4 programs a multiprocessor (no more
+    than 128 registers a thread), and a small head (32 rows of 10 classes) is one program. Rows of more classes than
+    the tile loop over chunks; the second pass finds the logits in L1 or L2. Per-pixel heads put the pixels along the
+    warp, for there they are neighbours in memory. A vocabulary's rows (32 KB and more) take a launch of their own with
+    8 warps a row: two rows fit a multiprocessor then (about 100 registers), and all rows at work (132 x 2 x 128 KB =
+    34 MB at 32000 float32 classes) stay in a 50 MB L2 until their second pass; with 4 warps twice as many would not.
     Shapes of other heads play no part, so that a head's bits do not depend on them. Reasoned, not yet measured.
     """
     if spec.kind not in CLASS_KINDS:
@@ -127,7 +127,7 @@ class Head(NamedTuple):
         rows, classes, inner, samples = self.layout()
         spec, mean = self.spec, self.spec.reduction == "mean"
         repeat = 1 if self.sample_weights is None else max(samples // max(self.sample_weights.numel(), 1), 1)
-        if max(classes, inner, repeat) > LARGEST:
+        if max(classes, inner, repeat, classes * (inner + 128)) > LARGEST:
             shape = tuple(self.logits.shape)
             raise ValueError(f"logits: head {self.slot} expected dimensions below {LARGEST}, got {shape}; cut the head up")
         row["logits"], row["target"] = self.logits.data_ptr(), self.target.data_ptr()
