@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for GPUs that need not be there; run as a script, without TRITON_INTERPRET.
 
-    python triton_compile.py 90      # prints a JSON list: name, shared memory, registers, spills (null: no cuobjdump)
+python triton_compile.py 90      # prints a JSON list: name, shared memory, registers, spills (null: no cuobjdump)
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mtml_kernels.triton import multihead_loss as ml
+from mtml_kernels.triton import _heads_kernels as kernels
 from mtml_kernels.triton._heads_table import FINISH_BLOCK, NORM_BLOCK, TILES, VOCABULARY
+from mtml_kernels.triton.multihead_loss import SCALE_BLOCK
 
 TABLE = {"table": "*i64", "heads": "i32"}
 ALL = sum(1 << tile for tile in range(len(TILES)) if tile != VOCABULARY)
@@ -28,17 +29,15 @@ ALL = sum(1 << tile for tile in range(len(TILES)) if tile != VOCABULARY)
 
 def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int]]:
     """Name, kernel, types of the run-time arguments, constants, warps."""
-    yield "norm", ml.norm_kernel, TABLE | {"norms": "*fp32"}, {"BLOCK": NORM_BLOCK}, 4
+    yield "norm", kernels.norm_kernel, TABLE | {"norms": "*fp32"}, {"BLOCK": NORM_BLOCK}, 4
     finish = {"table": "*i64", "partial": "*fp32", "losses": "*fp32"}
-    yield "finish", ml.finish_kernel, finish, {"BLOCK": FINISH_BLOCK}, 4
+    yield "finish", kernels.finish_kernel, finish, {"BLOCK": FINISH_BLOCK}, 4
     loss = TABLE | {"options": "*fp64", "norms": "*fp32", "partial": "*fp32"}
-    for dtype in (tl.float32, tl.bfloat16):
-        scale = {"TYPE": dtype, "BLOCK": ml.SCALE_BLOCK}
-        yield f"scale {dtype}", ml.scale_kernel, TABLE | {"cotangents": "*fp32"}, scale, 8
-        for used in (ALL, 1 << VOCABULARY):
-            constants = {"TYPE": dtype, "USED": used, "ALIGNED": used != ALL, "WANT_GRAD": True}
-            warps = TILES[VOCABULARY].warps if used != ALL else 4
-            yield f"loss {dtype} {used}", ml.loss_kernel, loss, constants, warps
+    scale = {"TYPE": tl.float16, "BLOCK": SCALE_BLOCK}
+    yield "scale", kernels.scale_kernel, TABLE | {"cotangents": "*fp32"}, scale, 8
+    for name, used, dtype in (("heads", ALL, tl.float32), ("vocabulary", 1 << VOCABULARY, tl.bfloat16)):
+        constants = {"TYPE": dtype, "USED": used, "ALIGNED": used != ALL, "WANT_GRAD": True}
+        yield name, kernels.loss_kernel, loss, constants, TILES[VOCABULARY].warps if used != ALL else 4
 
 
 def usage(cubin: bytes) -> dict[str, int] | None:

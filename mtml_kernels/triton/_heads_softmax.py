@@ -1,6 +1,6 @@
 """A tile of rows of a softmax head: loss and gradient of cross_entropy and kl.
 
-Row i with logits z over C classes, target t (one-hot for a class id), smoothing e, class weights c, factor a = s_i / norm:
+Row i with logits z over C classes, target t (one-hot for a class id), smoothing e, class weights c, a = s_i / norm:
     q_j = c_j ((1 - e) t_j + e / C)          log p_j = (z_j - max z) - log sum_j exp(z_j - max z)
     loss_i = a sum_j (-q_j log p_j)          kl: e = 0, c = 1, and t_j log t_j is added (0 log 0 = 0)
     dz_j   = a (p_j sum_k q_k - q_j)

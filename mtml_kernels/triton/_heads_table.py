@@ -41,7 +41,6 @@ FLOATS = ("smoothing", "delta", "norm", "share")  # norm: where no block sums it
 FIELDS = np.dtype([(name, "<i8") for name in INTEGERS] + [(name, "<f8") for name in FLOATS])
 
 
-
 def word(name: str) -> Any:
     """Where a field stands in a head's row, for kernels."""
     return tl.constexpr((*INTEGERS, *FLOATS).index(name))
@@ -129,7 +128,9 @@ class Head(NamedTuple):
         repeat = 1 if self.sample_weights is None else max(samples // max(self.sample_weights.numel(), 1), 1)
         if max(classes, inner, repeat, classes * (inner + 128)) > LARGEST:
             shape = tuple(self.logits.shape)
-            raise ValueError(f"logits: head {self.slot} expected dimensions below {LARGEST}, got {shape}; cut the head up")
+            raise ValueError(
+                f"logits: head {self.slot} expected dimensions below {LARGEST}, got {shape}; cut the head up"
+            )
         row["logits"], row["target"] = self.logits.data_ptr(), self.target.data_ptr()
         row["grad"] = 0 if self.grad is None else self.grad.data_ptr()
         row["sample_weights"] = 0 if self.sample_weights is None else self.sample_weights.data_ptr()
