@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,17 +37,25 @@ def test_through_the_interpreter(tmp_path: Path) -> None:
     assert "passed" in done.stdout and "skipped" not in done.stdout
 
 
-@pytest.mark.parametrize("capability", SHARED_KB)
-def test_compiles_without_a_gpu(capability: int, tmp_path: Path) -> None:
-    done = python(HERE / "triton_compile.py", str(capability), TRITON_CACHE_DIR=str(tmp_path))
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What every kernel takes on every GPU, all compiled by one process."""
+    cache = str(tmp_path_factory.mktemp("triton"))
+    done = python(HERE / "triton_compile.py", *map(str, SHARED_KB), TRITON_CACHE_DIR=cache)
     assert done.returncode == 0, done.stderr
-    kernels = json.loads(done.stdout)
+    found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("capability", SHARED_KB)
+def test_compiles_without_a_gpu(capability: int, compiled: dict[str, list[dict[str, Any]]]) -> None:
+    kernels = compiled[str(capability)]
     assert {k["name"] for k in kernels} == {"norm", "finish", "scale", "heads", "vocabulary"}
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_KB[capability] * 1024, kernel
         if kernel["usage"] is None:  # this triton comes without cuobjdump
             continue
-        assert kernel["usage"]["STACK"] <= 16 and kernel["usage"]["LOCAL"] == 0, kernel
+        assert kernel["usage"]["STACK"] <= 32 and kernel["usage"]["LOCAL"] == 0, kernel
         programs = RESIDENT.get(kernel["name"], 1)
         assert kernel["usage"]["REG"] * 32 * kernel["warps"] * programs <= REGISTERS, kernel
 

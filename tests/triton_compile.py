@@ -1,6 +1,8 @@
 """Compiles the Triton kernels for GPUs that need not be there; run as a script, without TRITON_INTERPRET.
 
-python triton_compile.py 90      # prints a JSON list: name, shared memory, registers, spills (null: no cuobjdump)
+    python triton_compile.py 80 90      # prints JSON, {"80": [{name, warps, shared, usage: {REG, STACK, LOCAL}}]}
+
+usage is null where triton comes without cuobjdump.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mtml_kernels.triton import _heads_kernels as kernels
-from mtml_kernels.triton._heads_table import FINISH_BLOCK, NORM_BLOCK, TILES, VOCABULARY
+from mtml_kernels.triton._heads_table import FINISH_BLOCK, NORM_BLOCK, REGISTERS, TILES, VOCABULARY
 from mtml_kernels.triton.multihead_loss import SCALE_BLOCK
 
 TABLE = {"table": "*i64", "heads": "i32"}
@@ -52,18 +54,21 @@ def usage(cubin: bytes) -> dict[str, int] | None:
     return {name: int(re.findall(rf"{name}:(\d+)", text)[0]) for name in ("REG", "STACK", "LOCAL")}
 
 
-def main(capability: int) -> None:
+def compile_for(capability: int) -> list[dict[str, Any]]:
+    """Every kernel's needs on a GPU of this compute capability."""
     found = []
     for name, kernel, types, constants, warps in variants():
         signature = {n: types.get(n, "constexpr") for n in kernel.arg_names}
         source = ASTSource(kernel, signature, constants)
         options = {"num_warps": warps, "enable_fp_fusion": False}
+        if kernel is kernels.loss_kernel:
+            options["maxnreg"] = REGISTERS
         built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         found.append(
             {"name": name, "warps": warps, "shared": built.metadata.shared, "usage": usage(built.asm["cubin"])}
         )
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    print(json.dumps({name: compile_for(int(name)) for name in sys.argv[1:]}))

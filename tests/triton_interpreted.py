@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from mtml_kernels.heads import CLASS_KINDS, KINDS, HeadLoss
 from mtml_kernels.reference.multihead_loss import multihead_loss as reference
 from mtml_kernels.triton._heads_table import ELEMENTS, NARROW, PIXELS, TINY, VOCABULARY, WIDE, tile_of
-from mtml_kernels.triton.multihead_loss import backward, forward
+from mtml_kernels.triton.multihead_loss import backward, call_backward, call_forward, forward
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run test_triton_multihead_loss.py, which sets the interpreter up"
 # The interpreter computes padding lanes, which are masked, in numpy, which warns of their logarithms.
@@ -295,3 +296,41 @@ def test_equals_pytorchs_own_losses() -> None:
     assert run([Head(HeadLoss(), z, y)])[0][0].item() == pytest.approx(F.cross_entropy(z, y).item(), rel=1e-6)
     kl = F.kl_div(z.log_softmax(1), z.flip(0).softmax(1), reduction="batchmean").item()
     assert run([Head(HeadLoss("kl"), z, z.flip(0).softmax(1))])[0][0].item() == pytest.approx(kl, rel=1e-5)
+
+
+class Call(NamedTuple):
+    """What the op tells its backends of a call."""
+
+    specs: tuple[HeadLoss, ...]
+    stacked: tuple[bool, ...]
+    counts: list[int]
+
+
+class Tensors(NamedTuple):
+    logits: list[Tensor]
+    targets: list[Tensor]
+    sample_weights: list[Tensor | None]
+    class_weights: list[Tensor | None]
+    pos_weights: list[Tensor | None]
+
+
+def test_stacks_of_equal_heads_are_so_many_heads() -> None:
+    heads = [make(HeadLoss(), 6, 5, weights=True) for _ in range(3)]
+    other = make(HeadLoss("bce_with_logits"), 4, 3, weights=True, dtype=torch.float32)
+    wanted, wanted_gradients = run([*heads, other])
+    stack = [torch.stack(list(column)) for column in zip(*(h.columns()[:2] for h in heads), strict=True)]
+    own, classes = (torch.stack([getattr(h, n) for h in heads]) for n in ("sample_weights", "class_weights"))
+    empty = [t[:0] for t in (*stack, own, classes)]
+    entries = [[*stack, own, classes, None], other.columns()[:2] + other.columns()[3:], [*empty, None]]
+    tensors = Tensors(*map(list, zip(*entries, strict=True)))
+    call = Call((HeadLoss(), other.spec, HeadLoss()), (True, False, True), [3, 1, 0])
+    losses, gradients = call_forward(call, tensors, True)
+    assert torch.equal(losses, wanted)
+    assert [g.shape for g in gradients] == [z.shape for z in tensors.logits]
+    for found, want in zip([*gradients[0], gradients[1]], wanted_gradients, strict=True):
+        assert torch.equal(found, want)
+    cotangent = torch.randn(4)
+    scaled = call_backward(gradients, cotangent, call.counts)
+    assert torch.equal(scaled[0], gradients[0] * cotangent[:3, None, None])
+    assert torch.equal(scaled[1], gradients[1] * cotangent[3]) and scaled[2].shape == (0, 6, 5)
+    assert call_forward(call, tensors, False)[1] == []

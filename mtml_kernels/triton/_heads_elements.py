@@ -39,9 +39,7 @@ SHARE = word("share")
 
 
 @triton.jit
-def element_tile(
-    head, options, block, scale, partial, TYPE: tl.constexpr, BLOCK: tl.constexpr, WANT_GRAD: tl.constexpr
-):
+def element_tile(head, options, block, scale, TYPE: tl.constexpr, BLOCK: tl.constexpr, WANT_GRAD: tl.constexpr):
     lanes = tl.arange(0, BLOCK)
     first = block * BLOCK
     at = first + lanes
@@ -77,7 +75,7 @@ def element_tile(
             losses, dz = _distance(z - y, kind, tl.load(options + DELTA).to(tl.float32))
         if WANT_GRAD:
             _store(dz_at + at, a, dz, live, TYPE)
-    tl.store(partial, tl.sum(tl.where(live & (a != 0), a * losses, 0.0), 0))
+    return tl.sum(tl.where(live & (a != 0), a * losses, 0.0), 0)
 
 
 @triton.jit

@@ -19,6 +19,8 @@ WEIGHTS = word("weights")
 FIRST = word("first")
 BLOCKS = word("blocks")
 TILE = word("tile")
+TILES_OF_HEAD = word("tiles")
+EACH = word("each")
 SLOT = word("slot")
 TINY_ROWS, TINY_CLASSES = tl.constexpr(TILES[0].rows), tl.constexpr(TILES[0].classes)
 NARROW_ROWS, NARROW_CLASSES = tl.constexpr(TILES[1].rows), tl.constexpr(TILES[1].classes)
@@ -54,35 +56,39 @@ def loss_kernel(
     ALIGNED: tl.constexpr,
     WANT_GRAD: tl.constexpr,
 ):
-    """partial[program]: the loss of one tile; its gradient is written where WANT_GRAD."""
+    """partial[program]: the loss of a few tiles of one head; their gradient is written where WANT_GRAD."""
     program = tl.program_id(0)
     h = head_of(table, heads, program, FIRST)
     head = table + h * WORDS
     options += h * WORDS
-    block = program - tl.load(head + FIRST)
     tile = tl.load(head + TILE)
+    each = tl.load(head + EACH)
+    begin = (program - tl.load(head + FIRST)) * each
+    end = tl.minimum(begin + each, tl.load(head + TILES_OF_HEAD))
     scale = norm_scale(head, options, norms)
-    partial += program
-    if USED & 1:
-        if tile == 0:
-            softmax_tile(head, options, block, scale, partial, TYPE, TINY_ROWS, TINY_CLASSES, 1, False, WANT_GRAD)
-    if USED & 2:
-        if tile == 1:
-            softmax_tile(head, options, block, scale, partial, TYPE, NARROW_ROWS, NARROW_CLASSES, 1, False, WANT_GRAD)
-    if USED & 4:
-        if tile == 2:
-            softmax_tile(head, options, block, scale, partial, TYPE, WIDE_ROWS, WIDE_CLASSES, 1, False, WANT_GRAD)
-    if USED & 8:
-        if tile == 3:
-            softmax_tile(
-                head, options, block, scale, partial, TYPE, VOCABULARY_ROWS, VOCABULARY_CLASSES, 1, ALIGNED, WANT_GRAD
-            )
-    if USED & 16:
-        if tile == 4:
-            softmax_tile(head, options, block, scale, partial, TYPE, PIXELS_ROWS, PIXELS_CLASSES, 0, False, WANT_GRAD)
-    if USED & 32:
-        if tile == 5:
-            element_tile(head, options, block, scale, partial, TYPE, ELEMENTS_ROWS, WANT_GRAD)
+    total = tl.zeros([1], tl.float32)
+    for at in range(begin, end):
+        if USED & 1:
+            if tile == 0:
+                total += softmax_tile(head, options, at, scale, TYPE, TINY_ROWS, TINY_CLASSES, 1, False, WANT_GRAD)
+        if USED & 2:
+            if tile == 1:
+                total += softmax_tile(head, options, at, scale, TYPE, NARROW_ROWS, NARROW_CLASSES, 1, False, WANT_GRAD)
+        if USED & 4:
+            if tile == 2:
+                total += softmax_tile(head, options, at, scale, TYPE, WIDE_ROWS, WIDE_CLASSES, 1, False, WANT_GRAD)
+        if USED & 8:
+            if tile == 3:
+                total += softmax_tile(
+                    head, options, at, scale, TYPE, VOCABULARY_ROWS, VOCABULARY_CLASSES, 1, ALIGNED, WANT_GRAD
+                )
+        if USED & 16:
+            if tile == 4:
+                total += softmax_tile(head, options, at, scale, TYPE, PIXELS_ROWS, PIXELS_CLASSES, 0, False, WANT_GRAD)
+        if USED & 32:
+            if tile == 5:
+                total += element_tile(head, options, at, scale, TYPE, ELEMENTS_ROWS, WANT_GRAD)
+    tl.store(partial + program + tl.arange(0, 1), total)
 
 
 @triton.jit

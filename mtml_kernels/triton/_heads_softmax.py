@@ -38,7 +38,6 @@ def softmax_tile(
     options,
     block,
     scale,
-    partial,
     TYPE: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -105,7 +104,7 @@ def softmax_tile(
             dz = tl.where(factor == 0, 0.0, factor * (tl.exp(z) * share * mass - q))
             tl.store(dz_at + start + j * step, dz.to(TYPE), mask=inside)
     # factor 0: ignored, of weight 0, or beyond the last row, where losses are NaN
-    tl.store(partial, tl.sum(tl.where(a == 0, 0.0, a * losses), 0))
+    return tl.sum(tl.where(a == 0, 0.0, a * losses), 0)
 
 
 @triton.jit

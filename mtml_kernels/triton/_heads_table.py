@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtml_kernels.heads import CLASS_KINDS, KINDS, HeadLoss
 
-__all__ = ["FIELDS", "NORM_BLOCK", "TILES", "Head", "Tile", "describe", "tile_of", "upload", "word"]
+__all__ = ["FIELDS", "NORM_BLOCK", "REGISTERS", "TILES", "Head", "Tile", "describe", "tile_of", "upload", "word"]
 
 INTEGERS = (
     "logits",  # addresses: 0 where there is none
@@ -30,6 +30,8 @@ INTEGERS = (
     "samples",  # what has a weight of its own in the norm: N * I rows, or N samples
     "repeat",  # consecutive samples that share one sample weight
     "ignore",
+    "tiles",
+    "each",  # consecutive tiles that one program computes
     "first",  # the head's first program, and their number
     "blocks",
     "norm_first",  # the same in the launch that sums the norms
@@ -48,19 +50,28 @@ def word(name: str) -> Any:
 
 NORM_BLOCK = 1024
 FINISH_BLOCK = 1024
+REGISTERS = 128  # of a thread: what lets 4 programs of 4 warps stand on a multiprocessor
 # Kernels add a block's lanes to a remainder below a size in 32 bits; no tile is wider than 2^13.
 LARGEST = 2**31 - 2**13
 
 
 class Tile(NamedTuple):
-    """What one program computes: rows x classes (or `rows` elements), by so many warps."""
+    """Rows x classes (or `rows` elements), computed by so many warps, `each` of them by one program in turn."""
 
     rows: int
     classes: int
     warps: int
+    each: int
 
 
-TILES = (Tile(32, 16, 4), Tile(8, 64, 4), Tile(1, 1024, 4), Tile(1, 2048, 8), Tile(128, 8, 4), Tile(1024, 0, 4))
+TILES = (
+    Tile(32, 16, 4, 4),
+    Tile(8, 64, 4, 4),
+    Tile(1, 1024, 4, 2),
+    Tile(1, 2048, 8, 1),
+    Tile(128, 8, 4, 1),
+    Tile(1024, 0, 4, 4),
+)
 TINY, NARROW, WIDE, VOCABULARY, PIXELS, ELEMENTS = range(len(TILES))
 
 
@@ -73,6 +84,8 @@ def tile_of(spec: HeadLoss, classes: int, inner: int, itemsize: int) -> int:
     warp, for there they are neighbours in memory. A vocabulary's rows (32 KB and more) take a launch of their own with
     8 warps a row: two rows fit a multiprocessor then (about 100 registers), and all rows at work (132 x 2 x 128 KB =
     34 MB at 32000 float32 classes) stay in a 50 MB L2 until their second pass; with 4 warps twice as many would not.
+    A program starts with four loads that wait for one another (head, address, label, logit: 2 us or so), as long as 4
+    programs a multiprocessor need for 4 KB each at full bandwidth: small tiles share a program by fours.
     Shapes of other heads play no part, so that a head's bits do not depend on them. Reasoned, not yet measured.
     """
     if spec.kind not in CLASS_KINDS:
@@ -144,7 +157,9 @@ class Head(NamedTuple):
         row["delta"], row["norm"] = spec.delta, samples if mean else 1
         row["share"] = 1 / max(inner, 1) if mean else 1.0
         elements = rows * classes if spec.kind in CLASS_KINDS else rows
-        row["blocks"] = -(-rows // TILES[self.tile].rows) if elements else 0
+        tile = TILES[self.tile]
+        row["each"], row["tiles"] = tile.each, -(-rows // tile.rows) if elements else 0
+        row["blocks"] = -(-row["tiles"] // tile.each)
         if mean and (self.hard or self.sample_weights is not None) and elements:
             row["norm_blocks"] = -(-samples // NORM_BLOCK)
 

@@ -29,17 +29,21 @@ def _supports_loss(device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def _loss_forward(*args: Any) -> Any:
-    from mtml_kernels.triton.multihead_loss import forward
+    from mtml_kernels.triton.multihead_loss import call_forward
 
-    return forward(*args)
+    return call_forward(*args)
 
 
 def _loss_backward(*args: Any) -> Any:
-    from mtml_kernels.triton.multihead_loss import backward
+    from mtml_kernels.triton.multihead_loss import call_backward
 
-    return backward(*args)
+    return call_backward(*args)
 
 
 def register_multihead_loss(registry: Registry) -> None:
-    """Adds "triton" for CUDA tensors: forward and backward with the signatures of `triton.multihead_loss`."""
+    """Adds "triton" for CUDA tensors to the registry of `mtml::multihead_loss`.
+
+    forward(call, tensors, differentiate), backward(gradients, cotangent, counts) as the op's other backends have them.
+    Labels out of range make a head's loss NaN there: an error would have to wait for the device.
+    """
     registry.register(Backend("triton", _available, _loss_forward, _loss_backward, _supports_loss))

@@ -26,13 +26,14 @@ from mtml_kernels.triton._heads_table import (
     FINISH_BLOCK,
     INTEGERS,
     NORM_BLOCK,
+    REGISTERS,
     TILES,
     Head,
     describe,
     upload,
 )
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "call_backward", "call_forward", "forward"]
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 SCALE_BLOCK = 4096
@@ -63,29 +64,26 @@ def forward(
     """
     if not logits:
         return torch.zeros(0), []
-    device = logits[0].device
-    losses = torch.empty(len(logits), dtype=torch.float32, device=device)
+    gradients = [_like(z) for z in logits] if want_grad else []
     none: list[Tensor | None] = [None] * len(logits)
-    columns = (sample_weights or none, class_weights or none, pos_weights or none)
-    rows = zip(kinds, logits, targets, *columns, strict=True)
-    heads = [_head(slot, want_grad, *row) for slot, row in enumerate(rows)]
-    with _on(device):
-        for group in _groups(heads):
-            table = _launch(group, losses, want_grad)
-            if check_labels:
-                _raise_for_labels(group, table)
-    return losses, [head.grad for head in heads if head.grad is not None]
+    columns = (sample_weights or none, class_weights or none, pos_weights or none, gradients or none)
+    heads = [_head(slot, *row) for slot, row in enumerate(zip(kinds, logits, targets, *columns, strict=True))]
+    return _run(heads, logits[0].device, want_grad, check_labels), gradients
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def _head(
     slot: int,
-    want_grad: bool,
     spec: HeadLoss,
     logits: Tensor,
     target: Tensor,
     sample_weights: Tensor | None,
     class_weights: Tensor | None,
     pos_weight: Tensor | None,
+    grad: Tensor | None,
 ) -> Head:
     """A head's tensors as the kernels take them: contiguous, ids in int64 and everything else in float32."""
     logits = logits.detach().contiguous()
@@ -93,7 +91,6 @@ def _head(
     weights = class_weights if spec.kind == "cross_entropy" else None
     if spec.kind == "bce_with_logits" and pos_weight is not None:
         weights = pos_weight.expand(logits.shape[1:])
-    grad = torch.empty_like(logits) if want_grad else None
     return Head(
         slot,
         spec,
@@ -103,6 +100,17 @@ def _head(
         None if sample_weights is None else sample_weights.detach().to(torch.float32).contiguous(),
         None if weights is None else weights.detach().to(torch.float32).contiguous(),
     )
+
+
+def _run(heads: Sequence[Head], device: torch.device, want_grad: bool, check_labels: bool = False) -> Tensor:
+    """Losses [heads]; gradients go where the heads say."""
+    losses = torch.empty(len(heads), dtype=torch.float32, device=device)
+    with _on(device):
+        for group in _groups(heads):
+            table = _launch(group, losses, want_grad)
+            if check_labels:
+                _raise_for_labels(group, table)
+    return losses
 
 
 def _groups(heads: Sequence[Head]) -> Iterator[list[Head]]:
@@ -134,6 +142,7 @@ def _launch(heads: Sequence[Head], losses: Tensor, want_grad: bool) -> Tensor:
             heads[0].aligned,
             want_grad,
             num_warps=TILES[heads[0].tile].warps,
+            maxnreg=REGISTERS,
             enable_fp_fusion=False,
         )
     finish_kernel[(len(heads),)](table, partial, losses, FINISH_BLOCK, num_warps=4, enable_fp_fusion=False)
@@ -157,8 +166,12 @@ def backward(gradients: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
     Args:
         gradients: what `forward` returned. cotangents: [H].
     """
-    gradients = [g.contiguous() for g in gradients]
-    results = [torch.empty_like(g) for g in gradients]
+    results = [_like(g) for g in gradients]
+    _scale([g.contiguous() for g in gradients], results, cotangents)
+    return results
+
+
+def _scale(gradients: Sequence[Tensor], results: Sequence[Tensor], cotangents: Tensor) -> None:
     factors = cotangents.detach().to(torch.float32).contiguous()
     with _on(cotangents.device):
         for dtype in dict.fromkeys(g.dtype for g in gradients):
@@ -176,6 +189,33 @@ def backward(gradients: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
                 scale_kernel[grid](
                     table, len(slots), factors, DTYPES[dtype], SCALE_BLOCK, num_warps=8, enable_fp_fusion=False
                 )
+
+
+def call_forward(call: Any, tensors: Any, differentiate: bool) -> tuple[Tensor, list[Tensor]]:
+    """`forward` for the op's registry: a `HeadsCall` and `HeadTensors`, whose entries may be stacks of equal heads.
+
+    Returns:
+        losses in the logits' dtype [sum of the stacks' heights]; the gradient of every entry.
+    """
+    gradients = [_like(z) for z in tensors.logits] if differentiate else []
+    columns = (*tensors, gradients or [None] * len(tensors.logits))
+    heads: list[Head] = []
+    for spec, stacked, count, *entry in zip(call.specs, call.stacked, call.counts, *columns, strict=True):
+        for i in range(count):
+            z, *rest = (t[i] if stacked and t is not None else t for t in entry)
+            heads.append(_head(len(heads), spec, z, *rest))
+    like = tensors.logits[0]
+    return _run(heads, like.device, differentiate).to(like.dtype), gradients
+
+
+def call_backward(gradients: Sequence[Tensor], cotangent: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """`backward` for the op's registry: every entry's gradient times the cotangents of its stack, [sum of counts]."""
+    results = [_like(g) for g in gradients]
+    parts: list[list[Tensor]] = [[], []]
+    for part, entries in zip(parts, (gradients, results), strict=True):
+        for entry, count in zip(entries, counts, strict=True):
+            part.extend(entry.contiguous().reshape(count, -1).unbind() if count else [])
+    _scale(*parts, cotangent)
     return results
 
 
