@@ -55,7 +55,7 @@ def test_compiles_without_a_gpu(capability: int, compiled: dict[str, list[dict[s
         assert kernel["shared"] <= SHARED_KB[capability] * 1024, kernel
         if kernel["usage"] is None:  # this triton comes without cuobjdump
             continue
-        assert kernel["usage"]["STACK"] <= 32 and kernel["usage"]["LOCAL"] == 0, kernel
+        assert kernel["usage"]["STACK"] <= 64 and kernel["usage"]["LOCAL"] == 0, kernel
         programs = RESIDENT.get(kernel["name"], 1)
         assert kernel["usage"]["REG"] * 32 * kernel["warps"] * programs <= REGISTERS, kernel
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -18,6 +20,9 @@ from mtml_kernels.heads import CLASS_KINDS, KINDS, HeadLoss
 from mtml_kernels.reference.multihead_loss import multihead_loss as reference
 from mtml_kernels.triton._heads_table import ELEMENTS, NARROW, PIXELS, TINY, VOCABULARY, WIDE, tile_of
 from mtml_kernels.triton.multihead_loss import backward, call_backward, call_forward, forward
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # bench/ is not installed
+from bench import gpu_heads
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run test_triton_multihead_loss.py, which sets the interpreter up"
 # The interpreter computes padding lanes, which are masked, in numpy, which warns of their logarithms.
@@ -334,3 +339,20 @@ def test_stacks_of_equal_heads_are_so_many_heads() -> None:
     assert torch.equal(scaled[0], gradients[0] * cotangent[:3, None, None])
     assert torch.equal(scaled[1], gradients[1] * cotangent[3]) and scaled[2].shape == (0, 6, 5)
     assert call_forward(call, tensors, False)[1] == []
+
+
+def test_the_benchmark_compares_before_it_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tiny(draw: gpu_heads.Draw) -> gpu_heads.Heads:
+        logits = [draw.leaf(4, 3), draw.leaf(4, 2)]
+        return gpu_heads.Heads(logits, [draw.labels(3, 4), torch.rand(4, 2)], [HeadLoss(), HeadLoss("huber")])
+
+    monkeypatch.setitem(gpu_heads.CASES, "tiny", tiny)
+    gpu_heads.run_case("tiny", ["eager", "mtml", "liger"], torch.float32, "cpu", 0.01)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["liger", "eager", "mtml"]
+    assert "not timed" in lines[0] and "x the fastest peer" in lines[2]
+    monkeypatch.setattr(gpu_heads, "error", lambda *_: float("nan"))
+    gpu_heads.run_case("tiny", ["mtml"], torch.float32, "cpu", 0.01)
+    assert "mismatch" in capsys.readouterr().out

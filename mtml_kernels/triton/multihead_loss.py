@@ -211,12 +211,14 @@ def call_forward(call: Any, tensors: Any, differentiate: bool) -> tuple[Tensor, 
 def call_backward(gradients: Sequence[Tensor], cotangent: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """`backward` for the op's registry: every entry's gradient times the cotangents of its stack, [sum of counts]."""
     results = [_like(g) for g in gradients]
-    parts: list[list[Tensor]] = [[], []]
-    for part, entries in zip(parts, (gradients, results), strict=True):
-        for entry, count in zip(entries, counts, strict=True):
-            part.extend(entry.contiguous().reshape(count, -1).unbind() if count else [])
-    _scale(*parts, cotangent)
+    _scale(_unstack(gradients, counts), _unstack(results, counts), cotangent)
     return results
+
+
+def _unstack(entries: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """The gradient of every head, contiguous; of entries that are contiguous, views."""
+    pairs = [(entry, count) for entry, count in zip(entries, counts, strict=True) if count]
+    return [head for entry, count in pairs for head in entry.contiguous().reshape(count, -1).unbind()]
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
