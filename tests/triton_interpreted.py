@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mtml_kernels.heads import CLASS_KINDS, KINDS, HeadLoss
 from mtml_kernels.reference.multihead_loss import multihead_loss as reference
+from mtml_kernels.triton._heads_plan import HeadShape, plan
 from mtml_kernels.triton._heads_table import ELEMENTS, NARROW, PIXELS, TINY, VOCABULARY, WIDE, tile_of
 from mtml_kernels.triton.multihead_loss import backward, call_backward, call_forward, forward
 
@@ -356,3 +357,9 @@ def test_the_benchmark_compares_before_it_times(
     monkeypatch.setattr(gpu_heads, "error", lambda *_: float("nan"))
     gpu_heads.run_case("tiny", ["mtml"], torch.float32, "cpu", 0.01)
     assert "mismatch" in capsys.readouterr().out
+
+
+def test_heads_whose_offsets_do_not_fit_are_refused() -> None:
+    huge = HeadShape(HeadLoss(), (1, 21, 2**26), torch.float32, True, -1, True)
+    with pytest.raises(ValueError, match=r"head 1 .*needs offsets above 2\^31"):
+        plan((huge._replace(shape=(1, 21, 2**20)), huge))

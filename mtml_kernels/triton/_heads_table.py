@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +9,21 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from mtml_kernels.heads import CLASS_KINDS, KINDS, HeadLoss
+from mtml_kernels.heads import CLASS_KINDS, HeadLoss
 
-__all__ = ["FIELDS", "NORM_BLOCK", "REGISTERS", "TILES", "Head", "Tile", "describe", "tile_of", "upload", "word"]
+__all__ = [
+    "FIELDS",
+    "FINISH_BLOCK",
+    "INTEGERS",
+    "LARGEST",
+    "NORM_BLOCK",
+    "REGISTERS",
+    "TILES",
+    "Tile",
+    "tile_of",
+    "upload",
+    "word",
+]
 
 INTEGERS = (
     "logits",  # addresses: 0 where there is none
@@ -95,83 +105,6 @@ def tile_of(spec: HeadLoss, classes: int, inner: int, itemsize: int) -> int:
     if classes * itemsize >= 32768:
         return VOCABULARY
     return TINY if classes <= 16 else NARROW if classes <= 256 else WIDE
-
-
-class Head(NamedTuple):
-    """One head: contiguous tensors, weights in float32, targets int64 ids or float32. `grad` is written (or None)."""
-
-    slot: int
-    spec: HeadLoss
-    logits: Tensor
-    target: Tensor
-    grad: Tensor | None
-    sample_weights: Tensor | None
-    weights: Tensor | None
-
-    @property
-    def hard(self) -> bool:
-        return self.spec.kind == "cross_entropy" and not self.target.is_floating_point()
-
-    def layout(self) -> tuple[int, int, int, int]:
-        """(rows, classes, inner, samples) as in the table."""
-        shape = self.logits.shape
-        if self.spec.kind in CLASS_KINDS:
-            dim = self.spec.class_dim % len(shape)
-            inner = math.prod(shape[dim + 1 :])
-            rows = math.prod(shape[:dim]) * inner
-            return rows, shape[dim], inner, rows
-        outputs = shape[-1] // 2 if self.spec.kind == "gaussian_nll" else 1
-        return self.target.numel(), outputs, math.prod(self.target.shape[1:]), shape[0]
-
-    @property
-    def tile(self) -> int:
-        _, classes, inner, _ = self.layout()
-        return tile_of(self.spec, classes, inner, self.logits.element_size())
-
-    @property
-    def aligned(self) -> bool:
-        """True where a vocabulary's rows may be read 16 bytes at a time."""
-        addresses = [t.data_ptr() for t in (self.logits, self.grad, self.target, self.weights) if t is not None]
-        return self.tile == VOCABULARY and self.layout()[1] % 8 == 0 and all(a % 16 == 0 for a in addresses)
-
-    def fill(self, row: Any) -> None:
-        """Writes everything but the places in the launch into its row of the table."""
-        rows, classes, inner, samples = self.layout()
-        spec, mean = self.spec, self.spec.reduction == "mean"
-        repeat = 1 if self.sample_weights is None else max(samples // max(self.sample_weights.numel(), 1), 1)
-        if max(classes, inner, repeat, classes * (inner + 128)) > LARGEST:
-            shape = tuple(self.logits.shape)
-            raise ValueError(
-                f"logits: head {self.slot} expected dimensions below {LARGEST}, got {shape}; cut the head up"
-            )
-        row["logits"], row["target"] = self.logits.data_ptr(), self.target.data_ptr()
-        row["grad"] = 0 if self.grad is None else self.grad.data_ptr()
-        row["sample_weights"] = 0 if self.sample_weights is None else self.sample_weights.data_ptr()
-        row["weights"] = 0 if self.weights is None else self.weights.data_ptr()
-        row["kind"], row["tile"], row["hard"], row["slot"] = KINDS.index(spec.kind), self.tile, self.hard, self.slot
-        row["rows"], row["classes"], row["inner"], row["samples"] = rows, classes, inner, samples
-        row["repeat"] = repeat
-        row["ignore"] = spec.ignore_index if self.hard else -1  # other targets read as label 0
-        row["bad_row"] = samples
-        row["smoothing"] = spec.label_smoothing if spec.kind == "cross_entropy" else 0.0
-        row["delta"], row["norm"] = spec.delta, samples if mean else 1
-        row["share"] = 1 / max(inner, 1) if mean else 1.0
-        elements = rows * classes if spec.kind in CLASS_KINDS else rows
-        tile = TILES[self.tile]
-        row["each"], row["tiles"] = tile.each, -(-rows // tile.rows) if elements else 0
-        row["blocks"] = -(-row["tiles"] // tile.each)
-        if mean and (self.hard or self.sample_weights is not None) and elements:
-            row["norm_blocks"] = -(-samples // NORM_BLOCK)
-
-
-def describe(heads: Sequence[Head]) -> Any:
-    """The table [heads] of `FIELDS` for one launch."""
-    table = np.zeros(len(heads), FIELDS)
-    for row, head in zip(table, heads, strict=True):
-        head.fill(row)
-    for first, blocks in (("first", "blocks"), ("norm_first", "norm_blocks")):
-        table[first] = np.cumsum(table[blocks]) - table[blocks]
-    return table
 
 
 def upload(table: Any, device: torch.device) -> Tensor:

@@ -10,9 +10,9 @@ heads, and heads of another dtype, take launches of their own (`tile_of` says wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,15 +21,13 @@ from torch import Tensor
 
 from mtml_kernels.heads import HeadLoss
 from mtml_kernels.triton._heads_kernels import finish_kernel, loss_kernel, norm_kernel, scale_kernel
+from mtml_kernels.triton._heads_plan import Group, HeadShape, plan
 from mtml_kernels.triton._heads_table import (
     FIELDS,
     FINISH_BLOCK,
     INTEGERS,
     NORM_BLOCK,
     REGISTERS,
-    TILES,
-    Head,
-    describe,
     upload,
 )
 
@@ -67,7 +65,7 @@ def forward(
     gradients = [_like(z) for z in logits] if want_grad else []
     none: list[Tensor | None] = [None] * len(logits)
     columns = (sample_weights or none, class_weights or none, pos_weights or none, gradients or none)
-    heads = [_head(slot, *row) for slot, row in enumerate(zip(kinds, logits, targets, *columns, strict=True))]
+    heads = [_head(*row) for row in zip(kinds, logits, targets, *columns, strict=True)]
     return _run(heads, logits[0].device, want_grad, check_labels), gradients
 
 
@@ -75,8 +73,32 @@ def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
+class Head(NamedTuple):
+    """One head: contiguous tensors, ids in int64, targets and weights in float32. `grad` is written."""
+
+    spec: HeadLoss
+    logits: Tensor
+    target: Tensor
+    grad: Tensor | None
+    sample_weights: Tensor | None
+    weights: Tensor | None  # of the classes, or bce's positive weights of one sample's elements
+
+    def addresses(self) -> list[int]:
+        """Of `ADDRESSES`, 0 where there is none."""
+        return [0 if t is None else t.data_ptr() for t in self[1:]]
+
+    def shape(self) -> HeadShape:
+        """What decides its launch."""
+        own, hard = self.sample_weights, self.target.dtype == torch.int64
+        aligned = not any(a % 16 for a in self.addresses())
+        numbers = -1 if own is None else own.numel()
+        return HeadShape(self.spec, self.logits.shape, self.logits.dtype, hard, numbers, aligned)
+
+
+ADDRESSES = ("logits", "target", "grad", "sample_weights", "weights")
+
+
 def _head(
-    slot: int,
     spec: HeadLoss,
     logits: Tensor,
     target: Tensor,
@@ -85,20 +107,17 @@ def _head(
     pos_weight: Tensor | None,
     grad: Tensor | None,
 ) -> Head:
-    """A head's tensors as the kernels take them: contiguous, ids in int64 and everything else in float32."""
-    logits = logits.detach().contiguous()
     ids = spec.kind == "cross_entropy" and not target.is_floating_point()
     weights = class_weights if spec.kind == "cross_entropy" else None
     if spec.kind == "bce_with_logits" and pos_weight is not None:
         weights = pos_weight.expand(logits.shape[1:])
     return Head(
-        slot,
         spec,
-        logits,
-        target.detach().to(torch.int64 if ids else torch.float32).contiguous(),
+        logits.contiguous(),
+        target.to(torch.int64 if ids else torch.float32).contiguous(),
         grad,
-        None if sample_weights is None else sample_weights.detach().to(torch.float32).contiguous(),
-        None if weights is None else weights.detach().to(torch.float32).contiguous(),
+        None if sample_weights is None else sample_weights.to(torch.float32).contiguous(),
+        None if weights is None else weights.to(torch.float32).contiguous(),
     )
 
 
@@ -106,42 +125,36 @@ def _run(heads: Sequence[Head], device: torch.device, want_grad: bool, check_lab
     """Losses [heads]; gradients go where the heads say."""
     losses = torch.empty(len(heads), dtype=torch.float32, device=device)
     with _on(device):
-        for group in _groups(heads):
-            table = _launch(group, losses, want_grad)
+        for group in plan(tuple(head.shape() for head in heads)):
+            members = [heads[slot] for slot in group.members]
+            table = _launch(group, members, losses, want_grad)
             if check_labels:
-                _raise_for_labels(group, table)
+                _raise_for_labels(group, members, table)
     return losses
 
 
-def _groups(heads: Sequence[Head]) -> Iterator[list[Head]]:
-    """The heads that share a launch: by what the head itself decides, so that its bits depend on no other."""
-    groups: dict[Any, list[Head]] = {}
-    for head in heads:
-        groups.setdefault((head.logits.dtype, TILES[head.tile].warps, head.aligned), []).append(head)
-    yield from groups.values()
-
-
-def _launch(heads: Sequence[Head], losses: Tensor, want_grad: bool) -> Tensor:
-    """Writes the losses and gradients of heads of one group; returns their table on the device."""
-    host = describe(heads)
+def _launch(group: Group, heads: Sequence[Head], losses: Tensor, want_grad: bool) -> Tensor:
+    """Writes the losses and gradients of a group's heads; returns their table on the device."""
+    host = group.table.copy()
+    for name, column in zip(ADDRESSES, zip(*(head.addresses() for head in heads), strict=True), strict=True):
+        host[name] = column
     table = upload(host, losses.device)
-    norm_programs, programs = int(host["norm_blocks"].sum()), int(host["blocks"].sum())
-    norms = torch.empty(norm_programs, dtype=torch.float32, device=losses.device)
-    partial = torch.empty(programs, dtype=torch.float32, device=losses.device)
-    if norm_programs:
-        norm_kernel[(norm_programs,)](table, len(heads), norms, NORM_BLOCK, num_warps=4, enable_fp_fusion=False)
-    if programs:
-        loss_kernel[(programs,)](
+    norms = torch.empty(group.norm_programs, dtype=torch.float32, device=losses.device)
+    partial = torch.empty(group.programs, dtype=torch.float32, device=losses.device)
+    if group.norm_programs:
+        norm_kernel[(group.norm_programs,)](table, len(heads), norms, NORM_BLOCK, num_warps=4, enable_fp_fusion=False)
+    if group.programs:
+        loss_kernel[(group.programs,)](
             table,
             table.view(torch.float64),
             len(heads),
             norms,
             partial,
             DTYPES[heads[0].logits.dtype],
-            sum(1 << tile for tile in {head.tile for head in heads}),
-            heads[0].aligned,
+            group.used,
+            group.wide_loads,
             want_grad,
-            num_warps=TILES[heads[0].tile].warps,
+            num_warps=group.warps,
             maxnreg=REGISTERS,
             enable_fp_fusion=False,
         )
@@ -149,14 +162,14 @@ def _launch(heads: Sequence[Head], losses: Tensor, want_grad: bool) -> Tensor:
     return table
 
 
-def _raise_for_labels(heads: Sequence[Head], table: Tensor) -> None:
-    for head, row in zip(heads, table[:, INTEGERS.index("bad_row")].tolist(), strict=True):
-        rows, classes, _, samples = head.layout()
-        if head.hard and row < samples:
-            label = int(head.target.reshape(rows)[row])
+def _raise_for_labels(group: Group, heads: Sequence[Head], table: Tensor) -> None:
+    """ValueError for the first head with a label out of range; waits for the device."""
+    found = table[:, INTEGERS.index("bad_row")].tolist()
+    for slot, head, described, row in zip(group.members, heads, group.table, found, strict=True):
+        if row < described["samples"]:
             raise ValueError(
-                f"targets: head {head.slot} expected class ids from 0 to {classes - 1} or ignore_index "
-                f"{head.spec.ignore_index}, got {label} in row {row}"
+                f"targets: head {slot} expected class ids from 0 to {described['classes'] - 1} or ignore_index "
+                f"{head.spec.ignore_index}, got {int(head.target.flatten()[row])} in row {row}"
             )
 
 
@@ -172,7 +185,7 @@ def backward(gradients: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
 
 
 def _scale(gradients: Sequence[Tensor], results: Sequence[Tensor], cotangents: Tensor) -> None:
-    factors = cotangents.detach().to(torch.float32).contiguous()
+    factors = cotangents.to(torch.float32).contiguous()
     with _on(cotangents.device):
         for dtype in dict.fromkeys(g.dtype for g in gradients):
             slots = [h for h, g in enumerate(gradients) if g.dtype == dtype]
@@ -203,7 +216,7 @@ def call_forward(call: Any, tensors: Any, differentiate: bool) -> tuple[Tensor, 
     for spec, stacked, count, *entry in zip(call.specs, call.stacked, call.counts, *columns, strict=True):
         for i in range(count):
             z, *rest = (t[i] if stacked and t is not None else t for t in entry)
-            heads.append(_head(len(heads), spec, z, *rest))
+            heads.append(_head(spec, z, *rest))
     like = tensors.logits[0]
     return _run(heads, like.device, differentiate).to(like.dtype), gradients
 
