@@ -29,10 +29,10 @@ def python(*arguments: str | Path, **variables: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=300)
 
 
-def test_through_the_interpreter(tmp_path: Path) -> None:
+def test_through_the_interpreter() -> None:
     """The variable counts when triton is imported, so these tests have a process of their own."""
     options = ("-q", "-p", "no:cacheprovider", "--rootdir", HERE.parent)
-    done = python("-m", "pytest", HERE / "triton_interpreted.py", *options, TRITON_INTERPRET="1")
+    done = python("-P", "-m", "pytest", HERE / "triton_interpreted.py", *options, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout and "skipped" not in done.stdout
 
