@@ -111,6 +111,33 @@ int mtmlk_carry_to_grads(const MtmlkPlan* handle, const void* carry, int64_t tas
   return MTMLK_OK;
 }
 
+int mtmlk_head_loop(const MtmlkHeadCall* given, MtmlkError* error) {
+  MtmlkHeadCall call = *given;
+  if (call.tasks == 0) return MTMLK_OK;
+  if (call.support_loss.kind == kCrossEntropy &&
+      !labels_ok(call.support_y, call.tasks, call.support, call.classes, false, error))
+    return MTMLK_BAD_LABEL;
+  if (call.query_loss.kind == kCrossEntropy &&
+      !labels_ok(call.query_y, call.tasks, call.query, call.classes, true, error))
+    return MTMLK_BAD_LABEL;
+  call.threads = usable_threads(call.threads);
+  const Kernels::Head& head = call.dtype == MTMLK_F32 ? kernels().head_f32 : kernels().head_f64;
+  const Workspace workspace(head.loop_bytes(call));
+  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
+  head.loop(call, workspace.data());
+  return MTMLK_OK;
+}
+
+int mtmlk_head_chain(const MtmlkHeadCall* given) {
+  MtmlkHeadCall call = *given;
+  call.threads = usable_threads(call.threads);
+  const Kernels::Head& head = call.dtype == MTMLK_F32 ? kernels().head_f32 : kernels().head_f64;
+  const Workspace workspace(head.chain_bytes(call));
+  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
+  head.chain(call, workspace.data());
+  return MTMLK_OK;
+}
+
 double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds) {
   return kernels().fma_peak(dtype, usable_threads(threads), seconds);
 }

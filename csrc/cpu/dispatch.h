@@ -18,6 +18,12 @@ struct Kernels {
   int64_t (*workspace_f32)(const Plan&, int64_t tasks, int threads, bool carry);  // bytes
   int64_t (*workspace_f64)(const Plan&, int64_t tasks, int threads, bool carry);
   double (*fma_peak)(int32_t dtype, int threads, double seconds);
+  struct Head {
+    int64_t (*loop_bytes)(const MtmlkHeadCall&);
+    void (*loop)(const MtmlkHeadCall&, void* workspace);
+    int64_t (*chain_bytes)(const MtmlkHeadCall&);
+    void (*chain)(const MtmlkHeadCall&, void* workspace);
+  } head_f32, head_f64;
 };
 
 extern const Kernels kBaseKernels;

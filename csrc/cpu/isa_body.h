@@ -37,6 +37,11 @@ namespace {
 #include "task_passes.h"
 #include "task_reverse.h"
 #include "driver.h"
+#include "head_loss.h"
+#include "head_task.h"
+#include "head_reverse.h"
+#include "head_chain.h"
+#include "head_driver.h"
 #include "fma_peak.h"
 
 }  // namespace
@@ -45,6 +50,8 @@ const Kernels MTMLK_KERNELS = {
     MTMLK_ISA_NAME,          Simd<float>::kLanes,   Simd<double>::kLanes,   run_inner_loop<float>,
     run_inner_loop<double>,  carry_to_grads<float>, carry_to_grads<double>, workspace_bytes<float>,
     workspace_bytes<double>, measure_fma_peak,
+    {head_loop_bytes<float>, run_head_loop<float>, head_chain_bytes<float>, run_head_chain<float>},
+    {head_loop_bytes<double>, run_head_loop<double>, head_chain_bytes<double>, run_head_chain<double>},
 };
 
 }  // namespace mtmlk

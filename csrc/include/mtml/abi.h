@@ -105,6 +105,35 @@ MTMLK_API int mtmlk_inner_loop(const MtmlkPlan* plan, const MtmlkCall* call, Mtm
 MTMLK_API int mtmlk_carry_to_grads(const MtmlkPlan* plan, const void* carry, int64_t tasks, const void* scale,
                                    int64_t scale_stride, void* const* grads, void* const* lr_grads, int32_t threads);
 
+// A linear head on given features, adapted in the Gram matrix of each task's support features (csrc/cpu/head_task.h).
+// All tensors are contiguous and of one dtype, class ids int64. NULL where absent.
+typedef struct {
+  int32_t dtype, threads;
+  int64_t tasks, support, query, features, classes, steps;
+  int64_t rate_groups;  // 1: the weight and the bias share their rates
+  MtmlkLoss support_loss, query_loss;
+  double decay, proximal;
+  int32_t needs_rates;
+
+  const void *support_x, *query_x;  // [T, S, D], [T, Q, D]
+  const void *weight, *bias, *rates;  // [C, D], [C], [rate_groups, K, C]
+  const void *support_y, *query_y;    // ids [T, S], or values [T, S, C]
+  const void *support_mask, *query_mask;
+
+  void *loss, *logits, *support_losses;  // [T], [T, Q, C], [K, T]
+  void* coefficients;                    // [T, rate_groups, C, S]
+  void* carry;                           // [T, carry size], read by mtmlk_head_chain
+
+  // Without any cotangent the loop carries the gradient of every task's own loss.
+  const void *grad_loss, *grad_logits, *grad_support_losses, *grad_coefficients;
+
+  // Results of mtmlk_head_chain, which scales each task's carry by grad_loss [T] (NULL: by 1).
+  void *grad_support_x, *grad_query_x, *grad_weight, *grad_bias, *grad_rates;
+} MtmlkHeadCall;
+
+MTMLK_API int mtmlk_head_loop(const MtmlkHeadCall* call, MtmlkError* error);
+MTMLK_API int mtmlk_head_chain(const MtmlkHeadCall* call);
+
 MTMLK_API double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds);  // GFLOP/s
 MTMLK_API const char* mtmlk_isa(void);                                            // "avx512", "avx2" or "base"
 MTMLK_API const char* mtmlk_isa_reason(void);
