@@ -52,10 +52,12 @@ struct HeadChain {
   }
 
   void fill_rows(int64_t task, int64_t col, int64_t width) const;
-  void product(int64_t m, const T* a, int64_t k, const T* b, int64_t vecs, T* to, int64_t col) const;
+  void product(int64_t m, const T* a, int64_t k, const T* b, int64_t vecs, T* to, int64_t col, const T* from,
+               int64_t ahead) const;
   void run();
 };
 
+// B's columns of one panel.
 template <class T>
 void HeadChain<T>::fill_rows(int64_t task, int64_t col, int64_t width) const {
   const int64_t S = call->support, Q = call->query, D = call->features;
@@ -71,15 +73,24 @@ void HeadChain<T>::fill_rows(int64_t task, int64_t col, int64_t width) const {
       }
 }
 
-// Columns col ... of to [m, D] = a [m, k] b [k, width]; straight into place where whole vectors fit there.
+// Columns col ... of to [m, D] = a [m, k] b [k, width]; straight into place where whole vectors fit there. Meanwhile the
+// same rows of `from` and `to` are fetched `ahead` elements on, where the next panel is: pieces of 256 bytes are too
+// short for the processor to see a stream in them (7.7 ms of anil_head's chain without, 5.6 with all in cache).
 template <class T>
-void HeadChain<T>::product(int64_t m, const T* a, int64_t k, const T* b, int64_t vecs, T* to, int64_t col) const {
-  constexpr int64_t kLanes = Simd<T>::kLanes;
-  const int64_t D = call->features, width = vecs * kLanes;
-  if (m == 0) return;
+void HeadChain<T>::product(int64_t m, const T* a, int64_t k, const T* b, int64_t vecs, T* to, int64_t col,
+                           const T* from, int64_t ahead) const {
+  constexpr int64_t kLanes = Simd<T>::kLanes, kLine = 64 / int64_t(sizeof(T));
+  const int64_t D = call->features, width = vecs * kLanes, most = tile_rows(int(vecs)), tiles = (m + most - 1) / most;
   const bool fits = D % kLanes == 0 && reinterpret_cast<uintptr_t>(to) % kVecBytes == 0;
-  Gemm<T> g = {fits ? to + col : out, fits ? D : width, nullptr, 0, T(1), nullptr, 0, {a, k, b, width, k}, {}};
-  panel_any<T, false>(int(vecs), m, g);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = m * i / tiles, last = m * (i + 1) / tiles;
+    for (int64_t r = first; ahead && r < last; ++r)
+      for (int64_t j = col + ahead; j < col + ahead + width; j += kLine)
+        __builtin_prefetch(from + r * D + j), __builtin_prefetch(to + r * D + j, 1);
+    T* c = fits ? to + first * D + col : out + first * width;
+    Gemm<T> g = {c, fits ? D : width, nullptr, 0, T(1), nullptr, 0, {a + first * k, k, b, width, k}, {}};
+    panel_any<T, false>(int(vecs), last - first, g);
+  }
   for (int64_t r = 0; !fits && r < m; ++r)
     for (int64_t j = 0; j < width && col + j < D; j += kLanes)
       __builtin_memcpy(to + r * D + col + j, out + r * width + j,
@@ -95,6 +106,7 @@ void HeadChain<T>::run() {
   const T* scales = static_cast<const T*>(call->grad_loss);
   T *to_support = static_cast<T*>(call->grad_support_x), *to_query = static_cast<T*>(call->grad_query_x);
   T* to_weight = static_cast<T*>(call->grad_weight);
+  const T *from_support = static_cast<const T*>(call->support_x), *from_query = static_cast<const T*>(call->query_x);
   for (int64_t t = 0; t < call->tasks; ++t) {
     const T* carry = static_cast<const T*>(call->carry) + t * carry_size;
     for (int64_t i = 0; scales && i < size; ++i) small[i] = scales[t] * carry[i];
@@ -103,8 +115,12 @@ void HeadChain<T>::run() {
     for (int64_t col = begin; col < end;) {
       const int64_t vecs = panel_vecs((round_up(end - col, kLanes)) / kLanes), width = vecs * kLanes;
       fill_rows(t, col, width);
-      if (to_support) product(S, ms, N + C, rows, vecs, to_support + t * S * D, col);
-      if (to_query) product(Q, mq, S + C, rows + Q * width, vecs, to_query + t * Q * D, col);
+      const bool last = col + width >= end, done = last && t + 1 == call->tasks;
+      const auto ahead = [&](int64_t n) { return done ? 0 : last ? n * D + begin - col : width; };
+      if (to_support)
+        product(S, ms, N + C, rows, vecs, to_support + t * S * D, col, from_support + t * S * D, ahead(S));
+      if (to_query)
+        product(Q, mq, S + C, rows + Q * width, vecs, to_query + t * Q * D, col, from_query + t * Q * D, ahead(Q));
       T* into = sum + (col - begin);
       Gemm<T> g = {into, ld, t ? into : nullptr, ld, T(1), nullptr, 0, {mw, N, rows, width, N}, {}};
       if (to_weight) panel_any<T, false>(int(vecs), C, g);
