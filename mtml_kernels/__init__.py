@@ -11,7 +11,7 @@ from mtml_kernels._version import __version__
 
 if TYPE_CHECKING:
     from mtml_kernels.errors import BackendUnavailable, FallbackWarning
-    from mtml_kernels.functional import inner_loop
+    from mtml_kernels.functional import head_inner_loop, inner_loop
     from mtml_kernels.losses import LossSpec
     from mtml_kernels.program import Program, Unfusable, trace
 
@@ -21,6 +21,7 @@ _HOME = {
     "LossSpec": "losses",
     "Program": "program",
     "Unfusable": "program",
+    "head_inner_loop": "functional",
     "inner_loop": "functional",
     "trace": "program",
 }
@@ -32,6 +33,7 @@ __all__ = [
     "Program",
     "Unfusable",
     "__version__",
+    "head_inner_loop",
     "inner_loop",
     "trace",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtml_kernels._general_rates import op_rates
+from mtml_kernels._head import HeadResult, head_inner_loop
 from mtml_kernels.checks import (
     check_batch,
     check_choice,
@@ -23,7 +24,7 @@ from mtml_kernels.losses import IGNORED, Loss, LossSpec, Opaque, resolve, unfuse
 from mtml_kernels.ops.inner_loop import BACKENDS, InnerLoopSpec, inner_loop_call
 from mtml_kernels.program import Program
 
-__all__ = ["InnerLoopResult", "inner_loop"]
+__all__ = ["HeadResult", "InnerLoopResult", "head_inner_loop", "inner_loop"]
 
 KEEP = ("none", "last", "steps")
 NAMES = ("x", "y", "query_x", "query_y", "mask", "query_mask")

@@ -82,7 +82,10 @@ def head_backward(cotangents: Cotangents, a: HeadArgs, carry: Tensor) -> list[Te
         carry, scale = call.carry(), None
         call.run(call.inputs(carry, cotangents), [0, 0, 0, 0])
     wanted = (a.support, a.query, a.weight, a.bias, a.rates)
-    grads = [torch.empty(t.shape, dtype=call.dtype) if a.needs >> i & 1 else None for i, t in enumerate(wanted)]
+    grads = [
+        torch.empty(t.shape, dtype=call.dtype) if t is not None and a.needs >> i & 1 else None
+        for i, t in enumerate(wanted)
+    ]
     into = call.inputs(carry, (scale, None, None, None))
     if call.tasks:
         _engine().head_chain(call.sizes, call.numbers, into, [_at(g) for g in grads])

@@ -73,9 +73,9 @@ void HeadChain<T>::fill_rows(int64_t task, int64_t col, int64_t width) const {
       }
 }
 
-// Columns col ... of to [m, D] = a [m, k] b [k, width]; straight into place where whole vectors fit there. Meanwhile the
-// same rows of `from` and `to` are fetched `ahead` elements on, where the next panel is: pieces of 256 bytes are too
-// short for the processor to see a stream in them (7.7 ms of anil_head's chain without, 5.6 with all in cache).
+// Columns col ... of to [m, D] = a [m, k] b [k, width]; straight into place where whole vectors fit there. Meanwhile
+// the same rows of `from` and `to` are fetched `ahead` elements on, where the next panel is: pieces of 256 bytes are
+// too short for the processor to see a stream in them (7.7 ms of anil_head's chain without, 5.6 with all in cache).
 template <class T>
 void HeadChain<T>::product(int64_t m, const T* a, int64_t k, const T* b, int64_t vecs, T* to, int64_t col,
                            const T* from, int64_t ahead) const {

@@ -75,7 +75,8 @@ void HeadTask<T>::reverse_step(int64_t task, int64_t k) {
         store<T>(da + in, kept * d);
       }
       T& du_c = du[g * C + c];
-      drate[(g * K + k) * C + c] = (call->needs_rates ? sum_lanes<T>(sum) : T(0)) + du_c * (proximal - m * left(g, k)[c]);
+      drate[(g * K + k) * C + c] =
+          (call->needs_rates ? sum_lanes<T>(sum) : T(0)) + du_c * (proximal - m * left(g, k)[c]);
       du_c *= kept;
     }
   head_curve<T>(support_loss, x, outer ? outer[k * call->tasks + task] : T(0), p);

@@ -1,11 +1,12 @@
 // One task of a linear head's inner loop, in the Gram matrix of its support features. Included inside an ISA-named
-// namespace after head_loss.h. Classes are rows, samples are lanes; W = sum of outer products never appears.
+// namespace after head_loss.h. Classes are rows, samples are lanes; a task's weight never appears.
 //
 // Forward, with A = 0, u = v = 1 at first, m = decay + proximal:
 //   z_k = u_k Z_s + v_k b - A_k G - B_k 1 1^T        G = F_s F_s^T [S, S], Z = W F^T [C, N]
-//   R_k = w (p(z_k) - y);  A_{k+1} = (1 - alpha_k m) A_k + alpha_k R_k;  u_{k+1} = (1 - alpha_k m) u_k + alpha_k proximal
-//   B, v with beta_k;   logits^T = u_K Z_q + v_K b - A_K H - B_K 1 1^T    H = F_s F_q^T [S, Q]
+//   R_k = w (p(z_k) - y);  A_{k+1} = (1 - alpha_k m) A_k + alpha_k R_k;  u_{k+1} = (1 - alpha_k m) u_k + alpha_k
+//   proximal B, v with beta_k;   logits^T = u_K Z_q + v_K b - A_K H - B_K 1 1^T    H = F_s F_q^T [S, Q]
 // Where the weight and the bias share their rates, B = A and u = v: 1 1^T is added to G and H, b to Z, and B is gone.
+// Without a bias nothing is added.
 // Backward, dq the cotangent of the logits, dA, dB the ones of A_K, B_K from outside:
 //   dA -= dq H^T;  dB -= dq 1 1^T;  dZ_q = u_K dq;  dH = -A_K^T dq
 //   for k = K-1 .. 0:  x = alpha_k dA + beta_k dB;  dz = curvature(p_k) x + s_k R_k
@@ -103,18 +104,18 @@ void HeadTask<T>::measure(int64_t task) {
     Gemm<T> g = {product + (i ? S * lp : 0), lp, nullptr, 0, T(1), nullptr, 0, {parts[i], D, packed, 0, D}, {}};
     multiply_packed<T>(rows[i], lp, g);
   }
-  const T one = T(groups == 1);
+  const T one = T(groups == 1 && b);
   fill_zero<T>(gram, S * ls), fill_zero<T>(cross, Q * ls), fill_zero<T>(cross_t, S * lq);
   fill_zero<T>(zs, C * ls), fill_zero<T>(zq, C * lq);
   for (int64_t i = 0; i < S; ++i) {
     const T* row = product + i * lp;
     for (int64_t s = 0; s < S; ++s) gram[i * ls + s] = row[s] + one;
-    for (int64_t c = 0; c < C; ++c) zs[c * ls + i] = row[S + c] + one * b[c];
+    for (int64_t c = 0; c < C; ++c) zs[c * ls + i] = row[S + c] + (one == 0 ? T(0) : b[c]);
   }
   for (int64_t i = 0; i < Q; ++i) {
     const T* row = product + (S + i) * lp;
     for (int64_t s = 0; s < S; ++s) cross[i * ls + s] = cross_t[s * lq + i] = row[s] + one;
-    for (int64_t c = 0; c < C; ++c) zq[c * lq + i] = row[S + c] + one * b[c];
+    for (int64_t c = 0; c < C; ++c) zq[c * lq + i] = row[S + c] + (one == 0 ? T(0) : b[c]);
   }
   for (int64_t i = 0; i < (ls > lq ? ls : lq); ++i) ones[i] = T(1);
 }
@@ -155,7 +156,8 @@ void HeadTask<T>::adapt(int64_t task) {
       for (int64_t c = 0; c < C; ++c) {
         const VecOf<T> alpha = splat<T>(rate(g, k)[c]), kept = splat<T>(keep(g, k)[c]);
         for (int64_t j = 0; j < ls; j += Simd<T>::kLanes) {
-          const VecOf<T> r = load<T>(support_loss.w + j) * (load<T>(p + c * ls + j) - load<T>(support_loss.y + c * ls + j));
+          const VecOf<T> r =
+              load<T>(support_loss.w + j) * (load<T>(p + c * ls + j) - load<T>(support_loss.y + c * ls + j));
           const int64_t at = c * wide + g * ls + j;
           store<T>(next + at, multiply_add<T>(alpha, r, kept * load<T>(a + at)));
         }

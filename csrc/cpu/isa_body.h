@@ -47,9 +47,16 @@ namespace {
 }  // namespace
 
 const Kernels MTMLK_KERNELS = {
-    MTMLK_ISA_NAME,          Simd<float>::kLanes,   Simd<double>::kLanes,   run_inner_loop<float>,
-    run_inner_loop<double>,  carry_to_grads<float>, carry_to_grads<double>, workspace_bytes<float>,
-    workspace_bytes<double>, measure_fma_peak,
+    MTMLK_ISA_NAME,
+    Simd<float>::kLanes,
+    Simd<double>::kLanes,
+    run_inner_loop<float>,
+    run_inner_loop<double>,
+    carry_to_grads<float>,
+    carry_to_grads<double>,
+    workspace_bytes<float>,
+    workspace_bytes<double>,
+    measure_fma_peak,
     {head_loop_bytes<float>, run_head_loop<float>, head_chain_bytes<float>, run_head_chain<float>},
     {head_loop_bytes<double>, run_head_loop<double>, head_chain_bytes<double>, run_head_chain<double>},
 };

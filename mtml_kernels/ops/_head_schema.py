@@ -12,7 +12,7 @@ from mtml_kernels.losses import LossSpec
 from mtml_kernels.reference.head_inner_loop import HeadOptions
 
 ARGUMENTS = (
-    "Tensor support, Tensor query, Tensor weight, Tensor bias, Tensor rates, Tensor labels, Tensor? query_labels, "
+    "Tensor support, Tensor query, Tensor weight, Tensor? bias, Tensor rates, Tensor labels, Tensor? query_labels, "
     "Tensor? support_mask, Tensor? query_mask, str options, int needs"
 )
 FORWARD_SCHEMA = f"head_inner_loop({ARGUMENTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -32,7 +32,7 @@ class HeadArgs(NamedTuple):
     support: Tensor  # [T, S, D]
     query: Tensor  # [T, Q, D]
     weight: Tensor  # [C, D]
-    bias: Tensor  # [C]
+    bias: Tensor | None  # [C]
     rates: Tensor  # [1 or 2, K, C]
     labels: Tensor  # [T, S] or [T, S, C]
     query_labels: Tensor | None
@@ -70,7 +70,7 @@ def carry_size(a: HeadArgs) -> int:
 
 def wanted(a: HeadArgs) -> list[Tensor]:
     """The tensors whose gradients `needs` asks for, in the order in which the backward op returns them."""
-    return [t for i, t in enumerate(a[:5]) if a.needs >> i & 1]
+    return [t for i, t in enumerate(a[:5]) if t is not None and a.needs >> i & 1]
 
 
 def empty_outputs(a: HeadArgs, carried: bool) -> HeadOutputs:

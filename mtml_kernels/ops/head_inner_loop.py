@@ -60,16 +60,18 @@ def _reference_forward(*args: Any) -> HeadOutputs:
 
 def _reference_backward(cotangents: Cotangents, a: HeadArgs, carry: Tensor) -> list[Tensor | None]:
     with _recording():
-        leaves = [t.detach().requires_grad_(bool(a.needs >> i & 1)) for i, t in enumerate(a[:5])]
+        leaves = [t if t is None else t.detach().requires_grad_(bool(a.needs >> i & 1)) for i, t in enumerate(a[:5])]
         results = _run_reference(HeadArgs(*leaves, *a[5:]))
         pairs = [(o, g) for o, g in zip(results, cotangents, strict=True) if g is not None and o.requires_grad]
-        asked = [t for t in leaves if t.requires_grad]
+        asked = [t for t in leaves if t is not None and t.requires_grad]
         found: Sequence[Tensor | None] = [None] * len(asked)
         if pairs:
             found = torch.autograd.grad([o for o, _ in pairs], asked, [g for _, g in pairs], allow_unused=True)
-    inputs = [*a[:5], *(g for g in cotangents if g is not None)]
-    own = iter([torch.zeros_like(t) if g is None else _own_memory(g, inputs) for t, g in zip(asked, found, strict=True)])
-    return [next(own) if t.requires_grad else None for t in leaves]
+    inputs = [t for t in (*a[:5], *cotangents) if t is not None]
+    own = iter(
+        [torch.zeros_like(t) if g is None else _own_memory(g, inputs) for t, g in zip(asked, found, strict=True)]
+    )
+    return [None if t is None or not t.requires_grad else next(own) for t in leaves]
 
 
 BACKENDS.register(
@@ -126,7 +128,7 @@ def _check_no_gradient(a: HeadArgs) -> None:
 
 
 def _needs(a: HeadArgs) -> int:
-    return sum(t.requires_grad << i for i, t in enumerate(a[:5]))
+    return sum(t.requires_grad << i for i, t in enumerate(a[:5]) if t is not None)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: HeadOutputs) -> None:

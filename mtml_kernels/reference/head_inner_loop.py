@@ -43,7 +43,7 @@ def weight_space(
     query: Tensor,
     query_labels: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     rates: Tensor,
     support_mask: Tensor | None,
     query_mask: Tensor | None,
@@ -53,12 +53,13 @@ def weight_space(
 
     Args:
         support [T, S, D], query [T, Q, D]; labels [T, S] class ids or [T, S, C], query_labels likewise or None.
-        weight [C, D], bias [C]; rates [1 or 2, K, C]: of both, or of the weight and of the bias.
+        weight [C, D], bias [C] or None; rates [1 or 2, K, C]: of both, or of the weight and of the bias.
         support_mask [T, S], query_mask [T, Q]: weights of the samples, or None.
 
     Returns:
         loss [T] ([0] without query labels), logits [T, Q, C], support_losses [K, T], weight [T, C, D], bias [T, C].
     """
+    bias, rates = _with_bias(weight, bias, rates)
     tasks = []
     with torch.enable_grad():
         for t in range(support.shape[0]):
@@ -104,7 +105,7 @@ def gram_form(
     query: Tensor,
     query_labels: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     rates: Tensor,
     support_mask: Tensor | None,
     query_mask: Tensor | None,
@@ -116,6 +117,8 @@ def gram_form(
         loss [T] ([0] without query labels), logits [T, Q, C], support_losses [K, T], coefficients [T, 1 or 2, C, S]:
         A_K, and B_K where rates are two.
     """
+    groups = rates.shape[0]
+    bias, rates = _with_bias(weight, bias, rates)
     gram, cross = support @ support.mT, support @ query.mT  # [T, S, S], [T, S, Q]
     z_support, z_query = weight @ support.mT, weight @ query.mT  # [T, C, S], [T, C, Q]
     target, weights = _target(options.support_loss, labels, support_mask, len(bias), support.dtype)
@@ -132,7 +135,14 @@ def gram_form(
     logits = (u[-1][:, None] * z_query + (v[-1] * bias)[:, None] - a @ cross - b.sum(-1, keepdim=True)).mT
     support_losses = torch.stack(losses) if losses else support.new_zeros((0, support.shape[0]))
     loss = _losses(options.query_loss, logits, query_labels, query_mask)
-    return loss, logits, support_losses, torch.stack((a, b)[: rates.shape[0]], 1)
+    return loss, logits, support_losses, torch.stack((a, b)[:groups], 1)
+
+
+def _with_bias(weight: Tensor, bias: Tensor | None, rates: Tensor) -> tuple[Tensor, Tensor]:
+    """No bias is one of zeros that never moves."""
+    if bias is not None:
+        return bias, rates
+    return weight.new_zeros(weight.shape[0]), torch.stack((rates[0], torch.zeros_like(rates[0])))
 
 
 def scales(rates: Tensor, decay: float, proximal: float) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from mtml_kernels._version import __version__
 if TYPE_CHECKING:
     from mtml import balance, tasks, weighting
     from mtml.adapted import Adapted
+    from mtml.anil import ANIL
     from mtml.balance.affinity import task_affinity
     from mtml.explain import Explanation
     from mtml.heads import Classification, MultiLabel, Regression, Segmentation, Tokens
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mtml_kernels.per_step import PerStepBatchNorm
 
 __all__ = [
+    "ANIL",
     "MAML",
     "Adapted",
     "BackendUnavailable",
@@ -56,6 +58,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "ANIL": "mtml.anil",
     "MAML": "mtml.maml",
     "MetaOutput": "mtml.maml",
     "Adapted": "mtml.adapted",

@@ -110,12 +110,12 @@ MTMLK_API int mtmlk_carry_to_grads(const MtmlkPlan* plan, const void* carry, int
 typedef struct {
   int32_t dtype, threads;
   int64_t tasks, support, query, features, classes, steps;
-  int64_t rate_groups;  // 1: the weight and the bias share their rates
+  int64_t rate_groups;  // 1: the weight and the bias share their rates, or there is no bias
   MtmlkLoss support_loss, query_loss;
   double decay, proximal;
   int32_t needs_rates;
 
-  const void *support_x, *query_x;  // [T, S, D], [T, Q, D]
+  const void *support_x, *query_x;    // [T, S, D], [T, Q, D]
   const void *weight, *bias, *rates;  // [C, D], [C], [rate_groups, K, C]
   const void *support_y, *query_y;    // ids [T, S], or values [T, S, C]
   const void *support_mask, *query_mask;
