@@ -80,7 +80,7 @@ def head_inner_loop(
         steps: K.
         loss, query_loss: "cross_entropy", "mse" or "bce_with_logits", or the ``nn.*Loss`` or ``F.*`` of that name
             (form "weight" also takes huber and l1). query_loss None: as `loss`.
-        support_mask [T, S], query_mask [T, Q]: weights of the samples; a loss is sum(w l) / sum(w), 0 where all w are 0.
+        support_mask [T, S], query_mask [T, Q]: weights of the samples; a loss is sum(w l) / sum(w), or 0.
         weight_decay: adds weight_decay * theta to every inner gradient, of the weight and of the bias.
         proximal: adds proximal * (theta - theta_0), the pull of iMAML's regulariser back to the start.
         adapted: return the adapted weights (T x C x D elements, which nothing else here allocates).
@@ -122,9 +122,8 @@ def head_inner_loop(
     options = HeadOptions(*specs, float(weight_decay), float(proximal))
     masks = [None if m is None else m.to(weight.dtype) for m in (support_mask, query_mask)]
     sizes = (support, features_query.shape[1], features, weight.shape[0], steps)
-    args = HeadArgs(
-        features_support, features_query, weight, bias, rates, labels, query_labels, *masks, encode_options(options), 0
-    )
+    tensors = (features_support, features_query, weight, bias, rates, labels, query_labels, *masks)
+    args = HeadArgs._make((*tensors, encode_options(options), 0))
     chosen = BACKENDS.resolve(backend, weight.device.type, weight.dtype).name
     if tasks and _form(form, options, sizes) == "weight":
         _check_labels(args, options)

@@ -40,7 +40,7 @@ UNDER_FUNC = f"mtml::head_inner_loop has no rule for torch.func transforms (grad
 BACKENDS = Registry("head_inner_loop")
 
 
-# --- backends: forward(*HeadArgs) -> HeadOutputs; backward(cotangents, HeadArgs, carry) -> 5 gradients or None ---------
+# --- backends: forward(*HeadArgs) -> HeadOutputs; backward(cotangents, HeadArgs, carry) -> 5 gradients or None --------
 
 
 def _run_reference(a: HeadArgs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -61,7 +61,7 @@ def _reference_forward(*args: Any) -> HeadOutputs:
 def _reference_backward(cotangents: Cotangents, a: HeadArgs, carry: Tensor) -> list[Tensor | None]:
     with _recording():
         leaves = [t if t is None else t.detach().requires_grad_(bool(a.needs >> i & 1)) for i, t in enumerate(a[:5])]
-        results = _run_reference(HeadArgs(*leaves, *a[5:]))
+        results = _run_reference(HeadArgs._make((*leaves, *a[5:])))
         pairs = [(o, g) for o, g in zip(results, cotangents, strict=True) if g is not None and o.requires_grad]
         asked = [t for t in leaves if t is not None and t.requires_grad]
         found: Sequence[Tensor | None] = [None] * len(asked)
@@ -145,7 +145,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: HeadOutputs) -> No
 def _op_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     options, needs, backend = ctx.fixed
     *tensors, carry = ctx.saved_tensors
-    found = _gradients_by_op(HeadArgs(*tensors, options, needs), carry, backend, grads[:4])
+    found = _gradients_by_op(HeadArgs._make((*tensors, options, needs)), carry, backend, grads[:4])
     return (*found, *(None for _ in range(7)))
 
 
@@ -181,7 +181,7 @@ class HeadInnerLoop(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         options, needs, backend = ctx.fixed
         *tensors, carry = ctx.saved_tensors
-        a = HeadArgs(*tensors, options, needs)
+        a = HeadArgs._make((*tensors, options, needs))
         if torch.is_grad_enabled() or is_compiling():  # create_graph=True, or compiled autograd
             return (None, *_gradients_by_op(a, carry, backend.name, grads))
         return (None, *backend.backward(tuple(_contiguous(g) for g in grads), a, carry))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtml._head_path import FusedHead, is_head
 from mtml._paths import Fused, General, Rates, batch_dict
 from mtml._select import adaptable, select
 from mtml._watch import Watch, structure
@@ -203,7 +204,9 @@ class Planner:
         rates = self._rates([p.name for p in program.params if p.name in adapted], options, like)
         names = (_input_names(program, batch.sx), _input_names(program, batch.sx if batch.qx is None else batch.qx))
         classes = self._classes(program.output_shape[-1:], batch) if backend == "reference" else (0, 0)
-        return Fused(program, self.tensors, self.names, rates, spec, backend, names, classes)
+        head = is_head(program, spec, rates(), self.losses, batch.sx, batch.qx)
+        kind = FusedHead if head else Fused
+        return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
 
     def _general(self, batch: Batch, options: Options, rates: Rates) -> General:
         found = probe(self.model, batch.sx, self.batch_norm)

@@ -86,8 +86,8 @@ class ANIL(nn.Module):
             raise TypeError(f"features: expected an nn.Module, got {shown(features)}")
         if type(head) is not nn.Linear:
             raise TypeError(
-                f"head: expected an nn.Linear, got {type(head).__name__}; for any other head use mtml.MAML(head, ...) on "
-                "features that require grad"
+                f"head: expected an nn.Linear, got {type(head).__name__}; for any other head use mtml.MAML(head, ...) "
+                "on features that require grad"
             )
         check_choice("backend", backend, BACKENDS)
         for given in (loss,) if query_loss is None else (loss, query_loss):
@@ -136,7 +136,7 @@ class ANIL(nn.Module):
     ) -> Tensor:
         """The query loss of every task [T]."""
         masks = {"support_mask": support_mask, "query_mask": query_mask}
-        return self.meta_forward(sx, sy, qx, qy, steps=steps, **masks).loss  # type: ignore[arg-type]
+        return self.meta_forward(sx, sy, qx, qy, steps=steps, **masks).loss
 
     def adapt_tasks(
         self, sx: Any, sy: Any = None, *, steps: int | None = None, support_mask: Tensor | None = None
@@ -164,10 +164,17 @@ class ANIL(nn.Module):
         form, why = self._form(sizes.support, sizes.query)
         name = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
         adapted = ["head.weight", "head.bias"][: 1 if self.head.bias is None else 2]
-        node = {"node": 0, "op": "linear", "path": "head", "params": adapted, "shape": (weight.shape[0],)}
-        content = {"path": "head", "kernel": f"{backend}, {form} form", "reason": why, "reasons": [], "nodes": [node]}
-        content |= {"adapted": adapted, "steps": self.steps, "first_order": False, "loss": name, "query_loss": name}
-        explanation = Explanation(content | {"batch_norm": "module"})
+        node: dict[str, Any] = {
+            "node": 0,
+            "op": "linear",
+            "path": "head",
+            "params": adapted,
+            "shape": (weight.shape[0],),
+        }
+        content: dict[str, Any] = {"path": "head", "kernel": f"{backend}, {form} form", "reason": why, "reasons": []}
+        content |= {"nodes": [node], "adapted": adapted, "steps": self.steps, "first_order": False}
+        content |= {"loss": name, "query_loss": name, "batch_norm": "module"}
+        explanation = Explanation(content)
         print(explanation)
         return explanation
 
@@ -225,7 +232,7 @@ class ANIL(nn.Module):
         """The rate in a form that `head_inner_loop` takes."""
         if isinstance(self.lr, InnerLR) and self.lr.steps is not None and self.lr.steps < steps:
             raise ValueError(f"lr: expected at least steps={steps} rates, got InnerLR(steps={self.lr.steps})")
-        table = self.lr.as_dict() if isinstance(self.lr, InnerLR) else self.lr
+        table: Any = self.lr.as_dict() if isinstance(self.lr, InnerLR) else self.lr
         if not hasattr(table, "items"):
             return table
         names = ["weight"] if self.head.bias is None else ["weight", "bias"]
@@ -246,10 +253,8 @@ class ANIL(nn.Module):
 
 def _call(features: nn.Module, x: Any) -> Tensor:
     """The trunk on a tensor, or on a tuple (several arguments) or dict (keyword arguments) of such."""
-    if isinstance(x, Mapping):
-        found = features(**x)
-    else:
-        found = features(*x) if isinstance(x, list | tuple) else features(x)
+    args, named = ((), x) if isinstance(x, Mapping) else (x if isinstance(x, list | tuple) else (x,), {})
+    found = features(*args, **named)
     if not isinstance(found, Tensor) or found.ndim < 2:
         raise TypeError(f"features: expected the trunk to return a tensor [N, D], got {shown(found)}")
     return found
@@ -262,8 +267,8 @@ def _flat(name: str, rate: Any) -> Any:
     if rate.numel() == rate.shape[0]:
         return rate.reshape(-1)
     raise ValueError(
-        f"lr[{name!r}]: expected one rate, or one per step, got {shown(rate)}; rates per element need a weight for every "
-        "task: mtml.MetaSGD(head) on features that require grad"
+        f"lr[{name!r}]: expected one rate, or one per step, got {shown(rate)}; rates per element need a weight for "
+        "every task: mtml.MetaSGD(head) on features that require grad"
     )
 
 
@@ -278,7 +283,7 @@ def _fused(loss: Loss) -> LossSpec:
 
 
 class AdaptedHead(Adapted):
-    """What `ANIL.adapt_tasks` returns: an `Adapted` whose tasks share the trunk, which runs once on all their samples."""
+    """What `ANIL.adapt_tasks` returns: an `Adapted` whose tasks share the trunk, which runs once."""
 
     def __call__(self, x: Any, step: int = -1) -> Tensor:
         """Each task's head on its own inputs: x [T, N, ...] (or a tuple or dict of such) -> [T, N, C]."""

@@ -89,7 +89,7 @@ def explain_path(
     """The explanation of a prepared path; `reasons` and `nodes` are what tracing the model gave."""
     if isinstance(path, Fused):
         isa = _isa(path.backend)
-        kernel, why = path.backend, f"every layer is fused, {path.spec.steps} steps in one call"
+        kernel, why = path.backend, f"every layer is fused, {path.spec.steps} steps in one call{path.how}"
         kernel += f", {isa}" if isa else ""
         adapted, steps, first_order = path.order, path.spec.steps, path.spec.first_order
         reasons = []
