@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from bench.providers.base import Prepared, Unavailable, stored_grads
@@ -40,7 +42,7 @@ def _weight(w: Workload, net: nn.Module, data: Data) -> Prepared:
         raise Unavailable("mtml:weight runs models of one linear layer")
     head = layers[0]
     sx, sy, qx, qy = data
-    options = {"steps": w.steps, "loss": w.loss, "query_labels": qy, "form": "weight"}
+    options: dict[str, Any] = {"steps": w.steps, "loss": w.loss, "query_labels": qy, "form": "weight"}
 
     def backward() -> Tensor:
         loss: Tensor = head_inner_loop(sx, sy, qx, head.weight, head.bias, w.lr, **options).loss.mean()

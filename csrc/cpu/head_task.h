@@ -180,6 +180,7 @@ void HeadTask<T>::judge(int64_t task) {
   for (int64_t g = 0; coefficients && g < groups; ++g)
     for (int64_t c = 0; c < C; ++c)
       for (int64_t s = 0; s < S; ++s) coefficients[((task * groups + g) * C + c) * S + s] = a[c * wide + g * ls + s];
+  if (loss) loss[task] = T(0);  // of no samples
   if (!call->query_y) return;
   const VecOf<T> value = head_predict<T>(query_loss, query);
   if (loss) loss[task] = sum_lanes<T>(value);
