@@ -1,4 +1,4 @@
-"""Multi-head loss workloads: several heads' losses, forward and backward, and their providers (eager, compile)."""
+"""Multi-head loss workloads: several heads' losses, forward and backward, and their providers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.providers.base import Prepared, Result, Unavailable
+from bench.providers.base import OWN, Prepared, Result, Unavailable
+from mtml_kernels import HeadLoss, linear_multihead_loss, multihead_loss
 
-PROVIDERS = ("eager", "compile")
-Case = tuple[Callable[[], Tensor], list[Tensor]]
-"""A loss of no arguments, and the leaves its gradient is taken for."""
+PROVIDERS = ("eager", "compile", OWN)
+Loss = Callable[[], Tensor]
+Case = tuple[Loss, Loss, list[Tensor]]
+"""PyTorch's loss and this project's, of no arguments, and the leaves its gradient is taken for."""
 
 
 class Draw:
@@ -39,31 +41,57 @@ def linear_ce(draw: Draw) -> Case:
     biases, log_vars = [draw.leaf(c, scale=0.0) for c in classes], draw.leaf(16, scale=0.0)
     targets = [draw.labels(c, 512) for c in classes]
 
-    def loss() -> Tensor:
-        heads = zip(weights, biases, targets, strict=True)
-        each = torch.stack([F.cross_entropy(F.linear(features, w, b), y) for w, b, y in heads])
+    def weighted(each: Tensor) -> Tensor:
         return (torch.exp(-log_vars) * each + log_vars / 2).sum()
 
-    return loss, [features, log_vars, *weights, *biases]
+    def loss() -> Tensor:
+        heads = zip(weights, biases, targets, strict=True)
+        return weighted(torch.stack([F.cross_entropy(F.linear(features, w, b), y) for w, b, y in heads]))
+
+    return (
+        loss,
+        (lambda: weighted(linear_multihead_loss(features, weights, biases, targets))),
+        [features, log_vars, *weights, *biases],
+    )
 
 
 def vocab_ce(draw: Draw) -> Case:
     """Cross-entropy of logits [2048, 32000]."""
     logits, target = draw.leaf(2048, 32000), draw.labels(32000, 2048)
-    return (lambda: F.cross_entropy(logits, target)), [logits]
+    return (lambda: F.cross_entropy(logits, target)), (lambda: multihead_loss([logits], [target])[0]), [logits]
 
 
 def segmentation(draw: Draw) -> Case:
     """Per-pixel cross-entropy of logits [16, 21, 128, 128] with an ignored class."""
     logits, target = draw.leaf(16, 21, 128, 128), draw.labels(21, 16, 128, 128)
-    return (lambda: F.cross_entropy(logits, target, ignore_index=0)), [logits]
+    kind = HeadLoss("cross_entropy", ignore_index=0)
+
+    def loss() -> Tensor:
+        return F.cross_entropy(logits, target, ignore_index=0)
+
+    return loss, (lambda: multihead_loss([logits], [target], kind)[0]), [logits]
 
 
 def many_small(draw: Draw) -> Case:
     """64 heads of 10 classes on 32 samples each."""
     logits = [draw.leaf(32, 10) for _ in range(64)]
     targets = [draw.labels(10, 32) for _ in range(64)]
-    return (lambda: torch.stack([F.cross_entropy(z, y) for z, y in zip(logits, targets, strict=True)]).sum()), logits
+
+    def loss() -> Tensor:
+        return torch.stack([F.cross_entropy(z, y) for z, y in zip(logits, targets, strict=True)]).sum()
+
+    return loss, (lambda: multihead_loss(logits, targets).sum()), logits
+
+
+def many_stacked(draw: Draw) -> Case:
+    """The same heads in one tensor [64, 32, 10]: PyTorch's is one cross-entropy with a mean for each head."""
+    logits, targets = draw.leaf(64, 32, 10), draw.labels(10, 64, 32)
+
+    def loss() -> Tensor:
+        rows = F.cross_entropy(logits.view(2048, 10), targets.view(2048), reduction="none")
+        return rows.view(64, 32).mean(1).sum()
+
+    return loss, (lambda: multihead_loss(logits, targets).sum()), [logits]
 
 
 @dataclass(frozen=True)
@@ -74,6 +102,7 @@ class HeadsWorkload:
     build: Callable[[Draw], Case]
     macs: int
     elements: int
+    what: str = ""
 
     @property
     def flops(self) -> int:
@@ -85,13 +114,17 @@ class HeadsWorkload:
         return 2 * self.elements * itemsize
 
 
+_LINEAR = (512 * 256 * 1360, 512 * 256 + 1360 * 257 + 16)
 WORKLOADS: dict[str, HeadsWorkload] = {
     w.name: w
     for w in (
-        HeadsWorkload("heads_linear_ce", linear_ce, 512 * 256 * 1360, 512 * 256 + 1360 * 257 + 16),
-        HeadsWorkload("heads_vocab_ce", vocab_ce, 0, 2048 * 32000),
-        HeadsWorkload("heads_segmentation", segmentation, 0, 16 * 21 * 128 * 128),
-        HeadsWorkload("heads_many_small", many_small, 0, 64 * 32 * 10),
+        HeadsWorkload(
+            "heads_linear_ce", linear_ce, *_LINEAR, "16 linear heads of 10..160 classes, features [512, 256]"
+        ),
+        HeadsWorkload("heads_vocab_ce", vocab_ce, 0, 2048 * 32000, "logits [2048, 32000]"),
+        HeadsWorkload("heads_segmentation", segmentation, 0, 16 * 21 * 128 * 128, "logits [16, 21, 128, 128]"),
+        HeadsWorkload("heads_many_small", many_small, 0, 64 * 32 * 10, "64 heads [32, 10], a tensor each"),
+        HeadsWorkload("heads_many_stacked", many_stacked, 0, 64 * 32 * 10, "the same in one tensor [64, 32, 10]"),
     )
 }
 
@@ -100,8 +133,8 @@ def prepare(w: HeadsWorkload, provider: str, dtype: torch.dtype, device: str, se
     """Bind a provider to a workload. Raises Unavailable for a provider that has no multi-head loss."""
     if provider not in PROVIDERS:
         raise Unavailable(f"no multi-head loss in this provider (there are {', '.join(PROVIDERS)})")
-    loss, leaves = w.build(Draw(dtype, device, seed))
-    fn = torch.compile(loss) if provider == "compile" else loss
+    loss, own, leaves = w.build(Draw(dtype, device, seed))
+    fn = torch.compile(loss) if provider == "compile" else own if provider == OWN else loss
 
     def run() -> Result:
         value = fn()

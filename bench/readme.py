@@ -9,12 +9,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.heads import WORKLOADS as HEADS
 from bench.providers.base import OWN
 from bench.record import Record, fastest_peer
 from bench.workloads import WORKLOADS
 
 HEADER = """| workload | network | plain loop | fastest peer | mtml | speed-up | share of peak |
 |---|---|---|---|---|---|---|"""
+
+HEADS_HEADER = """| workload | what | eager | torch.compile | mtml | speed-up over the faster |
+|---|---|---|---|---|---|"""
 
 
 def _ms(record: Record | None) -> str:
@@ -31,12 +35,23 @@ def _row(workload: str, rows: list[Record]) -> str:
     return f"| {workload} | {network} | {_ms(by_name.get('loop'))} | {fastest} | {_ms(ours)} | {speedup} | {share} |"
 
 
+def _heads_row(workload: str, rows: list[Record]) -> str:
+    by_name = {r.provider: r for r in rows if r.workload == workload}
+    ours, peer = by_name.get(OWN), fastest_peer(rows, workload)
+    speedup = f"**{peer.ms / ours.ms:.1f}x**" if ours and ours.ok and peer else "-"
+    what = HEADS[workload].what
+    peers = f"{_ms(by_name.get('eager'))} | {_ms(by_name.get('compile'))}"
+    return f"| {workload} | {what} | {peers} | {_ms(ours)} | {speedup} |"
+
+
 def _conditions(row: Record) -> str:
     isa = f", {row.isa}" if row.isa else ""
     threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
+    heads = row.workload in HEADS
+    what = "Forward and backward" if heads else "One meta-step (loss and exact second-order gradient)"
     version = f"mtml-kernels {row.version}" + (f" ({row.sha})" if row.sha else "")
     return (
-        f"One meta-step (loss and exact second-order gradient), {row.dtype}, medians, all providers interleaved in "
+        f"{what}, {row.dtype}, medians, all providers interleaved in "
         f"one process after each one's gradient matched float64. {threads} of {row.machine}{isa}; "
         f"peak {row.peak_gflops:.0f} GFLOP/s ({row.peak_source}, measured in the same run); "
         f"{version}, torch {row.torch}, {row.date[:10]}."
@@ -51,8 +66,12 @@ def table(records: Iterable[Record]) -> str:
         raise ValueError(f"nothing to write: the records hold no timed row of provider {OWN}")
     if len({(r.threads, r.machine, r.dtype) for r in ours}) > 1:
         raise ValueError("the records mix machines, threads or dtypes: give a CSV of one setting")
-    lines = [_row(w, rows) for w in dict.fromkeys(r.workload for r in ours)]
-    return "\n".join([HEADER, *lines, "", _conditions(ours[-1])])
+    names = dict.fromkeys(r.workload for r in ours)
+    if len({name in HEADS for name in names}) > 1:
+        raise ValueError("the records mix inner loops and multi-head losses: give a CSV of one kind")
+    heads = ours[0].workload in HEADS
+    lines = [_heads_row(w, rows) if heads else _row(w, rows) for w in names]
+    return "\n".join([HEADS_HEADER if heads else HEADER, *lines, "", _conditions(ours[-1])])
 
 
 def markers(name: str = "") -> tuple[str, str]:

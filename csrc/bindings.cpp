@@ -175,6 +175,166 @@ void head_chain(const std::vector<int64_t>& sizes, const std::vector<double>& nu
   }
   if (status != MTMLK_OK) fail(status, {});
 }
+// The heads of a call, less their tensors. `sizes` has kHeadInts numbers a group of `count` equal heads, whose tensors
+// lie one after another.
+class Heads {
+ public:
+  Heads(int dtype, const std::vector<int64_t>& sizes, const std::vector<double>& options)
+      : dtype_(dtype), itemsize_(dtype == MTMLK_F32 ? 4 : 8) {
+    for (size_t g = 0; g < options.size(); ++g) {
+      const int64_t* s = sizes.data() + g * kHeadInts;
+      MtmlkHead h = {};
+      h.kind = int32_t(s[0]), h.mean = int32_t(s[1]), h.ids = int32_t(s[2]);
+      h.rows = s[4], h.classes = s[5], h.inner = s[6], h.ld = s[5];
+      h.rows_per_weight = s[7], h.ignore_index = s[8], h.p0 = options[g];
+      groups_.push_back({h, s[3], s[9]});
+    }
+  }
+
+  // Addresses of the groups' tensors; an empty list where there are none.
+  void run(int threads, const Addresses& logits, const Addresses& targets, const Addresses& sample_weights,
+           const Addresses& class_weights, const Addresses& pos_weights, Address losses,
+           const Addresses& gradients) const {
+    const Timed timed;
+    std::vector<MtmlkHead> heads;
+    const auto at = [](const Addresses& a, size_t g, int64_t bytes) {
+      return as<char>(a.empty() || !a[g] ? 0 : a[g] + Address(bytes));
+    };
+    for (size_t g = 0; g < groups_.size(); ++g)
+      for (int64_t i = 0; i < groups_[g].count; ++i) {
+        MtmlkHead h = groups_[g].head;
+        const int64_t size = i * h.rows * h.classes * itemsize_;
+        h.logits = at(logits, g, size), h.gradient = at(gradients, g, size);
+        h.target = at(targets, g, i * groups_[g].target_size * (h.ids ? 8 : itemsize_));
+        h.sample_weights = at(sample_weights, g, i * (h.rows / h.rows_per_weight) * itemsize_);
+        h.class_weights = at(class_weights, g, i * h.classes * itemsize_);
+        h.pos_weights = at(pos_weights, g, i * h.classes * itemsize_);
+        heads.push_back(h);
+      }
+    MtmlkHeadError error = {};
+    int status;
+    {
+      const py::gil_scoped_release release;
+      status = mtmlk_multihead_loss(heads.data(), int64_t(heads.size()), dtype_, threads, as<void>(losses), &error);
+    }
+    if (status == MTMLK_OUT_OF_MEMORY) throw std::bad_alloc();
+    if (status == MTMLK_BAD_LABEL)
+      throw BadLabel(std::to_string(error.head) + " " + std::to_string(error.row) + " " + std::to_string(error.label));
+  }
+
+ private:
+  static constexpr size_t kHeadInts = 10;
+  struct Group {
+    MtmlkHead head;
+    int64_t count, target_size;
+  };
+  std::vector<Group> groups_;
+  int dtype_;
+  int64_t itemsize_;
+};
+
+// Linear heads on shared features, less their tensors.
+class LinearHeads {
+ public:
+  LinearHeads(int dtype, int64_t rows, int64_t features, const std::vector<int64_t>& sizes,
+              const std::vector<double>& options)
+      : dtype_(dtype), rows_(rows), features_(features) {
+    for (size_t i = 0; i < options.size(); ++i) {
+      const int64_t* s = sizes.data() + i * kHeadInts;
+      MtmlkHead h = {};
+      h.kind = int32_t(s[0]), h.mean = int32_t(s[1]), h.ids = int32_t(s[2]), h.classes = s[3], h.ignore_index = s[4];
+      h.rows = rows, h.inner = 1, h.rows_per_weight = 1, h.p0 = options[i];
+      heads_.push_back(h);
+      columns_ += h.classes;
+    }
+  }
+
+  int64_t stride() const { return mtmlk_linear_stride(dtype_, columns_); }
+
+  // `inputs`: x, then of every head weight, bias, target, sample weights, class weights, pos weights.
+  void keep(int threads, const Addresses& inputs, Address losses, Address kept) const {
+    const Call call(*this, inputs);
+    MtmlkHeadError error = {};
+    finish(call.run([&] {
+      return mtmlk_linear_keep(&call.linear, dtype_, threads, as<void>(losses), as<void>(kept), &error);
+    }),
+           error);
+  }
+
+  void back(int threads, const Addresses& inputs, Address kept, const std::vector<double>& cotangents, Address dx,
+            const Addresses& dw, const Addresses& db) const {
+    const Call call(*this, inputs);
+    finish(call.run([&] {
+      return mtmlk_linear_back(&call.linear, dtype_, threads, as<void>(kept), cotangents.data(), as<void>(dx),
+                               list_out(dw), list_out(db));
+    }),
+           {});
+  }
+
+  void blocks(int threads, const Addresses& inputs, Address losses, Address dx, const Addresses& dw,
+              const Addresses& db) const {
+    const Call call(*this, inputs);
+    MtmlkHeadError error = {};
+    finish(call.run([&] {
+      return mtmlk_linear_blocks(&call.linear, dtype_, threads, as<void>(losses), as<void>(dx), list_out(dw),
+                                 list_out(db), &error);
+    }),
+           error);
+  }
+
+ private:
+  static constexpr size_t kHeadInts = 5, kTensors = 6;
+
+  struct Call {
+    Call(const LinearHeads& self, const Addresses& inputs) : heads(self.heads_) {
+      for (size_t i = 0; i < heads.size(); ++i) {
+        const Address* a = inputs.data() + 1 + i * kTensors;
+        weights.push_back(as<void>(a[0])), biases.push_back(as<void>(a[1]));
+        heads[i].target = as<void>(a[2]), heads[i].sample_weights = as<void>(a[3]);
+        heads[i].class_weights = as<void>(a[4]), heads[i].pos_weights = as<void>(a[5]);
+      }
+      linear = {self.rows_,   self.features_, int64_t(heads.size()), as<void>(inputs.at(0)),
+                heads.data(), weights.data(), biases.data()};
+    }
+    template <class F>
+    int run(F f) const {
+      const Timed timed;
+      const py::gil_scoped_release release;
+      return f();
+    }
+    std::vector<MtmlkHead> heads;
+    std::vector<const void*> weights, biases;
+    MtmlkLinear linear;
+  };
+
+  static void finish(int status, const MtmlkHeadError& error) {
+    if (status == MTMLK_OUT_OF_MEMORY) throw std::bad_alloc();
+    if (status == MTMLK_BAD_LABEL)
+      throw BadLabel(std::to_string(error.head) + " " + std::to_string(error.row) + " " + std::to_string(error.label));
+  }
+
+  int dtype_;
+  int64_t rows_, features_, columns_ = 0;
+  std::vector<MtmlkHead> heads_;
+};
+
+// Recycled memory that Python's buffer protocol reads and writes.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) : data_(mtmlk_acquire(bytes)), bytes_(bytes) {
+    if (!data_) throw std::bad_alloc();
+  }
+  ~Memory() { mtmlk_release(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  py::buffer_info buffer() const {
+    return py::buffer_info(static_cast<uint8_t*>(data_), static_cast<py::ssize_t>(bytes_));
+  }
+
+ private:
+  void* data_;
+  int64_t bytes_;
+};
 
 }  // namespace
 
@@ -190,6 +350,16 @@ PYBIND11_MODULE(_C, m) {
       .def("carry_to_grads", &Plan::carry_to_grads);
   m.def("head_loop", &head_loop);
   m.def("head_chain", &head_chain);
+  py::class_<Heads>(m, "Heads")
+      .def(py::init<int, const std::vector<int64_t>&, const std::vector<double>&>())
+      .def("run", &Heads::run);
+  py::class_<LinearHeads>(m, "LinearHeads")
+      .def(py::init<int, int64_t, int64_t, const std::vector<int64_t>&, const std::vector<double>&>())
+      .def("stride", &LinearHeads::stride)
+      .def("keep", &LinearHeads::keep)
+      .def("back", &LinearHeads::back)
+      .def("blocks", &LinearHeads::blocks);
+  py::class_<Memory>(m, "Memory", py::buffer_protocol()).def(py::init<int64_t>()).def_buffer(&Memory::buffer);
   m.def("fma_peak", &mtmlk_fma_peak, py::call_guard<py::gil_scoped_release>());
   m.def("isa", &mtmlk_isa);
   m.def("isa_reason", &mtmlk_isa_reason);

@@ -12,29 +12,40 @@ from mtml_kernels._version import __version__
 if TYPE_CHECKING:
     from mtml_kernels.errors import BackendUnavailable, FallbackWarning
     from mtml_kernels.functional import head_inner_loop, inner_loop
+    from mtml_kernels.heads import HeadLoss
+    from mtml_kernels.heads_functional import multihead_loss
+    from mtml_kernels.heads_linear import linear_multihead_gram, linear_multihead_loss
     from mtml_kernels.losses import LossSpec
     from mtml_kernels.program import Program, Unfusable, trace
 
 _HOME = {
     "BackendUnavailable": "errors",
     "FallbackWarning": "errors",
+    "HeadLoss": "heads",
     "LossSpec": "losses",
     "Program": "program",
     "Unfusable": "program",
     "head_inner_loop": "functional",
     "inner_loop": "functional",
+    "linear_multihead_gram": "heads_linear",
+    "linear_multihead_loss": "heads_linear",
+    "multihead_loss": "heads_functional",
     "trace": "program",
 }
 
 __all__ = [
     "BackendUnavailable",
     "FallbackWarning",
+    "HeadLoss",
     "LossSpec",
     "Program",
     "Unfusable",
     "__version__",
     "head_inner_loop",
     "inner_loop",
+    "linear_multihead_gram",
+    "linear_multihead_loss",
+    "multihead_loss",
     "trace",
 ]
 

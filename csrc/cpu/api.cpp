@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "head_units.h"
 
 namespace mtmlk {
 namespace {
@@ -11,11 +12,6 @@ namespace {
 // A forked child inherits OpenMP's bookkeeping but not its threads: a parallel region of several threads would hang.
 bool forked = false;
 const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-
-int usable_threads(int threads) {
-  (void)registered;
-  return forked || threads < 1 ? 1 : threads;
-}
 
 bool labels_ok(const void* labels, int64_t tasks, int64_t samples, int64_t classes, bool query, MtmlkError* error) {
   const int64_t* y = static_cast<const int64_t*>(labels);
@@ -27,21 +23,13 @@ bool labels_ok(const void* labels, int64_t tasks, int64_t samples, int64_t class
   return true;
 }
 
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) : data_(acquire_workspace(bytes)) {}
-  ~Workspace() {
-    if (data_) release_workspace(data_);
-  }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  void* data() const { return data_; }
-
- private:
-  void* data_;
-};
-
 }  // namespace
+
+int usable_threads(int threads) {
+  (void)registered;
+  return forked || threads < 1 ? 1 : threads;
+}
+
 }  // namespace mtmlk
 
 using namespace mtmlk;

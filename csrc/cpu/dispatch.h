@@ -6,6 +6,36 @@
 
 namespace mtmlk {
 
+// A part of one head's rows, or (elementwise kinds) of its rows' elements: cut by the head's own shape only.
+struct HeadUnit {
+  int64_t head, row0, row1, col0, col1;
+  double norm, loss;  // sums over the unit: of what the rows count, and of their losses
+  int64_t bad;        // the first row with a label out of range, or -1
+};
+
+struct HeadCall {
+  const MtmlkHead* heads;
+  HeadUnit* units;
+  int64_t n_units;
+  const double* inverse;  // [heads] 1 / norm, 0 where the norm is 0
+  int threads;
+};
+
+// Rows [row0, row0 + rows) of linear heads; z [rows, ld] are their logits, and then the gradients at them.
+struct LinearCall {
+  const MtmlkLinear* linear;
+  const int64_t* starts;  // [n_heads + 1] the heads' first columns in z
+  int64_t ld, row0, rows;
+  void* z;
+  const double* by;  // [n_heads] cotangents
+  void* dx;
+  void *const *dw, *const *db;
+  bool add;  // to what dw and db hold
+  int threads;
+  void *shared, *scratch;
+  int64_t thread_bytes;
+};
+
 struct Kernels {
   const char* name;
   int lanes_f32, lanes_f64;
@@ -24,6 +54,20 @@ struct Kernels {
     int64_t (*chain_bytes)(const MtmlkHeadCall&);
     void (*chain)(const MtmlkHeadCall&, void* workspace);
   } head_f32, head_f64;
+  void (*head_norms_f32)(const HeadCall&);
+  void (*head_norms_f64)(const HeadCall&);
+  void (*head_losses_f32)(const HeadCall&, void* workspace, int64_t thread_bytes);
+  void (*head_losses_f64)(const HeadCall&, void* workspace, int64_t thread_bytes);
+  int64_t (*head_scratch_f32)(const MtmlkHead&);  // bytes a thread
+  int64_t (*head_scratch_f64)(const MtmlkHead&);
+  void (*linear_logits_f32)(const LinearCall&);
+  void (*linear_logits_f64)(const LinearCall&);
+  void (*linear_features_f32)(const LinearCall&);
+  void (*linear_features_f64)(const LinearCall&);
+  void (*linear_weights_f32)(const LinearCall&);
+  void (*linear_weights_f64)(const LinearCall&);
+  void (*linear_bytes_f32)(int64_t features, int64_t rows, int64_t* thread, int64_t* shared);
+  void (*linear_bytes_f64)(int64_t features, int64_t rows, int64_t* thread, int64_t* shared);
 };
 
 extern const Kernels kBaseKernels;
@@ -38,6 +82,8 @@ bool isa_ok();             // false: MTML_CPU_ISA names a set that is not here; 
 const Kernels& kernels();  // chosen once: MTML_CPU_ISA, else the best the machine has
 const char* isa_reason();
 const char* isa_available();
+
+int usable_threads(int threads);  // 1 in a forked child, which has none of its parent's threads
 
 int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** plan);
 void destroy_plan(Plan* plan);

@@ -43,6 +43,12 @@ namespace {
 #include "head_chain.h"
 #include "head_driver.h"
 #include "fma_peak.h"
+#include "head_math.h"
+#include "head_tile.h"
+#include "head_rows.h"
+#include "head_elements.h"
+#include "heads.h"
+#include "heads_linear.h"
 
 }  // namespace
 
@@ -59,6 +65,20 @@ const Kernels MTMLK_KERNELS = {
     measure_fma_peak,
     {head_loop_bytes<float>, run_head_loop<float>, head_chain_bytes<float>, run_head_chain<float>},
     {head_loop_bytes<double>, run_head_loop<double>, head_chain_bytes<double>, run_head_chain<double>},
+    head_norms<float>,
+    head_norms<double>,
+    head_losses<float>,
+    head_losses<double>,
+    head_scratch<float>,
+    head_scratch<double>,
+    linear_logits<float>,
+    linear_logits<double>,
+    linear_features<float>,
+    linear_features<double>,
+    linear_weights<float>,
+    linear_weights<double>,
+    linear_bytes<float>,
+    linear_bytes<double>,
 };
 
 }  // namespace mtmlk

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from mtml._head_inputs import check_heads, check_names, check_target, mask_by_row, target_by_row
-from mtml._heads_engine import linear_multihead_loss, multihead_loss
 from mtml.heads import Head, HeadLayer
 from mtml.weighting import Weighting, make_weighting
 from mtml_kernels.checks import shown
+from mtml_kernels.heads_functional import multihead_loss
+from mtml_kernels.heads_linear import linear_multihead_loss
 
 __all__ = ["HeadLosses", "MultiHead"]
 
 Features = Tensor | Mapping[str, Tensor]
+
+
+class _RowWeights(TypedDict):
+    sample_weights: list[Tensor | None]
+    class_weights: list[Tensor | None]
+    pos_weights: list[Tensor | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +186,7 @@ class MultiHead(nn.Module):
             losses.update(zip(maps, each.unbind(), strict=True))
         return losses
 
-    def _row_weights(self, names: list[str], masks: Mapping[str, Tensor]) -> dict[str, list[Tensor | None]]:
+    def _row_weights(self, names: list[str], masks: Mapping[str, Tensor]) -> _RowWeights:
         """The engine's optional arguments for these heads."""
         layers = [self.layers[name] for name in names]
         return {

@@ -133,6 +133,58 @@ typedef struct {
 
 MTMLK_API int mtmlk_head_loop(const MtmlkHeadCall* call, MtmlkError* error);
 MTMLK_API int mtmlk_head_chain(const MtmlkHeadCall* call);
+// --- losses of several heads ---
+
+// One head. A row is what has one class or is one sample: logits [rows / inner, classes, inner]; where inner is 1, a
+// row begins `ld` elements after the one before it. Targets are contiguous.
+typedef struct {
+  int32_t kind;  // position in mtml_kernels/heads.py's KINDS
+  int32_t mean;  // 0: sum
+  int32_t ids;   // the target is int64 class ids [rows], else values like logits
+  int64_t rows, classes, inner, ld;
+  int64_t rows_per_weight;  // consecutive rows that share a sample weight
+  int64_t ignore_index;
+  double p0;  // label smoothing or huber's delta
+  const void* logits;
+  const void* target;
+  const void* sample_weights;  // [rows / rows_per_weight] or NULL
+  const void* class_weights;   // [classes] or NULL (cross_entropy)
+  const void* pos_weights;     // [classes] or NULL (bce_with_logits)
+  void* gradient;              // like logits, which it may be itself, or NULL
+} MtmlkHead;
+
+typedef struct {
+  int64_t head, row, label;
+} MtmlkHeadError;
+
+// losses [n] and the gradient of each head's loss. MTMLK_BAD_LABEL: nothing was written.
+MTMLK_API int mtmlk_multihead_loss(const MtmlkHead* heads, int64_t n, int32_t dtype, int32_t threads, void* losses,
+                                   MtmlkHeadError* error);
+
+// Linear heads on shared features: logits x W^T + b. Of `heads` the logits, gradient and ld are not read.
+typedef struct {
+  int64_t rows, features, n_heads;
+  const void* x;               // [rows, features]
+  const MtmlkHead* heads;      // [n_heads], of `rows` rows each
+  const void* const* weights;  // [n_heads] -> [classes, features]
+  const void* const* biases;   // [n_heads] -> [classes] or NULL
+} MtmlkLinear;
+
+MTMLK_API int64_t mtmlk_linear_stride(int32_t dtype, int64_t columns);  // of kept gradients: whole vectors
+
+// losses [n_heads], and the gradients of each at all logits, kept [rows, stride].
+MTMLK_API int mtmlk_linear_keep(const MtmlkLinear* linear, int32_t dtype, int32_t threads, void* losses, void* kept,
+                                MtmlkHeadError* error);
+// dx, dw[h], db[h] (each may be NULL) of sum_h cotangents[h] loss_h.
+MTMLK_API int mtmlk_linear_back(const MtmlkLinear* linear, int32_t dtype, int32_t threads, const void* kept,
+                                const double* cotangents, void* dx, void* const* dw, void* const* db);
+// The losses and, with all cotangents 1, the gradients (each may be NULL), in blocks of rows whose logits are not kept.
+MTMLK_API int mtmlk_linear_blocks(const MtmlkLinear* linear, int32_t dtype, int32_t threads, void* losses, void* dx,
+                                  void* const* dw, void* const* db, MtmlkHeadError* error);
+
+// Memory that is recycled, for gradients: fresh pages cost 35 ms per 256 MB.
+MTMLK_API void* mtmlk_acquire(int64_t bytes);
+MTMLK_API void mtmlk_release(void* memory);
 
 MTMLK_API double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds);  // GFLOP/s
 MTMLK_API const char* mtmlk_isa(void);                                            // "avx512", "avx2" or "base"

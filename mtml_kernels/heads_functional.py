@@ -1,0 +1,204 @@
+"""The documented functions of the multi-head losses: tensors in, tensors out, everything checked."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from mtml_kernels._head_checks import check_head, column, same_length
+from mtml_kernels.heads import HeadLoss
+from mtml_kernels.ops._backends import REFERENCE
+from mtml_kernels.ops._multihead_backends import BACKENDS, check_labels, reference_call
+from mtml_kernels.ops._multihead_schema import HeadsCall, HeadTensors, make_call
+from mtml_kernels.ops.multihead_loss import multihead_loss_call
+
+__all__ = ["multihead_loss", "multihead_loss_and_gradients"]
+
+Kinds = str | HeadLoss | Sequence[str | HeadLoss]
+Weights = Sequence[Tensor | None] | Tensor | None
+
+_calls: dict[Any, HeadsCall] = {}
+_MAX_CALLS = 512
+
+
+def multihead_loss(
+    logits: Sequence[Tensor] | Tensor,
+    targets: Sequence[Tensor] | Tensor,
+    kinds: Kinds = "cross_entropy",
+    *,
+    sample_weights: Weights = None,
+    class_weights: Weights = None,
+    pos_weights: Weights = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The losses of several heads, of any kinds and sizes, as one operation whose gradient is made in the same pass.
+
+    Differentiable any number of times by the logits, and usable under torch.func's transforms and torch.compile (there
+    once). What each kind computes is in `HeadLoss`; definitions are in `mtml_kernels.reference.multihead_loss`.
+
+    Args:
+        logits: one tensor a head, shapes as in `HeadLoss`; or one tensor [H, ...], a stack of H equal heads.
+        targets: one tensor a head (class ids, or values); a stack [H, ...] where the logits are one.
+        kinds: a name or `HeadLoss` for all heads, or one for each.
+        sample_weights: a tensor or None for each head: [N], or one a row ([N, ...] without the classes); a stack
+            [H, ...] where the logits are one, and so are the next two.
+        class_weights: a tensor [C] or None for each head, cross_entropy only.
+        pos_weights: a tensor that broadcasts to a sample's shape or None for each head, bce_with_logits only.
+        backend: "auto", "cpu" or "reference".
+
+    Returns:
+        [H]. A head whose rows all count for nothing has loss 0 and gradient 0.
+
+    Raises:
+        ValueError: shapes or counts disagree, a class id is out of range, or a target or weight requires grad.
+        TypeError: a tensor has the wrong dtype, or an argument the wrong type.
+        BackendUnavailable: `backend` names one that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from mtml_kernels import HeadLoss, multihead_loss
+        >>> logits = [torch.randn(8, 10, requires_grad=True), torch.randn(8, 3, requires_grad=True)]
+        >>> targets = [torch.randint(10, (8,)), torch.randn(8, 3)]
+        >>> losses = multihead_loss(logits, targets, [HeadLoss("cross_entropy", label_smoothing=0.1), "mse"])
+        >>> losses.sum().backward()
+        >>> losses.shape, logits[0].grad.shape
+        (torch.Size([2]), torch.Size([8, 10]))
+
+    Paper: Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
+    Semantics", 2018 (what such losses are for).
+    """
+    found = _prepare(logits, targets, kinds, sample_weights, class_weights, pos_weights)
+    if found is None:
+        return torch.zeros(0)
+    call, tensors = found
+    like = tensors.logits[0]
+    chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
+    if chosen.name == REFERENCE:  # PyTorch differentiates it, by the targets and weights too
+        check_labels(call, tensors)
+        return reference_call(call, tensors)
+    _refuse_gradients(call, tensors)
+    return multihead_loss_call(call, tensors, chosen)
+
+
+def multihead_loss_and_gradients(
+    logits: Sequence[Tensor] | Tensor,
+    targets: Sequence[Tensor] | Tensor,
+    kinds: Kinds = "cross_entropy",
+    *,
+    sample_weights: Weights = None,
+    class_weights: Weights = None,
+    pos_weights: Weights = None,
+    backend: str = "auto",
+) -> tuple[Tensor, list[Tensor]]:
+    """The losses [H] and the gradient of each head's own loss at its logits, in one pass and without autograd.
+
+    Arguments and errors as in `multihead_loss`; nothing that comes back requires grad. The gradients are the heads'
+    own, before any weighting, as methods that balance tasks by their gradients need them.
+
+    Example:
+        >>> import torch
+        >>> from mtml_kernels.heads_functional import multihead_loss_and_gradients
+        >>> logits, targets = [torch.zeros(1, 2)], [torch.zeros(1, dtype=torch.long)]
+        >>> multihead_loss_and_gradients(logits, targets)
+        (tensor([0.6931]), [tensor([[-0.5000,  0.5000]])])
+
+    Paper: Sener, Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018 (a use of the gradients).
+    """
+    found = _prepare(logits, targets, kinds, sample_weights, class_weights, pos_weights)
+    if found is None:
+        return torch.zeros(0), []
+    call, tensors = found
+    like = tensors.logits[0]
+    chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
+    with torch.no_grad():
+        losses, gradients = chosen.forward(call, tensors, True)
+    return losses, list(gradients)
+
+
+def _refuse_gradients(call: HeadsCall, tensors: HeadTensors) -> None:
+    given = tensors[1:] if call.weighted else tensors[1:2]
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for c in given for t in c):
+        return
+    for name, values in zip(tensors._fields[1:], tensors[1:], strict=True):
+        for i, t in enumerate(values):
+            if t is not None and t.requires_grad:
+                raise ValueError(
+                    f"{name}[{i}]: expected a tensor that requires no grad (only the logits get one); detach it, or "
+                    "pass backend='reference', which PyTorch differentiates by every tensor"
+                )
+
+
+def _prepare(
+    logits: Sequence[Tensor] | Tensor, targets: Sequence[Tensor] | Tensor, kinds: Kinds, *weights: Weights
+) -> tuple[HeadsCall, HeadTensors] | None:
+    """The checked call and its tensors; None where there are no heads."""
+    stacked = isinstance(logits, Tensor)
+    zs = [logits] if isinstance(logits, Tensor) else list(logits)
+    ys: list[Any] = [targets] if stacked else list(targets)
+    heads = len(zs)
+    same_length("targets", ys, heads)
+    if heads == 0:
+        return None
+    columns = [
+        [w] if stacked else w if w is None else column(n, w, heads) for n, w in zip(_WEIGHTS, weights, strict=True)
+    ]
+    key = None if is_compiling() else _key(stacked, kinds, zs, ys, columns)
+    filled: list[Any] = [[None] * heads if c is None else c for c in columns]
+    tensors = HeadTensors(zs, ys, *filled)
+    call = _calls.get(key)
+    if call is None:
+        specs = [HeadLoss.of(kinds)] * heads if isinstance(kinds, str | HeadLoss) else [HeadLoss.of(k) for k in kinds]
+        same_length("kinds", specs, heads)
+        for i, (spec, *head) in enumerate(zip(specs, *tensors, strict=True)):
+            check_head("" if stacked else f"[{i}]", spec, head, zs[0], int(stacked))
+        call = make_call(specs, [stacked] * heads, _ready(tensors, stacked))
+        if key is not None:
+            if len(_calls) >= _MAX_CALLS:
+                _calls.clear()
+            _calls[key] = call
+    if all(c is None for c in columns) and all(y.dtype in (torch.int64, zs[0].dtype) for y in ys):
+        return call, tensors
+    return call, _ready(tensors, stacked)
+
+
+def _key(stacked: bool, kinds: Kinds, zs: list[Any], ys: list[Any], columns: list[Any]) -> Any:
+    """What the checks of a call depend on; None where something is no tensor (they will say so)."""
+    try:
+        weights = [None if c is None else tuple([t if t is None else (t.shape, t.device) for t in c]) for c in columns]
+        # is_cpu, because devices are objects made when asked for, which takes longer than all the rest
+        forms = (
+            tuple(map(_form, zs)),
+            tuple(map(_form, ys)),
+            None if zs[0].is_cpu else tuple([t.device for t in zs + ys]),
+        )
+    except (AttributeError, TypeError):
+        return None
+    return stacked, kinds if isinstance(kinds, str | HeadLoss) else tuple(kinds), forms, *weights
+
+
+_form = operator.attrgetter("shape", "dtype", "is_cpu")
+_WEIGHTS = ("sample_weights", "class_weights", "pos_weights")
+
+
+def _ready(tensors: HeadTensors, stacked: bool) -> HeadTensors:
+    """Class ids as int64, weights in the logits' dtype and pos_weights of a sample's shape."""
+    dtype = tensors.logits[0].dtype
+    weights = [[t if t is None else t.to(dtype) for t in c] for c in tensors[2:]]
+    pos = [
+        p if p is None else p.expand(z.shape[1:]) if not stacked else _stack_of_samples(p, z)
+        for p, z in zip(weights[2], tensors.logits, strict=True)
+    ]
+    ids = [y if y.is_floating_point() else y.long() for y in tensors.targets]
+    return HeadTensors(tensors.logits, ids, weights[0], weights[1], pos)
+
+
+def _stack_of_samples(pos: Tensor, logits: Tensor) -> Tensor:
+    """pos_weights [H, *what broadcasts to a sample] as [H, *sample]."""
+    sample = logits.shape[2:]
+    filled = pos.reshape(pos.shape[0], *(1,) * (len(sample) - pos.ndim + 1), *pos.shape[1:])
+    return filled.expand(pos.shape[0], *sample)

@@ -1,0 +1,139 @@
+"""`mtml::multihead_loss`: the losses of several heads and their gradients at the logits, in one pass.
+
+Three doors lead to the same backends: eager code takes `Eager`; torch.func transforms take `Losses`, whose vmap
+rule makes stacks of equal heads of the batch; whatever traces takes the registered op. The gradient comes with the
+loss; backward passes it on, times the cotangent. Where that pass is differentiated itself, `_Gradients` takes its
+place, whose own derivative is that of PyTorch operations (`gradient_formula`): any number of times. The registered op
+is differentiable once and raises beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from mtml_kernels.ops._backends import Backend
+from mtml_kernels.ops._multihead_autograd import Eager, Losses
+from mtml_kernels.ops._multihead_backends import BACKENDS
+from mtml_kernels.ops._multihead_schema import (
+    BACKWARD_SCHEMA,
+    FORWARD_SCHEMA,
+    HeadsCall,
+    HeadTensors,
+    decode,
+    make_call,
+)
+
+__all__ = ["BACKENDS", "multihead_loss_call"]
+
+ONCE = (
+    "mtml::multihead_loss is differentiable once under torch.compile, and its gradient was differentiated again. Way "
+    "out: call multihead_loss outside torch.compile, where it is differentiable any number of times."
+)
+
+
+# --- the registered ops -----------------------------------------------------------------------------------------------
+
+_lib = torch.library.Library("mtml", "FRAGMENT")
+_lib.define(FORWARD_SCHEMA)
+_lib.define(BACKWARD_SCHEMA)
+
+
+def _tensors(logits: list[Tensor], targets: list[Tensor], weights: list[Tensor], places: list[int]) -> HeadTensors:
+    n = len(logits)
+    others: list[Tensor | None] = [None] * (3 * n)
+    for place, t in zip(places, weights, strict=True):
+        others[place] = t
+    return HeadTensors(logits, targets, others[:n], others[n : 2 * n], others[2 * n :])
+
+
+def _forward_impl(
+    logits: list[Tensor],
+    targets: list[Tensor],
+    weights: list[Tensor],
+    places: list[int],
+    heads: str,
+    differentiate: bool,
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
+    tensors = _tensors(logits, targets, weights, places)
+    call = make_call(*decode(heads), tensors)
+    losses, gradients = BACKENDS.named(backend).forward(call, tensors, differentiate)
+    shared = len({g.untyped_storage().data_ptr() for g in gradients}) < len(gradients)
+    return losses, [g.clone() for g in gradients] if shared else gradients  # an op's results may not alias
+
+
+def _counts(logits: Sequence[Tensor], heads: str) -> list[int]:
+    return [z.shape[0] if stack else 1 for z, stack in zip(logits, decode(heads)[1], strict=True)]
+
+
+def _forward_fake(
+    logits: list[Tensor], targets: list[Tensor], weights: list[Tensor], places: list[int], heads: str, *rest: Any
+) -> tuple[Tensor, list[Tensor]]:
+    losses = logits[0].new_empty(sum(_counts(logits, heads)))
+    return losses, [z.new_empty(z.shape) for z in logits] if rest[0] else []
+
+
+def _backward_impl(
+    cotangent: Tensor, gradients: list[Tensor], logits: list[Tensor], counts: list[int], backend: str
+) -> list[Tensor]:
+    return BACKENDS.named(backend).backward(gradients, cotangent, counts)
+
+
+def _backward_fake(cotangent: Tensor, gradients: list[Tensor], *rest: Any) -> list[Tensor]:
+    return [torch.empty_like(g) for g in gradients]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    logits, targets, weights, _, heads, differentiate, backend = inputs
+    if not differentiate:
+        raise ValueError("mtml::multihead_loss: logits that require grad need differentiate=True")
+    ctx.mark_non_differentiable(*output[1])
+    ctx.save_for_backward(*output[1], *logits)
+    ctx.counts, ctx.backend = _counts(logits, heads), backend
+    ctx.others = len(targets), len(weights)
+
+
+def _op_backward(ctx: Any, cotangent: Tensor, _: Any) -> tuple[Any, ...]:
+    saved = list(ctx.saved_tensors)
+    n = len(ctx.counts)
+    gradients = torch.ops.mtml.multihead_loss_backward(cotangent, saved[:n], saved[n:], ctx.counts, ctx.backend)
+    targets, weights = ctx.others
+    # "no gradient" for a list of numbers is None, for an empty list an empty list: it might have held tensors
+    return (gradients, [None] * targets, [None] * weights, None if weights else [], None, None, None)
+
+
+def _raise_once(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError(ONCE)
+
+
+_lib.impl("multihead_loss", _forward_impl, "CompositeExplicitAutograd")
+_lib.impl("multihead_loss_backward", _backward_impl, "CompositeExplicitAutograd")
+torch.library.register_fake("mtml::multihead_loss", _forward_fake, lib=_lib)
+torch.library.register_fake("mtml::multihead_loss_backward", _backward_fake, lib=_lib)
+torch.library.register_autograd("mtml::multihead_loss", _op_backward, setup_context=_setup_context, lib=_lib)
+torch.library.register_autograd("mtml::multihead_loss_backward", _raise_once, lib=_lib)
+
+
+# --- the choice of the door -------------------------------------------------------------------------------------------
+
+
+def multihead_loss_call(call: HeadsCall, tensors: HeadTensors, backend: Backend) -> Tensor:
+    """The losses by the cheapest door that is right here; the tensors are checked and on the backend's device."""
+    if is_compiling() or torch._C._len_torch_dispatch_stack():
+        others = [*tensors.sample_weights, *tensors.class_weights, *tensors.pos_weights]
+        places = [i for i, t in enumerate(others) if t is not None]
+        wanted = torch.is_grad_enabled() and any(z.requires_grad for z in tensors.logits)
+        lists = (list(tensors.logits), list(tensors.targets), [t for t in others if t is not None])
+        losses: Tensor = torch.ops.mtml.multihead_loss(*lists, places, call.text, wanted, backend.name)[0]
+        return losses
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return Losses.apply(call, backend, *tensors.flat())
+    if torch.is_grad_enabled() and any(z.requires_grad for z in tensors.logits):
+        return Eager.apply(call, backend, tensors, *tensors.logits)
+    return backend.forward(call, tensors, False)[0]
