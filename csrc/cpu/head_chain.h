@@ -86,7 +86,7 @@ void HeadChain<T>::product(int64_t m, const T* a, int64_t k, const T* b, int64_t
     const int64_t first = m * i / tiles, last = m * (i + 1) / tiles;
     for (int64_t r = first; ahead && r < last; ++r)
       for (int64_t j = col + ahead; j < col + ahead + width; j += kLine)
-        __builtin_prefetch(from + r * D + j), __builtin_prefetch(to + r * D + j, 1);
+        __builtin_prefetch(from + r * D + j, 0, 2), __builtin_prefetch(to + r * D + j, 1);
     T* c = fits ? to + first * D + col : out + first * width;
     Gemm<T> g = {c, fits ? D : width, nullptr, 0, T(1), nullptr, 0, {a + first * k, k, b, width, k}, {}};
     panel_any<T, false>(int(vecs), last - first, g);
