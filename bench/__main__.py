@@ -197,7 +197,7 @@ def _add_files(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     p = commands.add_parser("kernel", help="one kernel on one shape: time, GFLOP/s, GB/s, share of peak")
-    p.add_argument("op", help="inner_loop")
+    p.add_argument("op", help="inner_loop, head_inner_loop")
     p.add_argument("--shape", default="784-256-128-64-64-5", help="widths of an MLP (default %(default)s)")
     for name, value in (("tasks", 32), ("support", 5), ("query", 75), ("steps", 1)):
         p.add_argument(f"--{name}", type=_positive, default=value, help="default %(default)s")

@@ -122,7 +122,34 @@ def inner_loop(o: Options, mode: flops.Mode) -> Callable[[], object]:
     return call
 
 
-OPS: dict[str, Callable[[Options, flops.Mode], Callable[[], object]]] = {"inner_loop": inner_loop}
+def head_inner_loop(o: Options, mode: flops.Mode) -> Callable[[], object]:
+    """A call of ``head_inner_loop`` in its Gram form on a shape of two widths."""
+    from mtml_kernels import head_inner_loop as run
+
+    if len(o.shape) != 2:
+        raise ValueError(f"shape: expected features-classes such as 1600-5 for head_inner_loop, got {o.shape}")
+    w = o.workload
+    head = make_network(w, o.dtype)[0]  # type: ignore[index]
+    sx, sy, qx, qy = make_data(w, o.dtype)
+    adapting, gradient = mode == "adapt", mode == "forward+backward"
+    leaves = [head.weight, head.bias, *([sx, qx] if w.inputs else [])]
+
+    def call() -> object:
+        with torch.set_grad_enabled(gradient):
+            query, labels = (qx[:, :0], None) if adapting else (qx, qy)
+            sets = (sx, sy, query, head.weight, head.bias, w.lr)
+            out = run(
+                *sets, steps=w.steps, loss=w.loss, query_labels=labels, adapted=adapting, form="gram", backend=o.backend
+            )
+            return torch.autograd.grad(out.loss.mean(), leaves) if gradient else out
+
+    return call
+
+
+OPS: dict[str, Callable[[Options, flops.Mode], Callable[[], object]]] = {
+    "inner_loop": inner_loop,
+    "head_inner_loop": head_inner_loop,
+}
 
 
 def measure(op: str, o: Options) -> tuple[list[Measured], peak.Peak]:
