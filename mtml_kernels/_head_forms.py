@@ -19,15 +19,13 @@ __all__ = ["gram_is_cheaper", "head_rates", "weight_form"]
 def gram_is_cheaper(support: int, query: int, features: int, classes: int, steps: int) -> bool:
     """The cost model: multiply-adds of one task's loss and gradients, features included, in both forms.
 
-    With S, Q samples, N = S + Q, D features, C classes, K steps. Gram: F [F_s; W]^T once and its transposes back, N x
-    (S + C) x D forward and (S (N + C) + Q (S + C) + N C) D backward; three products of S x S x C a step (A G, dz G,
-    dG), and three of Q x S x C. Weight: forward, dW and their four tangents, S x C x D each, a step, and three products
-    of Q x C x D. A Gram product runs on whole vectors of S + C columns, a narrow weight's on C.
+    With S, Q samples, D features, C classes, K steps. Gram: F_s [F_s; W]^T forward and [S, S + 2 C] F backward, once;
+    four products of S x C x D (W_K twice, dA, dW) and four of Q x C x D (logits, P twice, dF_q); three of S x S x C a
+    step (A G, dz G, dG). Weight: forward, dW and their four tangents, S x C x D each, a step, and three products of Q x
+    C x D.
     """
-    both = support + query
-    gram = both * (support + classes) * features
-    gram += (support * (both + classes) + query * (support + classes) + both * classes) * features
-    gram += 3 * classes * support * (steps * support + query)
+    gram = support * (2 * support + 3 * classes) * features + 4 * (support + query) * classes * features
+    gram += 3 * classes * support * support * steps
     return gram <= classes * features * (6 * steps * support + 3 * query) * WEIGHT_COST
 
 

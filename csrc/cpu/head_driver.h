@@ -2,8 +2,8 @@
 
 // Serial below about 30 us: waking a second thread costs 5 to 20.
 inline int head_threads(const MtmlkHeadCall& c, int64_t most) {
-  const int64_t n = c.support + c.query, small = c.steps * c.support * c.support * c.classes;
-  const int64_t work = c.tasks * (n * (c.support + c.classes) * c.features + small);
+  const int64_t small = c.steps * c.support * c.support * c.classes, pulled = c.query * c.classes * c.features;
+  const int64_t work = c.tasks * (c.support * (c.support + c.classes) * c.features + 2 * pulled + small);
   const int64_t useful = c.threads < most ? c.threads : most;
   return work < (1 << 20) || useful < 1 ? 1 : int(useful);
 }
@@ -104,7 +104,8 @@ int64_t head_chain_bytes(const MtmlkHeadCall& call) {
 // db and the rates' gradients: sum_t scale_t carry_t
 template <class T>
 void head_small_sums(const MtmlkHeadCall& call) {
-  const int64_t skip = head_matrix_size(call), carry_size = head_carry_size(call);
+  const int64_t carry_size = head_carry_size(call);
+  const int64_t skip = carry_size - call.classes - call.rate_groups * call.steps * call.classes;
   const T *carry = static_cast<const T*>(call.carry), *scales = static_cast<const T*>(call.grad_loss);
   T *to_bias = static_cast<T*>(call.grad_bias), *to_rates = static_cast<T*>(call.grad_rates);
   for (int64_t i = skip; i < carry_size; ++i) {

@@ -7,34 +7,27 @@ T head_dot(const T* a, const T* b, int64_t n) {
   return sum_lanes<T>(sum);
 }
 
+// What dz [C, ls] of step k gives to Z_s, b, u and v.
 template <class T>
-T head_sum(const T* a, int64_t n) {
-  VecOf<T> sum = {};
-  for (int64_t j = 0; j < n; j += Simd<T>::kLanes) sum += load<T>(a + j);
-  return sum_lanes<T>(sum);
-}
-
-// What dz [C, ld] of step k (or of the query set, k = K) gives to Z, b, u and v.
-template <class T>
-void head_base_reverse(const HeadTask<T>& t, int64_t k, const T* dz, const T* z, int64_t ld, T* dZ) {
-  const T *u = t.left(0, k), *v = t.left(t.groups - 1, k), *b = static_cast<const T*>(t.call->bias);
+void head_base_reverse(const HeadTask<T>& t, int64_t k, const T* dz) {
+  const T *u = t.left(0, k), *v = t.left(t.groups - 1, k);
   for (int64_t c = 0; c < t.C; ++c) {
-    for (int64_t j = c * ld; j < (c + 1) * ld; j += Simd<T>::kLanes)
-      store<T>(dZ + j, multiply_add<T>(splat<T>(u[c]), load<T>(dz + j), load<T>(dZ + j)));
-    if (t.groups == 1 && !t.decays()) continue;  // db is the sum of dZ, and u stays 1
-    const T sum = head_sum<T>(dz + c * ld, ld);
-    t.du[c] += head_dot<T>(dz + c * ld, z + c * ld, ld);
-    if (t.groups == 2) t.du[t.C + c] += b[c] * sum, t.dbias[c] += v[c] * sum;
+    for (int64_t j = c * t.ls; j < (c + 1) * t.ls; j += Simd<T>::kLanes)
+      store<T>(t.dzs + j, multiply_add<T>(splat<T>(u[c]), load<T>(dz + j), load<T>(t.dzs + j)));
+    if (t.groups == 1 && !t.decays()) continue;  // u stays 1, and db is the sum of dZ_s
+    const T sum = head_sum<T>(dz + c * t.ls, t.ls);
+    t.du[c] += head_dot<T>(dz + c * t.ls, t.zs + c * t.ls, t.ls);
+    if (t.groups == 2) t.du[t.C + c] += t.bias()[c] * sum, t.dbias[c] += v[c] * sum;
   }
 }
 
-// dq, and what it gives to A_K, H and Z_q. Without cotangents: of the task's own loss.
+// dq, and what it gives to A_K, B_K, u_K, v_K and b. Without cotangents: of the task's own loss.
 template <class T>
 void HeadTask<T>::reverse_query(int64_t task) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   const bool asked = call->grad_loss || call->grad_logits || call->grad_support_losses || call->grad_coefficients;
   const T scale = !call->query_y ? T(0) : call->grad_loss ? static_cast<const T*>(call->grad_loss)[task] : T(!asked);
-  const T* outer = static_cast<const T*>(call->grad_logits);
+  const T *outer = static_cast<const T*>(call->grad_logits), *v = left(groups - 1, K);
   for (int64_t c = 0; c < C; ++c)
     for (int64_t j = 0; j < lq; j += kLanes) {
       const int64_t at = c * lq + j;
@@ -43,15 +36,22 @@ void HeadTask<T>::reverse_query(int64_t task) {
     }
   for (int64_t q = 0; outer && q < Q; ++q)
     for (int64_t c = 0; c < C; ++c) query[c * lq + q] += outer[(task * Q + q) * C + c];
-  head_base_reverse<T>(*this, K, query, zq, lq, dzq);
-  const T* a = stack + K * C * wide;
-  Gemm<T> to_cross = {dcross, ls, nullptr, 0, T(-1), nullptr, 0, {query, lq, a, wide, C}, {}};
-  multiply_rows<T, true>(Q, ls, to_cross);
-  Gemm<T> to_a = {da, wide, da, wide, T(-1), nullptr, 0, {query, lq, cross, ls, Q}, {}};
-  multiply_rows<T, false>(C, ls, to_a);
-  if (groups == 2) {
-    Gemm<T> to_b = {da + ls, wide, da + ls, wide, T(-1), nullptr, 0, {query, lq, ones, 0, Q}, {}};
-    multiply_rows<T, false>(C, ls, to_b);
+  if (Q == 0) return;
+  fill_zero<T>(pulled, C * ld), fill_zero<T>(x, C * ls);
+  add_rows<T, false>(query, lq, C, T(1), queries(task), Q, D, rows, pulled, ld);
+  head_dots<T>(features(task), S, D, pulled, ld, C, x, ls);
+  for (int64_t c = 0; c < C; ++c) {
+    const T sum = head_sum<T>(query + c * lq, lq), shift = bias() ? bias()[c] * sum : T(0);
+    const T to_a = joint() ? sum : T(0);  // padding of dA is never read
+    for (int64_t j = 0; j < ls; j += kLanes) {
+      T* a = da + c * wide + j;
+      store<T>(a, load<T>(a) - load<T>(x + c * ls + j) - to_a);
+      if (groups == 2) store<T>(a + ls, load<T>(a + ls) - sum);
+    }
+    if (decays())
+      for (int64_t d = 0; d < D; ++d) du[c] += pulled[c * ld + d] * weight()[c * D + d];
+    du[(groups - 1) * C + c] += shift;
+    dbias[c] += v[c] * sum;
   }
 }
 
@@ -80,7 +80,7 @@ void HeadTask<T>::reverse_step(int64_t task, int64_t k) {
       du_c *= kept;
     }
   head_curve<T>(support_loss, x, outer ? outer[k * call->tasks + task] : T(0), p);
-  head_base_reverse<T>(*this, k, p, zs, ls, dzs);
+  head_base_reverse<T>(*this, k, p);
   if (k == 0) return;  // A_0 is no variable
   Gemm<T> to_a = {da, wide, da, wide, T(-1), nullptr, 0, {p, ls, gram, ls, S}, {}};
   multiply_rows<T, false>(C, ls, to_a);
@@ -94,7 +94,7 @@ void HeadTask<T>::reverse_step(int64_t task, int64_t k) {
 template <class T>
 void HeadTask<T>::reverse(int64_t task) {
   const T* outer = static_cast<const T*>(call->grad_coefficients);
-  fill_zero<T>(da, C * wide), fill_zero<T>(dzs, C * ls), fill_zero<T>(dzq, C * lq);
+  fill_zero<T>(da, C * wide), fill_zero<T>(dzs, C * ls);
   for (int64_t i = 0; i < groups * C; ++i) du[i] = T(0);
   for (int64_t c = 0; c < C; ++c) dbias[c] = T(0);
   for (int64_t g = 0; outer && g < groups; ++g)
@@ -105,6 +105,5 @@ void HeadTask<T>::reverse(int64_t task) {
   const int64_t later = K > 1 ? (K - 1) * C : 0;  // dG = -sum_k A_k^T dz_k as one product; A_0 = 0
   Gemm<T> to_gram = {dgram, ls, nullptr, 0, T(-1), nullptr, 0, {stack + C * wide, wide, probs + C * ls, ls, later}, {}};
   multiply_rows<T, true>(S, ls, to_gram);
-  for (int64_t c = 0; groups == 1 && c < C; ++c)
-    dbias[c] = head_sum<T>(dzs + c * ls, ls) + head_sum<T>(dzq + c * lq, lq);
+  for (int64_t c = 0; groups == 1 && c < C; ++c) dbias[c] += head_sum<T>(dzs + c * ls, ls);
 }

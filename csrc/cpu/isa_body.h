@@ -38,6 +38,7 @@ namespace {
 #include "task_reverse.h"
 #include "driver.h"
 #include "head_loss.h"
+#include "head_features.h"
 #include "head_task.h"
 #include "head_reverse.h"
 #include "head_chain.h"

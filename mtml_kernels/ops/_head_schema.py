@@ -63,9 +63,7 @@ def parse_options(text: str) -> HeadOptions:
 def carry_size(a: HeadArgs) -> int:
     """Elements a task of what the compiled forward leaves for its backward (csrc/cpu/head_chain.h)."""
     support, query, classes = a.support.shape[1], a.query.shape[1], a.weight.shape[0]
-    both = support + query
-    matrices = support * (both + classes) + query * (support + classes) + classes * both
-    return matrices + classes + a.rates.numel()
+    return support * (support + 2 * classes) + query * classes + 2 * classes + a.rates.numel()
 
 
 def wanted(a: HeadArgs) -> list[Tensor]:
