@@ -2,8 +2,8 @@
 //
 // With P = dq F_q and W_K = u W - A F_s [C, D], both of one task and of a few columns at a time:
 //   dF_s = [dG + dG^T  dZ_s^T  -A^T] [F_s; W; P]        dF_q = dq^T W_K        dW = sum_t dZ_s F_s + u P
-// A task's carry: the three small matrices [S, S + 2 C], dq^T [Q, C], u [C], db [C], the rates' gradients [groups, K, C].
-// All but A and u are linear in the task's cotangent.
+// A task's carry: the three small matrices [S, S + 2 C], dq^T [Q, C], u [C], db [C], the rates' gradients [groups, K,
+// C]. All but A and u are linear in the task's cotangent.
 //
 // Threads share the columns: each goes through all tasks in order, so dW is summed in task order whatever their number,
 // with no copy of it for each task.
@@ -137,8 +137,7 @@ void HeadChain<T>::run() {
       const auto ahead = [&](int64_t n) { return done ? 0 : last ? n * D + begin - col : width; };
       fill(t, u, col, vecs);
       if (to_query) product(Q, dq, C, weights, vecs, to_query + t * Q * D, col, from_query + t * Q * D, ahead(Q));
-      if (to_support)
-        product(S, small, k, rows, vecs, to_support + t * S * D, col, from_support + t * S * D, ahead(S));
+      if (to_support) product(S, small, k, rows, vecs, to_support + t * S * D, col, from_support + t * S * D, ahead(S));
       if (to_weight) add_weight(u, vecs, t == 0, sum + (col - begin), ld);
       col += width;
     }

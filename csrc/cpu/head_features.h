@@ -1,6 +1,7 @@
 // Products of features with a handful of class vectors. Included inside an ISA-named namespace after head_loss.h.
 //
-// Features are the user's own rows [n, D]: any address, any D. What is multiplied by them stands in rows padded with zeros.
+// Features are the user's own rows [n, D]: any address, any D. What is multiplied by them stands in rows padded with
+// zeros.
 
 template <class T>
 T head_sum(const T* a, int64_t n) {
@@ -45,7 +46,8 @@ void fill_panel(const T* src, int64_t n, int64_t D, int64_t col, int64_t width, 
 
 // to [m, ld] += beta a X for rows X [n, D]; a [m, n] rows, or [n, m] where kColumns. rows: room for a panel of X.
 template <class T, bool kColumns>
-void add_rows(const T* a, int64_t lda, int64_t m, T beta, const T* X, int64_t n, int64_t D, T* rows, T* to, int64_t ld) {
+void add_rows(const T* a, int64_t lda, int64_t m, T beta, const T* X, int64_t n, int64_t D, T* rows, T* to,
+              int64_t ld) {
   constexpr int64_t kWidth = kPanelVecs * Simd<T>::kLanes;
   for (int64_t col = 0; col < D; col += kWidth) {
     fill_panel<T>(X, n, D, col, kWidth, rows);
@@ -63,14 +65,17 @@ constexpr int kDotRows = 4;
 
 // out[c, r] += <x_r, w_c> over columns begin ... end for a block of rows and N classes; a missing row repeats the last.
 template <class T, int N>
-void dot_block(const T* const (&x)[kDotRows], const T* w, int64_t ld, int64_t begin, int64_t end, T* out, int64_t ldo,
-               int64_t count) {
+void dot_block(const T* const (&x)[kDotRows], int64_t D, const T* w, int64_t ld, int64_t begin, int64_t end, T* out,
+               int64_t ldo, int64_t count) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   VecOf<T> acc[kDotRows][N] = {};
   const auto step = [&](int64_t d, auto read) {
     VecOf<T> row[kDotRows];
 #pragma GCC unroll 4
-    for (int r = 0; r < kDotRows; ++r) row[r] = read(x[r] + d);
+    for (int r = 0; r < kDotRows; ++r) {
+      __builtin_prefetch(x[r] + kDotRows * D + d, 0, 2);  // the next block's: features come from memory here
+      row[r] = read(x[r] + d);
+    }
 #pragma GCC unroll 5
     for (int c = 0; c < N; ++c) {
       const VecOf<T> by = load<T>(w + c * ld + d);
@@ -97,8 +102,8 @@ void head_dots(const T* X, int64_t m, int64_t D, const T* w, int64_t ld, int64_t
       const int64_t end = D - begin < kPart ? D : begin + kPart;
       int64_t c = 0;
       for (; c + kDotClasses <= C; c += kDotClasses)
-        dot_block<T, kDotClasses>(x, w + c * ld, ld, begin, end, out + c * ldo + r, ldo, count);
-      for (; c < C; ++c) dot_block<T, 1>(x, w + c * ld, ld, begin, end, out + c * ldo + r, ldo, count);
+        dot_block<T, kDotClasses>(x, D, w + c * ld, ld, begin, end, out + c * ldo + r, ldo, count);
+      for (; c < C; ++c) dot_block<T, 1>(x, D, w + c * ld, ld, begin, end, out + c * ldo + r, ldo, count);
     }
   }
 }
