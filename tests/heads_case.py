@@ -43,12 +43,12 @@ def _shape(rng: random.Random, kind: str, class_dim: int) -> tuple[int, ...]:
     return rng.choice([(n, c), (n, c), (n, c, 5), (n, c, 3, 7), (n, c, 300)])
 
 
-def random_head(seed: int, kind: str = "") -> Head:
-    """A head of any kind, shape and options, in float64."""
+def random_head(seed: int, kind: str = "", shape: tuple[int, ...] | None = None) -> Head:
+    """A head of any kind, shape (even in the last dimension, where it is given) and options, in float64."""
     rng, g = random.Random(seed), torch.Generator().manual_seed(seed)
     kind = kind or rng.choice(KINDS)
     class_dim = rng.choice([1, -1])
-    shape = _shape(rng, kind, class_dim)
+    shape = shape or _shape(rng, kind, class_dim)
     ce = kind == "cross_entropy"
     spec = HeadLoss(
         kind,

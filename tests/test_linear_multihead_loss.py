@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from heads_case import Head, error, random_head
+from heads_case import error, random_head
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,12 +27,8 @@ def random_case(seed: int, dtype: torch.dtype = torch.float64, shared: bool = Tr
     """Up to five heads of any kind on features [N, D]."""
     g = torch.Generator().manual_seed(seed)
     n, d, count = (int(torch.randint(1, high, (), generator=g)) for high in (70, 90, 6))
-    heads: list[Head] = []
-    at = seed * 100
-    while len(heads) < count:
-        head, at = random_head(at), at + 1
-        if head.logits.ndim == 2 and len(head.logits) == 33:
-            heads.append(head.to(dtype))
+    sizes = [2 * int(torch.randint(1, 70, (), generator=g)) for _ in range(count)]
+    heads = [random_head(seed * 100 + i, shape=(33, size)).to(dtype) for i, size in enumerate(sizes)]
     take = torch.randint(33, (n,), generator=g)
 
     def draw(*shape: int) -> Tensor:

@@ -6,7 +6,8 @@
 
 constexpr int kTileVecs = 4;    // columns worked on together, in vectors
 constexpr int kPixelVecs = 16;  // columns copied together
-constexpr int kShortVecs = 4;   // rows of up to so many vectors of classes are transposed
+constexpr int64_t kTileElements = 1 << 15;
+constexpr int kShortVecs = 4;  // rows of up to so many vectors of classes are transposed
 
 template <class T>
 constexpr int64_t kTileCols = kPixelVecs * Simd<T>::kLanes;
@@ -151,10 +152,12 @@ template <class T>
 double softmax_pixels(const MtmlkHead& h, int64_t row0, int64_t row1, T inverse, bool past, T* z, T* t) {
   const Softmax<T> s = softmax_of<T>(h);
   Columns<T> cols;
+  int64_t most = kTileCols<T>;  // a tile of many classes is narrower, so that it stays in the second-level cache
+  while (most > kTileVecs * Simd<T>::kLanes && most * h.classes > kTileElements) most /= 2;
   double total = 0;
   for (int64_t row = row0; row < row1;) {
     const int64_t pixel = row % h.inner, start = (row - pixel) * h.classes + pixel;
-    int64_t n = row1 - row < kTileCols<T> ? row1 - row : kTileCols<T>;
+    int64_t n = row1 - row < most ? row1 - row : most;
     if (n > h.inner - pixel) n = h.inner - pixel;
     const int64_t ld = (n + Simd<T>::kLanes - 1) / Simd<T>::kLanes * Simd<T>::kLanes;
     copy_planes<T>(static_cast<const T*>(h.logits) + start, h.inner, h.classes, n, z, ld);
