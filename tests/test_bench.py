@@ -35,7 +35,7 @@ CSV_ROW = record.Record(
         ("omniglot_mlp", 2.97, 2),
         ("siren", 4.15, 2),
         ("siren_sine", 4.15, 2),
-        ("anil_head", 0.86, 2),
+        ("anil_head", 0.325, 3),
         ("omniglot_conv", 45, 0),
         ("mini_conv", 89, 0),
         ("l2l_higher_omniglot", 430, 0),
