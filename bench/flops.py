@@ -104,10 +104,10 @@ def on_meta(w: Workload) -> nn.Module:
 def gram_head(w: Workload, features: int, mode: Mode = "forward+backward") -> int:
     """FLOPs of one meta-step of a linear head whose K steps live in the S x S Gram matrix of its support features.
 
-    Per task, multiply-adds with D features and C outputs: forward the Gram matrix, F_s W0t, the adapted weight
-    W_K = W0 - A F_s and the query set's logits; in the small space S x S x C for every step but the first (there A = 0),
-    twice more in reverse. Backward P = dq^T F_q, P F_s^T and dW0; where the features want gradients dq W_K, and for F_s
-    the terms through the Gram matrix (symmetric: one product), through W0 and through W_K.
+    Per task, multiply-adds with D features and C outputs: forward the Gram matrix, F_s W0t, the adapted weight W_K =
+    W0 - A F_s and the query set's logits; in the small space S x S x C for every step but the first (there A is 0),
+    twice more in reverse. Backward P = dq^T F_q, P F_s^T and dW0; where the features want gradients dq W_K, and for
+    F_s the terms through the Gram matrix (symmetric: one product), through W0 and through W_K.
     """
     s, q, c = w.support, w.query, w.out
     large = s * s + 2 * s * c + (q * c if mode != "adapt" else 0)
