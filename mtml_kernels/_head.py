@@ -66,10 +66,10 @@ def head_inner_loop(
 ) -> HeadResult:
     """K steps of gradient descent of a linear head on given features, for every task, as one operation.
 
-    Exact in either form. "gram": S samples change a weight by a matrix of rank S at most, so the loop runs in the Gram
-    matrix of the support features and no task has a weight of its own: 100 steps cost little more than one. "weight":
-    the engine's loop over weights. "auto" takes the one with fewer multiply-adds. Differentiable once, to the features,
-    the weight, the bias and the rates.
+    Exact in either form. "gram": S samples change a weight by a matrix of rank S at most, so the loop runs in the
+    Gram matrix of the support features and no task has a weight of its own: 100 steps cost little more than one.
+    "weight": the engine's loop over weights. "auto" takes the one that a cost model finds cheaper. Differentiable
+    once, to the features, the weight, the bias and the rates.
 
     Args:
         features_support [T, S, D], features_query [T, Q, D]; Q may be 0.

@@ -49,13 +49,14 @@ def multihead_loss(
             [H, ...] where the logits are one, and so are the next two.
         class_weights: a tensor [C] or None for each head, cross_entropy only.
         pos_weights: a tensor that broadcasts to a sample's shape or None for each head, bce_with_logits only.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "triton" (CUDA tensors) or "reference".
 
     Returns:
         [H]. A head whose rows all count for nothing has loss 0 and gradient 0.
 
     Raises:
-        ValueError: shapes or counts disagree, a class id is out of range, or a target or weight requires grad.
+        ValueError: shapes or counts disagree, a class id is out of range (on "triton", where an error would have to
+            wait for the device, the head's loss is NaN instead), or a target or weight requires grad.
         TypeError: a tensor has the wrong dtype, or an argument the wrong type.
         BackendUnavailable: `backend` names one that cannot run here.
 

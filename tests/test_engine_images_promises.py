@@ -224,6 +224,17 @@ def peak_growth(which: str, steps: int) -> float:
     return _peak() - before
 
 
+def query_growth(query: int) -> float:
+    """MiB by which one task with so many query images raises the peak; a small one comes before."""
+    torch.set_num_threads(1)
+    model = mini_conv()
+    options: dict[str, Any] = {"support": 2, "steps": 1, "loss": LossSpec("cross_entropy"), "dtype": torch.float32}
+    _engine_gradient(image_case(model, IMAGE, tasks=1, query=2, **options), model)
+    before = _peak()
+    _engine_gradient(image_case(model, IMAGE, tasks=1, query=query, **options), model)
+    return _peak() - before
+
+
 def _peak() -> float:
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -264,3 +275,12 @@ def test_a_meta_step_takes_a_quarter_of_the_unrolled_graph() -> None:
     print(f"peak growth: unrolled graph {theirs:.0f} MiB, engine {few:.0f} MiB at 5 steps, {many:.0f} MiB at 15")
     assert 0 < few <= theirs / 4
     assert many - few <= 10 * 4.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_the_first_outputs_of_a_query_set_are_not_stored() -> None:
+    """They would be two fifths of its planes: 205 of 500 KB an image."""
+    few, many = (script("query_growth", query, module="test_engine_images_promises") for query in (40, 240))
+    image = (many - few) / 200
+    print(f"{image * 1024:.0f} KiB a query image")
+    assert 0 < image < 0.38

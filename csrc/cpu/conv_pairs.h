@@ -125,7 +125,7 @@ MTMLK_INLINE Range source_rows(const PairPlan& p, Range r) {
   return {first, end > first ? end : first};
 }
 
-// As `gather`; h1 and h2 are the transformed weights of g.p1 and g.p2. `own`: [pairs.scratch].
+// As `gather`; h1 and h2 are the transformed weights of g.p1 and g.p2. `own`: a worker's planes of pairs.
 template <class T>
 void gather_pairs(const PairPlan& p, const Gather<T>& g, const T* h1, const T* h2, Range samples, Range rows, T* own) {
   const int64_t n = samples.end - samples.first, source_ld = g.from.pixel, size = p.weight_rows * g.n;

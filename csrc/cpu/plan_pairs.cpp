@@ -3,7 +3,7 @@
 
 namespace mtmlk {
 
-// Four products instead of six, for transforms that cost a fiftieth of them a channel of the other side.
+// With fewer than 16 channels (one vector) on either side the transforms would cost about what the products save.
 bool runs_in_pairs(const ValuePlan& v, const ValuePlan& a) {
   constexpr int64_t kFew = 16;
   const int64_t* w = v.window;
@@ -39,7 +39,7 @@ int64_t part_size(const Plan& plan, const ValuePlan& v) {
   return weight + v.ld + (v.conv->in_pairs ? 4 * (weight / 3) : 0);
 }
 
-// Of two products' sources, and of what they give.
+// Room for the planes of two products' sources, and of what they give.
 void place_pair_scratch(Plan& plan, int64_t samples) {
   int64_t weights = 0, planes = 0;
   for (int64_t i = 0; i < plan.n_values; ++i) {

@@ -21,7 +21,7 @@ __all__ = ["FusedHead", "is_head"]
 
 
 def is_head(program: Program, spec: InnerLoopSpec, rates: Sequence[Tensor], losses: Any, sx: Any, qx: Any) -> bool:
-    """Whether `FusedHead` computes the same as `Fused`, in fewer multiply-adds."""
+    """Whether `FusedHead` computes the same as `Fused`, at a lower cost."""
     if [node.op for node in program.nodes] != [Op.INPUT, Op.LINEAR] or len(program.output_shape) != 1:
         return False
     layer = program.nodes[1]
