@@ -54,6 +54,28 @@ def test_named_backends_raise_instead_of_falling_back() -> None:
             MAML(mlp(3, 4, 2), 0.1, loss="mse", backend=backend).meta_loss(*batch)
 
 
+@pytest.mark.parametrize("width", [2, 7])
+def test_query_samples_of_another_shape_are_not_read_as_the_support_sets(width: int) -> None:
+    """The engine would read them by the program's shape, past their end."""
+    sx, sy, _, qy = regression()
+    batch = (sx, sy, torch.randn(3, 4, width, dtype=torch.float64), qy)
+    with pytest.raises(mtml.BackendUnavailable, match=rf"qx: samples of shape \[\({width},\)\], in sx of \[\(3,\)\]"):
+        MAML(mlp(3, 4, 2), 0.1, loss="mse", backend=BACKENDS.available()[0]).meta_loss(*batch)
+    with pytest.warns(FallbackWarning, match="qx: samples of shape"), pytest.raises(RuntimeError, match="shapes"):
+        MAML(mlp(3, 4, 2), 0.1, loss="mse").meta_loss(*batch)
+
+
+def test_models_of_any_image_size_take_queries_of_another() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(1, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2)
+    ).double()
+    _, sy, _, qy = regression()
+    batch = (torch.randn(3, 5, 1, 8, dtype=torch.float64), sy, torch.randn(3, 4, 1, 11, dtype=torch.float64), qy)
+    with pytest.warns(FallbackWarning, match="qx: samples of shape"):
+        loss = MAML(model, 0.1, steps=2, loss="mse").meta_loss(*batch)
+    assert_same(loss, oracle(model, batch, F.mse_loss, 0.1, 2).loss)
+
+
 def test_backend_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = regression()
     monkeypatch.setenv("MTML_BACKEND", "reference")

@@ -135,7 +135,7 @@ class Planner:
         if traced.program is not None:
             reasons += self._unfused_targets(traced.program, batch)
             reasons += self._unfused_tensors(traced.program)
-            reasons += _single_values(traced.program, batch)
+            reasons += _single_values(traced.program, batch) + _other_shapes(batch)
         return _Traced(traced.program, reasons, traced.nodes)
 
     def _trace(self, batch: Batch) -> _Traced:
@@ -250,6 +250,14 @@ def _single_values(program: Program, batch: Batch) -> list[str]:
     rows = min((node.rows for node in batch_norms), default=2)
     sets = [(name, t) for name, t in batch.tensors() if name.startswith(("sx", "qx"))]
     return [f"{name}: batch statistics of a single sample" for name, t in sets if rows * t.shape[1] == 1]
+
+
+def _other_shapes(batch: Batch) -> list[str]:
+    """A program knows one shape of samples: the engine would read others past their end."""
+    if batch.qx is None:
+        return []
+    support, query = _sample_shapes(batch.sx), _sample_shapes(batch.qx)
+    return [] if query == support else [f"qx: samples of shape {query}, in sx of {support}; a program takes one shape"]
 
 
 def _first_layer(program: Program) -> str:
