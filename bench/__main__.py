@@ -85,6 +85,7 @@ def kernel(args: argparse.Namespace) -> int:
 
     if args.op not in kernels.OPS:
         raise ValueError(f"op: expected one of {', '.join(kernels.OPS)}; got {args.op!r}")
+    steps = kernels.parse_steps(args.steps)
     kernels.report(
         args.op,
         kernels.Options(
@@ -92,7 +93,7 @@ def kernel(args: argparse.Namespace) -> int:
             args.tasks,
             args.support,
             args.query,
-            args.steps,
+            steps[0],
             args.lr,
             args.loss,
             args.activation,
@@ -103,6 +104,7 @@ def kernel(args: argparse.Namespace) -> int:
             args.threads,
             args.seconds,
         ),
+        steps,
     )
     return 0
 
@@ -199,8 +201,11 @@ def _add_kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     p = commands.add_parser("kernel", help="one kernel on one shape: time, GFLOP/s, GB/s, share of peak")
     p.add_argument("op", help="inner_loop, head_inner_loop")
     p.add_argument("--shape", default="784-256-128-64-64-5", help="widths of an MLP (default %(default)s)")
-    for name, value in (("tasks", 32), ("support", 5), ("query", 75), ("steps", 1)):
+    for name, value in (("tasks", 32), ("support", 5), ("query", 75)):
         p.add_argument(f"--{name}", type=_positive, default=value, help="default %(default)s")
+    p.add_argument(
+        "--steps", default="1", help="inner steps; several, as 1,10,100, are timed in turn (default %(default)s)"
+    )
     p.add_argument("--lr", type=float, default=0.01)
     p.add_argument("--loss", choices=("cross_entropy", "mse"), default="cross_entropy")
     p.add_argument("--activation", choices=("relu", "tanh", "gelu", "sine"), default="relu")

@@ -2,13 +2,15 @@
 
 Time, GFLOP/s, GB/s of compulsory traffic, and the share of the peak measured in the same run, for each mode: ``adapt``
 (the inner loop alone), ``forward`` (and the query loss; nothing is kept for a gradient), ``forward+backward`` (and the
-exact meta-gradient).
+exact meta-gradient). Several numbers of inner steps are timed in turn in one process, so that their ratios hold on a
+machine whose speed drifts.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -64,15 +66,25 @@ class Options:
 
 @dataclass(frozen=True)
 class Measured:
-    """One mode of one kernel."""
+    """One mode of one kernel at one number of steps; ``ratio``: its time over that of the first number."""
 
     mode: str
+    steps: int
     ms: float
     best_ms: float
     n: int
     gflops: float
     gbs: float
     share_of_peak: float
+    ratio: float = 1.0
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """``1,10,100`` -> (1, 10, 100). Raises ValueError for anything but different whole numbers >= 0."""
+    counts = tuple(int(part) for part in text.split(",")) if re.fullmatch(r"\d+(,\d+)*", text) else ()
+    if not counts or len(set(counts)) < len(counts):
+        raise ValueError(f"steps: expected different whole numbers such as 5 or 1,10,100, got {text!r}")
+    return counts
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -152,32 +164,40 @@ OPS: dict[str, Callable[[Options, flops.Mode], Callable[[], object]]] = {
 }
 
 
-def measure(op: str, o: Options) -> tuple[list[Measured], peak.Peak]:
-    """Time the modes of one kernel in turn, beside the machine's peak."""
+def measure(op: str, o: Options, steps: Sequence[int] = ()) -> tuple[list[Measured], peak.Peak]:
+    """Time the modes of one kernel, at each of these numbers of steps (default: the one in ``o``), all in turn, beside
+    the machine's peak.
+    """
     threads = o.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     before = peak.measure(o.dtype, threads)
-    times = timing.interleave({mode: OPS[op](o, mode) for mode in o.modes}, o.seconds)
+    cases = {f"{mode} {count}": (mode, replace(o, steps=count)) for mode in o.modes for count in steps or (o.steps,)}
+    times = timing.interleave({name: OPS[op](case, mode) for name, (mode, case) in cases.items()}, o.seconds)
     best = peak.higher(before, peak.measure(o.dtype, threads))
-    rows = []
-    for mode in o.modes:
-        t, work = times[mode], flops.meta_step(o.workload, mode=mode) / 1e9
-        rate, moved = work / t.ms * 1e3, flops.meta_step_bytes(o.workload, o.dtype.itemsize, mode) / 1e9
-        rows.append(Measured(mode, t.ms, t.best_ms, t.n, rate, moved / t.ms * 1e3, rate / best.gflops))
+    rows: list[Measured] = []
+    first = {mode: next(times[name].ms for name, (m, _) in cases.items() if m == mode) for mode in o.modes}
+    for name, (mode, case) in cases.items():
+        t, work = times[name], flops.meta_step(case.workload, mode=mode) / 1e9
+        rate, moved = work / t.ms * 1e3, flops.meta_step_bytes(case.workload, o.dtype.itemsize, mode) / 1e9
+        speeds = (rate, moved / t.ms * 1e3, rate / best.gflops)
+        rows.append(Measured(mode, case.steps, t.ms, t.best_ms, t.n, *speeds, t.ms / first[mode]))
     return rows, best
 
 
-def report(op: str, o: Options) -> list[Measured]:
+def report(op: str, o: Options, steps: Sequence[int] = ()) -> list[Measured]:
     """Measure and print."""
-    rows, best = measure(op, o)
+    counts = tuple(steps) or (o.steps,)
+    rows, best = measure(op, o, counts)
     print(
         f"{op} {o.workload.network} {o.activation}, {o.tasks} tasks, {o.support} support, {o.query} query, "
-        f"{o.steps} steps, {o.loss}, {o.dtype}, backend {o.backend}, {torch.get_num_threads()} threads; "
+        f"{','.join(map(str, counts))} steps, {o.loss}, {o.dtype}, backend {o.backend}, "
+        f"{torch.get_num_threads()} threads; "
         f"peak {best.gflops:.0f} GFLOP/s ({best.source}), copy {peak.copy_bandwidth():.1f} GB/s"
     )
     for r in rows:
+        which = f"  K={r.steps:<5d} x {r.ratio:<7.2f}" if len(counts) > 1 else ""
         print(
-            f"{r.mode:18s} {r.ms:10.4f} ms  best {r.best_ms:10.4f}  n={r.n:<4d} {r.gflops:8.2f} GFLOP/s "
+            f"{r.mode:18s}{which} {r.ms:10.4f} ms  best {r.best_ms:10.4f}  n={r.n:<4d} {r.gflops:8.2f} GFLOP/s "
             f"({r.share_of_peak:5.1%})  {r.gbs:7.2f} GB/s"
         )
     return rows

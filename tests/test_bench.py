@@ -335,6 +335,8 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["kernel", "nothing"], "op: expected one of inner_loop"),
         (["kernel", "inner_loop", "--shape", "3x4"], "shape: expected widths"),
         (["kernel", "inner_loop", "--mode", "backward"], "mode: expected some of"),
+        (["kernel", "inner_loop", "--steps", "1,x"], "steps: expected different whole numbers"),
+        (["kernel", "inner_loop", "--steps", "2,2"], "steps: expected different whole numbers"),
         (["plot", "/nowhere/at/all.csv"], "No such file"),
     ],
 )
@@ -374,3 +376,23 @@ def test_kernel_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert all(mode in printed for mode in kernel.MODES) and "GFLOP/s" in printed
+
+
+def test_kernel_at_several_numbers_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--tasks", "2", "--support", "3", "--query", "4", "--backend", "reference", "--seconds", "0.02"]
+    modes = ["--mode", "forward", "--mode", "adapt"]
+    command = ["kernel", "head_inner_loop", "--shape", "6-3", "--steps", "2,1,40", *modes, *options]
+    assert main(command) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "2,1,40 steps" in printed
+    rows = [line.split() for line in printed.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [[mode, f"K={k}"] for mode in ("adapt", "forward") for k in (2, 1, 40)]
+    for mode in (rows[:3], rows[3:]):
+        times = [float(row[row.index("ms") - 1]) for row in mode]
+        ratios = [float(row[row.index("x") + 1]) for row in mode]
+        assert ratios == pytest.approx([t / times[0] for t in times], abs=0.01) and ratios[2] > 2
+
+
+def test_kernel_at_one_number_of_steps_prints_no_ratio() -> None:
+    rows, _ = kernel.measure("head_inner_loop", kernel.Options((6, 3), 2, 3, 4, 7, modes=("forward",), seconds=0.02))
+    assert [(row.mode, row.steps, row.ratio) for row in rows] == [("forward", 7, 1.0)]
