@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtml._paths import Fused, Outcome
 from mtml_kernels._head_forms import gram_is_cheaper
+from mtml_kernels.checks import Sizes
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops._head_schema import HeadArgs, encode_options
 from mtml_kernels.ops.head_inner_loop import head_inner_loop_call
@@ -20,7 +21,7 @@ from mtml_kernels.reference.head_inner_loop import KINDS, HeadOptions
 __all__ = ["FusedHead", "is_head"]
 
 
-def is_head(program: Program, spec: InnerLoopSpec, rates: Sequence[Tensor], losses: Any, sx: Any, qx: Any) -> bool:
+def is_head(program: Program, spec: InnerLoopSpec, rates: Sequence[Tensor], losses: Any, sizes: Sizes) -> bool:
     """Whether `FusedHead` computes the same as `Fused`, at a lower cost."""
     if [node.op for node in program.nodes] != [Op.INPUT, Op.LINEAR] or len(program.output_shape) != 1:
         return False
@@ -29,11 +30,9 @@ def is_head(program: Program, spec: InnerLoopSpec, rates: Sequence[Tensor], loss
     if not adapted or spec.first_order or spec.keep == 2 or any(rate.ndim > 1 for rate in rates):
         return False
     known = all(isinstance(loss, LossSpec) and loss.kind in KINDS for loss in losses)
-    plain = isinstance(sx, Tensor) and sx.ndim == 3
-    if not known or not plain:
+    if not known or len(program.inputs) != 1:
         return False
-    query = 0 if qx is None else qx.shape[1]
-    return gram_is_cheaper(sx.shape[1], query, sx.shape[2], layer.features, spec.steps)
+    return gram_is_cheaper(sizes.support, sizes.query, program.nodes[0].features, layer.features, spec.steps)
 
 
 class FusedHead(Fused):
@@ -58,13 +57,19 @@ class FusedHead(Fused):
             return super().__call__(sx, sy, qx, qy, sm, qm, sw)
         if self.classes != (0, 0):
             self._check_labels(sy, qy)
-        query = sx[:, :0] if qx is None else qx
+        support = self._rows(sx, self.support_names)
+        query = support[:, :0] if qx is None else self._rows(qx, self.query_names)
         masks = (m if m is None or m.dtype is self.dtype else m.to(self.dtype) for m in (sm, qm))
-        tensors = (sx, query, self.weight, self.bias, self._table(), sy, qy, *masks)
+        tensors = (support, query, self.weight, self.bias, self._table(), sy, qy, *masks)
         args = HeadArgs._make((*tensors, self.options, 0))
         loss, logits, support_losses, coefficients = head_inner_loop_call(args, self.backend)
-        kept = self._kept(sx, coefficients) if self.spec.keep else []
+        kept = self._kept(support, coefficients) if self.spec.keep else []
         return Outcome(loss, logits, support_losses, self._named(kept, support_losses) if self.spec.keep else {})
+
+    def _rows(self, x: Any, names: Any) -> Tensor:
+        """The model's input [T, N, ...] as [T, N, D]."""
+        found = self.inputs(x, names)[0]
+        return found if found.ndim == 3 else found.reshape(*found.shape[:2], self.weight.shape[1])
 
     def _table(self) -> Tensor:
         """The rates as the op takes them, [1 or 2, K, C]."""
@@ -75,10 +80,10 @@ class FusedHead(Fused):
             rates.reverse()
         return torch.stack(rates)[:, :, None].expand(-1, -1, self.weight.shape[0])
 
-    def _kept(self, sx: Tensor, coefficients: Tensor) -> list[Tensor]:
-        """The adapted parameters [T, *shape], in the order of `adapted`."""
+    def _kept(self, support: Tensor, coefficients: Tensor) -> list[Tensor]:
+        """The adapted parameters [T, *shape], in the order of `adapted`; support [T, S, D]."""
         weight_name = self.program.params[self.program.nodes[1].weight].name
-        weight = self.weight - coefficients[:, 0] @ sx
+        weight = self.weight - coefficients[:, 0] @ support
         return [weight if name == weight_name else self._own_bias(coefficients) for name in self.adapted]
 
     def _own_bias(self, coefficients: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class Fused:
     """A traced model, a known loss and plain gradient steps: one call of `mtml::inner_loop`."""
 
     kind = "fused"
-    how = ""  # what explain() adds
+    how = trunk = ""  # what explain() adds
     notice: tuple[str, str] | None = None
 
     def __init__(

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from mtml._head_path import FusedHead, is_head
 from mtml._paths import Fused, General, Rates, batch_dict
 from mtml._select import adaptable, select
+from mtml._trunk_path import TrunkOnce
 from mtml._watch import Watch, structure
 from mtml_kernels._general_choice import choose, probe
 from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_state import check_batch_norm
 from mtml_kernels._general_task import TaskRule
-from mtml_kernels.checks import check_batch, check_devices, check_dtypes, check_target, leaves
+from mtml_kernels._program_split import once_is_dearer, split_head
+from mtml_kernels.checks import Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
 from mtml_kernels.ops.inner_loop import BACKENDS, InnerLoopSpec
@@ -26,7 +28,7 @@ from mtml_kernels.program import Norm, Op, Program, Unfusable, trace
 __all__ = ["Batch", "Options", "Path", "Planner"]
 
 GENERAL = "general"
-Path = Fused | General
+Path = Fused | TrunkOnce | General
 
 
 class Options(NamedTuple):
@@ -90,7 +92,7 @@ class Planner:
 
     def prepare(self, batch: Batch, options: Options) -> Path:
         """The path for calls like this one, after all checks that only need shapes, dtypes and devices."""
-        check_batch(*batch[:6], options.steps)
+        sizes = check_batch(*batch[:6], options.steps)
         like = next(t for t in self.tensors.values() if t.is_floating_point())
         check_devices(like.device, iter(batch.tensors()))
         rates = self._rates(self.names, options, like)
@@ -99,7 +101,7 @@ class Planner:
         traced = self.obstacles(batch)
         if not traced.reasons:
             assert traced.program is not None
-            return self._fused(traced.program, batch, options)
+            return self._fused(traced.program, batch, options, sizes)
         if self.backend != "auto":
             raise BackendUnavailable(
                 f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(traced.reasons)}. "
@@ -183,15 +185,32 @@ class Planner:
 
     # --- building ---------------------------------------------------------------------------------------------------
 
-    def _fused(self, program: Program, batch: Batch, options: Options) -> Fused:
-        params = [self.tensors[p.name] for p in program.params]
-        like = params[0]
+    def _fused(self, program: Program, batch: Batch, options: Options, sizes: Sizes) -> Fused | TrunkOnce:
+        """The engine's path: the whole program in every step, or its trunk once where that is exact and cheaper."""
+        like = self.tensors[program.params[0].name]
         backend = BACKENDS.resolve(self.requested(), like.device.type, like.dtype).name
         self._check_dtypes(program, batch, like.dtype)
+        names = (_input_names(program, batch.sx), _input_names(program, batch.sx if batch.qx is None else batch.qx))
+        parts = split_head(program, [p.name in self.names for p in program.params])
+        if isinstance(parts, str):
+            why = parts
+        else:
+            why = once_is_dearer(parts.trunk, sizes.support, sizes.query, options.steps, options.first_order)
+            if not why:
+                head = self._in_engine(parts.head, batch, options, sizes, backend, (None, None))
+                return TrunkOnce(parts.trunk, self.tensors, head, names)
+        path = self._in_engine(program, batch, options, sizes, backend, names)
+        path.trunk = f"it runs in every step: {why}" if why else ""
+        return path
+
+    def _in_engine(
+        self, program: Program, batch: Batch, options: Options, sizes: Sizes, backend: str, names: tuple[Any, Any]
+    ) -> Fused:
+        """One call of the engine for every step of this program."""
+        adapted = [p.name in self.names for p in program.params]
         codes = [loss.encode() for loss in self.losses if isinstance(loss, LossSpec)]
-        adapted = set(self.names)
         spec = InnerLoopSpec(
-            adapted=[p.name in adapted for p in program.params],
+            adapted=adapted,
             program=list(program.ints),
             consts=list(program.consts),
             steps=options.steps,
@@ -201,11 +220,10 @@ class Planner:
             first_order=options.first_order,
             keep=options.keep,
         )
-        rates = self._rates([p.name for p in program.params if p.name in adapted], options, like)
-        names = (_input_names(program, batch.sx), _input_names(program, batch.sx if batch.qx is None else batch.qx))
+        moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
+        rates = self._rates(moving, options, self.tensors[program.params[0].name])
         classes = self._classes(program.output_shape[-1:], batch) if backend == "reference" else (0, 0)
-        head = is_head(program, spec, rates(), self.losses, batch.sx, batch.qx)
-        kind = FusedHead if head else Fused
+        kind = FusedHead if is_head(program, spec, rates(), self.losses, sizes) else Fused
         return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
 
     def _general(self, batch: Batch, options: Options, rates: Rates) -> General:

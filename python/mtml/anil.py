@@ -174,6 +174,7 @@ class ANIL(nn.Module):
         content: dict[str, Any] = {"path": "head", "kernel": f"{backend}, {form} form", "reason": why, "reasons": []}
         content |= {"nodes": [node], "adapted": adapted, "steps": self.steps, "first_order": False}
         content |= {"loss": name, "query_loss": name, "batch_norm": "module"}
+        content["trunk"] = "it runs once over both sets"
         explanation = Explanation(content)
         print(explanation)
         return explanation

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mtml._paths import Fused, General
+from mtml._trunk_path import TrunkOnce
 
 if TYPE_CHECKING:
     from mtml.maml import MAML
@@ -18,7 +19,8 @@ class Explanation:
 
     Keys: "path" ("fused" or "general"), "kernel" (the engine's backend, or "vmap" or "loop"), "reason" (one line),
     "reasons" (what stands in the way of fusing; empty where nothing does), "nodes" (one dict per layer or operation),
-    "adapted" (names), "steps", "first_order", "loss", "query_loss", "batch_norm".
+    "trunk" (whether the layers before the first adapted one run once or in every step, and why; empty where there are
+    none), "adapted" (names), "steps", "first_order", "loss", "query_loss", "batch_norm".
     """
 
     def __init__(self, content: dict[str, Any]) -> None:
@@ -43,6 +45,7 @@ class Explanation:
             f"{c['steps']} {'step' if c['steps'] == 1 else 'steps'}, {order}, loss {losses}, "
             f"adapts {_listed(c['adapted'])}",
         ]
+        lines += [f"trunk: {c['trunk']}"] if c["trunk"] else []
         lines += [f"  not fused: {reason}" for reason in c["reasons"]]
         return "\n".join(lines + _table(c["nodes"]))
 
@@ -83,28 +86,37 @@ def _isa(backend: str) -> str | None:
     return str(native.info()["isa"])
 
 
+def _general_trunk(path: General, maml: MAML) -> str:
+    """What the general path, which knows no order of layers but that of their names, says of those not adapted."""
+    if next((name for name, _ in maml.module.named_parameters()), "") in ("", *path.rule.adapted):
+        return ""
+    return "it runs in every step: the general path does not look into models; mtml.ANIL runs any trunk once"
+
+
 def explain_path(
-    path: Fused | General, reasons: Sequence[str], nodes: Sequence[dict[str, Any]], maml: MAML
+    path: Fused | TrunkOnce | General, reasons: Sequence[str], nodes: Sequence[dict[str, Any]], maml: MAML
 ) -> Explanation:
     """The explanation of a prepared path; `reasons` and `nodes` are what tracing the model gave."""
-    if isinstance(path, Fused):
+    if isinstance(path, General):
+        kernel, trunk = path.plan.mode, _general_trunk(path, maml)
+        adapted, steps, first_order = list(path.rule.adapted), path.rule.steps, path.rule.first_order
+        reasons = list(reasons) or ["backend: 'general' was asked for"]
+        why = f"{'; '.join(reasons)}; {path.plan.reason}"
+    else:
         isa = _isa(path.backend)
         kernel, why = path.backend, f"every layer is fused, {path.spec.steps} steps in one call{path.how}"
         kernel += f", {isa}" if isa else ""
         adapted, steps, first_order = path.order, path.spec.steps, path.spec.first_order
-        reasons = []
-    else:
-        kernel, why = path.plan.mode, path.plan.reason
-        adapted, steps, first_order = list(path.rule.adapted), path.rule.steps, path.rule.first_order
-        reasons = list(reasons) or ["backend: 'general' was asked for"]
+        reasons, trunk = [], path.trunk
     query_loss = maml.loss if maml.query_loss is None else maml.query_loss
     return Explanation(
         {
             "path": path.kind,
             "kernel": kernel,
-            "reason": why if isinstance(path, Fused) else f"{'; '.join(reasons)}; {why}",
+            "reason": why,
             "reasons": list(reasons),
             "nodes": [dict(node) for node in nodes],
+            "trunk": trunk,
             "adapted": list(adapted),
             "steps": steps,
             "first_order": first_order,
