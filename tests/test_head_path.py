@@ -217,6 +217,26 @@ def test_several_inputs(once: Callable[[bool], None], form: Any) -> None:
     check(once, Pair().double(), (pairs[0], sy, pairs[1], qy), params="head.*")
 
 
+class Shaped(nn.Module):
+    """The head on every row of a sample, and a view of its classes as another shape."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows, self.first, self.head = rows, nn.Linear(6 // rows, 8), nn.Linear(8, CLASSES * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.head(torch.tanh(self.first(x.view(len(x), self.rows, -1))))
+        return h.view(len(x), self.rows, 2, CLASSES)  # type: ignore[no-any-return]
+
+
+@every_backend
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_view_after_the_head(once: Callable[[bool], None], rows: int, backend: str) -> None:
+    sx, _, qx, _ = batch()
+    sy, qy = (torch.randn(3, n, rows, 2, CLASSES, dtype=torch.float64) for n in (SUPPORT, QUERY))
+    check(once, Shaped(rows).double(), (sx, sy, qx, qy), params="head.*", loss="mse", backend=backend)
+
+
 def test_a_frozen_trunk(once: Callable[[bool], None]) -> None:
     model, params = build("mlp")
     model[0].requires_grad_(False)
