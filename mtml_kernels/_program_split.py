@@ -120,8 +120,8 @@ def once_is_dearer(trunk: Program, support: int, query: int, steps: int, first_o
     nothing of a task in cache (`ONCE`), and is a second call of the engine (`CALL`).
 
     Measured (one thread, AVX2, float32; meta-loss and all gradients; P 64 to 27 M, S 5 and 25, Q 15 and 75, K 1 to 10,
-    59 cases): the slower way is chosen in 4, by 19 % in one and by 5 % at most in the others. Time of running once over
-    that of running in every step, S = 5, Q = 15:
+    59 cases): the slower way is chosen in 4, by 19 % in one and by 5 % at most in the others. Two threads gave much the
+    same ratios. Time of running once over that of running in every step, S = 5, Q = 15:
 
         trunk                                          K = 1   K = 3   K = 5   K = 10
         MLP 784-256-64                                  1.39    0.97    0.78    0.50
