@@ -1,7 +1,7 @@
 """A layer program in two: a trunk that no inner step changes, and the adapted linear layer on its features.
 
-Where that layer is the last one, each inner step sees the same features again. A trunk that treats every sample by
-itself can then run once over both sets, and the inner loop of the layer alone gives the same results and gradients.
+Where that layer is the last one, each inner step sees the same features again, batch statistics included. The trunk can
+then run once, and the inner loop of the layer alone gives the same results and gradients.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mtml_kernels.program import InputInfo, Node, Norm, Op, ParamInfo, Program, constants_of, op_name
+from mtml_kernels.program import LAYOUT_STEPS, InputInfo, Node, Norm, Op, ParamInfo, Program, constants_of, op_name
 
 __all__ = ["Parts", "once_is_dearer", "split_head"]
 
@@ -18,10 +18,14 @@ FEATURES = "features"  # what the head's program calls its input
 
 
 class Parts(NamedTuple):
-    """`head` computes on the trunk's output what the whole program computes on its inputs."""
+    """`head` computes on the trunk's output what the whole program computes on its inputs.
+
+    `joint`: the trunk treats every sample by itself, so that two sets may run together; batch statistics not.
+    """
 
     trunk: Program
     head: Program
+    joint: bool
 
 
 def split_head(program: Program, adapted: Sequence[bool]) -> Parts | str:
@@ -44,10 +48,10 @@ def split_head(program: Program, adapted: Sequence[bool]) -> Parts | str:
     if last != at:
         return f"{_called(program, last)} comes after the adapted layer"
     for i, node in enumerate(program.nodes[:at]):
-        if _mixes_samples(node):
-            return f"{_called(program, i)} normalises over the samples of a set"
+        if any(program.params[p].layout == LAYOUT_STEPS for p in _read(node)):
+            return f"{_called(program, i)} reads a row of its own in every step"
     # every node is needed for the output, so what stands before the layer is needed for its operand
-    return Parts(_trunk(program, at), _head(program, at))
+    return Parts(_trunk(program, at), _head(program, at), not any(map(_mixes_samples, program.nodes[:at])))
 
 
 def _read(node: Node) -> list[int]:

@@ -22,7 +22,6 @@ from mtml_kernels.program import trace
 FORCED = "forced by the test"
 SUPPORT, QUERY, CLASSES = 5, 4, 3
 SMOOTH = nn.CrossEntropyLoss(label_smoothing=0.1)
-MIXES = r"2 \(BatchNorm2d\) .*normalises over the samples"
 every_backend = pytest.mark.parametrize("backend", BACKENDS.available())
 
 
@@ -95,6 +94,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "images": (images, "7."),
     "layer_norm": (lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, CLASSES)), "3."),
     "evaluating": (evaluating, "7."),
+    "batch_norm": (lambda: images(nn.BatchNorm2d), "7."),
     "custom": (Custom, ""),
 }
 
@@ -159,7 +159,7 @@ def test_equal_for_every_model(once: Callable[[bool], None], name: str, backend:
     check(once, model, batch(), params=params, backend=backend)
 
 
-@pytest.mark.parametrize("name", ["mlp", "evaluating"])
+@pytest.mark.parametrize("name", ["mlp", "evaluating", "batch_norm"])
 def test_equal_to_the_general_path(once: Callable[[bool], None], name: str) -> None:
     model, params = build(name)
     check(once, model, batch(), params=params, general=True, first_order=False)
@@ -249,6 +249,7 @@ def test_running_statistics(once: Callable[[bool], None]) -> None:
     model = evaluating().double().train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     check(once, model, batch(), params="7.*", batch_norm="running")
+    check(once, model, batch(), params="7.*", batch_norm="batch")
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
@@ -287,14 +288,14 @@ def test_adapted_models_are_those_of_meta_forward(once: Callable[[bool], None]) 
 
 
 def test_train_and_eval_are_two_states(once: Callable[[bool], None]) -> None:
-    """A prepared path is not taken for the other mode: batch statistics hold the trunk in every step."""
+    """A prepared path is not taken for the other mode."""
     model, data = evaluating().double(), batch()
     maml = MAML(model, 0.3, steps=2, params="7.*")
     losses = [maml.meta_loss(*data)]
-    for training, split in ((True, False), (False, True)):
+    for training in (True, False):
         model.train(training)
         losses.append(maml.meta_loss(*data))
-        assert isinstance(path_of(maml), TrunkOnce) == split
+        assert path_of(maml).joint is not training
     assert torch.equal(losses[0], losses[2]) and not torch.allclose(losses[0], losses[1])
 
 
@@ -373,12 +374,10 @@ def conv_head() -> nn.Sequential:
 
 
 EXCLUDED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
-    "batch_norm": (lambda: images(nn.BatchNorm2d), {"params": "7.*"}, MIXES),
-    "batch_norm_by_mode": (evaluating, {"params": "7.*", "batch_norm": "batch"}, MIXES),
     "per_step": (
         lambda: images(nn.BatchNorm2d),
         {"params": "7.*", "batch_norm": "per_step"},
-        r"2 \(PerStepBatchNorm\) .*normalises over the samples",
+        r"2 \(PerStepBatchNorm\) .*reads a row of its own in every step",
     ),
     "twice": (Twice, {"params": "head.*"}, "the adapted layer is used more than once: head.*, head"),
     "two_layers": (perceptron, {"params": ["2.*", "4.*"]}, r"several layers are adapted: 2 \(Linear\).*, 4 \(Linear\)"),
@@ -406,13 +405,15 @@ def test_excluded(once: Callable[[bool], None], name: str) -> None:
 def test_batch_statistics_of_both_sets_would_be_wrong(
     once: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: without that rule the two sets share their statistics, and the losses are others."""
+    """The control: in one pass the two sets share their statistics, and the losses are others."""
     model, data = images(nn.BatchNorm2d).double(), batch()
-    right = MAML(model, 0.3, steps=2, params="7.*").meta_loss(*data)
+    maml = MAML(model, 0.3, steps=2, params="7.*")
+    right = maml.meta_loss(*data)
+    assert not path_of(maml).joint
     monkeypatch.setattr(_program_split, "_mixes_samples", lambda node: False)
     maml = MAML(model, 0.3, steps=2, params="7.*")
     wrong = maml.meta_loss(*data)
-    assert isinstance(path_of(maml), TrunkOnce) and not torch.allclose(right, wrong, rtol=1e-3)
+    assert path_of(maml).joint and not torch.allclose(right, wrong, rtol=1e-3)
 
 
 def test_dropout_takes_the_general_path(once: Callable[[bool], None]) -> None:

@@ -198,7 +198,7 @@ class Planner:
             why = once_is_dearer(parts.trunk, sizes.support, sizes.query, options.steps, options.first_order)
             if not why:
                 head = self._in_engine(parts.head, batch, options, sizes, backend, (None, None))
-                return TrunkOnce(parts.trunk, self.tensors, head, names)
+                return TrunkOnce(parts, self.tensors, head, names)
         path = self._in_engine(program, batch, options, sizes, backend, names)
         path.trunk = f"it runs in every step: {why}" if why else ""
         return path

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mtml._paths import Fused, Outcome
+from mtml_kernels._program_split import Parts
 from mtml_kernels.ops.inner_loop import InnerLoopSpec, inner_loop_call
-from mtml_kernels.program import Program
 
 __all__ = ["TrunkOnce"]
 
@@ -27,7 +27,8 @@ class TrunkOnce:
     notice: tuple[str, str] | None = None
     trunk = "it runs once over both sets"  # what explain() says of it
 
-    def __init__(self, trunk: Program, tensors: Mapping[str, Tensor], head: Fused, names: tuple[Any, Any]) -> None:
+    def __init__(self, parts: Parts, tensors: Mapping[str, Tensor], head: Fused, names: tuple[Any, Any]) -> None:
+        trunk, self.joint = parts.trunk, parts.joint
         self.head, self.order, self.spec, self.backend = head, head.order, head.spec, head.backend
         self.how = f", on the features of a trunk that runs once{head.how}"
         self.params = [tensors[p.name] for p in trunk.params]
@@ -49,6 +50,8 @@ class TrunkOnce:
         if qx is None:
             return self.head(self.features(inputs), sy, None, None, sm, None, None)
         queries = self.head.inputs(qx, self.query_names)
+        if not self.joint:
+            return self.head(self.features(inputs), sy, self.features(queries), qy, sm, qm, sw)
         both = self.features([torch.cat(pair, 1) for pair in zip(inputs, queries, strict=True)])
         support, query = both.split([inputs[0].shape[1], queries[0].shape[1]], 1)
         return self.head(support, sy, query, qy, sm, qm, sw)
