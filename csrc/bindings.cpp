@@ -32,6 +32,10 @@ struct BadLabel : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+struct NoLowRank : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 template <class T>
 T* as(Address a) {
   return reinterpret_cast<T*>(a);
@@ -47,6 +51,7 @@ void* const* list_out(const Addresses& a) { return a.empty() ? nullptr : reinter
     throw BadLabel(std::to_string(error.is_query) + " " + std::to_string(error.task) + " " +
                    std::to_string(error.sample) + " " + std::to_string(error.label));
   if (status == MTMLK_OUT_OF_MEMORY) throw std::bad_alloc();
+  if (status == MTMLK_NO_LOW_RANK) throw NoLowRank("no weight of this program admits low-rank form");
   throw std::runtime_error("mtml_kernels: malformed layer program (status " + std::to_string(status) + ")");
 }
 
@@ -55,7 +60,7 @@ class Plan {
   Plan(int dtype, const std::vector<int64_t>& program, const std::vector<double>& consts,
        const std::vector<bool>& adapted, int64_t support, int64_t query, int64_t steps, const std::vector<int>& losses,
        const std::vector<double>& loss_args, bool first_order, int needs, int keep,
-       const std::vector<int64_t>& lr_steps, const std::vector<bool>& lr_elements) {
+       const std::vector<int64_t>& lr_steps, const std::vector<bool>& lr_elements, int form) {
     const std::vector<uint8_t> adapted_bytes(adapted.begin(), adapted.end()),
         elements(lr_elements.begin(), lr_elements.end());
     MtmlkPlanSpec spec = {};
@@ -68,6 +73,7 @@ class Plan {
     spec.query_loss = {losses.at(2), losses.at(3), loss_args.at(1)};
     spec.first_order = first_order, spec.needs = needs, spec.keep = keep;
     spec.lr_steps = lr_steps.data(), spec.lr_elements = elements.data(), spec.n_lr = int64_t(lr_steps.size());
+    spec.form = form;
     MtmlkPlan* plan = nullptr;
     const int status = mtmlk_plan_create(&spec, &plan);
     if (status != MTMLK_OK) fail(status, {});
@@ -77,7 +83,7 @@ class Plan {
   py::tuple info() const {
     MtmlkPlanInfo i;
     mtmlk_plan_info(plan_.get(), &i);
-    return py::make_tuple(i.carry_cols, i.carry_per_task != 0, i.support_x_size, i.query_x_size);
+    return py::make_tuple(i.carry_cols, i.carry_per_task != 0, i.support_x_size, i.query_x_size, i.low_rank);
   }
 
   void run(int64_t tasks, int threads, const Addresses& params, const Addresses& support_x, Address support_y,
@@ -341,10 +347,11 @@ class Memory {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled engine of mtml_kernels; use mtml_kernels.native.";
   py::register_exception<BadLabel>(m, "BadLabel", PyExc_ValueError);
+  py::register_exception<NoLowRank>(m, "NoLowRank", PyExc_ValueError);
   py::class_<Plan>(m, "Plan")
       .def(py::init<int, const std::vector<int64_t>&, const std::vector<double>&, const std::vector<bool>&, int64_t,
                     int64_t, int64_t, const std::vector<int>&, const std::vector<double>&, bool, int, int,
-                    const std::vector<int64_t>&, const std::vector<bool>&>())
+                    const std::vector<int64_t>&, const std::vector<bool>&, int>())
       .def("info", &Plan::info)
       .def("run", &Plan::run)
       .def("carry_to_grads", &Plan::carry_to_grads);

@@ -20,14 +20,23 @@ __all__ = [
     "inner_loop_backward",
     "inner_loop_carry_shapes",
     "inner_loop_forward",
+    "low_rank_weights",
     "native_seconds",
 ]
 
 Grads = list[Tensor | None]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1}
-_NEED_LR, _NEED_SUPPORT_X, _NEED_QUERY_X = 2, 4, 8
+_NEED_PARAMS, _NEED_LR, _NEED_SUPPORT_X, _NEED_QUERY_X = 1, 2, 4, 8
 _MAX_PLANS = 512
+
+# How adapted weights of linear layers are held (csrc/cpu/low_rank.h): chosen by the plan's cost model, each task's own,
+# or in low-rank form. The op's backends "cpu", "cpu:weights" and "cpu:low_rank".
+AUTO, WEIGHTS, LOW_RANK = 0, 1, 2
+NO_LOW_RANK = (
+    'backend: expected a call that low-rank form can run, got "cpu:low_rank" where {}. Use backend="cpu", which takes '
+    "each task's own weights there"
+)
 
 _module: ModuleType | None = None
 _reason: str | None = None
@@ -94,7 +103,7 @@ _plans: dict[Any, Any] = {}
 _plans_by_value: dict[Any, Any] = {}
 
 
-def _plan(args: Sequence[Any], support: int, query: int, dtype: torch.dtype, lr: Sequence[Tensor]) -> Any:
+def _plan(args: Sequence[Any], support: int, query: int, dtype: torch.dtype, lr: Sequence[Tensor], form: int) -> Any:
     """The engine's plan for these arguments; found by the identity of the spec's lists, else by their contents.
 
     An entry keeps its lists alive, so that an identity is not given to another list meanwhile.
@@ -102,7 +111,11 @@ def _plan(args: Sequence[Any], support: int, query: int, dtype: torch.dtype, lr:
     adapted, program, consts = args[1], args[10], args[11]
     steps, support_loss, query_loss, loss_args, first_order, keep, needs = args[12:19]
     rates = tuple([(int(t.shape[0]), t.dim()) for t in lr])  # int(): a traced size is symbolic
-    options = (support, query, dtype, rates, steps, first_order, keep, needs)
+    if args[9] is not None and form != WEIGHTS:  # query losses between the steps need each step's weights
+        if form == LOW_RANK:
+            raise ValueError(NO_LOW_RANK.format("step_weights were given"))
+        form = WEIGHTS
+    options = (support, query, dtype, rates, steps, first_order, keep, needs, form)
     lists = (adapted, program, consts, support_loss, query_loss, loss_args)
     key = (id(adapted), id(program), id(consts), id(support_loss), id(query_loss), id(loss_args), options)
     found = _plans.get(key)
@@ -113,14 +126,16 @@ def _plan(args: Sequence[Any], support: int, query: int, dtype: torch.dtype, lr:
     if plan is None:
         if len(_plans_by_value) >= _MAX_PLANS:
             _plans_by_value.clear()
-        plan = _plans_by_value[value_key] = _make_plan(args, support, query, dtype, lr)
+        plan = _plans_by_value[value_key] = _make_plan(args, support, query, dtype, lr, form)
     if len(_plans) >= _MAX_PLANS:
         _plans.clear()
     _plans[key] = (plan, lists)
     return plan
 
 
-def _make_plan(args: Sequence[Any], support: int, query: int, dtype: torch.dtype, lr: Sequence[Tensor]) -> Any:
+def _make_plan(
+    args: Sequence[Any], support: int, query: int, dtype: torch.dtype, lr: Sequence[Tensor], form: int
+) -> Any:
     adapted, program, consts = args[1], args[10], args[11]
     steps, support_loss, query_loss, loss_args, first_order, keep, needs = args[12:19]
     rate_steps = [int(t.shape[0]) for t in lr]
@@ -132,7 +147,21 @@ def _make_plan(args: Sequence[Any], support: int, query: int, dtype: torch.dtype
     rates = (rate_steps, [t.dim() > 1 for t in lr])
     flags = (bool(first_order), needs, keep)
     head = (_DTYPES[dtype], program, consts, adapted, support, query, steps, losses, loss_args)
-    return _engine().Plan(*head, *flags, *rates)
+    engine = _engine()
+    try:
+        return engine.Plan(*head, *flags, *rates, form)
+    except engine.NoLowRank:
+        why = "adapted parameters were asked for" if keep else "no linear layer of this model admits it"
+        raise ValueError(NO_LOW_RANK.format(why)) from None
+
+
+def low_rank_weights(
+    params: list[Tensor], lr: list[Tensor], static: Sequence[Any], support: int, query: int, form: int = AUTO
+) -> int:
+    """How many weights training calls of these sizes hold in low-rank form; `static` as in `InnerLoopSpec.values`."""
+    args = (params, static[0], [], None, [], None, None, None, lr, None, *static[1:], _NEED_PARAMS)
+    count: int = _plan(args, support, query, params[0].dtype, lr, form).info()[4]
+    return count
 
 
 def _ready(tensors: Sequence[Tensor], dtype: torch.dtype, name: str) -> list[Tensor]:
@@ -166,7 +195,7 @@ class _Call:
 
     __slots__ = ("addresses", "dtype", "held", "lr", "params", "plan", "query", "support", "tasks")
 
-    def __init__(self, args: Sequence[Any]) -> None:
+    def __init__(self, args: Sequence[Any], form: int) -> None:
         params, _, support_x, support_y, query_x, query_y, support_mask, query_mask, lr, step_weights = args[:10]
         dtype = params[0].dtype
         self.dtype = dtype
@@ -179,7 +208,7 @@ class _Call:
         qy = _ready_one(query_y, torch.int64 if args[14][0] == 1 else dtype, "query_y")
         masks = _ready_one(support_mask, dtype, "support_mask"), _ready_one(query_mask, dtype, "query_mask")
         weights = _ready_one(step_weights, dtype, "step_weights")
-        self.plan = _plan(args, self.support, self.query, dtype, self.lr)
+        self.plan = _plan(args, self.support, self.query, dtype, self.lr, form)
         self.held = (xs, qs, sy, qy, masks, weights)
         inputs = (_all_at(self.params), _all_at(xs), _at(sy), _all_at(qs), _at(qy), _at(masks[0]), _at(masks[1]))
         self.addresses = (self.tasks, torch.get_num_threads(), *inputs, _all_at(self.lr), _at(weights))
@@ -206,13 +235,13 @@ def _carries_loss(args: Sequence[Any]) -> bool:
     return bool(args[18]) and args[5] is not None and bool(args[4])
 
 
-def inner_loop_carry_shapes(*args: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
+def inner_loop_carry_shapes(*args: Any, form: int = AUTO) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shapes and dtypes of what `inner_loop_forward` leaves for `inner_loop_backward`; arithmetic on sizes only."""
     if not _carries_loss(args):
         return []
     support_x, query_x, needs, dtype = args[2], args[4], args[18], args[0][0].dtype
     tasks = support_x[0].shape[0]
-    cols, per_task, *_ = _plan(args, 1, 1, dtype, args[8]).info()
+    cols, per_task, *_ = _plan(args, 1, 1, dtype, args[8], form).info()
     shapes: list[tuple[tuple[int, ...], torch.dtype]] = [((tasks if per_task else 1, cols), dtype)]
     for bit, inputs in ((_NEED_SUPPORT_X, support_x), (_NEED_QUERY_X, query_x)):
         if needs & bit:
@@ -229,9 +258,9 @@ def _input_gradients(args: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor | 
     return found[0], found[1]
 
 
-def inner_loop_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+def inner_loop_forward(*args: Any, form: int = AUTO) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     """The op's forward (arguments of `InnerLoopArgs`, positionally)."""
-    call = _Call(args)
+    call = _Call(args, form)
     dtype, tasks, steps, keep = call.dtype, call.tasks, args[12], args[17]
     out_size = _output_size(args[10])
     has_loss = args[5] is not None and bool(args[4])
@@ -268,6 +297,7 @@ def inner_loop_backward(
     grad_support_losses: Tensor | None,
     grad_adapted: Sequence[Tensor | None],
     *args_and_carry: Any,
+    form: int = AUTO,
 ) -> tuple[Grads, Grads, Grads, Grads]:
     """The op's backward: scales what the forward carried, or runs again where other cotangents came in."""
     args, carry = args_and_carry[:-1], args_and_carry[-1]
@@ -275,13 +305,18 @@ def inner_loop_backward(
     param_grads: Grads = [_room(p) for p in params] if needs & 1 else [None] * len(params)
     lr_grads: Grads = [_room(t) for t in lr] if needs & _NEED_LR else [None] * len(lr)
     only_loss = grad_output is None and grad_support_losses is None and not any(g is not None for g in grad_adapted)
-    if carry and only_loss and grad_loss is not None and _spread(args, carry[0], grad_loss, param_grads, lr_grads):
+    if (
+        carry
+        and only_loss
+        and grad_loss is not None
+        and _spread(args, carry[0], grad_loss, param_grads, lr_grads, form)
+    ):
         rest = iter(carry[1:])
         to_support = _scaled(next(rest), args[2], grad_loss) if needs & _NEED_SUPPORT_X else None
         to_query = _scaled(next(rest), args[4], grad_loss) if needs & _NEED_QUERY_X else None
     else:
         cotangents = (grad_loss, grad_output, grad_support_losses, grad_adapted)
-        to_support, to_query = _run_again(args, cotangents, param_grads, lr_grads)
+        to_support, to_query = _run_again(args, cotangents, param_grads, lr_grads, form)
     return param_grads, lr_grads, _split(to_support, args[2]), _split(to_query, args[4])
 
 
@@ -289,7 +324,7 @@ def _room(t: Tensor) -> Tensor:
     return torch.empty_like(t) if t.is_contiguous() else torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
-def _spread(args: Sequence[Any], carry: Tensor, scale: Tensor, params: Grads, lrs: Grads) -> bool:
+def _spread(args: Sequence[Any], carry: Tensor, scale: Tensor, params: Grads, lrs: Grads, form: int) -> bool:
     """Writes sum_t scale_t carry_t; False where only the tasks' sum was carried and the scales differ."""
     tasks, support = args[3].shape[:2]
     if tasks == 0:
@@ -297,7 +332,7 @@ def _spread(args: Sequence[Any], carry: Tensor, scale: Tensor, params: Grads, lr
             if grad is not None:
                 grad.zero_()
         return True
-    plan = _plan(args, support, args[4][0].shape[1] if args[4] else 0, carry.dtype, args[8])
+    plan = _plan(args, support, args[4][0].shape[1] if args[4] else 0, carry.dtype, args[8], form)
     into = (_all_at(params), _all_at(lrs), torch.get_num_threads())
     done: bool = plan.carry_to_grads(carry.data_ptr(), tasks, scale.data_ptr(), 1, *into)
     return done
@@ -308,17 +343,18 @@ def _run_again(
     cotangents: tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor | None]],
     param_grads: Grads,
     lr_grads: Grads,
+    form: int,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients for any cotangents, from a second run that knows them."""
     grad_loss, grad_output, grad_support_losses, grad_adapted = cotangents
-    call = _Call(args)
+    call = _Call(args, form)
     cols, per_task, *_ = call.plan.info()
     carry = torch.empty((call.tasks if per_task else 1, cols), dtype=call.dtype)
     scale = torch.zeros(call.tasks, dtype=call.dtype) if grad_loss is None else grad_loss
     to_support, to_query = _input_gradients(args, call.dtype)
     given = (_at(scale), _at(grad_output), _at(grad_support_losses), _all_at(grad_adapted))
     call.run(0, 0, 0, [], True, *given, _at(carry), _at(to_support), _at(to_query))
-    _spread(args, carry, torch.ones(call.tasks, dtype=call.dtype), param_grads, lr_grads)
+    _spread(args, carry, torch.ones(call.tasks, dtype=call.dtype), param_grads, lr_grads, form)
     return to_support, to_query
 
 

@@ -302,7 +302,13 @@ def is_finite(results: Evaluated) -> bool:
     return all(bool(torch.isfinite(t).all()) for group in results for t in group)
 
 
-def check(case: Case, cotangents: Sequence[Tensor | None], wanted: Sequence[str] = GROUPS, threads: int = 1) -> None:
+def check(
+    case: Case,
+    cotangents: Sequence[Tensor | None],
+    wanted: Sequence[str] = GROUPS,
+    threads: int = 1,
+    backend: str = "cpu",
+) -> None:
     """The engine agrees with the reference to 1e-9 (both in float64).
 
     Some random loops are chaotic: where rounding the parameters by 1e-14 moves the reference's own results by more
@@ -311,7 +317,7 @@ def check(case: Case, cotangents: Sequence[Tensor | None], wanted: Sequence[str]
     expected = evaluate(case, "reference", cotangents, wanted)
     if not is_finite(expected):
         return
-    error = worst_error(evaluate(case, "cpu", cotangents, wanted, threads), expected)
+    error = worst_error(evaluate(case, backend, cotangents, wanted, threads), expected)
     if error > 1e-9:
         nudged = dataclasses.replace(case, params=[p * (1 + 1e-14) for p in case.params])
         moved = evaluate(nudged, "reference", cotangents, wanted)

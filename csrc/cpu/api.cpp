@@ -55,7 +55,10 @@ void mtmlk_plan_destroy(MtmlkPlan* plan) {
 
 void mtmlk_plan_info(const MtmlkPlan* handle, MtmlkPlanInfo* info) {
   const Plan& p = *handle->plan;
-  *info = {p.carry_room, p.carry_per_task ? 1 : 0, p.support.samples * p.input_size, p.query.samples * p.input_size};
+  int64_t low = 0;
+  for (int64_t i = 0; i < p.n_params; ++i) low += p.params[i].low;
+  *info = {p.carry_room, p.carry_per_task ? 1 : 0, p.support.samples * p.input_size, p.query.samples * p.input_size,
+           low};
 }
 
 int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError* error) {

@@ -5,7 +5,7 @@
 
 // A thread takes a group at a time: four small tasks, whose sums would otherwise be as much work as a part of them, or
 // one of convolutions (four of mini_conv's are half a second).
-inline int64_t group_size(const Plan& p) { return p.carry_per_task || p.heavy ? 1 : 4; }
+inline int64_t group_size(const Plan& p) { return p.carry_per_task || p.heavy || p.low_rank ? 1 : 4; }
 
 // What one team of threads works with, in cache lines of its own: beside another team's, or on the stack of a thread
 // that writes there, every read would wait for the other core (23 of 179 us of a 25-task call on two).
@@ -24,6 +24,11 @@ struct Layout {
   T* groups;      // [groups, carry_cols] where the carry is summed
   T* losses;      // [tasks, losses_ld]
   int64_t losses_ld;
+  int64_t wave;      // tasks whose planes are kept at once in low-rank form
+  T* planes;         // [wave, task_size]
+  Block<T>* passes;  // [wave, steps + 1]
+  const T** inputs;  // [wave, steps + 1, n_inputs]
+  T* scratch;        // [threads, low_rank_scratch]
 };
 
 // Small models are packed by every thread for itself: fetching lines that another core has just written cost 5 to 14 us
@@ -42,6 +47,13 @@ Layout<T> lay_out(Carver& c, const Plan& p, int64_t tasks, int threads, bool car
   l.losses = c.take<T>(tasks * l.losses_ld);
   l.groups =
       carry && !p.carry_per_task ? c.take<T>((tasks + group_size(p) - 1) / group_size(p) * p.carry_cols) : nullptr;
+  if (p.low_rank) {
+    const int64_t wave = l.wave = wave_tasks(p, tasks, threads);
+    l.planes = c.take<T>(wave * p.task_size);
+    l.passes = c.take<Block<T>>(wave * (p.steps + 1));
+    l.inputs = c.take<const T*>(wave * (p.steps + 1) * p.n_inputs);
+    l.scratch = carry ? c.take<T>(threads * low_rank_scratch<T>()) : nullptr;
+  }
   c.used = round_up(c.used, alignof(Team<T>));
   l.teams = c.take<Team<T>>(l.count);
   for (int64_t i = 0; i < l.count; ++i) {
@@ -99,6 +111,11 @@ void run_group(const Plan& p, const Layout<T>& l, Team<T>& team, int64_t group, 
   T* own = r.lambda;
   for (int64_t t = group * size; t < (group + 1) * size && t < call.tasks; ++t) {
     r.task = t;
+    if (p.low_rank) {
+      const int64_t slot = t % l.wave;
+      r.states = l.planes + slot * p.task_size, r.passes = l.passes + slot * (p.steps + 1);
+      r.inputs = l.inputs + slot * (p.steps + 1) * p.n_inputs;
+    }
     r.losses = l.losses + t * l.losses_ld;
     T* row = own;
     if (call.carry && p.carry_per_task) row = static_cast<T*>(call.carry) + t * p.carry_room;
@@ -116,7 +133,7 @@ template <class T>
 void sum_groups(const Plan& p, const MtmlkCall& call, const T* groups, int64_t n) {
   constexpr int64_t kPart = 4096;
   T* out = static_cast<T*>(call.carry);
-  fill_zero<T>(out + p.carry_cols, p.carry_room - p.carry_cols);
+  fill_zero<T>(out + p.carry_end, p.carry_room - p.carry_end);
 #pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
   for (int64_t start = 0; start < p.carry_cols; start += kPart) {
     const int64_t end = start + kPart < p.carry_cols ? start + kPart : p.carry_cols;
@@ -139,6 +156,53 @@ void write_losses(const Plan& p, const MtmlkCall& call, const Layout<T>& l) {
   }
 }
 
+// lambda_0 of the low weights, over tasks [first, last) whose planes are at hand.
+template <class T>
+void sum_low_rank(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last) {
+  int64_t units = 0;
+  each_low_rank_unit<T>(p, [&](const LowRankUnit<T>&) { ++units; });
+#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
+  for (int64_t unit = 0; unit < units; ++unit) {
+    LowRankUnit<T> own = {};
+    int64_t nth = 0;
+    each_low_rank_unit<T>(p, [&](const LowRankUnit<T>& u) {
+      if (nth++ == unit) own = u;
+    });
+    T* scratch = l.scratch + omp_get_thread_num() * low_rank_scratch<T>();
+    T* grad = static_cast<T*>(call.carry) + p.params[own.layer->weight].low_at;
+    sum_unit<T>(own, first, last, summed_tasks(p), grad, scratch, [&](int64_t task, auto take) {
+      each_factor<T>(p, call, l.passes + task % l.wave * (p.steps + 1), 0, nullptr, take);
+    });
+  }
+}
+
+template <class T>
+void prepare(const Plan& p, const MtmlkCall& call, const Layout<T>& l, Team<T>& team) {
+  for (int64_t i = 0; l.alone && i < p.n_params; ++i) pack_one(p, call, team.shared, i);
+  if (l.alone) pack_rates(p, call, team.shared);
+  team.call = call;
+  team.runner.plan = &p, team.runner.call = &team.call, team.runner.shared = &team.shared;
+}
+
+// Groups [first, last) of tasks.
+template <class T>
+void run_groups(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last) {
+  const int64_t size = group_size(p);
+  if (l.count == 1) {
+    prepare(p, call, l, l.teams[0]);
+    for (int64_t g = first; g < last; ++g) run_group(p, l, l.teams[0], g, size);
+    return;
+  }
+#pragma omp parallel num_threads(int(l.count))
+  {
+    const Layout<T> own = l;
+    Team<T>& team = own.teams[omp_get_thread_num()];
+    prepare(p, call, own, team);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t g = first; g < last; ++g) run_group(*team.runner.plan, own, team, g, size);
+  }
+}
+
 template <class T>
 void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace) {
   Carver c = {static_cast<char*>(workspace), 0};
@@ -150,24 +214,11 @@ void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace) {
     pack_rates(p, call, l.teams[0].shared);
     for (int64_t i = 1; i < l.count; ++i) l.teams[i].shared = l.teams[0].shared;
   }
-  const auto prepare = [&](Team<T>& team) {
-    for (int64_t i = 0; l.alone && i < p.n_params; ++i) pack_one(p, call, team.shared, i);
-    if (l.alone) pack_rates(p, call, team.shared);
-    team.call = call;
-    team.runner.plan = &p, team.runner.call = &team.call, team.runner.shared = &team.shared;
-  };
-  if (l.count == 1) {
-    prepare(l.teams[0]);
-    for (int64_t g = 0; g < groups; ++g) run_group(p, l, l.teams[0], g, size);
-  } else {
-#pragma omp parallel num_threads(int(l.count))
-    {
-      const Layout<T> own = l;
-      Team<T>& team = own.teams[omp_get_thread_num()];
-      prepare(team);
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t g = 0; g < groups; ++g) run_group(*team.runner.plan, own, team, g, size);
-    }
+  const int64_t wave = p.low_rank ? l.wave : groups;  // of groups, which are single tasks in low-rank form
+  for (int64_t g = 0; g < groups; g += wave) {
+    const int64_t end = g + wave < groups ? g + wave : groups;
+    run_groups(p, call, l, g, end);
+    if (p.low_rank && call.carry) sum_low_rank(p, call, l, g, end);
   }
   if (l.groups) sum_groups(p, call, l.groups, groups);
   write_losses(p, call, l);
@@ -191,8 +242,10 @@ void carry_to_grads(const Plan& p, const void* carry, int64_t rows, const void* 
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && rows * p.carry_cols > 65536)
   for (int64_t i = 0; i < p.n_params; ++i) {
     if (!grads[i]) continue;
-    sum(p.params[i].full, p.params[i].size, scratch + p.params[i].full);
-    unpack_param<T>(p.params[i], scratch + p.params[i].full, static_cast<T*>(grads[i]));
+    const ParamPlan& param = p.params[i];
+    const int64_t at = param.low ? param.low_at : param.full;
+    sum(at, param.size, scratch + at);
+    unpack_param<T>(param, scratch + at, static_cast<T*>(grads[i]));
   }
   for (int64_t i = 0; lr_grads && i < p.n_lr; ++i) {
     if (!lr_grads[i]) continue;

@@ -231,6 +231,20 @@ void multiply_packed(int64_t m, int64_t n, Gemm<T>& g) {
   }
 }
 
+// The same, with the second B in plain rows.
+template <class T>
+void multiply_packed_and_rows(int64_t m, int64_t n, Gemm<T>& g) {
+  if (m == 0) return;
+  for (int64_t col = 0; col < n;) {
+    const int vecs = panel_vecs((n - col) / Simd<T>::kLanes);
+    const int64_t width = vecs * Simd<T>::kLanes;
+    g.p1.ldb = width;
+    panel_any<T, false>(vecs, m, g);
+    next_columns(g, width, width, g.p1.k * width, width);
+    col += width;
+  }
+}
+
 // Packed C [M, N] = A^T B: the gradient of a packed weight; A [rows, M], B [rows, N] with p.k = rows. C and D are
 // packed, their ldc and ldd are ignored.
 template <class T>

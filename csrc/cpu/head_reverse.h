@@ -39,7 +39,7 @@ void HeadTask<T>::reverse_query(int64_t task) {
   if (Q == 0) return;
   fill_zero<T>(pulled, C * ld), fill_zero<T>(x, C * ls);
   add_rows<T, false>(query, lq, C, T(1), queries(task), Q, D, rows, pulled, ld);
-  head_dots<T>(features(task), S, D, pulled, ld, C, x, ls);
+  row_dots<T>({features(task), D, S}, {pulled, ld, C}, D, x, ls, 1);
   for (int64_t c = 0; c < C; ++c) {
     const T sum = head_sum<T>(query + c * lq, lq), shift = bias() ? bias()[c] * sum : T(0);
     const T to_a = joint() ? sum : T(0);  // padding of dA is never read

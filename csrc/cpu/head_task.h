@@ -145,7 +145,7 @@ void HeadTask<T>::judge(int64_t task) {
         store<T>(own + c * ld + d, d < D ? left(0, K)[c] * load_some<T>(weight() + c * D + d, D - d) : VecOf<T>{});
     add_rows<T, false>(a, wide, C, T(-1), features(task), S, D, rows, own, ld);
     fill_zero<T>(query, C * lq);
-    head_dots<T>(queries(task), Q, D, own, ld, C, query, lq);
+    row_dots<T>({queries(task), D, Q}, {own, ld, C}, D, query, lq, 1);
   }
   for (int64_t c = 0; bias() && c < C; ++c) {
     const T shift = v[c] * bias()[c] - head_sum<T>(a + c * wide + (groups - 1) * ls, ls);

@@ -18,6 +18,14 @@ int count_uses(const Plan& plan, int32_t value) {
 
 namespace {
 
+constexpr int64_t kWidest = 16;  // lanes of any instruction set
+
+int64_t param_room(const ParamPlan& p) {
+  const int64_t as_rows = p.rows * round_up(p.cols, kWidest);
+  const bool weight = p.layout == kLinearWeight || p.layout == kConvWeight;
+  return weight ? std::max(as_rows, p.cols * round_up(p.rows, kWidest)) : as_rows;
+}
+
 int64_t padded_row(const Plan& plan, int64_t features) { return round_up(features, plan.lanes); }
 
 bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec) {
@@ -245,25 +253,32 @@ void mark_first_writers(Plan& plan) {
     }
 }
 
+void place_param(Plan& plan, ParamPlan& p) {
+  const bool packed = (p.layout == kLinearWeight && !p.narrow) || p.layout == kConvWeight;
+  p.size = packed ? p.cols * round_up(p.rows, plan.lanes) : p.rows * padded_row(plan, p.cols);
+  p.size_t_ = packed && p.transposed ? p.taps * p.rows * round_up(p.cols / p.taps, plan.lanes) : 0;
+  p.full = plan.full_size, p.full_t = plan.full_t_size;
+  plan.full_size += p.size, plan.full_t_size += p.size_t_;
+  if (!p.stepped) return;
+  p.own = plan.own_size, p.own_t = plan.own_t_size;
+  plan.own_size += p.size, plan.own_t_size += p.size_t_;
+}
+
 void place_params(Plan& plan) {
+  for (const bool low : {false, true}) {
+    for (int64_t i = 0; i < plan.n_params; ++i)
+      if (plan.params[i].low == low) place_param(plan, plan.params[i]);
+    if (!low) plan.lambda_size = plan.full_size;
+  }
   for (int64_t i = 0; i < plan.n_params; ++i) {
     ParamPlan& p = plan.params[i];
-    const bool packed = (p.layout == kLinearWeight && !p.narrow) || p.layout == kConvWeight;
-    p.size = packed ? p.cols * round_up(p.rows, plan.lanes) : p.rows * padded_row(plan, p.cols);
-    p.size_t_ = packed && p.transposed ? p.taps * p.rows * round_up(p.cols / p.taps, plan.lanes) : 0;
-    p.full = plan.full_size, p.full_t = plan.full_t_size;
-    plan.full_size += p.size, plan.full_t_size += p.size_t_;
-    p.lr = -1;
-    if (!p.adapted) continue;
-    p.own = plan.own_size, p.own_t = plan.own_t_size;
-    plan.own_size += p.size, plan.own_t_size += p.size_t_;
-    p.lr = plan.n_lr == 1 ? 0 : int32_t(plan.n_adapted);
-    ++plan.n_adapted;
+    p.lr = !p.adapted ? -1 : plan.n_lr == 1 ? 0 : int32_t(plan.n_adapted);
+    plan.n_adapted += p.adapted;
   }
 }
 
 void place_rates(PlanStorage& plan, const MtmlkPlanSpec& spec) {
-  int64_t carry = plan.full_size;
+  int64_t carry = plan.lambda_size;
   for (int64_t i = 0; i < plan.n_lr; ++i) {
     LrPlan lr = {};
     lr.steps = spec.lr_steps[i], lr.elements = spec.lr_elements[i] != 0, lr.size = 1, lr.param = -1;
@@ -277,22 +292,21 @@ void place_rates(PlanStorage& plan, const MtmlkPlanSpec& spec) {
     plan.lr_store.push_back(lr);
   }
   plan.lrs = plan.lr_store.data();
-  plan.carry_cols = (plan.needs & MTMLK_NEED_LR) ? carry : plan.full_size;
+  plan.carry_cols = plan.carry_end = (plan.needs & MTMLK_NEED_LR) ? carry : plan.lambda_size;
+  for (int64_t i = 0; i < plan.n_params; ++i) {
+    ParamPlan& p = plan.params[i];
+    if (!p.low) continue;
+    p.low_at = plan.carry_end;
+    plan.carry_end += p.size;
+  }
 }
 
 // torch.compile keeps compiled graphs on disk, sizes and all: the carry's must not depend on the machine's vectors.
 int64_t carry_room(const Plan& plan) {
-  constexpr int64_t kWidest = 16;
-  const auto packed = [](const ParamPlan& p) {
-    const int64_t as_rows = p.rows * round_up(p.cols, kWidest);
-    const bool weight = p.layout == kLinearWeight || p.layout == kConvWeight;
-    return weight ? std::max(as_rows, p.cols * round_up(p.rows, kWidest)) : as_rows;
-  };
-  int64_t room = 0;
-  for (int64_t i = 0; i < plan.n_params; ++i) room += packed(plan.params[i]);
+  int64_t room = params_room(plan);
   for (int64_t i = 0; (plan.needs & MTMLK_NEED_LR) && i < plan.n_lr; ++i) {
     const LrPlan& lr = plan.lrs[i];
-    room += round_up(lr.steps * (lr.elements ? packed(plan.params[lr.param]) : 1), kWidest);
+    room += round_up(lr.steps * (lr.elements ? param_room(plan.params[lr.param]) : 1), kWidest);
   }
   return room;
 }
@@ -308,7 +322,7 @@ Cut cut_rows(const Plan& plan, int64_t samples) {
   for (int64_t i = 0; i < plan.n_values; ++i)
     if (plan.values[i].live && plan.values[i].batched) rows = std::max(rows, plan.values[i].rows);
   Cut cut = {samples, 1, 1, samples};
-  if (samples == 0 || plan.mixes) return cut;
+  if (samples == 0 || plan.mixes || plan.low_rank) return cut;
   cut.chunks = std::clamp<int64_t>(samples * rows / kChunkRows, 1, std::min(kMaxChunks, samples));
   const int64_t chunk = (samples + cut.chunks - 1) / cut.chunks;
   const int64_t fit = std::max(kBlockBytes / std::max<int64_t>(sample * bytes, 1), (kMinBlockRows + rows - 1) / rows);
@@ -343,12 +357,19 @@ void place_state(Plan& plan) {
   const int64_t tangents = plan.needs != 0 ? plan.plane_size[kTangent] + plan.plane_size[kDeltaTangent] : 0;
   plan.transient_size = std::max(plan.query.block_samples * (planes - plan.remade_size),
                                  plan.support.block_samples * ((plan.keep_planes ? 0 : planes) + tangents));
-  plan.chunk_size = plan.full_size + plan.fixed_size[kDelta] + plan.fixed_size[kDeltaTangent];
+  plan.chunk_size = plan.lambda_size + plan.fixed_size[kDelta] + plan.fixed_size[kDeltaTangent];
   plan.fused_update = plan.support.chunks == 1 && plan.support.blocks == 1 && !(plan.needs & MTMLK_NEED_LR);
   for (int64_t i = 0; i < plan.n_lr; ++i) plan.fused_update &= !plan.lrs[i].elements;
+  if (plan.low_rank) place_low_state(plan);
 }
 
 }  // namespace
+
+int64_t params_room(const Plan& plan) {
+  int64_t room = 0;
+  for (int64_t i = 0; i < plan.n_params; ++i) room += param_room(plan.params[i]);
+  return room;
+}
 
 int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out) {
   auto plan = std::make_unique<PlanStorage>();
@@ -362,6 +383,8 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out) {
   mark_dependence(*plan);
   mark_chains(*plan);
   place_values(*plan);
+  mark_low_rank(*plan, spec);
+  if (spec.form == MTMLK_LOW_RANK && !plan->low_rank) return MTMLK_NO_LOW_RANK;
   mark_gates(*plan);
   mark_first_writers(*plan);
   place_params(*plan);
@@ -378,7 +401,7 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out) {
   // A row a task lets the backward pass weigh tasks freely; beyond 64 KiB a row only the sum over the tasks is kept.
   const int64_t bytes = plan->dtype == MTMLK_F32 ? 4 : 8;
   plan->carry_room = carry_room(*plan);
-  plan->carry_per_task = plan->carry_room * bytes <= (64 << 10);
+  plan->carry_per_task = plan->carry_room * bytes <= kTaskCarryBytes && !plan->low_rank;
   *out = plan.release();
   return MTMLK_OK;
 }

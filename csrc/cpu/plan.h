@@ -106,14 +106,18 @@ struct ValuePlan {
 struct ParamPlan {
   int32_t layout;  // ParamLayout
   bool adapted, meta, used, transposed;
+  bool low;              // a weight whose tasks' values and gradients stay in low-rank form, see low_rank.h
+  int32_t layer;         // the only linear layer that reads it, else -1
+  bool stepped;          // adapted, and each task's values are formed
   bool narrow;           // a linear weight with few outputs: kept as [O, I] rows, needs no transposed copy
   int32_t lr;            // which rate, -1 if not adapted
   int64_t rows, cols;    // as in the module: [O, I], [O, channels * taps] or [rows, cols]
   int64_t taps;          // of a convolution's weight
   int64_t size;          // packed: I * pad(O), or rows * pad(cols) where narrow or no weight
   int64_t size_t_;       // transposed copy: taps * O * pad(I), 0 where none is needed
-  int64_t full, full_t;  // offsets among all parameters
-  int64_t own, own_t;    // offsets among the adapted ones
+  int64_t full, full_t;  // offsets among all parameters, those in low-rank form last
+  int64_t own, own_t;    // offsets among the stepped ones
+  int64_t low_at;        // offset of a low one's gradient in a carry row
 };
 
 struct LrPlan {
@@ -157,10 +161,16 @@ struct Plan {
   int64_t plane_size[kPlanes];  // a sample, batched values
   int64_t remade_size;          // of them, at the end of the primal ones
   int64_t fixed_size[kPlanes];  // unbatched values
-  int64_t carry_cols;
-  int64_t carry_room;  // what a row of the carry is given: enough for the layout of any instruction set
+  int64_t lambda_size;          // gradients of all parameters but the low ones
+  int64_t carry_cols;           // those and the rates': what each task has
+  int64_t carry_end;            // and the low weights', which are summed over the tasks at once
+  int64_t carry_room;           // what a row of the carry is given: enough for the layout of any instruction set
   bool carry_per_task;
-  bool heavy;                   // has convolutions
+  bool heavy;  // has convolutions
+  // Low-rank form: a task's planes of all steps, then of its query set, are kept until its wave's gradients are summed.
+  bool low_rank;
+  int64_t query_at, task_size, gram_size, kept_size;
+  int64_t task_rows;            // of lambda_0's factors in one layer, at most
   bool mixes;                   // a normalisation mixes a set's samples: one block holds them all
   int64_t scratch_size;         // of one task, shared by its workers
   int64_t worker_scratch_size;  // of each worker

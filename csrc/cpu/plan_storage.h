@@ -29,6 +29,10 @@ inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit 
 inline int64_t divide_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 inline int64_t element_bytes(const Plan& plan) { return plan.dtype == MTMLK_F32 ? 4 : 8; }
 
+// A row of the carry for each task up to here, else one for their sum.
+constexpr int64_t kTaskCarryBytes = 64 << 10;
+int64_t params_room(const Plan& plan);  // in a row of the carry, on any machine
+
 int count_uses(const Plan& plan, int32_t value);
 
 // plan_images.cpp, in the order of their calls.
@@ -38,6 +42,10 @@ bool is_remade(const Plan& plan, const ValuePlan& v);
 void place_norm(Plan& plan, ValuePlan& v);  // while values get their places
 void place_images(PlanStorage& plan);       // after that
 void place_scratch(Plan& plan);             // once the samples of support and query are known
+
+// plan_low_rank.cpp
+void mark_low_rank(PlanStorage& plan, const MtmlkPlanSpec& spec);  // once values have their places
+void place_low_state(Plan& plan);                                  // at the end of place_state
 
 // plan_pairs.cpp
 bool runs_in_pairs(const ValuePlan& v, const ValuePlan& a);

@@ -47,19 +47,23 @@ struct Runner {
   int64_t task;
   T* losses;  // [steps + 1] of this task: support losses, then the query loss
 
-  T* states;       // [slots, state_size]
+  T* states;       // [slots, state_size]; in low-rank form the planes of the query set behind them
   T* checkpoints;  // [segments, own + own_t]
   T* lambda;       // [carry_cols] full layout, then the rates' gradients
   T* direction;    // V: own + own_t
   T* fixed_query[2];
   T* fixed_tangent[2];
-  T* chunk_grads;    // [chunks, chunk_size]
-  T* coef[2];        // weights of support and query samples
-  T* negative_rate;  // [n_params]
+  T* chunk_grads;      // [chunks, chunk_size]
+  T* coef[2];          // weights of support and query samples
+  T* negative_rate;    // [n_params]
+  T* negative_rates;   // [steps, n_params] in low-rank form
+  Factor<T>* factors;  // theta's, then lambda's
+  Block<T>* passes;    // [steps + 1] of the task; these, its inputs and its states belong to the driver
+  LowRank<T> low;
   double* chunk_loss;
   ParamPtr<T>*now, *along;  // [n_params]: theta_k and V
   Worker<T>* workers;
-  const T** inputs;  // [workers, n_inputs]
+  const T** inputs;  // [workers, n_inputs], or in low-rank form [steps + 1, n_inputs]
 
   void carve(Carver& carver, const Plan& p, int worker_count);
   void run(T* carry_row);
@@ -84,6 +88,7 @@ struct Runner {
   T* state(int64_t k) const { return states + k % plan->slots * plan->state_size; }
   const T* theta(int64_t k) const;       // own layout; nullptr at k = 0
   void point_to(int64_t k, bool query);  // now = theta_k
+  void point_along(int64_t k);           // the direction V of low weights at step k
   T* gradient_of(T* base, int64_t i, int64_t k, bool query) const;
   int64_t step_row(const ParamPlan& p, int64_t k, bool query) const;
   const T* rate(const ParamPlan& p, int64_t k) const;

@@ -3,7 +3,7 @@
 template <class T>
 void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
   const int64_t chunks = p.support.chunks > p.query.chunks ? p.support.chunks : p.query.chunks;
-  states = c.take<T>(p.slots * p.state_size);
+  states = p.low_rank ? nullptr : c.take<T>(p.slots * p.state_size);
   const bool marks = p.needs && p.slots < p.steps;
   checkpoints = marks ? c.take<T>((p.steps / p.slots + 1) * (p.own_size + p.own_t_size)) : nullptr;
   lambda = c.take<T>(p.carry_cols);
@@ -19,7 +19,14 @@ void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
   chunk_loss = c.take<double>(chunks);
   now = c.take<ParamPtr<T>>(p.n_params);
   along = c.take<ParamPtr<T>>(p.n_params);
-  inputs = c.take<const T*>(worker_count * p.n_inputs);
+  inputs = p.low_rank ? nullptr : c.take<const T*>(worker_count * p.n_inputs);
+  if (p.low_rank) {
+    negative_rates = c.take<T>(p.steps * p.n_params);
+    factors = c.take<Factor<T>>(p.steps + 1 + 2 * p.steps);
+    low = {factors,    factors + p.steps,      0,
+           0,          c.take<T>(p.gram_size), c.take<T>(p.steps * 2 * p.n_params * p.kept_size),
+           p.kept_size};
+  }
   workers = c.take<Worker<T>>(worker_count);
   for (int w = 0; w < worker_count; ++w) {
     // where samples are mixed, the workers share the nodes of one block
@@ -64,18 +71,19 @@ int64_t Runner<T>::step_row(const ParamPlan& p, int64_t k, bool query) const {
 template <class T>
 void Runner<T>::point_to(int64_t k, bool query) {
   const T* own = theta(k);
+  low.n_theta = k;
   for (int64_t i = 0; i < plan->n_params; ++i) {
     const ParamPlan& p = plan->params[i];
-    now[i] = own && p.adapted ? ParamPtr<T>{own + p.own, own + plan->own_size + p.own_t} : shared->base[i];
+    now[i] = own && p.stepped ? ParamPtr<T>{own + p.own, own + plan->own_size + p.own_t} : shared->base[i];
     now[i].value += step_row(p, k, query) * (p.size / p.rows);
   }
 }
 
-// Where the gradient of parameter i goes in a buffer of the full layout.
+// Where the gradient of parameter i goes in a buffer like lambda. Low weights' gradients stay in their factors.
 template <class T>
 T* Runner<T>::gradient_of(T* base, int64_t i, int64_t k, bool query) const {
   const ParamPlan& p = plan->params[i];
-  return p.meta ? base + p.full + step_row(p, k, query) * (p.size / p.rows) : nullptr;
+  return p.meta && !p.low ? base + p.full + step_row(p, k, query) * (p.size / p.rows) : nullptr;
 }
 
 template <class T>
@@ -125,10 +133,21 @@ Block<T> Runner<T>::block(const Phase& phase, int64_t chunk, int64_t index, int 
   if (end > (chunk + 1) * chunk_samples(cut)) end = (chunk + 1) * chunk_samples(cut);
   if (end > cut.samples) end = cut.samples;
   Block<T> b = {};
+  if (plan->low_rank) {
+    const int64_t pass = phase.query ? plan->steps : k;
+    b = passes[pass] = pass_of<T>(*plan, *call, states, task, pass, inputs + pass * plan->n_inputs);
+    b.low = &low;
+  }
   b.plan = plan, b.samples = end > start ? end - start : 0, b.stride = cut.block_samples;
   b.params = now, b.direction = along, b.tangent = false, b.remake = phase.query;
   b.workers = plan->mixes ? shared->workers : 1;
   b.scratch = workers[worker].scratch, b.own = workers[worker].own;
+  T* chunk_fixed = chunk_grads + chunk * plan->chunk_size + plan->lambda_size;
+  b.fixed[kPrimal] = phase.query ? fixed_query[0] : state(k) + plan->state_fixed;
+  b.fixed[kDelta] = chunk_fixed;
+  b.fixed[kTangent] = fixed_tangent[0];
+  b.fixed[kDeltaTangent] = chunk_fixed + plan->fixed_size[kDelta];
+  if (plan->low_rank) return b;
   b.inputs = inputs + worker * plan->n_inputs;
   for (int64_t i = 0; i < plan->n_inputs; ++i) {
     const int64_t size = plan->inputs[i].size;
@@ -143,11 +162,6 @@ Block<T> Runner<T>::block(const Phase& phase, int64_t chunk, int64_t index, int 
   b.planes[kDelta] = b.planes[kPrimal] + primal;
   b.planes[kTangent] = kept ? transient : transient + aux + primal + delta;
   b.planes[kDeltaTangent] = b.planes[kTangent] + plan->plane_size[kTangent] * b.stride;
-  T* chunk_fixed = chunk_grads + chunk * plan->chunk_size + plan->full_size;
-  b.fixed[kPrimal] = phase.query ? fixed_query[0] : state(k) + plan->state_fixed;
-  b.fixed[kDelta] = chunk_fixed;
-  b.fixed[kTangent] = fixed_tangent[0];
-  b.fixed[kDeltaTangent] = chunk_fixed + plan->fixed_size[kDelta];
   return b;
 }
 
@@ -238,21 +252,24 @@ void Runner<T>::inner_step(int64_t k, bool record) {
   fixed_nodes(phase, k, kPrimal, nullptr, true);
   const bool fused = plan->fused_update;
   T* grad = plan->needs & MTMLK_NEED_LR ? state(k) + plan->state_grad : chunk_grads;
-  for (int64_t i = 0; i < plan->n_params; ++i)
-    if (plan->params[i].adapted) negative_rate[i] = fused ? -rate(plan->params[i], k)[0] : T(1);
+  for (int64_t i = 0; i < plan->n_params; ++i) {
+    const ParamPlan& p = plan->params[i];
+    if (p.low && p.adapted) negative_rates[k * plan->n_params + i] = -rate(p, k)[0];
+    if (p.stepped) negative_rate[i] = fused ? -rate(p, k)[0] : T(1);
+  }
   const auto aim = [&](Worker<T>& w, T* base) {
     for (int64_t i = 0; i < plan->n_params; ++i) {
       const ParamPlan& p = plan->params[i];
-      w.dst[i] = p.adapted ? (fused ? state(k) : base) + p.own : nullptr;
-      w.init[i] = fused && p.adapted ? now[i].value : nullptr;
+      w.dst[i] = p.stepped ? (fused ? state(k) : base) + p.own : nullptr;
+      w.init[i] = fused && p.stepped ? now[i].value : nullptr;
     }
   };
   each_chunk(cut, [&](int64_t chunk, int worker) {
     Worker<T>& w = workers[worker];
     T* own = chunk_grads + chunk * plan->chunk_size;
     aim(w, cut.chunks == 1 ? grad : own);
-    if (cut.chunks > 1) fill_zero<T>(own, plan->full_size);  // parameters that no batched node writes
-    fill_zero<T>(own + plan->full_size, plan->fixed_size[kDelta]);
+    if (cut.chunks > 1) fill_zero<T>(own, plan->lambda_size);  // parameters that no batched node writes
+    fill_zero<T>(own + plan->lambda_size, plan->fixed_size[kDelta]);
     double loss = 0;
     for (int64_t index = 0; index < cut.blocks; ++index) {
       const Block<T> b = block(phase, chunk, index, worker, k, plan->keep_planes);
@@ -262,6 +279,7 @@ void Runner<T>::inner_step(int64_t k, bool record) {
     }
     chunk_loss[chunk] = loss;
   });
+  if (plan->low_rank) factors[k] = {passes + k, kPrimal, kDelta, negative_rates + k * plan->n_params};
   double loss = 0;
   for (int64_t c = 0; c < cut.chunks; ++c) loss += chunk_loss[c];
   if (record) losses[k] = T(loss);
@@ -270,7 +288,7 @@ void Runner<T>::inner_step(int64_t k, bool record) {
   T* fixed_delta = state(k) + plan->state_fixed + plan->fixed_size[kPrimal];
   fill_zero<T>(fixed_delta, plan->fixed_size[kDelta]);
   for (int64_t c = 0; c < cut.chunks; ++c)
-    affine<T>(chunk_grads + c * plan->chunk_size + plan->full_size, plan->fixed_size[kDelta], T(1), T(0), true,
+    affine<T>(chunk_grads + c * plan->chunk_size + plan->lambda_size, plan->fixed_size[kDelta], T(1), T(0), true,
               fixed_delta);
   aim(workers[0], grad);
   const Sink<T> sink = {workers[0].dst, workers[0].init, negative_rate, true};
@@ -284,7 +302,7 @@ void Runner<T>::take_step(int64_t k) {
   const T* grad = plan->needs & MTMLK_NEED_LR ? state(k) + plan->state_grad : chunk_grads;
   for (int64_t i = 0; i < plan->n_params; ++i) {
     const ParamPlan& p = plan->params[i];
-    if (!p.adapted) continue;
+    if (!p.stepped) continue;
     const T* alpha = rate(p, k);
     const bool elements = plan->lrs[p.lr].elements;
     if (!p.used) {
@@ -339,8 +357,8 @@ void Runner<T>::query_pass(int64_t k, bool add) {
     Worker<T>& w = workers[worker];
     T* own = chunk_grads + chunk * plan->chunk_size;
     aim(w, cut.chunks == 1 ? lambda : own);
-    if (cut.chunks > 1) fill_zero<T>(own, plan->full_size);  // parameters that no batched node writes
-    fill_zero<T>(own + plan->full_size, plan->fixed_size[kDelta]);
+    if (cut.chunks > 1) fill_zero<T>(own, plan->lambda_size);  // parameters that no batched node writes
+    fill_zero<T>(own + plan->lambda_size, plan->fixed_size[kDelta]);
     chunk_loss[chunk] = 0;
     for (int64_t index = 0; index < cut.blocks; ++index) {
       const Block<T> b = block(phase, chunk, index, worker, 0, false);
@@ -366,11 +384,11 @@ void Runner<T>::query_pass(int64_t k, bool add) {
   for (int64_t c = 0; c < cut.chunks; ++c) loss += chunk_loss[c];
   if (phase.y) losses[plan->steps] += T(double(weight) * loss);
   if (!backward) return;
-  if (cut.chunks > 1) sum_chunks(cut.chunks, plan->full_size, add ? lambda : nullptr, lambda);
+  if (cut.chunks > 1) sum_chunks(cut.chunks, plan->lambda_size, add ? lambda : nullptr, lambda);
   if (plan->fixed_size[kDelta] == 0) return;
   fill_zero<T>(fixed_query[1], plan->fixed_size[kDelta]);
   for (int64_t c = 0; c < cut.chunks; ++c)
-    affine<T>(chunk_grads + c * plan->chunk_size + plan->full_size, plan->fixed_size[kDelta], T(1), T(0), true,
+    affine<T>(chunk_grads + c * plan->chunk_size + plan->lambda_size, plan->fixed_size[kDelta], T(1), T(0), true,
               fixed_query[1]);
   aim(workers[0], lambda);
   const Sink<T> sink = {workers[0].dst, workers[0].init, shared->ones, true};

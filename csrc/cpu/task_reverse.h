@@ -1,11 +1,21 @@
 // The way back through the inner steps. Included inside an ISA-named namespace after task_passes.h.
 
+// The factors of lambda_{k+1}, which those of V are but for the rates.
+template <class T>
+void Runner<T>::point_along(int64_t k) {
+  if (!plan->low_rank) return;
+  low.n_along = 0;
+  Factor<T>* lambdas = factors + plan->steps;
+  each_factor<T>(*plan, *call, passes, k + 1, negative_rates + k * plan->n_params,
+                 [&](const Factor<T>& f) { lambdas[low.n_along++] = f; });
+}
+
 // V = -alpha_k lambda_{k+1} on the adapted parameters, and its transposes.
 template <class T>
 void Runner<T>::make_direction(int64_t k) {
   for (int64_t i = 0; i < plan->n_params; ++i) {
     const ParamPlan& p = plan->params[i];
-    if (!p.adapted) continue;
+    if (!p.stepped) continue;
     const T* alpha = rate(p, k);
     const bool elements = plan->lrs[p.lr].elements;
     T* v = direction + p.own;
@@ -28,6 +38,10 @@ void Runner<T>::rate_gradients(int64_t k) {
     if (!p.adapted || !p.used) continue;
     const LrPlan& lr = plan->lrs[p.lr];
     T* out = lambda + lr.carry + (lr.steps == 1 ? 0 : k * lr.size);
+    if (p.low) {
+      out[0] -= T(low_rank_inner<T>({passes + k, kPrimal, kDelta, nullptr}, low, plan->values[p.layer], p.cols));
+      continue;
+    }
     const T *g = grad + p.own, *l = lambda + p.full;
     double total = 0;
     for (int64_t e = 0; e < p.size; e += Simd<T>::kLanes) {
@@ -61,7 +75,7 @@ void Runner<T>::add_external(int64_t k) {
 template <class T>
 void Runner<T>::tangent_pass(int64_t k, T seed) {
   const bool second = !plan->first_order;
-  if (!second && seed == 0) return;
+  if (!second && seed == 0 && !(plan->low_rank && call->grad_support_losses)) return;
   const Phase phase = support();
   const Cut& cut = plan->support;
   point_to(k, false);
@@ -75,8 +89,8 @@ void Runner<T>::tangent_pass(int64_t k, T seed) {
   each_chunk(cut, [&](int64_t chunk, int worker) {
     Worker<T>& w = workers[worker];
     T* own = chunk_grads + chunk * plan->chunk_size;
-    if (cut.chunks > 1) fill_zero<T>(own, plan->full_size);
-    fill_zero<T>(own + plan->full_size + plan->fixed_size[kDelta], plan->fixed_size[kDeltaTangent]);
+    if (cut.chunks > 1) fill_zero<T>(own, plan->lambda_size);
+    fill_zero<T>(own + plan->lambda_size + plan->fixed_size[kDelta], plan->fixed_size[kDeltaTangent]);
     for (int64_t index = 0; index < cut.blocks; ++index) {
       Block<T> b = block(phase, chunk, index, worker, k, plan->keep_planes);
       const LossBlock<T> loss = loss_of(phase, b, chunk, index, T(1));
@@ -96,11 +110,11 @@ void Runner<T>::tangent_pass(int64_t k, T seed) {
       if (call->grad_support_x) collect_input_gradient(phase, b, chunk, index, kDeltaTangent, call->grad_support_x);
     }
   });
-  if (cut.chunks > 1) sum_chunks(cut.chunks, plan->full_size, lambda, lambda);
+  if (cut.chunks > 1) sum_chunks(cut.chunks, plan->lambda_size, lambda, lambda);
   if (plan->fixed_size[kDeltaTangent] == 0) return;
   fill_zero<T>(fixed_tangent[1], plan->fixed_size[kDeltaTangent]);
   for (int64_t c = 0; c < cut.chunks; ++c)
-    affine<T>(chunk_grads + c * plan->chunk_size + plan->full_size + plan->fixed_size[kDelta],
+    affine<T>(chunk_grads + c * plan->chunk_size + plan->lambda_size + plan->fixed_size[kDelta],
               plan->fixed_size[kDeltaTangent], T(1), T(0), true, fixed_tangent[1]);
   aim(workers[0], lambda);
   const Sink<T> sink = {workers[0].dst, workers[0].init, shared->ones, true};
@@ -153,19 +167,20 @@ template <class T>
 void Runner<T>::reverse(T* carry_row) {
   const int64_t steps = plan->steps;
   lambda = carry_row;
-  fill_zero<T>(lambda + plan->full_size, plan->carry_cols - plan->full_size);
+  fill_zero<T>(lambda + plan->lambda_size, plan->carry_cols - plan->lambda_size);
   for (int64_t i = 0; i < plan->n_params; ++i)  // of which a pass writes one row
     if (plan->params[i].layout == kStepRows) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
   if (call->query_x)
     query_pass(steps, false);  // writes every parameter that is used
   else
-    fill_zero<T>(lambda, plan->full_size);
+    fill_zero<T>(lambda, plan->lambda_size);
   for (int64_t i = 0; i < plan->n_params; ++i)  // no pass writes a parameter that the output does not depend on
     if (!plan->params[i].used) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
   add_external(steps);
   const T* seeds = static_cast<const T*>(call->grad_support_losses);
   for (int64_t k = steps - 1; k >= 0; --k) {
     if (segmented() && k < steps - 1 && (k + 1) % plan->slots == 0) replay(k + 1 - plan->slots, k + 1);
+    point_along(k);
     if (plan->needs & MTMLK_NEED_LR) rate_gradients(k);
     if (!plan->first_order) make_direction(k);
     tangent_pass(k, seeds ? seeds[k * call->tasks + task] : T(0));

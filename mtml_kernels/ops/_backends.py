@@ -19,6 +19,7 @@ from mtml_kernels.errors import BackendUnavailable, FallbackWarning
 ENV = "MTML_BACKEND"
 AUTO = "auto"
 REFERENCE = "reference"
+VARIANT = ":"  # between a backend's name and one of the ways in which it can be asked to work
 # Names of the public contract. One that an op does not have is unavailable there; any other name is a typing error.
 CONTRACT_NAMES = frozenset({REFERENCE, "cpu", "triton", "cuda"})
 
@@ -71,16 +72,16 @@ class Registry:
         self._resolved.clear()
 
     def names(self) -> list[str]:
-        """All registered names, available or not."""
-        return list(self._backends)
+        """All registered names, available or not; less variants (`"cpu:weights"`), which are found by name only."""
+        return [name for name in self._backends if VARIANT not in name]
 
     def available(self) -> list[str]:
         """The names that can run on this machine."""
-        return [name for name, backend in self._backends.items() if backend.available() is None]
+        return [name for name in self.names() if self._backends[name].available() is None]
 
     def status(self) -> dict[str, str | None]:
         """For every backend None (available) or the reason why it is not; for `mtml doctor`."""
-        return {name: backend.available() for name, backend in self._backends.items()}
+        return {name: self._backends[name].available() for name in self.names()}
 
     def named(self, name: str) -> Backend:
         """The backend of that name, without asking whether it can run (the hot path of the op itself)."""
@@ -115,9 +116,10 @@ class Registry:
 
     def _automatic(self, _: str, device_type: str, dtype: torch.dtype) -> Backend:
         refusals: list[str] = []
-        for name, backend in self._backends.items():
+        for name in self.names():
             if name == REFERENCE:
                 continue
+            backend = self._backends[name]
             reason = backend.refusal(device_type, dtype)
             if reason is None:
                 return backend

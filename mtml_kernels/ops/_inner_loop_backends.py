@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,14 +127,19 @@ def _pull_back(outputs: list[Tensor], cotangents: list[Tensor | None], a: InnerL
     return filled[0], filled[1], filled[2], filled[3]
 
 
-BACKENDS.register(
-    Backend(
-        "cpu",
+def _cpu_backend(name: str, form: int) -> Backend:
+    return Backend(
+        name,
         available=native.availability,
-        forward=native.inner_loop_forward,
-        backward=native.inner_loop_backward,
+        forward=partial(native.inner_loop_forward, form=form),
+        backward=partial(native.inner_loop_backward, form=form),
         supports=_cpu_supports,
-        carry_shapes=native.inner_loop_carry_shapes,
+        carry_shapes=partial(native.inner_loop_carry_shapes, form=form),
     )
-)
+
+
+# How tasks' weights are held: as a cost model says, or as asked for.
+FORMS = {"cpu": native.AUTO, "cpu:weights": native.WEIGHTS, "cpu:low_rank": native.LOW_RANK}
+for _name, _form in FORMS.items():
+    BACKENDS.register(_cpu_backend(_name, _form))
 BACKENDS.register(Backend(REFERENCE, available=lambda: None, forward=_reference_forward, backward=_reference_backward))

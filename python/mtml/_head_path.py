@@ -52,6 +52,9 @@ class FusedHead(Fused):
         self.bias = None if layer.bias < 0 else self.params[layer.bias]
         self.moves = layer.bias >= 0 and spec.adapted[layer.bias]
 
+    def low_rank(self, sizes: Sizes) -> int:
+        return 0
+
     def __call__(self, sx: Any, sy: Any, qx: Any, qy: Any, sm: Any, qm: Any, sw: Any) -> Outcome:
         if sw is not None:
             return super().__call__(sx, sy, qx, qy, sm, qm, sw)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from mtml.inner_lr import InnerLR
+from mtml_kernels import native
 from mtml_kernels._general_rates import op_rates
 from mtml_kernels._general_task import TaskRule
-from mtml_kernels.checks import check_class_ids, check_finite
+from mtml_kernels.checks import Sizes, check_class_ids, check_finite
 from mtml_kernels.general import GeneralPlan, general_inner_loop
 from mtml_kernels.losses import IGNORED
+from mtml_kernels.ops._inner_loop_backends import FORMS
 from mtml_kernels.ops.inner_loop import InnerLoopSpec, inner_loop_call
 from mtml_kernels.program import Program
 
@@ -101,6 +103,13 @@ class Fused:
         self.support_names, self.query_names = names  # None: one tensor; else keys of a dict or indices of a tuple
         self.reshape = len(program.output_shape) != 1
         self.classes = classes  # > 0: class ids that are checked here, because the backend indexes without a look
+
+    def low_rank(self, sizes: Sizes) -> int:
+        """How many weights are held as the shared ones plus a low-rank correction for each task, in training."""
+        if self.backend not in FORMS:
+            return 0
+        sizes_and_form = (sizes.support, sizes.query, FORMS[self.backend])
+        return native.low_rank_weights(self.params, self.rates(), self.spec.values, *sizes_and_form)
 
     def inputs(self, x: Any, names: Sequence[Any] | None) -> list[Tensor]:
         return [x] if names is None else [x[name] for name in names]

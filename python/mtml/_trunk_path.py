@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtml._paths import Fused, Outcome
 from mtml_kernels._program_split import Parts
+from mtml_kernels.checks import Sizes
 from mtml_kernels.ops.inner_loop import InnerLoopSpec, inner_loop_call
 
 __all__ = ["TrunkOnce"]
@@ -63,6 +64,10 @@ class TrunkOnce:
         targets, rate = like.new_empty(like.shape[0], 0, 1), like.new_zeros(1)
         call = (self.pass_spec, self.params, none, targets, list(inputs), None, None, None, [rate], None, self.backend)
         return inner_loop_call(*call)[1]
+
+    def low_rank(self, sizes: Sizes) -> int:
+        """As `Fused.low_rank`."""
+        return self.head.low_rank(sizes)
 
     def shaped(self, output: Tensor) -> Tensor:
         """[T, Q, out] as [T, Q, *shape of the model's output]."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtml._paths import Fused, General
 from mtml._trunk_path import TrunkOnce
+from mtml_kernels.checks import Sizes
 
 if TYPE_CHECKING:
     from mtml.maml import MAML
@@ -20,7 +21,8 @@ class Explanation:
     Keys: "path" ("fused" or "general"), "kernel" (the engine's backend, or "vmap" or "loop"), "reason" (one line),
     "reasons" (what stands in the way of fusing; empty where nothing does), "nodes" (one dict per layer or operation),
     "trunk" (whether the layers before the first adapted one run once or in every step, and why; empty where there are
-    none), "adapted" (names), "steps", "first_order", "loss", "query_loss", "batch_norm".
+    none), "low_rank" (how many weights are held as the shared ones plus a low-rank correction a task), "adapted"
+    (names), "steps", "first_order", "loss", "query_loss", "batch_norm".
     """
 
     def __init__(self, content: dict[str, Any]) -> None:
@@ -79,7 +81,7 @@ def _loss_name(loss: Any) -> str:
 
 def _isa(backend: str) -> str | None:
     """The instruction set of the compiled engine, where that is what runs."""
-    if backend != "cpu":
+    if backend.split(":")[0] != "cpu":
         return None
     from mtml_kernels import native
 
@@ -94,17 +96,24 @@ def _general_trunk(path: General, maml: MAML) -> str:
 
 
 def explain_path(
-    path: Fused | TrunkOnce | General, reasons: Sequence[str], nodes: Sequence[dict[str, Any]], maml: MAML
+    path: Fused | TrunkOnce | General,
+    reasons: Sequence[str],
+    nodes: Sequence[dict[str, Any]],
+    maml: MAML,
+    sizes: Sizes,
 ) -> Explanation:
     """The explanation of a prepared path; `reasons` and `nodes` are what tracing the model gave."""
     if isinstance(path, General):
-        kernel, trunk = path.plan.mode, _general_trunk(path, maml)
+        kernel, trunk, low_rank = path.plan.mode, _general_trunk(path, maml), 0
         adapted, steps, first_order = list(path.rule.adapted), path.rule.steps, path.rule.first_order
         reasons = list(reasons) or ["backend: 'general' was asked for"]
         why = f"{'; '.join(reasons)}; {path.plan.reason}"
     else:
         isa = _isa(path.backend)
+        low_rank = path.low_rank(sizes)
         kernel, why = path.backend, f"every layer is fused, {path.spec.steps} steps in one call{path.how}"
+        if low_rank:
+            why += f"; {low_rank} weight{'' if low_rank == 1 else 's'} as shared values plus low-rank corrections"
         kernel += f", {isa}" if isa else ""
         adapted, steps, first_order = path.order, path.spec.steps, path.spec.first_order
         reasons, trunk = [], path.trunk
@@ -117,6 +126,7 @@ def explain_path(
             "reasons": list(reasons),
             "nodes": [dict(node) for node in nodes],
             "trunk": trunk,
+            "low_rank": low_rank,
             "adapted": list(adapted),
             "steps": steps,
             "first_order": first_order,

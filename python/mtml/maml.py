@@ -19,14 +19,14 @@ from mtml.inner_lr import InnerLR
 from mtml_kernels._general_rates import op_rates, rate_at
 from mtml_kernels._general_state import check_batch_norm
 from mtml_kernels._general_task import apply_update
-from mtml_kernels.checks import check_choice, check_finite, check_steps, shown
+from mtml_kernels.checks import check_batch, check_choice, check_finite, check_steps, shown
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.losses import resolve
 from mtml_kernels.per_step import per_step_batch_norm, per_step_names, step_rows
 
 __all__ = ["MAML", "MetaOutput"]
 
-BACKENDS = ("auto", "cpu", "triton", "cuda", "reference", "general")
+BACKENDS = ("auto", "cpu", "cpu:weights", "cpu:low_rank", "triton", "cuda", "reference", "general")
 
 Loss = str | Callable[..., Tensor]
 Rate = float | Tensor | Mapping[str, Any] | InnerLR
@@ -71,9 +71,10 @@ class MAML(nn.Module):
             statistics; "running": always running statistics; "per_step" (MAML++): batch statistics, and a weight and
             bias for every one of the steps: the model's BatchNorm layers are replaced, in the model itself, by
             `PerStepBatchNorm` layers, which are meta-trained and not adapted.
-        backend: "auto"; "cpu", "triton" or "cuda" for that engine or an error; "reference" for the engine's plain
-            PyTorch specification; "general" for PyTorch operations on the module itself, differentiable any number of
-            times.
+        backend: "auto"; "cpu", "triton" or "cuda" for that engine or an error; "cpu:weights" or "cpu:low_rank" for the
+            engine with each task's own weights, or with shared ones and low-rank corrections, where "cpu" chooses by a
+            cost model; "reference" for the engine's plain PyTorch specification; "general" for PyTorch operations on
+            the module itself, differentiable any number of times.
         update: another rule than gradient descent, update(params, grads, lr, step) -> params on dicts by name. A rule
             with a fifth parameter `state` gets what it returned before (None at first) and returns (params, state). A
             module is registered, so that its own parameters are learned. Runs on the general path.
@@ -229,7 +230,8 @@ class MAML(nn.Module):
             sx, sy, qx, qy, None, None, None, None, None, 0 if qx is not None else 1, quiet=True
         )
         traced = self._cache().planner().obstacles(Batch(sx, sy, qx, qy, None, None, None))
-        explanation = explain_path(path, traced.reasons, traced.nodes, self)
+        sizes = check_batch(sx, sy, qx, qy)
+        explanation = explain_path(path, traced.reasons, traced.nodes, self, sizes)
         print(explanation)
         return explanation
 

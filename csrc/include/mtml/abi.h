@@ -17,14 +17,18 @@ extern "C" {
 
 enum MtmlkStatus {
   MTMLK_OK = 0,
-  MTMLK_BAD_PROGRAM = 1,   // the encoded program is malformed
-  MTMLK_BAD_LABEL = 2,     // a class id outside [0, C): MtmlkError says where
-  MTMLK_OUT_OF_MEMORY = 3  // the workspace could not be allocated
+  MTMLK_BAD_PROGRAM = 1,    // the encoded program is malformed
+  MTMLK_BAD_LABEL = 2,      // a class id outside [0, C): MtmlkError says where
+  MTMLK_OUT_OF_MEMORY = 3,  // the workspace could not be allocated
+  MTMLK_NO_LOW_RANK = 4     // MTMLK_LOW_RANK was asked for, but no weight admits it
 };
 
 enum MtmlkDtype { MTMLK_F32 = 0, MTMLK_F64 = 1 };
 
 enum MtmlkNeeds { MTMLK_NEED_PARAMS = 1, MTMLK_NEED_LR = 2, MTMLK_NEED_SUPPORT_X = 4, MTMLK_NEED_QUERY_X = 8 };
+
+// How adapted weights of linear layers are held: chosen by a cost model, each task's own, or in low-rank form.
+enum MtmlkForm { MTMLK_AUTO = 0, MTMLK_WEIGHTS = 1, MTMLK_LOW_RANK = 2 };
 
 typedef struct {
   int64_t code;      // MtmlkStatus
@@ -55,6 +59,7 @@ typedef struct {
   const int64_t* lr_steps;     // [n_lr] 1 or steps; n_lr is 1 (one rate for all) or the number of adapted parameters
   const uint8_t* lr_elements;  // [n_lr] 1 where the rate has one value an element
   int64_t n_lr;
+  int32_t form;  // MtmlkForm; only MTMLK_WEIGHTS takes step_weights
 } MtmlkPlanSpec;
 
 typedef struct MtmlkPlan MtmlkPlan;
@@ -93,6 +98,7 @@ typedef struct {
   int64_t carry_cols;                    // elements to allow for one carry row, in the engine's own layout
   int64_t carry_per_task;                // 1: one row a task; 0: one row, the sum over the tasks
   int64_t support_x_size, query_x_size;  // elements a task of the concatenated input gradients
+  int64_t low_rank;                      // weights in low-rank form
 } MtmlkPlanInfo;
 
 MTMLK_API int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** plan);

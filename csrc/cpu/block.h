@@ -1,0 +1,94 @@
+// A block of samples and its planes: what every node works on. Included inside an ISA-named namespace after layout.h.
+
+template <class T>
+struct ParamPtr {
+  const T* value;       // packed
+  const T* transposed;  // packed transposed copy, where the plan has one
+};
+
+// Where the parameter gradients of a pass go: dst = (first block ? init : dst) + beta * gradient. All are [n_params];
+// dst nullptr: not wanted; init nullptr: zero.
+template <class T>
+struct Sink {
+  T* const* dst;
+  const T* const* init;
+  const T* beta;
+  bool first;
+};
+
+template <class T>
+struct LowRank;
+
+template <class T>
+struct Block {
+  const Plan* plan;
+  int64_t samples;
+  const T* const* inputs;  // [n_inputs] at the block's first sample, [samples, size]
+  T* planes[kPlanes];      // of batched values
+  T* fixed[kPlanes];       // of unbatched values
+  int64_t stride;          // samples that the planes have room for
+  const ParamPtr<T>* params;
+  const ParamPtr<T>* direction;  // V, for the tangent passes
+  const LowRank<T>* low;         // of the weights in low-rank form, see low_rank.h
+  int64_t pass;                  // there: the support set's step, or the number of steps for the query set
+  bool tangent;                  // false: V = 0 (first order)
+  bool remake;                   // outputs of `remade` convolutions have no plane: they are made where they are needed
+  int workers;                   // threads that may share the block's nodes
+  T* scratch;                    // [plan->scratch_size], of the block
+  T* own;                        // [workers, plan->worker_scratch_size]
+};
+
+// body(i, worker) for i < n. What i covers never depends on how many workers there are.
+template <class T, class Body>
+void share(const Block<T>& b, int64_t n, Body body) {
+  if (b.workers == 1 || n == 1) {
+    for (int64_t i = 0; i < n; ++i) body(i, 0);
+    return;
+  }
+#pragma omp parallel for num_threads(b.workers) schedule(static)
+  for (int64_t i = 0; i < n; ++i) body(i, omp_get_thread_num());
+}
+
+template <class T>
+MTMLK_INLINE T* plane_of(const Block<T>& b, int32_t value, Plane plane) {
+  const ValuePlan& v = b.plan->values[value];
+  if (v.direct_input && plane == kPrimal) return const_cast<T*>(b.inputs[v.kind]);
+  return v.batched ? b.planes[plane] + v.offset[plane] * b.stride : b.fixed[plane] + v.offset[plane];
+}
+
+template <class T>
+MTMLK_INLINE int64_t rows_of(const Block<T>& b, const ValuePlan& v) {
+  return v.batched ? v.rows * b.samples : v.rows;
+}
+
+template <class T>
+MTMLK_INLINE bool has_tangent(const Block<T>& b, int32_t value) {
+  return b.tangent && b.plan->values[value].tan;
+}
+
+template <class T>
+void fill_zero(T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += Simd<T>::kLanes) store<T>(p + i, VecOf<T>{});
+}
+
+// dst += beta * column sums of src [rows, ld], or dst = init + ...
+template <class T>
+void sum_rows(const T* src, int64_t rows, int64_t ld, const T* init, T beta, T* dst) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  for (int64_t col = 0; col < ld; col += kLanes) {
+    VecOf<T> even = {}, odd = {};
+    int64_t r = 0;
+    for (; r + 1 < rows; r += 2) {
+      even += load<T>(src + r * ld + col);
+      odd += load<T>(src + (r + 1) * ld + col);
+    }
+    if (r < rows) even += load<T>(src + r * ld + col);
+    const VecOf<T> start = init ? load<T>(init + col) : VecOf<T>{};
+    store<T>(dst + col, multiply_add<T>(splat<T>(beta), even + odd, start));
+  }
+}
+
+template <class T>
+MTMLK_INLINE const T* sink_init(const Sink<T>& sink, int32_t param, bool add) {
+  return add || !sink.first ? sink.dst[param] : sink.init[param];
+}

@@ -1,0 +1,99 @@
+// Which weights stay in low-rank form (low_rank.h), and where a task's planes lie then.
+#include "plan_storage.h"
+
+namespace mtmlk {
+namespace {
+
+// Whether low-rank form can be exact here at all: it keeps the planes of every pass whole, and no task's weights.
+bool plan_allows(const Plan& plan, const MtmlkPlanSpec& spec) {
+  if (spec.form == MTMLK_WEIGHTS || plan.keep != 0 || plan.mixes) return false;
+  // Gradients are summed over the tasks; where a row each would be carried, the choice must not depend on more sizes
+  // than the carry's shape does.
+  if (spec.form == MTMLK_AUTO && params_room(plan) * element_bytes(plan) <= kTaskCarryBytes) return false;
+  for (int64_t i = 0; i < plan.n_values; ++i)
+    if (plan.values[i].live && plan.values[i].op == kConv) return false;
+  return true;
+}
+
+bool has_element_rates(const Plan& plan, const MtmlkPlanSpec& spec, int64_t param) {
+  int64_t nth = 0;
+  for (int64_t i = 0; i < param; ++i) nth += plan.params[i].adapted;
+  return plan.params[param].adapted && spec.lr_elements[plan.n_lr == 1 ? 0 : nth] != 0;
+}
+
+// The one linear layer over samples that reads a packed weight, else -1. Gradients of the user's own inputs would need
+// them as aligned rows.
+int32_t only_layer(const Plan& plan, int64_t param) {
+  int32_t found = -1;
+  for (int64_t i = 0; i < plan.n_values; ++i) {
+    const ValuePlan& v = plan.values[i];
+    if (!v.live || (v.weight != param && v.bias != param)) continue;
+    const ValuePlan* a = v.a >= 0 ? &plan.values[v.a] : nullptr;
+    if (found >= 0 || v.op != kLinear || !v.batched || !a->batched || v.bias == param) return -1;
+    if (a->direct_input && a->meta) return -1;
+    found = int32_t(i);
+  }
+  return found;
+}
+
+// Milliseconds per 10^9 of each on one core, fitted to the shapes in bench/LADDER.md.
+constexpr double kMultiply = 1, kPass = 4;
+
+// What low-rank form saves for one weight and task, in multiplications: the passes over the task's own weight and
+// gradient (theta and V written, transposed and read, lambda written and summed), less the thin products.
+double saving(const Plan& plan, const MtmlkPlanSpec& spec, const ParamPlan& w) {
+  const ValuePlan& v = plan.values[w.layer];
+  const double inputs = double(w.cols), outputs = double(w.rows), both = inputs + outputs;
+  const double support = double(spec.support * v.rows), query = double(spec.query * v.rows), steps = double(spec.steps);
+  const double passes = plan.needs ? 8 * steps + 3 : 3 * steps;
+  // x theta_k: (x A^T) D over the k steps before; V: over the query set and the steps behind, twice (forward, backward)
+  const double before = support * both, mean = 0.5 * (steps - 1) * steps;
+  double thin = query * steps * before + support * mean * before;
+  if (plan.needs && !plan.first_order) thin += steps * support * query * both + 3 * support * mean * before;
+  if (plan.needs) thin *= 2;
+  return kPass * passes * inputs * outputs - kMultiply * thin;
+}
+
+}  // namespace
+
+void mark_low_rank(PlanStorage& plan, const MtmlkPlanSpec& spec) {
+  const bool allowed = plan_allows(plan, spec);
+  for (int64_t i = 0; i < plan.n_params; ++i) {
+    ParamPlan& w = plan.params[i];
+    w.layer = -1, w.stepped = w.adapted;
+    if (!allowed) continue;
+    const bool packed = w.layout == kLinearWeight && !w.narrow;
+    if (!packed || !w.meta || has_element_rates(plan, spec, i)) continue;
+    w.layer = only_layer(plan, i);
+    w.low = w.layer >= 0 && (spec.form == MTMLK_LOW_RANK || saving(plan, spec, w) > 0);
+    w.stepped = w.adapted && !w.low;
+    plan.low_rank |= w.low && w.adapted;
+  }
+  if (plan.low_rank) return;
+  for (int64_t i = 0; i < plan.n_params; ++i) {
+    ParamPlan& w = plan.params[i];
+    w.low = false, w.stepped = w.adapted;
+  }
+}
+
+// One block holds a set, so that a weight's factors are whole.
+void place_low_state(Plan& plan) {
+  const int64_t aux = plan.out_rows * plan.out_ld;
+  int64_t planes = aux;
+  for (int plane = 0; plane < (plan.needs ? kPlanes : kTangent); ++plane) planes += plan.plane_size[plane];
+  plan.keep_planes = true, plan.slots = std::max<int64_t>(plan.steps, 1);
+  plan.state_size = plan.state_blocks + planes * plan.support.samples;
+  plan.query_at = plan.slots * plan.state_size;
+  const int64_t query = (aux + plan.plane_size[kPrimal] + plan.plane_size[kDelta]) * plan.query.samples;
+  plan.task_size = plan.query_at + query;
+  int64_t rows = 1;
+  for (int64_t i = 0; i < plan.n_values; ++i)
+    if (plan.values[i].live && plan.values[i].batched) rows = std::max(rows, plan.values[i].rows);
+  const int64_t longest = std::max(plan.support.samples, plan.query.samples);
+  plan.task_rows = rows * (plan.query.samples + 2 * plan.steps * plan.support.samples);
+  plan.gram_size = 2 * rows * rows * plan.support.samples * longest;
+  plan.kept_size = rows * rows * plan.support.samples * plan.query.samples;
+  plan.transient_size = 0;
+}
+
+}  // namespace mtmlk
