@@ -10,12 +10,12 @@ constexpr int64_t kUnitInputs = 200;   // x kChain floats: 200 KB of the second-
 constexpr int64_t kUnitOutputs = 256;  // likewise
 constexpr int64_t kLine = 64;          // bytes
 
-// Tasks whose rows are summed at once, and how many are in flight before their rows are: a few a thread, whose inputs
-// and planes are in cache still. (All 32 tasks of omniglot_mlp at once: copying rows took 11 % of the time.)
+// Tasks whose rows are summed at once, and how many are in flight before their rows are: enough that threads seldom wait
+// for each other, few enough that their inputs and planes (0.6 MB each in omniglot_mlp) are in the last cache still.
 inline int64_t summed_tasks(const Plan& p) { return p.task_rows < kChain && p.task_rows ? kChain / p.task_rows : 1; }
 
 inline int64_t wave_tasks(const Plan& p, int64_t tasks, int threads) {
-  const int64_t wave = round_up(3 * threads, summed_tasks(p));
+  const int64_t wave = round_up(8 * threads, summed_tasks(p));
   return wave < tasks ? wave : tasks;
 }
 

@@ -36,22 +36,24 @@ int32_t only_layer(const Plan& plan, int64_t param) {
   return found;
 }
 
-// Milliseconds per 10^9 of each on one core, fitted to the shapes in bench/LADDER.md.
-constexpr double kMultiply = 1, kPass = 4;
-
-// What low-rank form saves for one weight and task, in multiplications: the passes over the task's own weight and
-// gradient (theta and V written, transposed and read, lambda written and summed), less the thin products.
+// What low-rank form saves for one weight, task and call, in multiply-adds: of the I x O elements those of its inner
+// gradient and of V, and the passes over weight and gradient (theta and V written, transposed, read; lambda written and
+// summed); less the thin products. S, Q: rows of the support and query set; K: steps.
+//
+// Fitted on 54 shapes (widths 128 to 1024, S 1 to 25, Q 15 and 75, K 1 to 10; one thread, AVX2): a pass takes the time of
+// 40 multiply-adds of a large product, a multiply-add of a thin product that of 2.7. bench/LADDER.md has the ratios.
 double saving(const Plan& plan, const MtmlkPlanSpec& spec, const ParamPlan& w) {
-  const ValuePlan& v = plan.values[w.layer];
-  const double inputs = double(w.cols), outputs = double(w.rows), both = inputs + outputs;
-  const double support = double(spec.support * v.rows), query = double(spec.query * v.rows), steps = double(spec.steps);
-  const double passes = plan.needs ? 8 * steps + 3 : 3 * steps;
-  // x theta_k: (x A^T) D over the k steps before; V: over the query set and the steps behind, twice (forward, backward)
-  const double before = support * both, mean = 0.5 * (steps - 1) * steps;
-  double thin = query * steps * before + support * mean * before;
-  if (plan.needs && !plan.first_order) thin += steps * support * query * both + 3 * support * mean * before;
-  if (plan.needs) thin *= 2;
-  return kPass * passes * inputs * outputs - kMultiply * thin;
+  constexpr double kThin = 2.7, kPasses = 40;
+  const double rows = double(plan.values[w.layer].rows), steps = double(spec.steps);
+  const double support = double(spec.support) * rows, query = double(spec.query) * rows;
+  const double elements = double(w.cols) * double(w.rows), both = double(w.cols + w.rows);
+  const double pairs = 0.5 * steps * (steps - 1);  // of a step with one before it
+  const double theta = both * support * (steps * query + pairs * support);
+  if (plan.needs == 0) return steps * elements * (kPasses / 4 + support) - kThin * theta;
+  if (plan.first_order) return steps * elements * (kPasses / 2 + support) - 2 * kThin * theta;
+  // half of V's products with the query set are kept from the forward pass
+  const double along = both * support * (0.5 * steps * query + 3 * pairs * support);
+  return steps * elements * (kPasses + 3 * support) - 2 * kThin * (theta + along);
 }
 
 }  // namespace
