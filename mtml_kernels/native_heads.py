@@ -20,14 +20,14 @@ _LARGE = 1 << 20  # bytes from which memory is recycled: PyTorch's own comes wit
 def recycled(elements: int, dtype: torch.dtype) -> Tensor:
     """Uninitialised memory [elements], which goes back to the engine's pool with its last view."""
     if elements * dtype.itemsize < _LARGE:
-        return torch.empty(elements, dtype=dtype)
+        return torch.empty(elements, dtype=dtype, device="cpu")
     return torch.frombuffer(native._engine().Memory(elements * dtype.itemsize), dtype=dtype)
 
 
 def recycled_like(t: Tensor) -> Tensor:
     """Uninitialised contiguous memory of a tensor's shape."""
     if t.numel() * t.dtype.itemsize < _LARGE:
-        return torch.empty(t.shape, dtype=t.dtype)
+        return torch.empty(t.shape, dtype=t.dtype, device="cpu")
     return recycled(t.numel(), t.dtype).view(t.shape)
 
 
@@ -35,17 +35,18 @@ def _room(tensors: Sequence[Tensor], call: HeadsCall) -> list[Tensor]:
     """Memory for a gradient of every tensor; small ones in one piece, 64 pieces are a third of 64 small heads' time."""
     if call.elements * call.dtype.itemsize >= _LARGE:
         return [recycled_like(t) for t in tensors]
+    room = recycled(call.elements, call.dtype)
     if call.shape is not None:
-        return list(torch.empty((len(tensors), *call.shape), dtype=call.dtype).unbind())
-    return list(torch._C._nn.unflatten_dense_tensors(torch.empty(call.elements, dtype=call.dtype), list(tensors)))
+        return list(room.view(len(tensors), *call.shape).unbind())
+    return list(torch._C._nn.unflatten_dense_tensors(room, list(tensors)))
 
 
 def _addresses(tensors: Sequence[Tensor | None], held: list[Any]) -> list[int]:
     """Where the tensors lie, made contiguous; [] where there are none."""
-    plain = [t.data_ptr() for t in tensors if t is not None and t.is_contiguous()]
+    plain = [t.data_ptr() for t in tensors if t is not None and t.is_contiguous() and not t.is_neg()]
     if len(plain) == len(tensors):
         return plain
-    ready = [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
+    ready = [t if t is None else t.resolve_neg().contiguous() for t in tensors]
     held.append(ready)
     return [0 if t is None else t.data_ptr() for t in ready]
 
@@ -62,7 +63,7 @@ def multihead_forward(call: HeadsCall, tensors: HeadTensors, differentiate: bool
     held: list[Any] = []
     addresses = [_addresses(column, held) for column in (tensors if call.weighted else tensors[:2])]
     addresses += [[]] * (5 - len(addresses))
-    losses = torch.empty(sum(call.counts), dtype=call.dtype)
+    losses = torch.empty(sum(call.counts), dtype=call.dtype, device="cpu")
     gradients = _room(tensors.logits, call) if differentiate else []
     into = (losses.data_ptr(), [g.data_ptr() for g in gradients])
     try:

@@ -277,6 +277,24 @@ def test_strided_inputs_and_memory_of_its_own() -> None:
     assert not losses.requires_grad and gradients[0].untyped_storage().data_ptr() != z.untyped_storage().data_ptr()
 
 
+def test_values_still_to_be_negated() -> None:
+    z, y = torch.randn(4, 5), torch.randint(5, (4,))
+    for own in (None, [torch._neg_view(-torch.rand(4))]):
+        expected = multihead_loss([-z], [y], sample_weights=own and [own[0].resolve_neg()], backend="cpu")
+        assert torch.equal(multihead_loss([torch._neg_view(z)], [y], sample_weights=own, backend="cpu"), expected)
+
+
+@pytest.mark.parametrize("classes", [[5, 5], [5, 7]])
+def test_another_default_device(classes: list[int]) -> None:
+    """`torch.set_default_device` is for tensors the user makes; those of the losses lie where the logits do."""
+    logits = [torch.randn(4, c, requires_grad=True) for c in classes]
+    targets = [torch.zeros(4, dtype=torch.long) for _ in classes]
+    with torch.device("meta"):
+        losses = multihead_loss(logits, targets, backend="cpu")
+        (losses * losses.detach()).sum().backward()
+    assert losses.device.type == "cpu" and all(z.grad is not None and z.grad.device.type == "cpu" for z in logits)
+
+
 def test_compiled() -> None:
     z, y = stack_case()
     w = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
