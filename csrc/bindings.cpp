@@ -3,12 +3,14 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "mtml/abi.h"
+#include "plain_tensors.h"
 
 namespace py = pybind11;
 
@@ -193,7 +195,7 @@ class Heads {
       h.kind = int32_t(s[0]), h.mean = int32_t(s[1]), h.ids = int32_t(s[2]);
       h.rows = s[4], h.classes = s[5], h.inner = s[6], h.ld = s[5];
       h.rows_per_weight = s[7], h.ignore_index = s[8], h.p0 = options[g];
-      groups_.push_back({h, s[3], s[9]});
+      groups_.push_back({h, s[3], s[9]}), total_ += s[3];
     }
   }
 
@@ -203,6 +205,7 @@ class Heads {
            const Addresses& gradients) const {
     const Timed timed;
     std::vector<MtmlkHead> heads;
+    heads.reserve(size_t(total_));
     const auto at = [](const Addresses& a, size_t g, int64_t bytes) {
       return as<char>(a.empty() || !a[g] ? 0 : a[g] + Address(bytes));
     };
@@ -228,6 +231,20 @@ class Heads {
       throw BadLabel(std::to_string(error.head) + " " + std::to_string(error.row) + " " + std::to_string(error.label));
   }
 
+  // The same without weights, of the addresses of logits and targets as PlainTensors gives them. Gradients (unless 0)
+  // lie one after another.
+  void run_plain(int threads, const std::string& addresses, Address losses, Address gradients) const {
+    const size_t n = groups_.size();
+    if (addresses.size() != 2 * n * sizeof(Address)) throw std::invalid_argument("addresses: of other heads");
+    Addresses both(2 * n), into;
+    std::memcpy(both.data(), addresses.data(), addresses.size());
+    for (size_t g = 0; g < n && gradients; ++g) {
+      into.push_back(gradients);
+      gradients += Address(groups_[g].count * groups_[g].head.rows * groups_[g].head.classes * itemsize_);
+    }
+    run(threads, {both.begin(), both.begin() + n}, {both.begin() + n, both.end()}, {}, {}, {}, losses, into);
+  }
+
  private:
   static constexpr size_t kHeadInts = 10;
   struct Group {
@@ -236,7 +253,7 @@ class Heads {
   };
   std::vector<Group> groups_;
   int dtype_;
-  int64_t itemsize_;
+  int64_t itemsize_, total_ = 0;
 };
 
 // Linear heads on shared features, less their tensors.
@@ -359,7 +376,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("head_chain", &head_chain);
   py::class_<Heads>(m, "Heads")
       .def(py::init<int, const std::vector<int64_t>&, const std::vector<double>&>())
-      .def("run", &Heads::run);
+      .def("run", &Heads::run)
+      .def("run_plain", &Heads::run_plain);
+  py::class_<mtmlk::PlainTensors>(m, "PlainTensors")
+      .def(py::init<const py::capsule&, py::object, py::object>())
+      .def("read", &mtmlk::PlainTensors::read)
+      .def("divide", &mtmlk::PlainTensors::divide)
+      .def("only_ones", &mtmlk::PlainTensors::only_ones);
   py::class_<LinearHeads>(m, "LinearHeads")
       .def(py::init<int, int64_t, int64_t, const std::vector<int64_t>&, const std::vector<double>&>())
       .def("stride", &LinearHeads::stride)

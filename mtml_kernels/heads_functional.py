@@ -12,7 +12,8 @@ from torch.compiler import is_compiling
 
 from mtml_kernels._head_checks import check_head, column, same_length
 from mtml_kernels.heads import HeadLoss
-from mtml_kernels.ops._backends import REFERENCE
+from mtml_kernels.native_heads import read_plain
+from mtml_kernels.ops._backends import REFERENCE, Backend
 from mtml_kernels.ops._multihead_backends import BACKENDS, check_labels, reference_call
 from mtml_kernels.ops._multihead_schema import HeadsCall, HeadTensors, make_call
 from mtml_kernels.ops.multihead_loss import multihead_loss_call
@@ -76,14 +77,14 @@ def multihead_loss(
     found = _prepare(logits, targets, kinds, sample_weights, class_weights, pos_weights)
     if found is None:
         return torch.zeros(0)
-    call, tensors = found
-    like = tensors.logits[0]
-    chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
+    call, tensors, plain = found
+    chosen = _backend(backend, tensors, plain)
     if chosen.name == REFERENCE:  # PyTorch differentiates it, by the targets and weights too
         check_labels(call, tensors)
         return reference_call(call, tensors)
-    _refuse_gradients(call, tensors)
-    return multihead_loss_call(call, tensors, chosen)
+    if plain is None:
+        _refuse_gradients(call, tensors)
+    return multihead_loss_call(call, tensors, chosen, plain)
 
 
 def multihead_loss_and_gradients(
@@ -113,12 +114,16 @@ def multihead_loss_and_gradients(
     found = _prepare(logits, targets, kinds, sample_weights, class_weights, pos_weights)
     if found is None:
         return torch.zeros(0), []
-    call, tensors = found
-    like = tensors.logits[0]
-    chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
+    call, tensors, plain = found
+    chosen = _backend(backend, tensors, plain)
     with torch.no_grad():
         losses, gradients = chosen.forward(call, tensors, True)
     return losses, list(gradients)
+
+
+def _backend(name: str, tensors: HeadTensors, plain: Any) -> Backend:
+    like = tensors.logits[0]
+    return BACKENDS.resolve(name, "cpu" if plain is not None else like.device.type, like.dtype)
 
 
 def _refuse_gradients(call: HeadsCall, tensors: HeadTensors) -> None:
@@ -136,8 +141,8 @@ def _refuse_gradients(call: HeadsCall, tensors: HeadTensors) -> None:
 
 def _prepare(
     logits: Sequence[Tensor] | Tensor, targets: Sequence[Tensor] | Tensor, kinds: Kinds, *weights: Weights
-) -> tuple[HeadsCall, HeadTensors] | None:
-    """The checked call and its tensors; None where there are no heads."""
+) -> tuple[HeadsCall, HeadTensors, tuple[bytes, bytes] | None] | None:
+    """The checked call, its tensors, and what `read_plain` gives of them; None where there are no heads."""
     stacked = isinstance(logits, Tensor)
     zs = [logits] if isinstance(logits, Tensor) else list(logits)
     ys: list[Any] = [targets] if stacked else list(targets)
@@ -145,45 +150,60 @@ def _prepare(
     same_length("targets", ys, heads)
     if heads == 0:
         return None
-    columns = [
-        [w] if stacked else w if w is None else column(n, w, heads) for n, w in zip(_WEIGHTS, weights, strict=True)
-    ]
-    key = None if is_compiling() else _key(stacked, kinds, zs, ys, columns)
-    filled: list[Any] = [[None] * heads if c is None else c for c in columns]
-    tensors = HeadTensors(zs, ys, *filled)
+    columns = [_column(n, w, heads, stacked) for n, w in zip(_WEIGHTS, weights, strict=True)]
+    traced = is_compiling()
+    plain = read_plain(zs, ys) if columns == _NO_WEIGHTS and not traced else None
+    form = plain[0] if plain is not None else None if traced else _form(zs, ys, columns)
+    key = form and (form, stacked, kinds if isinstance(kinds, str | HeadLoss) else tuple(kinds))
+    none = [None] * heads
+    tensors = HeadTensors(zs, ys, *[none if c is None else c for c in columns])
     call = _calls.get(key)
     if call is None:
-        specs = [HeadLoss.of(kinds)] * heads if isinstance(kinds, str | HeadLoss) else [HeadLoss.of(k) for k in kinds]
-        same_length("kinds", specs, heads)
-        for i, (spec, *head) in enumerate(zip(specs, *tensors, strict=True)):
-            check_head("" if stacked else f"[{i}]", spec, head, zs[0], int(stacked))
-        call = make_call(specs, [stacked] * heads, _ready(tensors, stacked))
+        call = _checked(stacked, kinds, tensors)
         if key is not None:
             if len(_calls) >= _MAX_CALLS:
                 _calls.clear()
             _calls[key] = call
-    if all(c is None for c in columns) and all(y.dtype in (torch.int64, zs[0].dtype) for y in ys):
-        return call, tensors
-    return call, _ready(tensors, stacked)
+    if plain is None and (call.weighted or any(y.dtype not in (torch.int64, zs[0].dtype) for y in ys)):
+        tensors = _ready(tensors, stacked)
+    return call, tensors, plain
 
 
-def _key(stacked: bool, kinds: Kinds, zs: list[Any], ys: list[Any], columns: list[Any]) -> Any:
+def _column(name: str, weights: Any, heads: int, stacked: bool) -> list[Any] | None:
+    """Weights of one kind, one entry a head; None where there are none."""
+    if weights is None or stacked:
+        return weights if weights is None else [weights]
+    found = column(name, weights, heads)
+    return None if all(w is None for w in found) else found
+
+
+def _checked(stacked: bool, kinds: Kinds, tensors: HeadTensors) -> HeadsCall:
+    heads, like = len(tensors.logits), tensors.logits[0]
+    specs = [HeadLoss.of(kinds)] * heads if isinstance(kinds, str | HeadLoss) else [HeadLoss.of(k) for k in kinds]
+    same_length("kinds", specs, heads)
+    for i, (spec, *head) in enumerate(zip(specs, *tensors, strict=True)):
+        check_head("" if stacked else f"[{i}]", spec, head, like, int(stacked))
+    return make_call(specs, [stacked] * heads, _ready(tensors, stacked))
+
+
+def _form(zs: list[Any], ys: list[Any], columns: list[Any]) -> Any:
     """What the checks of a call depend on; None where something is no tensor (they will say so)."""
     try:
         weights = [None if c is None else tuple([t if t is None else (t.shape, t.device) for t in c]) for c in columns]
         # is_cpu, because devices are objects made when asked for, which takes longer than all the rest
-        forms = (
-            tuple(map(_form, zs)),
-            tuple(map(_form, ys)),
+        return (
+            tuple(map(_looks, zs)),
+            tuple(map(_looks, ys)),
             None if zs[0].is_cpu else tuple([t.device for t in zs + ys]),
+            *weights,
         )
     except (AttributeError, TypeError):
         return None
-    return stacked, kinds if isinstance(kinds, str | HeadLoss) else tuple(kinds), forms, *weights
 
 
-_form = operator.attrgetter("shape", "dtype", "is_cpu")
+_looks = operator.attrgetter("shape", "dtype", "is_cpu")
 _WEIGHTS = ("sample_weights", "class_weights", "pos_weights")
+_NO_WEIGHTS = [None] * len(_WEIGHTS)
 
 
 def _ready(tensors: HeadTensors, stacked: bool) -> HeadTensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,31 +10,38 @@ import torch
 from torch import Tensor
 
 from mtml_kernels import native
-from mtml_kernels.ops._multihead_schema import HeadsCall, HeadTensors
+from mtml_kernels.ops._multihead_schema import HEAD_INTS, LARGE, HeadsCall, HeadTensors
 
-__all__ = ["multihead_forward", "recycled", "recycled_like"]
+__all__ = [
+    "divided",
+    "multihead_forward",
+    "plain_backward",
+    "plain_forward",
+    "read_plain",
+    "recycled",
+    "recycled_like",
+]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1}
-_LARGE = 1 << 20  # bytes from which memory is recycled: PyTorch's own comes with fresh pages
 
 
 def recycled(elements: int, dtype: torch.dtype) -> Tensor:
     """Uninitialised memory [elements], which goes back to the engine's pool with its last view."""
-    if elements * dtype.itemsize < _LARGE:
+    if elements * dtype.itemsize < LARGE:
         return torch.empty(elements, dtype=dtype, device="cpu")
     return torch.frombuffer(native._engine().Memory(elements * dtype.itemsize), dtype=dtype)
 
 
 def recycled_like(t: Tensor) -> Tensor:
     """Uninitialised contiguous memory of a tensor's shape."""
-    if t.numel() * t.dtype.itemsize < _LARGE:
+    if t.numel() * t.dtype.itemsize < LARGE:
         return torch.empty(t.shape, dtype=t.dtype, device="cpu")
     return recycled(t.numel(), t.dtype).view(t.shape)
 
 
 def _room(tensors: Sequence[Tensor], call: HeadsCall) -> list[Tensor]:
-    """Memory for a gradient of every tensor; small ones in one piece, 64 pieces are a third of 64 small heads' time."""
-    if call.elements * call.dtype.itemsize >= _LARGE:
+    """Memory for a gradient of every tensor."""
+    if not call.small:
         return [recycled_like(t) for t in tensors]
     room = recycled(call.elements, call.dtype)
     if call.shape is not None:
@@ -57,20 +65,67 @@ def multihead_forward(call: HeadsCall, tensors: HeadTensors, differentiate: bool
     Raises:
         ValueError: a class id is neither in range nor the ignored one; it names head, row and id.
     """
-    engine = native._engine()
-    if call.compiled is None:
-        call.compiled = engine.Heads(_DTYPES[call.dtype], call.sizes, call.options)
     held: list[Any] = []
     addresses = [_addresses(column, held) for column in (tensors if call.weighted else tensors[:2])]
     addresses += [[]] * (5 - len(addresses))
-    losses = torch.empty(sum(call.counts), dtype=call.dtype, device="cpu")
+    losses = torch.empty(call.total, dtype=call.dtype, device="cpu")
     gradients = _room(tensors.logits, call) if differentiate else []
-    into = (losses.data_ptr(), [g.data_ptr() for g in gradients])
+    _run(call, "run", *addresses, losses.data_ptr(), [g.data_ptr() for g in gradients])
+    return losses, gradients
+
+
+def _run(call: HeadsCall, method: str, *arguments: Any) -> None:
+    engine = native._engine()
+    if call.compiled is None:
+        call.compiled = engine.Heads(_DTYPES[call.dtype], call.sizes, call.options)
     try:
-        call.compiled.run(torch.get_num_threads(), *addresses, *into)
+        getattr(call.compiled, method)(torch.get_num_threads(), *arguments)
     except engine.BadLabel as error:
         raise ValueError(bad_label(call, str(error))) from None
-    return losses, gradients
+
+
+# --- plain tensors ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _plain_tensors() -> Any:
+    """The engine's reader of tensors, None where there is no engine or PyTorch lets nobody read them this way."""
+    table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if table is None or native.availability() is not None:
+        return None
+    return native._engine().PlainTensors(table, Tensor, torch.nn.Parameter)
+
+
+def read_plain(logits: list[Tensor], targets: list[Tensor]) -> tuple[bytes, bytes] | None:
+    """Of CPU tensors that the engine takes as they are, their form (what a check would look at) and their addresses.
+
+    None where there is one that needs more than that: any other dtype, memory that is not contiguous, no elements, a
+    subclass, a tensor that stands for others, a target that requires grad.
+    """
+    reader = _plain_tensors()
+    found: tuple[bytes, bytes] | None = None if reader is None else reader.read(logits, targets)
+    return found
+
+
+def plain_forward(call: HeadsCall, addresses: bytes, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+    """`multihead_forward` by what `read_plain` gives: a call without weights, its gradients in one piece."""
+    losses = torch.empty(call.total, dtype=call.dtype, device="cpu")
+    piece = recycled(call.elements, call.dtype) if differentiate else None
+    _run(call, "run_plain", addresses, losses.data_ptr(), 0 if piece is None else piece.data_ptr())
+    return losses, piece
+
+
+def plain_backward(call: HeadsCall, form: bytes, piece: Tensor, cotangent: Tensor) -> list[Tensor]:
+    """The gradients in `piece`, which is handed out in parts, or what they are times the cotangents of their losses."""
+    if not _plain_tensors().only_ones(cotangent):
+        piece = piece * cotangent.repeat_interleave(call.loss_elements, output_size=call.elements)
+    return divided(piece, form)
+
+
+def divided(piece: Tensor, form: bytes) -> list[Tensor]:
+    """A piece of memory as a tensor for each of the logits of that form, none of them a view of it."""
+    found: list[Tensor] = _plain_tensors().divide(piece, form)
+    return found
 
 
 def bad_label(call: HeadsCall, where: str) -> str:
@@ -81,7 +136,7 @@ def bad_label(call: HeadsCall, where: str) -> str:
         at -= call.counts[head]
         head += 1
     name = f"targets[{head}][{at}]" if call.stacked[head] else f"targets[{head}]"
-    return label_message(name, row, label, call.sizes[head * 10 + 5], call.specs[head].ignore_index)
+    return label_message(name, row, label, call.sizes[head * HEAD_INTS + 5], call.specs[head].ignore_index)
 
 
 def label_message(name: str, row: int, label: int, classes: int, ignored: int) -> str:

@@ -29,6 +29,8 @@ double softmax_columns(const Softmax<T>& s, T* z, const T* t, int64_t ld, const 
   const bool dense = kIds && s.smooth != T(0);
   VecOf<T> top[V], picked[V], sum[V], cross[V], a[V], extra[V];
   IntOf<T> label[V];
+  // Unrolled, or the compiler clears the arrays by string instructions, which take longer to start than to run.
+#pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
     top[v] = load<T>(z + v * kLanes);
     picked[v] = sum[v] = cross[v] = a[v] = extra[v] = VecOf<T>{};
@@ -186,12 +188,22 @@ MTMLK_INLINE void transpose_square(VecOf<T> (&v)[Simd<T>::kLanes]) {
   }
 }
 
+// The class from which rows of 8 k + 2 classes, say, are moved one number at a time: a square for two is mostly empty.
+template <class T>
+int64_t squares_end(int64_t classes) {
+  const int64_t rest = classes % Simd<T>::kLanes;
+  return rest <= Simd<T>::kLanes / 4 ? classes - rest : classes;
+}
+
 // to [classes (whole vectors of them), cols] <- from [n, classes]; columns behind n are zero
 template <class T>
 void transpose_in(const T* from, int64_t step, int64_t classes, int64_t n, T* to, int64_t ld) {
   constexpr int kLanes = Simd<T>::kLanes;
+  const int64_t end = squares_end<T>(classes);
+  for (int64_t k = end; k < classes; ++k)
+    for (int64_t row = 0; row < ld; ++row) to[k * ld + row] = row < n ? from[row * step + k] : T(0);
   for (int64_t row = 0; row < ld; row += kLanes)
-    for (int64_t k = 0; k < classes; k += kLanes) {
+    for (int64_t k = 0; k < end; k += kLanes) {
       VecOf<T> v[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i)
@@ -205,8 +217,11 @@ void transpose_in(const T* from, int64_t step, int64_t classes, int64_t n, T* to
 template <class T>
 void transpose_out(const T* from, int64_t ld, int64_t classes, int64_t n, T* to, int64_t step) {
   constexpr int kLanes = Simd<T>::kLanes;
+  const int64_t end = squares_end<T>(classes);
+  for (int64_t k = end; k < classes; ++k)
+    for (int64_t row = 0; row < n; ++row) to[row * step + k] = from[k * ld + row];
   for (int64_t row = 0; row < ld; row += kLanes)
-    for (int64_t k = 0; k < classes; k += kLanes) {
+    for (int64_t k = 0; k < end; k += kLanes) {
       VecOf<T> v[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) v[i] = load<T>(from + (k + i) * ld + row);

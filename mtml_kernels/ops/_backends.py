@@ -23,6 +23,11 @@ VARIANT = ":"  # between a backend's name and one of the ways in which it can be
 # Names of the public contract. One that an op does not have is unavailable there; any other name is a typing error.
 CONTRACT_NAMES = frozenset({REFERENCE, "cpu", "triton", "cuda"})
 
+# os.environ.get raises an error and catches it where the name is missing, as it mostly is: 5 us of a small call's 100.
+# Its dictionary, where Python has it, says so at once.
+_VARIABLES: Any = getattr(os.environ, "_data", os.environ)
+_KEY: Any = ENV if _VARIABLES is os.environ else os.environ.encodekey(ENV)
+
 ShapeAndType = tuple[tuple[int, ...], torch.dtype]
 
 
@@ -98,7 +103,7 @@ class Registry:
             BackendUnavailable: it names a backend that cannot run here, or cannot run this device or dtype.
         """
         name = requested or AUTO
-        if name == AUTO:
+        if name == AUTO and _KEY in _VARIABLES:
             name = os.environ.get(ENV) or AUTO
         key = (name, device_type, dtype)
         backend = self._resolved.get(key)

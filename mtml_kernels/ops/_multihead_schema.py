@@ -23,6 +23,9 @@ BACKWARD_SCHEMA = (
     "-> Tensor[]"
 )
 
+HEAD_INTS = 10  # numbers in `HeadsCall.sizes` for each entry
+LARGE = 1 << 20  # bytes from which memory is recycled: PyTorch's own comes with fresh pages
+
 
 class HeadTensors(NamedTuple):
     """The tensors of a call, one entry a head; a stacked head's have a leading dimension of that many equal heads."""
@@ -50,7 +53,7 @@ class HeadsCall:
 
     counts: how many losses each head gives (1, or the height of its stack). `sizes` and `options` are what
     `mtml_kernels._C.Heads` takes; the compiled object is kept in `compiled`. elements: of all logits; shape: of each,
-    where it is the same; weighted: whether there are weights of any kind.
+    where it is the same; total: how many losses there are; weighted: whether there are weights of any kind.
     """
 
     specs: tuple[HeadLoss, ...]
@@ -61,6 +64,7 @@ class HeadsCall:
     dtype: torch.dtype
     elements: int
     shape: tuple[int, ...] | None
+    total: int
     weighted: bool
     compiled: Any = field(default=None, repr=False)
 
@@ -68,6 +72,21 @@ class HeadsCall:
     def text(self) -> str:
         """The losses and stacks in a string, which torch.compile guards with one comparison."""
         return encode(self.specs, self.stacked)
+
+    @functools.cached_property
+    def small(self) -> bool:
+        """Whether all gradients lie in one piece of memory: 64 pieces are a third of 64 small heads' time."""
+        return self.elements * self.dtype.itemsize < LARGE
+
+    @functools.cached_property
+    def loss_elements(self) -> Tensor:
+        """How many logits every loss has [total]."""
+        sizes = [
+            self.sizes[g * HEAD_INTS + 4] * self.sizes[g * HEAD_INTS + 5]
+            for g, count in enumerate(self.counts)
+            for _ in range(count)
+        ]
+        return torch.tensor(sizes, device="cpu")
 
 
 def encode(specs: Sequence[HeadLoss], stacked: Sequence[bool]) -> str:
@@ -132,5 +151,6 @@ def make_call(specs: Sequence[HeadLoss], stacked: Sequence[bool], tensors: HeadT
         tensors.logits[0].dtype,
         sum(math.prod(z.shape) for z in tensors.logits),
         shapes.pop() if len(shapes) == 1 else None,
+        sum(counts),
         any(t is not None for column in tensors[2:] for t in column),
     )

@@ -1,10 +1,10 @@
 """`mtml::multihead_loss`: the losses of several heads and their gradients at the logits, in one pass.
 
-Three doors lead to the same backends: eager code takes `Eager`; torch.func transforms take `Losses`, whose vmap
-rule makes stacks of equal heads of the batch; whatever traces takes the registered op. The gradient comes with the
-loss; backward passes it on, times the cotangent. Where that pass is differentiated itself, `_Gradients` takes its
-place, whose own derivative is that of PyTorch operations (`gradient_formula`): any number of times. The registered op
-is differentiable once and raises beyond.
+Three doors lead to the same backends: eager code takes `Eager` (small heads of plain tensors on the CPU `Plain`);
+torch.func transforms take `Losses`, whose vmap rule makes stacks of equal heads of the batch; whatever traces takes the
+registered op. The gradient comes with the loss; backward passes it on, times the cotangent. Where that pass is
+differentiated itself, `_Gradients` takes its place, whose own derivative is that of PyTorch operations
+(`gradient_formula`): any number of times. The registered op is differentiable once and raises beyond.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
+from mtml_kernels import native_heads
 from mtml_kernels.ops._backends import Backend
-from mtml_kernels.ops._multihead_autograd import Eager, Losses
+from mtml_kernels.ops._multihead_autograd import Eager, Losses, plain_losses
 from mtml_kernels.ops._multihead_backends import BACKENDS
 from mtml_kernels.ops._multihead_schema import (
     BACKWARD_SCHEMA,
@@ -123,8 +124,13 @@ torch.library.register_autograd("mtml::multihead_loss_backward", _raise_once, li
 # --- the choice of the door -------------------------------------------------------------------------------------------
 
 
-def multihead_loss_call(call: HeadsCall, tensors: HeadTensors, backend: Backend) -> Tensor:
-    """The losses by the cheapest door that is right here; the tensors are checked and on the backend's device."""
+def multihead_loss_call(
+    call: HeadsCall, tensors: HeadTensors, backend: Backend, plain: tuple[bytes, bytes] | None = None
+) -> Tensor:
+    """The losses by the cheapest door that is right here; the tensors are checked and on the backend's device.
+
+    `plain`: what `native_heads.read_plain` gives of them.
+    """
     if is_compiling() or torch._C._len_torch_dispatch_stack():
         others = [*tensors.sample_weights, *tensors.class_weights, *tensors.pos_weights]
         places = [i for i, t in enumerate(others) if t is not None]
@@ -134,6 +140,9 @@ def multihead_loss_call(call: HeadsCall, tensors: HeadTensors, backend: Backend)
         return losses
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return Losses.apply(call, backend, *tensors.flat())
-    if torch.is_grad_enabled() and any(z.requires_grad for z in tensors.logits):
-        return Eager.apply(call, backend, tensors, *tensors.logits)
-    return backend.forward(call, tensors, False)[0]
+    wanted = torch.is_grad_enabled() and any(z.requires_grad for z in tensors.logits)
+    if plain is not None and call.small and backend.forward is native_heads.multihead_forward:
+        if wanted:
+            return plain_losses(call, backend, tensors, plain, *tensors.logits)
+        return native_heads.plain_forward(call, plain[1], False)[0]
+    return Eager.apply(call, backend, tensors, *tensors.logits) if wanted else backend.forward(call, tensors, False)[0]

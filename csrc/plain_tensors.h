@@ -1,0 +1,209 @@
+// Tensors read without a call of Python for each property. Included in bindings.cpp only.
+//
+// PyTorch hands out a table of C functions, the exchange table of the DLPack standard, version 1: address, shape and
+// dtype of a tensor take 30 ns by it, and ten times that from Python, which for 64 small heads is longer than their
+// losses take. A tensor made of memory that is there takes a third of what a view does. The standard fixes the layout
+// of what is declared here.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace mtmlk {
+
+namespace py = pybind11;
+
+struct TensorView {
+  void* data;
+  int32_t device_type, device;
+  int32_t ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+
+struct ManagedTensor {
+  uint32_t major, minor;
+  void* owner;
+  void (*release)(ManagedTensor*);
+  uint64_t flags;
+  TensorView view;
+};
+
+struct ExchangeTable {
+  uint32_t major, minor;
+  ExchangeTable* older;
+  void *allocate, *share;
+  int (*adopt)(ManagedTensor*, void** tensor);
+  int (*view)(void* tensor, TensorView* out);
+  void* stream;
+};
+
+// Memory of one tensor that many others divide among themselves: it goes with the last of them.
+class Shared {
+ public:
+  struct Part {
+    ManagedTensor managed;
+    std::vector<int64_t> shape, strides;
+  };
+
+  Shared(py::object piece, size_t parts) : parts_(parts), left_(parts), piece_(std::move(piece)) {}
+
+  ManagedTensor* part(size_t i, const TensorView& like, void* data, const int64_t* shape, int ndim) {
+    Part& p = parts_[i];
+    p.shape.assign(shape, shape + ndim), p.strides.resize(size_t(ndim));
+    int64_t size = 1;
+    for (size_t d = size_t(ndim); d-- > 0;) p.strides[d] = size, size *= p.shape[d];
+    p.managed = {1, 0, this, &release, 0, like};
+    TensorView& v = p.managed.view;
+    v.data = data, v.ndim = ndim, v.shape = p.shape.data(), v.strides = p.strides.data();
+    return &p.managed;
+  }
+
+  // Tensors die on any thread, with or without the GIL, and after the interpreter has gone.
+  static void release(ManagedTensor* part) {
+    Shared* self = static_cast<Shared*>(part->owner);
+    if (self->left_.fetch_sub(1) > 1 || !Py_IsInitialized()) return;
+    const py::gil_scoped_acquire gil;
+    delete self;
+  }
+
+ private:
+  std::vector<Part> parts_;
+  std::atomic<size_t> left_;
+  py::object piece_;
+};
+
+// Reads plain tensors: of exactly PyTorch's own classes, on the CPU, dense, with nothing pending on their values.
+class PlainTensors {
+ public:
+  PlainTensors(const py::capsule& table, py::object tensor, py::object parameter)
+      : table_(static_cast<const ExchangeTable*>(PyCapsule_GetPointer(table.ptr(), "dlpack_exchange_api"))),
+        tensor_(std::move(tensor)),
+        parameter_(std::move(parameter)),
+        is_neg_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("is_neg"))),
+        requires_grad_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("requires_grad"))) {
+    if (!table_) throw py::error_already_set();
+    while (table_ && table_->major != 1) table_ = table_->older;  // a newer PyTorch hands out this one too
+  }
+
+  // Of contiguous logits of one dtype and contiguous targets, class ids or constants of that dtype: (the form: all that
+  // is checked of them; the addresses). None where one is something else, or not plain.
+  py::object read(const py::list& logits, const py::list& targets) const {
+    if (!table_) return py::none();
+    std::vector<int64_t> form = {int64_t(logits.size())};
+    std::vector<uintptr_t> addresses;
+    form.reserve(size_t(4 * (logits.size() + targets.size())));
+    int bits = 0;
+    for (const py::handle t : logits) {
+      if (!add(t.ptr(), bits, form, addresses)) return py::none();
+      if (form.back() == kIds) return py::none();
+    }
+    for (const py::handle t : targets) {
+      if (!add(t.ptr(), bits, form, addresses)) return py::none();
+      if (form.back() != kIds && is_true(t.ptr(), requires_grad_)) return py::none();
+    }
+    return py::make_tuple(as_bytes(form), as_bytes(addresses));
+  }
+
+  // Tensors of the logits' shapes (from their form) that lie in `piece`, a plain one, one after another.
+  py::list divide(const py::object& piece, const py::bytes& form) const {
+    TensorView whole;
+    if (!view(piece.ptr(), whole)) throw py::value_error("piece: expected a plain tensor");
+    const std::vector<int64_t> numbers = from_bytes(form);
+    const size_t parts = size_t(numbers.at(0));
+    Shared* shared = new Shared(piece, parts);
+    py::list tensors(parts);
+    char* data = static_cast<char*>(whole.data);
+    for (size_t i = 0, at = kShapes; i < parts; ++i) {
+      const size_t first = at;
+      int64_t bytes = whole.bits / 8;
+      for (; numbers.at(at) >= 0; ++at) bytes *= numbers[at];
+      void* tensor = nullptr;
+      ManagedTensor* part = shared->part(i, whole, data, numbers.data() + first, int(at - first));
+      if (table_->adopt(part, &tensor) != 0) throw py::error_already_set();
+      PyList_SET_ITEM(tensors.ptr(), py::ssize_t(i), static_cast<PyObject*>(tensor));
+      data += bytes, ++at;
+    }
+    return tensors;
+  }
+
+  // Whether a tensor [n] is plain and holds nothing but ones.
+  bool only_ones(const py::handle t) const {
+    TensorView v;
+    if (!view(t.ptr(), v) || v.code != kFloat || v.ndim != 1) return false;
+    bool ones = true;
+    for (int64_t i = 0; i < v.shape[0] && ones; ++i)
+      ones = v.bits == 32 ? static_cast<const float*>(v.data)[i * v.strides[0]] == 1
+                          : static_cast<const double*>(v.data)[i * v.strides[0]] == 1;
+    return ones;
+  }
+
+ private:
+  static constexpr int kCpu = 1, kInt = 0, kFloat = 2;
+  // A form: how many logits, the bits of a value, then of every tensor its shape and one of the two that end it.
+  static constexpr int64_t kIds = -1, kValues = -2;
+  static constexpr size_t kShapes = 2;
+
+  template <class T>
+  static py::bytes as_bytes(const std::vector<T>& v) {
+    return py::bytes(reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T));
+  }
+
+  static std::vector<int64_t> from_bytes(const py::bytes& b) {
+    std::vector<int64_t> v(size_t(PyBytes_GET_SIZE(b.ptr())) / sizeof(int64_t));
+    std::memcpy(v.data(), PyBytes_AS_STRING(b.ptr()), v.size() * sizeof(int64_t));
+    return v;
+  }
+
+  static bool is_true(PyObject* t, const py::object& name) {
+    const py::object found = py::reinterpret_steal<py::object>(PyObject_GetAttr(t, name.ptr()));
+    if (!found) throw py::error_already_set();
+    return found.ptr() == Py_True;
+  }
+
+  bool view(PyObject* t, TensorView& v) const {
+    const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(t));
+    if (type != tensor_.ptr() && type != parameter_.ptr()) return false;
+    if (table_->view(t, &v) != 0) {  // no memory of its own: wrapped by a transform, sparse, on the meta device
+      PyErr_Clear();
+      return false;
+    }
+    if (v.device_type != kCpu || v.lanes != 1 || v.byte_offset != 0 || !v.data) return false;
+    if (v.code == kInt) return v.bits == 64;
+    if (v.code != kFloat || (v.bits != 32 && v.bits != 64)) return false;
+    const py::object negated = py::reinterpret_steal<py::object>(
+        PyObject_VectorcallMethod(is_neg_.ptr(), &t, 1, nullptr));  // values still to be negated
+    if (!negated) throw py::error_already_set();
+    return negated.ptr() == Py_False;
+  }
+
+  // `bits`: those of the first values, which all others must have.
+  bool add(PyObject* t, int& bits, std::vector<int64_t>& form, std::vector<uintptr_t>& addresses) const {
+    TensorView v;
+    if (!view(t, v)) return false;
+    int64_t size = 1;
+    for (int i = v.ndim - 1; i >= 0; --i) {
+      if (v.strides[i] != size) return false;
+      size *= v.shape[i];
+    }
+    if (size == 0) return false;
+    if (v.code == kFloat && bits == 0) form.push_back(bits = v.bits);
+    if (v.code == kFloat && v.bits != bits) return false;
+    form.insert(form.end(), v.shape, v.shape + v.ndim);
+    form.push_back(v.code == kInt ? kIds : kValues);
+    addresses.push_back(reinterpret_cast<uintptr_t>(v.data));
+    return true;
+  }
+
+  const ExchangeTable* table_;
+  py::object tensor_, parameter_, is_neg_, requires_grad_;
+};
+
+}  // namespace mtmlk
