@@ -1,4 +1,5 @@
-// The only file that knows Python. Tensors come as addresses (tensor.data_ptr()); mtml_kernels/native.py checks them.
+// With bindings_tensors.h the only file that knows Python. Tensors come as addresses (tensor.data_ptr()), which
+// mtml_kernels/native.py checks.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,7 +11,7 @@
 #include <vector>
 
 #include "mtml/abi.h"
-#include "plain_tensors.h"
+#include "bindings_tensors.h"
 
 namespace py = pybind11;
 

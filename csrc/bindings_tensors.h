@@ -175,7 +175,7 @@ class PlainTensors {
       PyErr_Clear();
       return false;
     }
-    if (v.device_type != kCpu || v.lanes != 1 || v.byte_offset != 0 || !v.data) return false;
+    if (v.device_type != kCpu || v.lanes != 1 || v.byte_offset != 0 || !v.data || (v.ndim && !v.strides)) return false;
     if (v.code == kInt) return v.bits == 64;
     if (v.code != kFloat || (v.bits != 32 && v.bits != 64)) return false;
     const py::object negated = py::reinterpret_steal<py::object>(
