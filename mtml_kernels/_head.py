@@ -20,12 +20,13 @@ from mtml_kernels.checks import (
 )
 from mtml_kernels.losses import IGNORED, Loss, LossSpec, Opaque, resolve
 from mtml_kernels.ops._head_schema import HeadArgs, encode_options
-from mtml_kernels.ops.head_inner_loop import BACKENDS, head_inner_loop_call
+from mtml_kernels.ops.head_inner_loop import backend_for, head_inner_loop_call
 from mtml_kernels.reference.head_inner_loop import KINDS, HeadOptions, scales
 
 __all__ = ["HeadResult", "head_inner_loop"]
 
 FORMS = ("auto", "gram", "weight")
+LOOK_AT_LABELS = ("cpu", "triton")  # one raises, the other makes NaN of a task with a wrong label and waits for nothing
 
 
 class HeadResult(NamedTuple):
@@ -85,10 +86,11 @@ def head_inner_loop(
         proximal: adds proximal * (theta - theta_0), the pull of iMAML's regulariser back to the start.
         adapted: return the adapted weights (T x C x D elements, which nothing else here allocates).
         form: "auto", "gram" or "weight".
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "triton" (CUDA tensors; the Gram form, S x C up to 4096) or "reference".
 
     Raises:
-        ValueError: shapes disagree, labels are out of range, rates are not finite, do not fit or are fewer than the
+        ValueError: shapes disagree, labels are out of range (on "triton", where an error would have to wait for the
+            device, that task's results are NaN), rates are not finite, do not fit or are fewer than the
             steps, a loss is not fused, or form="weight" is asked for decay or proximal terms.
         TypeError: an argument or a tensor of the wrong type.
         BackendUnavailable: `backend` names one that cannot run here.
@@ -124,26 +126,26 @@ def head_inner_loop(
     sizes = (support, features_query.shape[1], features, weight.shape[0], steps)
     tensors = (features_support, features_query, weight, bias, rates, labels, query_labels, *masks)
     args = HeadArgs._make((*tensors, encode_options(options), 0))
-    chosen = BACKENDS.resolve(backend, weight.device.type, weight.dtype).name
-    if tasks and _form(form, options, sizes) == "weight":
+    chosen = backend if form == "weight" and tasks else backend_for(backend, weight, support)
+    if tasks and _form(form, options, sizes, chosen) == "weight":
         _check_labels(args, options)
         return HeadResult(*weight_form(args, options, adapted, backend))
     _check_gram(options)
-    if chosen != "cpu":  # the compiled engine looks at the labels itself
+    if chosen not in LOOK_AT_LABELS:
         _check_labels(args, options)
-    found, logits, support_losses, coefficients = head_inner_loop_call(args, backend)
+    found, logits, support_losses, coefficients = head_inner_loop_call(args, chosen)
     own = _adapted(args, options, coefficients) if adapted else (None, None)
     return HeadResult(found, logits, support_losses, *own)
 
 
-def _form(form: str, options: HeadOptions, sizes: tuple[int, int, int, int, int]) -> str:
+def _form(form: str, options: HeadOptions, sizes: tuple[int, int, int, int, int], backend: str) -> str:
     """Which form runs; a function of one task's shape, never of how many there are."""
     if form != "auto":
         return form
     if options.decay or options.proximal:
         return "gram"
     known = all(spec.kind in KINDS for spec in options[:2])
-    return "gram" if known and gram_is_cheaper(*sizes) else "weight"
+    return "gram" if known and (backend == "triton" or gram_is_cheaper(*sizes)) else "weight"  # a GPU has no other
 
 
 def _check_gram(options: HeadOptions) -> None:

@@ -119,6 +119,17 @@ class Registry:
             raise BackendUnavailable(f"{self.op}: backend {name!r} cannot run here: {reason}. {self._menu()}")
         return backend
 
+    def instead(self, requested: str | None, name: str, why: str) -> str:
+        """What runs where the backend that was resolved has no place for a call: the reference, with a warning.
+
+        Raises:
+            BackendUnavailable: it was asked for by name.
+        """
+        if (requested or AUTO) != AUTO or os.environ.get(ENV):
+            raise BackendUnavailable(f"{self.op}: backend {name!r} cannot run this: {why}. {self._menu()}")
+        self._warn_slow(f"{name}: {why}")
+        return REFERENCE
+
     def _automatic(self, _: str, device_type: str, dtype: torch.dtype) -> Backend:
         refusals: list[str] = []
         for name in self.names():

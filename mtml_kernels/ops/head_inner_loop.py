@@ -30,8 +30,10 @@ from mtml_kernels.ops._head_schema import (
 )
 from mtml_kernels.ops._inner_loop_backends import _own_memory, _recording
 from mtml_kernels.reference.head_inner_loop import gram_form
+from mtml_kernels.triton._head_plan import refusal
+from mtml_kernels.triton._register import register_head_inner_loop
 
-__all__ = ["BACKENDS", "head_inner_loop_call"]
+__all__ = ["BACKENDS", "backend_for", "head_inner_loop_call"]
 
 WAY_OUT = 'mtml.MAML(head, ..., backend="general") on the features, which is made of PyTorch operations.'
 ONCE = f"mtml::head_inner_loop is differentiable once, and its gradient was differentiated again. Way out: {WAY_OUT}"
@@ -77,6 +79,7 @@ def _reference_backward(cotangents: Cotangents, a: HeadArgs, carry: Tensor) -> l
 BACKENDS.register(
     Backend("cpu", native.availability, native_head.head_forward, native_head.head_backward, no_dtype_but_floats)
 )
+register_head_inner_loop(BACKENDS)
 BACKENDS.register(Backend(REFERENCE, lambda: None, _reference_forward, _reference_backward))
 
 
@@ -191,6 +194,19 @@ def _resolved_name(backend: str, device_type: str, dtype: torch.dtype) -> str:
     return BACKENDS.resolve(backend, device_type, dtype).name
 
 
+def backend_for(backend: str, weight: Tensor, support: int) -> str:
+    """The name of the backend that runs a head of this weight [C, D] on S = `support` samples a task.
+
+    Raises:
+        BackendUnavailable: the backend asked for cannot run here, or has no place for heads of this shape.
+    """
+    name = _resolved_name(backend, weight.device.type, weight.dtype)
+    if name != "triton":
+        return name
+    why = refusal(support, weight.shape[0], weight.itemsize)
+    return name if why is None else BACKENDS.instead(backend, name, why)
+
+
 _resolved_name._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in ops/inner_loop.py
 
 
@@ -209,14 +225,13 @@ def head_inner_loop_call(a: HeadArgs, backend: str = "auto") -> tuple[Tensor, Te
     if torch.is_grad_enabled():
         _check_no_gradient(a)
         a = a._replace(needs=_needs(a))
-    device_type, dtype = a.weight.device.type, a.weight.dtype
+    name = backend_for(backend, a.weight, a.support.shape[1])
     if is_compiling() or torch._C._len_torch_dispatch_stack():
-        name = _resolved_name(backend, device_type, dtype)
         loss, logits, support_losses, coefficients, _ = torch.ops.mtml.head_inner_loop(*a, name)
         return loss, logits, support_losses, coefficients
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(UNDER_FUNC)
-    chosen = BACKENDS.resolve(backend, device_type, dtype)
+    chosen = BACKENDS.named(name)
     if a.needs or forward_ad._current_level >= 0:  # the Function raises where a direct call would drop tangents
         loss, logits, support_losses, coefficients = HeadInnerLoop.apply((chosen, a), *a[:5])
     else:

@@ -18,6 +18,7 @@ import triton.language as tl
 from mtml_kernels.heads import KINDS
 from mtml_kernels.triton._heads_rows import split
 from mtml_kernels.triton._heads_table import word
+from mtml_kernels.triton._pointwise import log1p
 
 __all__ = ["element_tile"]
 
@@ -87,9 +88,8 @@ def _store(at, a, slope, live, TYPE: tl.constexpr):
 def _bce(z, off, on):
     u = tl.exp(-tl.abs(z))
     v = 1.0 + u
-    # log1p(u): what v lost when it was rounded comes back by the quotient
-    log1p = tl.where(v == 1.0, u, tl.log(v) * (u / tl.where(v == 1.0, 1.0, v - 1.0)))
-    losses = off * (log1p + tl.where(z > 0.0, z, 0.0)) + on * (log1p + tl.where(z < 0.0, -z, 0.0))
+    tail = log1p(u)
+    losses = off * (tail + tl.where(z > 0.0, z, 0.0)) + on * (tail + tl.where(z < 0.0, -z, 0.0))
     small, large = u / v, 1.0 / v  # the sigmoids of -|z| and |z|
     return losses, off * tl.where(z < 0.0, small, large) - on * tl.where(z < 0.0, large, small)
 

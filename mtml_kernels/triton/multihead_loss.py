@@ -11,7 +11,6 @@ heads, and heads of another dtype, take launches of their own (`tile_of` says wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mtml_kernels.heads import HeadLoss
+from mtml_kernels.triton._device import on
 from mtml_kernels.triton._heads_kernels import finish_kernel, loss_kernel, norm_kernel, scale_kernel
 from mtml_kernels.triton._heads_plan import Group, HeadShape, plan
 from mtml_kernels.triton._heads_table import (
@@ -124,7 +124,7 @@ def _head(
 def _run(heads: Sequence[Head], device: torch.device, want_grad: bool, check_labels: bool = False) -> Tensor:
     """Losses [heads]; gradients go where the heads say."""
     losses = torch.empty(len(heads), dtype=torch.float32, device=device)
-    with _on(device):
+    with on(device):
         for group in plan(tuple(head.shape() for head in heads)):
             members = [heads[slot] for slot in group.members]
             table = _launch(group, members, losses, want_grad)
@@ -186,7 +186,7 @@ def backward(gradients: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
 
 def _scale(gradients: Sequence[Tensor], results: Sequence[Tensor], cotangents: Tensor) -> None:
     factors = cotangents.to(torch.float32).contiguous()
-    with _on(cotangents.device):
+    with on(cotangents.device):
         for dtype in dict.fromkeys(g.dtype for g in gradients):
             slots = [h for h, g in enumerate(gradients) if g.dtype == dtype]
             host = np.zeros(len(slots), FIELDS)
@@ -232,7 +232,3 @@ def _unstack(entries: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
     """The gradient of every head, contiguous; of entries that are contiguous, views."""
     pairs = [(entry, count) for entry, count in zip(entries, counts, strict=True) if count]
     return [head for entry, count in pairs for head in entry.contiguous().reshape(count, -1).unbind()]
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

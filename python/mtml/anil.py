@@ -19,7 +19,7 @@ from mtml_kernels._head_forms import gram_is_cheaper
 from mtml_kernels.checks import check_batch, check_choice, check_finite, check_steps, shown
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.losses import KINDS, LossSpec, Opaque, resolve
-from mtml_kernels.ops.head_inner_loop import BACKENDS as HEAD_BACKENDS
+from mtml_kernels.ops.head_inner_loop import backend_for
 
 __all__ = ["ANIL", "AdaptedHead"]
 
@@ -47,7 +47,7 @@ class ANIL(nn.Module):
         steps: K.
         loss, query_loss: "cross_entropy", "mse", "bce_with_logits", "huber" or "l1", or the ``nn.*Loss`` or ``F.*``.
         weight_decay, proximal: weight_decay * theta, and proximal * (theta - theta_0), are added to inner gradients.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "triton" (on a GPU; see `mtml_kernels.head_inner_loop`) or "reference".
 
     Raises:
         TypeError: the head is no ``nn.Linear``, or an argument or tensor has the wrong type.
@@ -160,8 +160,8 @@ class ANIL(nn.Module):
             sx, sy, qx, qy, _, _ = unpacked(sx, sy, qx, qy, None, None, adapting=True)
         sizes = check_batch(sx, sy, qx, qy, None, None, self.steps)
         weight = self.head.weight
-        backend = HEAD_BACKENDS.resolve(self.backend, weight.device.type, weight.dtype).name
-        form, why = self._form(sizes.support, sizes.query)
+        backend = backend_for(self.backend, weight, sizes.support)
+        form, why = self._form(sizes.support, sizes.query, backend)
         name = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
         adapted = ["head.weight", "head.bias"][: 1 if self.head.bias is None else 2]
         node: dict[str, Any] = {
@@ -243,9 +243,11 @@ class ANIL(nn.Module):
         pair = [_flat(name, table[name]) for name in names]
         return pair[0] if len(pair) == 1 else tuple(pair)
 
-    def _form(self, support: int, query: int) -> tuple[str, str]:
+    def _form(self, support: int, query: int, backend: str) -> tuple[str, str]:
         if self.weight_decay or self.proximal:
             return "Gram", "decay and proximal terms are in the Gram form"
+        if backend == "triton":
+            return "Gram", "it is the form that runs on a GPU"
         classes, features = self.head.weight.shape
         if gram_is_cheaper(support, query, features, classes, self.steps):
             return "Gram", f"cheaper at {support} support samples of {features} features, {self.steps} steps"
