@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from triton_process import SHARED_KB, compiled_by, interpret, python
 
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.ops._backends import Backend, Registry
@@ -18,33 +14,16 @@ from mtml_kernels.triton._register import register_multihead_loss
 
 pytest.importorskip("triton", reason="triton is required on Linux only")
 
-HERE = Path(__file__).parent
-SHARED_KB = {80: 163, 90: 227, 100: 227, 120: 99}
 REGISTERS, RESIDENT = 65536, {"heads": 4, "vocabulary": 2}  # programs a multiprocessor must hold: see tile_of
 
 
-def python(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=300)
-
-
 def test_through_the_interpreter() -> None:
-    """The variable counts when triton is imported, so these tests have a process of their own."""
-    options = ("-q", "-p", "no:cacheprovider", "--rootdir", HERE.parent)
-    done = python("-P", "-m", "pytest", HERE / "triton_interpreted.py", *options, TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout and "skipped" not in done.stdout
+    interpret("triton_interpreted.py")
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What every kernel takes on every GPU, all compiled by one process."""
-    cache = str(tmp_path_factory.mktemp("triton"))
-    done = python(HERE / "triton_compile.py", *map(str, SHARED_KB), TRITON_CACHE_DIR=cache)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
-    return found
+    return compiled_by("triton_compile.py", tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("capability", SHARED_KB)

@@ -178,7 +178,7 @@ def _chain(a: HeadArgs, carry: Tensor, scale: Tensor | None) -> list[Tensor | No
     tasks, support, _ = a.support.shape
     query, classes = a.query.shape[1], a.weight.shape[0]
     matrices, dq, u, dbias, drates = carry.split(_sizes(a), 1)
-    dgram, dzs, minus_a = matrices.view(tasks, support, -1).split((support, classes, classes), 2)
+    dgram, dzs, minus_a = matrices.view(tasks, support, support + 2 * classes).split((support, classes, classes), 2)
     dq = dq.view(tasks, query, classes)
     if scale is not None:
         dgram, dzs, dq = (scale[:, None, None] * t for t in (dgram, dzs, dq))
