@@ -37,8 +37,10 @@ def constants(support: int, classes: int, shift: Any, flags: tuple[str, ...]) ->
 
 
 def type_of(name: str, constant: bool) -> str:
-    special = {"labels": "*i64", "query_labels": "*i64", "numbers": "*fp64"}
-    return "constexpr" if constant else "i32" if name in SIZES else special.get(name, "*fp32")
+    if constant or name in SIZES:
+        return "constexpr" if constant else "i32"
+    number = name.removesuffix("_low") in ("smoothing", "query_smoothing", "decay", "proximal")
+    return "fp32" if number else "*i64" if "labels" in name else "*fp32"
 
 
 def compile_for(capability: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from mtml_kernels.losses import KINDS
 from mtml_kernels.triton._head_losses import scale_of, targets
 from mtml_kernels.triton._head_reverse import gram_cotangent, reverse
 from mtml_kernels.triton._head_steps import APART, NONE, SHARED, adapt, judge
-from mtml_kernels.triton._head_tiles import get, get_row, get_transposed, put, put_row, put_transposed
+from mtml_kernels.triton._head_tiles import get, get_row, get_transposed, number, put, put_row, put_transposed
 
 __all__ = ["head_kernel"]
 
@@ -28,7 +28,6 @@ def head_kernel(
     query_labels,  # [T, Q] or [T, Q, C]
     support_mask,  # [T, S]
     query_mask,  # [T, Q]
-    numbers,  # label smoothing of both losses, decay, proximal; float64
     grad_loss,  # [T]
     grad_logits,  # [T, Q, C]
     grad_losses,  # [K, T]
@@ -45,6 +44,14 @@ def head_kernel(
     C,
     K,
     carry_size,
+    smoothing,  # label smoothing; each number with what float32 leaves of it
+    smoothing_low,
+    query_smoothing,
+    query_smoothing_low,
+    decay,
+    decay_low,
+    proximal,
+    proximal_low,
     TYPE: tl.constexpr,
     KIND: tl.constexpr,  # of the support loss: place in losses.KINDS
     MEAN: tl.constexpr,
@@ -78,10 +85,10 @@ def head_kernel(
     gram += t * S * S
     step = (1 + GROUPS) * plane + GROUPS * C
     history += t * (K + 1) * step
-    smoothing = tl.load(numbers).to(TYPE)
-    query_smoothing = tl.load(numbers + 1).to(TYPE)
-    proximal = tl.load(numbers + 3).to(TYPE)
-    m = tl.load(numbers + 2).to(TYPE) + proximal
+    smoothing = number(smoothing, smoothing_low, TYPE)
+    query_smoothing = number(query_smoothing, query_smoothing_low, TYPE)
+    proximal = number(proximal, proximal_low, TYPE)
+    m = number(decay, decay_low, TYPE) + proximal
 
     g = tl.zeros([1, 1], TYPE)
     if ON_CHIP:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["get", "get_row", "get_transposed", "product", "put", "put_row", "put_transposed", "step_scale", "times"]
+__all__ = [
+    "get",
+    "get_row",
+    "get_transposed",
+    "number",
+    "product",
+    "put",
+    "put_row",
+    "put_transposed",
+    "step_scale",
+    "times",
+]
 
 CHUNK = tl.constexpr(16)
 
@@ -54,6 +65,12 @@ def put_row(at, row, cols, COLS: tl.constexpr):
     """The inverse of `get_row`."""
     j = tl.arange(0, COLS)
     tl.store(at + j, row, mask=j < cols)
+
+
+@triton.jit
+def number(high, low, TYPE: tl.constexpr):
+    """A number of 48 bits from two of float32, in which Triton takes numbers."""
+    return tl.full([], high, TYPE) + tl.full([], low, TYPE)
 
 
 @triton.jit

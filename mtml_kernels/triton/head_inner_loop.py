@@ -116,7 +116,6 @@ def _launch(a: HeadArgs, outputs: tuple[Tensor, ...] | None, carry: Tensor, cota
             qy,
             sm,
             qm,
-            _numbers(a.options, a.weight.device),
             *grads,
             *(outputs or (unused,) * 4),
             a.weight.new_empty((tasks, steps + 1, history) if going_back or not plan.on_chip else 0),
@@ -127,6 +126,7 @@ def _launch(a: HeadArgs, outputs: tuple[Tensor, ...] | None, carry: Tensor, cota
             classes,
             steps,
             carry_size(a),
+            *_numbers(a.options),
             TYPE=TYPES[dtype],
             KIND=options.support_loss.encode()[0],
             MEAN=options.support_loss.reduction == "mean",
@@ -166,11 +166,12 @@ def _products(a: HeadArgs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=256)
-def _numbers(options: str, device: torch.device) -> Tensor:
-    """Label smoothing of both losses, decay, proximal: a tensor, for Triton takes numbers in float32 alone."""
+def _numbers(options: str) -> list[float]:
+    """Label smoothing of both losses, decay, proximal: each rounded to float32, and what that leaves of it."""
     o = parse_options(options)
-    losses = (o.support_loss.label_smoothing, o.query_loss.label_smoothing)
-    return torch.tensor([*losses, o.decay, o.proximal], dtype=torch.float64, device=device)
+    numbers = (o.support_loss.label_smoothing, o.query_loss.label_smoothing, o.decay, o.proximal)
+    high = torch.tensor(numbers, dtype=torch.float32).tolist()
+    return [part for n, h in zip(numbers, high, strict=True) for part in (h, n - h)]
 
 
 def _chain(a: HeadArgs, carry: Tensor, scale: Tensor | None) -> list[Tensor | None]:
