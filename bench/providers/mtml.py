@@ -1,6 +1,7 @@
 """This project: ``mtml.MAML(...).meta_loss(batch).mean().backward()``. An option is a backend: ``mtml:general``.
 
-``mtml:weight``: a model of one linear layer by the engine's loop over its weights, where the Gram form would run.
+``mtml:weights`` and ``mtml:low_rank``: with each task's own weights, or with shared ones and low-rank corrections, where
+a cost model would choose; the first runs a model of one linear layer over its weights, where the Gram form would run.
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.providers.base import Prepared, Unavailable, stored_grads
+from bench.providers.base import Prepared, stored_grads
 from bench.workloads import Data, Workload
 
 REQUIRES = ("mtml",)
 INSTALL = "pip install . in the checkout"
-OPTIONS = ("cpu", "reference", "general", "triton", "cuda", "weight")
+OPTIONS = ("cpu", "reference", "general", "triton", "cuda", "weights", "low_rank")
 
 
 def prepare(w: Workload, net: nn.Module, data: Data, options: frozenset[str]) -> Prepared:
     import mtml
 
-    if "weight" in options:
-        return _weight(w, net, data)
-    backend = next(iter(options), "auto")
+    layers = [m for m in net.modules() if not list(m.children())]
+    if "weights" in options and len(layers) == 1 and isinstance(layers[0], nn.Linear):
+        return _head_weights(w, net, data, layers[0])
+    option = next(iter(options), "auto")
+    backend = f"cpu:{option}" if option in ("weights", "low_rank") else option
     maml = mtml.MAML(net, lr=w.lr, steps=w.steps, loss=w.loss, backend=backend)
 
     def backward() -> Tensor:
@@ -33,14 +36,10 @@ def prepare(w: Workload, net: nn.Module, data: Data, options: frozenset[str]) ->
     return stored_grads(w, net, data, backward)
 
 
-def _weight(w: Workload, net: nn.Module, data: Data) -> Prepared:
+def _head_weights(w: Workload, net: nn.Module, data: Data, head: nn.Linear) -> Prepared:
     """``head_inner_loop`` in its weight form."""
     from mtml_kernels import head_inner_loop
 
-    layers = [m for m in net.modules() if not list(m.children())]
-    if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
-        raise Unavailable("mtml:weight runs models of one linear layer")
-    head = layers[0]
     sx, sy, qx, qy = data
     options: dict[str, Any] = {"steps": w.steps, "loss": w.loss, "query_labels": qy, "form": "weight"}
 
