@@ -64,10 +64,11 @@ double unit_loss(const MtmlkHead& h, const HeadUnit& u, double inverse, T* scrat
   return loss;
 }
 
-// `workspace`: of every thread, what head_scratch says.
+// `workspace`: of every thread, what head_scratch says. Heads differ in size, so units go out a few at a time.
 template <class T>
 void head_losses(const HeadCall& call, void* workspace, int64_t thread_bytes) {
-#pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
+  const int64_t few = call.n_units / (8 * call.threads), at_once = few > 1 ? few : 1;
+#pragma omp parallel for num_threads(call.threads) schedule(dynamic, at_once) if (call.threads > 1)
   for (int64_t i = 0; i < call.n_units; ++i) {
     HeadUnit& u = call.units[i];
     char* mine = static_cast<char*>(workspace) + thread_bytes * (call.threads > 1 ? omp_get_thread_num() : 0);

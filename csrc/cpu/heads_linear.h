@@ -12,7 +12,7 @@
 #if defined(MTMLK_ISA_AVX512)
 constexpr int64_t kRowBlock = 512, kDepth = 512, kPanelGroup = 4;
 #else
-constexpr int64_t kRowBlock = 192, kDepth = 256, kPanelGroup = 8;
+constexpr int64_t kRowBlock = 192, kDepth = 256, kPanelGroup = 16;
 #endif
 constexpr int64_t kRowGroup = 256;  // rows of dX in one unit
 
@@ -85,7 +85,7 @@ void pack_panel(const LinearCall& call, int64_t col, int64_t width, T* to, T* bi
 template <class T>
 void linear_logits(const LinearCall& call) {
   const int64_t depth = call.linear->features, panels = panels_of<T>(call.starts[call.linear->n_heads]);
-#pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
+#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t col = p * kPanel<T>, width = panel_width<T>(call.ld, p);
     T *const bias = scratch_of<T>(call), *const packed = bias + kPanel<T>;
@@ -136,7 +136,7 @@ void features_unit(const LinearCall& call, int64_t panel, int64_t row, int64_t r
 template <class T>
 void linear_features(const LinearCall& call) {
   const int64_t panels = panels_of<T>(call.linear->features), groups = (call.rows + kRowGroup - 1) / kRowGroup;
-#pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
+#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
   for (int64_t u = 0; u < panels * groups; ++u) {
     const int64_t row = u % groups * kRowGroup;
     features_unit<T>(call, u / groups, row, call.rows - row < kRowGroup ? call.rows - row : kRowGroup);
@@ -156,7 +156,7 @@ template <class T>
 void pack_features(const LinearCall& call) {
   const int64_t depth = call.linear->features, panels = panels_of<T>(depth);
   const int64_t blocks = (call.rows + kRowBlock - 1) / kRowBlock;
-#pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
+#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
   for (int64_t u = 0; u < blocks * panels; ++u) {
     const int64_t panel = u % panels, row0 = u / panels * kRowBlock, from = panel * kPanel<T>;
     const int64_t width = panel_width<T>(depth, panel);
@@ -249,7 +249,7 @@ void linear_weights(const LinearCall& call) {
   pack_features<T>(call);
   const int64_t groups = (panels_of<T>(call.linear->features) + kPanelGroup - 1) / kPanelGroup;
   const int64_t chunks = panels_of<T>(call.starts[call.linear->n_heads]);
-#pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
+#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
   for (int64_t u = 0; u < chunks * groups; ++u) weights_unit<T>(call, u / groups * kPanel<T>, u % groups * kPanelGroup);
 }
 

@@ -4,9 +4,25 @@
 namespace mtmlk {
 namespace {
 
+// Elements of a task's planes: of all steps, and of its query set (the planes of tangents are the support set's alone).
+struct TaskPlanes {
+  int64_t step, query;
+};
+
+TaskPlanes task_planes(const Plan& plan, int64_t support, int64_t query) {
+  const int64_t aux = plan.values[plan.output].rows * plan.values[plan.output].ld;
+  const int64_t once = aux + plan.plane_size[kPrimal] + plan.plane_size[kDelta];
+  const int64_t tangents = plan.needs ? plan.plane_size[kTangent] + plan.plane_size[kDeltaTangent] : 0;
+  return {(once + tangents) * support, once * query};
+}
+
 // Whether low-rank form can be exact here at all: it keeps the planes of every pass whole, and no task's weights.
 bool plan_allows(const Plan& plan, const MtmlkPlanSpec& spec) {
   if (spec.form == MTMLK_WEIGHTS || plan.keep != 0 || plan.mixes) return false;
+  constexpr int64_t kTaskBytes = 4 << 20;  // of planes, of which several tasks' are held at once
+  const TaskPlanes planes = task_planes(plan, spec.support, spec.query);
+  const int64_t bytes = (spec.steps * planes.step + planes.query) * element_bytes(plan);
+  if (spec.form == MTMLK_AUTO && bytes > kTaskBytes) return false;
   // Gradients are summed over the tasks; where a row each would be carried, the choice must not depend on more sizes
   // than the carry's shape does.
   if (spec.form == MTMLK_AUTO && params_room(plan) * element_bytes(plan) <= kTaskCarryBytes) return false;
@@ -80,22 +96,19 @@ void mark_low_rank(PlanStorage& plan, const MtmlkPlanSpec& spec) {
 
 // One block holds a set, so that a weight's factors are whole.
 void place_low_state(Plan& plan) {
-  const int64_t aux = plan.out_rows * plan.out_ld;
-  int64_t planes = aux;
-  for (int plane = 0; plane < (plan.needs ? kPlanes : kTangent); ++plane) planes += plan.plane_size[plane];
+  const int64_t support = plan.support.samples, query = plan.query.samples;
+  const TaskPlanes planes = task_planes(plan, support, query);
   plan.keep_planes = true, plan.slots = std::max<int64_t>(plan.steps, 1);
-  plan.state_size = plan.state_blocks + planes * plan.support.samples;
+  plan.state_size = plan.state_blocks + planes.step;
   plan.query_at = plan.slots * plan.state_size;
-  const int64_t query = (aux + plan.plane_size[kPrimal] + plan.plane_size[kDelta]) * plan.query.samples;
-  plan.task_size = plan.query_at + query;
+  plan.task_size = plan.query_at + planes.query;
+  plan.transient_size = 0;
   int64_t rows = 1;
   for (int64_t i = 0; i < plan.n_values; ++i)
     if (plan.values[i].live && plan.values[i].batched) rows = std::max(rows, plan.values[i].rows);
-  const int64_t longest = std::max(plan.support.samples, plan.query.samples);
-  plan.task_rows = rows * (plan.query.samples + 2 * plan.steps * plan.support.samples);
-  plan.gram_size = 2 * rows * rows * plan.support.samples * longest;
-  plan.kept_size = rows * rows * plan.support.samples * plan.query.samples;
-  plan.transient_size = 0;
+  plan.task_rows = rows * (query + 2 * plan.steps * support);
+  plan.gram_size = 2 * rows * rows * support * std::max(support, query);
+  plan.kept_size = rows * rows * support * query;
 }
 
 }  // namespace mtmlk
