@@ -48,7 +48,7 @@ Layout<T> lay_out(Carver& c, const Plan& p, int64_t tasks, int threads, bool car
   l.groups =
       carry && !p.carry_per_task ? c.take<T>((tasks + group_size(p) - 1) / group_size(p) * p.carry_cols) : nullptr;
   if (p.low_rank) {
-    const int64_t wave = l.wave = wave_tasks(p, tasks, threads);
+    const int64_t wave = l.wave = wave_tasks<T>(p, tasks, threads);
     l.planes = c.take<T>(wave * p.task_size);
     l.passes = c.take<Block<T>>(wave * (p.steps + 1));
     l.inputs = c.take<const T*>(wave * (p.steps + 1) * p.n_inputs);

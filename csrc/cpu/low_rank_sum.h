@@ -10,12 +10,16 @@ constexpr int64_t kUnitInputs = 200;   // x kChain floats: 200 KB of the second-
 constexpr int64_t kUnitOutputs = 256;  // likewise
 constexpr int64_t kLine = 64;          // bytes
 
-// Tasks whose rows are summed at once, and how many are in flight before their rows are: enough that threads seldom wait
-// for each other, few enough that their inputs and planes (0.6 MB each in omniglot_mlp) are in the last cache still.
+// Tasks whose rows are summed at once, and how many are in flight before their rows are: enough that threads seldom
+// wait for each other, few enough that their inputs and planes (0.6 MB each in omniglot_mlp) are in the last cache
+// still.
 inline int64_t summed_tasks(const Plan& p) { return p.task_rows < kChain && p.task_rows ? kChain / p.task_rows : 1; }
 
-inline int64_t wave_tasks(const Plan& p, int64_t tasks, int threads) {
-  const int64_t wave = round_up(8 * threads, summed_tasks(p));
+template <class T>
+int64_t wave_tasks(const Plan& p, int64_t tasks, int threads) {
+  constexpr int64_t kBytes = 64 << 20;
+  const int64_t most = 8 * threads, least = 2 * threads, fit = kBytes / (p.task_size * int64_t(sizeof(T)) + 1);
+  const int64_t wave = round_up(fit > most ? most : fit < least ? least : fit, summed_tasks(p));
   return wave < tasks ? wave : tasks;
 }
 

@@ -56,8 +56,8 @@ int32_t only_layer(const Plan& plan, int64_t param) {
 // gradient and of V, and the passes over weight and gradient (theta and V written, transposed, read; lambda written and
 // summed); less the thin products. S, Q: rows of the support and query set; K: steps.
 //
-// Fitted on 54 shapes (widths 128 to 1024, S 1 to 25, Q 15 and 75, K 1 to 10; one thread, AVX2): a pass takes the time of
-// 40 multiply-adds of a large product, a multiply-add of a thin product that of 2.7. bench/LADDER.md has the ratios.
+// Fitted on 54 shapes (widths 128 to 1024, S 1 to 25, Q 15 and 75, K 1 to 10; one thread, AVX2): a pass takes the time
+// of 40 multiply-adds of a large product, a multiply-add of a thin product that of 2.7. bench/LADDER.md has the ratios.
 double saving(const Plan& plan, const MtmlkPlanSpec& spec, const ParamPlan& w) {
   constexpr double kThin = 2.7, kPasses = 40;
   const double rows = double(plan.values[w.layer].rows), steps = double(spec.steps);
