@@ -6,6 +6,7 @@ The engine takes addresses; what a wrong address could break is checked here: dt
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -254,7 +255,7 @@ def _input_gradients(args: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor | 
     found = []
     for bit, inputs in ((_NEED_SUPPORT_X, args[2]), (_NEED_QUERY_X, args[4])):
         wanted = args[18] & bit
-        found.append(torch.empty(sum(x.numel() for x in inputs), dtype=dtype) if wanted else None)
+        found.append(torch.empty(sum(x.numel() for x in inputs), dtype=dtype, device="cpu") if wanted else None)
     return found[0], found[1]
 
 
@@ -264,13 +265,14 @@ def inner_loop_forward(*args: Any, form: int = AUTO) -> tuple[Tensor, Tensor, Te
     dtype, tasks, steps, keep = call.dtype, call.tasks, args[12], args[17]
     out_size = _output_size(args[10])
     has_loss = args[5] is not None and bool(args[4])
-    loss = torch.empty(tasks if has_loss else 0, dtype=dtype)
-    output = torch.empty((tasks, call.query, out_size), dtype=dtype)
-    support_losses = torch.empty((steps, tasks), dtype=dtype)
+    loss = torch.empty(tasks if has_loss else 0, dtype=dtype, device="cpu")
+    output = torch.empty((tasks, call.query, out_size), dtype=dtype, device="cpu")
+    support_losses = torch.empty((steps, tasks), dtype=dtype, device="cpu")
     kept: list[Tensor] = []
     if keep:
         lead = (tasks,) if keep == 1 else (steps + 1, tasks)
-        kept = [torch.empty((*lead, *p.shape), dtype=dtype) for p, own in zip(args[0], args[1], strict=True) if own]
+        shapes = [(*lead, *p.shape) for p, own in zip(args[0], args[1], strict=True) if own]
+        kept = [torch.empty(shape, dtype=dtype, device="cpu") for shape in shapes]
     carry: list[Tensor] = []
     to_support = to_query = None
     differentiate = _carries_loss(args)
@@ -278,7 +280,7 @@ def inner_loop_forward(*args: Any, form: int = AUTO) -> tuple[Tensor, Tensor, Te
         cols, per_task, *_ = call.plan.info()
         make = torch.empty if tasks else torch.zeros
         to_support, to_query = _input_gradients(args, dtype)
-        carry = [make((tasks if per_task else 1, cols), dtype=dtype)]
+        carry = [make((tasks if per_task else 1, cols), dtype=dtype, device="cpu")]
         carry += [t for t in (to_support, to_query) if t is not None]
     outputs = (_at(loss) if has_loss else 0, _at(output), _at(support_losses), _all_at(kept))
     into = (_at(carry[0]) if carry else 0, _at(to_support), _at(to_query))
@@ -349,12 +351,12 @@ def _run_again(
     grad_loss, grad_output, grad_support_losses, grad_adapted = cotangents
     call = _Call(args, form)
     cols, per_task, *_ = call.plan.info()
-    carry = torch.empty((call.tasks if per_task else 1, cols), dtype=call.dtype)
-    scale = torch.zeros(call.tasks, dtype=call.dtype) if grad_loss is None else grad_loss
+    carry = torch.empty((call.tasks if per_task else 1, cols), dtype=call.dtype, device="cpu")
+    scale = torch.zeros(call.tasks, dtype=call.dtype, device="cpu") if grad_loss is None else grad_loss
     to_support, to_query = _input_gradients(args, call.dtype)
     given = (_at(scale), _at(grad_output), _at(grad_support_losses), _all_at(grad_adapted))
     call.run(0, 0, 0, [], True, *given, _at(carry), _at(to_support), _at(to_query))
-    _spread(args, carry, torch.ones(call.tasks, dtype=call.dtype), param_grads, lr_grads, form)
+    _spread(args, carry, torch.ones(call.tasks, dtype=call.dtype, device="cpu"), param_grads, lr_grads, form)
     return to_support, to_query
 
 
@@ -364,7 +366,8 @@ def _scaled(flat: Tensor, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
     start = 0
     for x in inputs:
         end = start + x.numel()
-        torch.mul(flat[start:end].view(x.shape[0], -1), scale[:, None], out=out[start:end].view(x.shape[0], -1))
+        shape = x.shape[0], math.prod(x.shape[1:])  # of no tasks too, where -1 could be anything
+        torch.mul(flat[start:end].view(shape), scale[:, None], out=out[start:end].view(shape))
         start = end
     return out
 

@@ -45,7 +45,7 @@ class _Call:
             raise ValueError(text.replace("support_y", "labels").replace("query_y", "query_labels")) from None
 
     def carry(self) -> Tensor:
-        return torch.empty((self.tasks, carry_size(self.args)), dtype=self.dtype)
+        return torch.empty((self.tasks, carry_size(self.args)), dtype=self.dtype, device="cpu")
 
 
 def _ready(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -62,11 +62,11 @@ def head_forward(*args: Any) -> HeadOutputs:
     call = _Call(a)
     tasks, support, query, classes = call.tasks, a.support.shape[1], call.query, call.classes
     groups, steps, _ = a.rates.shape
-    loss = torch.empty(0 if a.query_labels is None else tasks, dtype=call.dtype)
-    logits = torch.empty((tasks, query, classes), dtype=call.dtype)
-    support_losses = torch.empty((steps, tasks), dtype=call.dtype)
-    coefficients = torch.empty((tasks, groups, classes, support), dtype=call.dtype)
-    carry = call.carry() if a.needs and a.query_labels is not None else torch.empty(0, dtype=call.dtype)
+    loss = torch.empty(0 if a.query_labels is None else tasks, dtype=call.dtype, device="cpu")
+    logits = torch.empty((tasks, query, classes), dtype=call.dtype, device="cpu")
+    support_losses = torch.empty((steps, tasks), dtype=call.dtype, device="cpu")
+    coefficients = torch.empty((tasks, groups, classes, support), dtype=call.dtype, device="cpu")
+    carry = call.carry() if a.needs and a.query_labels is not None else torch.empty(0, dtype=call.dtype, device="cpu")
     outputs = [loss, logits, support_losses, coefficients]
     call.run(call.inputs(carry if carry.numel() else None), [t.data_ptr() for t in outputs])
     return loss, logits, support_losses, coefficients, carry
@@ -78,12 +78,12 @@ def head_backward(cotangents: Cotangents, a: HeadArgs, carry: Tensor) -> list[Te
     scale = cotangents[0]
     if scale is None or not carry.numel() or any(c is not None for c in cotangents[1:]):
         if all(c is None for c in cotangents):
-            cotangents = (torch.zeros(call.tasks, dtype=call.dtype), None, None, None)
+            cotangents = (torch.zeros(call.tasks, dtype=call.dtype, device="cpu"), None, None, None)
         carry, scale = call.carry(), None
         call.run(call.inputs(carry, cotangents), [0, 0, 0, 0])
     wanted = (a.support, a.query, a.weight, a.bias, a.rates)
     grads = [
-        torch.empty(t.shape, dtype=call.dtype) if t is not None and a.needs >> i & 1 else None
+        torch.empty(t.shape, dtype=call.dtype, device="cpu") if t is not None and a.needs >> i & 1 else None
         for i, t in enumerate(wanted)
     ]
     into = call.inputs(carry, (scale, None, None, None))

@@ -67,7 +67,7 @@ class Problem:
 
     def keep(self) -> tuple[Tensor, Tensor]:
         """The losses [H] and the gradients of each at its logits, [N, all heads' classes and padding]."""
-        losses = torch.empty(len(self.heads), dtype=self.dtype)
+        losses = torch.empty(len(self.heads), dtype=self.dtype, device="cpu")
         kept = recycled(self.rows * self._heads.stride(), self.dtype).view(self.rows, -1)
         self._run("keep", losses.data_ptr(), kept.data_ptr())
         return losses, kept
@@ -92,7 +92,7 @@ class Problem:
 
     def blocks(self, wants: Wants) -> tuple[Tensor, Tensor | None, Grads, Grads]:
         """The losses, and the gradients of their sum, by blocks of rows whose logits are forgotten."""
-        losses = torch.empty(len(self.heads), dtype=self.dtype)
+        losses = torch.empty(len(self.heads), dtype=self.dtype, device="cpu")
         dx, dw, db, into = self._gradients(wants)
         self._run("blocks", losses.data_ptr(), *into)
         return losses, dx, dw, db

@@ -22,6 +22,10 @@ settings.load_profile("mtml")
 
 PACKAGES = ("mtml", "mtml_kernels")
 
+# PyTorch notes on first use which functions a default device is for: let it see them before they are replaced below.
+with torch.device("cpu"):
+    torch.empty(0)
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

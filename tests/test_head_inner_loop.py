@@ -365,6 +365,29 @@ def test_float32_errors_are_no_worse_than_twice_pytorchs(loss: LossSpec) -> None
     assert (torch.tensor(ratios).median(0).values < 2).all()
 
 
+@every_backend
+@pytest.mark.parametrize("name", ["plain", "masks", "no_bias", "no_targets", "no_tasks"])
+def test_another_default_device(name: str, backend: str) -> None:
+    """`torch.set_default_device` is for tensors the user makes; those of the head lie where its features do."""
+    case = make_head_case(**CASES[name]).requiring_grad()
+    expected = every_gradient(case, backend)
+    with torch.device("meta"):
+        assert torch.empty(0).is_meta
+        found = every_gradient(case, backend)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def every_gradient(case: HeadCase, backend: str) -> list[Tensor]:
+    """The outputs, the gradients of the losses alone (which the forward pass carried) and those of every output."""
+    outputs, options = case.call(backend), {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    found = [t.detach() for t in outputs]
+    for some in (outputs[:1], outputs):
+        some = [t for t in some if t.requires_grad]
+        if some:
+            found += torch.autograd.grad(some, case.tensors(), [t.detach() + 1 for t in some], **options)
+    return found
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 

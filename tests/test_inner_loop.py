@@ -394,3 +394,33 @@ def test_no_grad_saves_nothing_and_still_adapts(backend: str) -> None:
     assert not loss.requires_grad and not any(t.requires_grad for t in adapted)
     assert torch.equal(loss, case.call(backend)[0])
     assert not torch.equal(adapted[0][0], case.params[0])
+
+
+@every_backend
+def test_no_tasks_have_no_gradients_of_their_inputs(backend: str) -> None:
+    case = make_case(tasks=0).requiring_grad()
+    loss = case.call(backend)[0]
+    found = torch.autograd.grad(loss, [*case.support_x, *case.query_x], loss.detach())
+    assert [g.shape for g in found] == [x.shape for x in (*case.support_x, *case.query_x)]
+
+
+@every_backend
+@pytest.mark.parametrize("name", ["plain", "masks", "keep_steps", "step_weights", "no_tasks"])
+def test_another_default_device(name: str, backend: str) -> None:
+    """`torch.set_default_device` is for tensors the user makes; those of the loop lie where the parameters do."""
+    case = make_case(**CASES[name]).requiring_grad()
+    expected = gradients_of_all(case, backend)
+    with torch.device("meta"):
+        assert torch.empty(0).is_meta
+        found = gradients_of_all(case, backend)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def gradients_of_all(case: Case, backend: str) -> list[Tensor]:
+    """The outputs, the gradients of each loss alone (which the forward pass carried) and those of every output."""
+    loss, *rest, adapted = case.call(backend)
+    outputs = [t for t in (loss, *rest, *adapted) if t.requires_grad]
+    leaves, options = case.tensors(), {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    of_loss = torch.autograd.grad([loss], leaves, [loss.detach() + 1], **options)
+    of_all = torch.autograd.grad(outputs, leaves, [t.detach() + 1 for t in outputs], **options)
+    return [*(t.detach() for t in outputs), *of_loss, *of_all]

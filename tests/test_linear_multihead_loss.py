@@ -163,6 +163,26 @@ def test_a_second_backward_is_right_whatever_became_of_the_first(large: bool, mo
     assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(loss, [x, w]), kept, strict=True))
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_another_default_device(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.set_default_device` is for tensors the user makes; those of the heads lie where the features do."""
+    monkeypatch.setattr(op, "LARGE", 1 if large else op.LARGE)
+    x, w = torch.randn(6, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
+    y, cotangent = torch.zeros(6, dtype=torch.long), torch.tensor([2.0, 3.0])
+
+    def results() -> list[Tensor]:
+        losses = linear_multihead_loss(x, [w, w], None, [y, y], backend="cpu")
+        return [losses.detach(), *torch.autograd.grad(losses, [x, w], cotangent)]
+
+    expected = results()
+    with torch.device("meta"):
+        assert torch.empty(0).is_meta
+        found = results()
+        with torch.no_grad():
+            found.append(linear_multihead_loss(x, [w, w], None, [y, y], backend="cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(found, [*expected, expected[0]], strict=True))
+
+
 def test_a_batch_of_cotangents() -> None:
     case = random_case(7)
     case["features"].requires_grad_()

@@ -290,6 +290,7 @@ def test_another_default_device(classes: list[int]) -> None:
     logits = [torch.randn(4, c, requires_grad=True) for c in classes]
     targets = [torch.zeros(4, dtype=torch.long) for _ in classes]
     with torch.device("meta"):
+        assert torch.empty(0).is_meta
         losses = multihead_loss(logits, targets, backend="cpu")
         (losses * losses.detach()).sum().backward()
     assert losses.device.type == "cpu" and all(z.grad is not None and z.grad.device.type == "cpu" for z in logits)
