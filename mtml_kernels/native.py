@@ -171,7 +171,7 @@ def _ready(tensors: Sequence[Tensor], dtype: torch.dtype, name: str) -> list[Ten
     for t in tensors:
         if t.dtype is not dtype:
             raise TypeError(f"{name}: expected {dtype}, as the parameters, got {t.dtype}. Convert it with .to({dtype})")
-        out.append(t if t.is_contiguous() else t.contiguous())
+        out.append(t if t.is_contiguous() and not t.is_neg() else t.resolve_neg().contiguous())
     return out
 
 
@@ -180,7 +180,7 @@ def _ready_one(t: Tensor | None, dtype: torch.dtype, name: str) -> Tensor | None
         return None
     if t.dtype is not dtype:
         raise TypeError(f"{name}: expected {dtype}, got {t.dtype}. Convert it with .to({dtype})")
-    return t if t.is_contiguous() else t.contiguous()
+    return t if t.is_contiguous() and not t.is_neg() else t.resolve_neg().contiguous()
 
 
 def _at(t: Tensor | None) -> int:

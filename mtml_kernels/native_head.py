@@ -49,11 +49,11 @@ class _Call:
 
 
 def _ready(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if t is None or (t.dtype is dtype and t.is_contiguous()):
+    if t is None or (t.dtype is dtype and t.is_contiguous() and not t.is_neg()):
         return t
     if t.dtype is not dtype:
         raise TypeError(f"head_inner_loop: expected {dtype}, got {t.dtype}; convert it with .to({dtype})")
-    return t.contiguous()
+    return t.resolve_neg().contiguous()
 
 
 def head_forward(*args: Any) -> HeadOutputs:

@@ -33,6 +33,11 @@ class LinearHead(NamedTuple):
     pos_weights: Tensor | None
 
 
+def _plain(t: Tensor) -> bool:
+    """Whether the numbers lie in memory as they are."""
+    return t.is_contiguous() and not t.is_neg()
+
+
 class Problem:
     """Heads on the same features [N, D], N and D above 0; contiguous copies are made here where they are needed."""
 
@@ -51,7 +56,7 @@ class Problem:
         tensors: list[Tensor | None] = [features]
         for h in self.heads:
             tensors += h[2:]
-        self._held = [t if t is None or t.is_contiguous() else t.detach().contiguous() for t in tensors]
+        self._held = [t if t is None or _plain(t) else t.detach().resolve_neg().contiguous() for t in tensors]
         self._inputs = [0 if t is None else t.data_ptr() for t in self._held]
 
     def _run(self, method: str, *arguments: Any) -> None:

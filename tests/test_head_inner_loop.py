@@ -366,6 +366,19 @@ def test_float32_errors_are_no_worse_than_twice_pytorchs(loss: LossSpec) -> None
 
 
 @every_backend
+def test_values_still_to_be_negated(backend: str) -> None:
+    """Tensors with PyTorch's negative bit do not lie in memory as they are."""
+    case = make_head_case()
+    views = case.with_tensors([torch._neg_view(-t) for t in case.tensors()])
+    results = []
+    for some in (case, views):
+        leaves = [t.requires_grad_() for t in some.tensors()]
+        loss = some.call(backend)[0]
+        results.append([loss, *torch.autograd.grad(loss, leaves, torch._neg_view(-torch.ones_like(loss)))])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@every_backend
 @pytest.mark.parametrize("name", ["plain", "masks", "no_bias", "no_targets", "no_tasks"])
 def test_another_default_device(name: str, backend: str) -> None:
     """`torch.set_default_device` is for tensors the user makes; those of the head lie where its features do."""

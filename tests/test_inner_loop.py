@@ -397,6 +397,22 @@ def test_no_grad_saves_nothing_and_still_adapts(backend: str) -> None:
 
 
 @every_backend
+def test_values_still_to_be_negated(backend: str) -> None:
+    """Tensors with PyTorch's negative bit do not lie in memory as they are."""
+    case = make_case(lr="tensor", loss=LossSpec("cross_entropy"))
+    views = case.with_tensors([torch._neg_view(-t) for t in case.tensors()])
+    assert all(t.is_neg() for t in views.tensors())
+    for some in (case, views):
+        for t in some.tensors():
+            t.requires_grad_()
+    results = []
+    for some in (case, views):
+        loss = some.call(backend)[0]
+        results.append([loss, *torch.autograd.grad(loss, some.tensors(), torch._neg_view(-torch.ones_like(loss)))])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@every_backend
 def test_no_tasks_have_no_gradients_of_their_inputs(backend: str) -> None:
     case = make_case(tasks=0).requiring_grad()
     loss = case.call(backend)[0]

@@ -183,6 +183,19 @@ def test_another_default_device(large: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert all(torch.equal(a, b) for a, b in zip(found, [*expected, expected[0]], strict=True))
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_values_still_to_be_negated(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors with PyTorch's negative bit do not lie in memory as they are."""
+    monkeypatch.setattr(op, "LARGE", 1 if large else op.LARGE)
+    case = random_case(3)
+    expected = linear_multihead_loss(**case, backend="cpu")
+    for name in ("features", "weights", "biases", "sample_weights"):
+        given = case[name] if isinstance(case[name], list) else [case[name]]
+        views = [t if t is None else torch._neg_view(-t) for t in given]
+        case[name] = views if isinstance(case[name], list) else views[0]
+    assert torch.equal(linear_multihead_loss(**case, backend="cpu"), expected)
+
+
 def test_a_batch_of_cotangents() -> None:
     case = random_case(7)
     case["features"].requires_grad_()

@@ -101,7 +101,7 @@ def _forward_fake(*args: Any) -> HeadOutputs:
 
 def _contiguous(grad: Tensor | None) -> Tensor | None:
     """Cotangents of a sum are expanded (stride 0); a backend reads plain memory."""
-    return grad if grad is None or grad.is_contiguous() else grad.contiguous()
+    return grad if grad is None else grad.resolve_neg().contiguous()
 
 
 def _backward_impl(*args: Any) -> list[Tensor]:
