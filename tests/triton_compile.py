@@ -35,7 +35,7 @@ def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int]]
     finish = {"table": "*i64", "partial": "*fp32", "losses": "*fp32"}
     yield "finish", kernels.finish_kernel, finish, {"BLOCK": FINISH_BLOCK}, 4
     loss = TABLE | {"options": "*fp64", "norms": "*fp32", "partial": "*fp32"}
-    scale = {"TYPE": tl.float16, "BLOCK": SCALE_BLOCK}
+    scale = {"TYPE": tl.float16, "IN_PLACE": True, "BLOCK": SCALE_BLOCK}
     yield "scale", kernels.scale_kernel, TABLE | {"cotangents": "*fp32"}, scale, 8
     for name, used, dtype in (("heads", ALL, tl.float32), ("vocabulary", 1 << VOCABULARY, tl.bfloat16)):
         constants = {"TYPE": dtype, "USED": used, "ALIGNED": used != ALL, "WANT_GRAD": True}

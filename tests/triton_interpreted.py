@@ -16,11 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mtml_kernels import multihead_loss
 from mtml_kernels.heads import CLASS_KINDS, KINDS, HeadLoss
 from mtml_kernels.reference.multihead_loss import multihead_loss as reference
 from mtml_kernels.triton._heads_plan import HeadShape, plan
 from mtml_kernels.triton._heads_table import ELEMENTS, NARROW, PIXELS, TINY, VOCABULARY, WIDE, tile_of
-from mtml_kernels.triton.multihead_loss import backward, call_backward, call_forward, forward
+from mtml_kernels.triton.multihead_loss import (
+    backward,
+    call_backward,
+    call_forward,
+    call_hand_out,
+    forward,
+    forward_in_place,
+)
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # bench/ is not installed
 from bench import gpu_heads
@@ -295,6 +303,52 @@ def test_backward_scales_into_new_tensors() -> None:
         assert found.numel() == 0 or found.data_ptr() != gradient.data_ptr()
     for found, old in zip(backward(gradients, torch.tensor(2.0).expand(len(heads))), before, strict=True):
         assert torch.equal(found, 2 * old)
+
+
+def test_gradients_are_handed_out_in_their_own_memory() -> None:
+    heads = [make(HeadLoss(), 6, 5), make(HeadLoss("mse"), 3, 1400), make(HeadLoss(), 3, 4, dtype=torch.half)]
+    gradients = run(heads)[1]
+    cotangents = torch.tensor([1.0, -0.5, 3.0])
+    expected = backward(gradients, cotangents)
+    found = call_hand_out(gradients, cotangents, [1, 1, 1])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert [g.data_ptr() for g in found] == [g.data_ptr() for g in gradients]
+    call_hand_out(gradients, torch.tensor([float("nan"), 1.0, 1.0]), [1, 1, 1])
+    assert gradients[0].isnan().all() and torch.equal(gradients[1], expected[1])
+
+
+def test_losses_whose_gradients_are_written_over_the_logits() -> None:
+    heads = [*every_kind(True), make(HeadLoss(), 2, 3000), make(HeadLoss(), 2, 8200, dtype=torch.half)]
+    losses, gradients = run(heads)
+    columns = [list(column) for column in zip(*(h.columns() for h in heads), strict=True)]
+    logits = columns[0] = [z.clone() for z in columns[0]]
+    assert torch.equal(forward_in_place(*columns, want_grad=False), losses)
+    assert all(torch.equal(z, h.logits) for z, h in zip(logits, heads, strict=True))
+    assert torch.equal(forward_in_place(*columns), losses)
+    assert all(torch.equal(z, g) for z, g in zip(logits, gradients, strict=True))
+
+
+@pytest.mark.parametrize("cotangent", [[1.0, 1.0], [2.0, -1.0]])
+def test_a_second_backward_is_right_whatever_became_of_the_first(cotangent: list[float]) -> None:
+    logits = [torch.randn(6, 5, requires_grad=True), torch.randn(3, 4, requires_grad=True)]
+    targets, by = [torch.randint(5, (6,)), torch.randint(4, (3,))], torch.tensor(cotangent)
+    losses = multihead_loss(logits, targets, backend="triton")
+    first = torch.autograd.grad(losses, logits, by, retain_graph=True)
+    kept = [g.clone() for g in first]
+    for g in first:
+        g.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(losses, logits, by), kept, strict=True))
+    expected = torch.autograd.grad(multihead_loss(logits, targets, backend="reference"), logits, by)
+    torch.testing.assert_close(kept, list(expected))
+
+
+def test_values_still_to_be_negated() -> None:
+    head = make(HeadLoss(), 6, 5, weights=True)
+    assert head.sample_weights is not None
+    views = dataclasses.replace(
+        head, logits=torch._neg_view(-head.logits), sample_weights=torch._neg_view(-head.sample_weights)
+    )
+    assert torch.equal(run([views])[0], run([head])[0])
 
 
 def test_equals_pytorchs_own_losses() -> None:

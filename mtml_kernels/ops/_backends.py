@@ -43,6 +43,8 @@ class Backend:
     gives the exact signatures). `available()` and `supports(device_type, dtype)` return None, or the reason why not.
     `carry_shapes(*forward arguments)` gives (shape, dtype) of every tensor that `forward` leaves for `backward`; it is
     called with fake tensors and symbolic sizes, so it may only do arithmetic on sizes.
+    `hand_out` (multi-head losses): as `backward`, but the gradients that `forward` gave are written over and handed
+    out. A backend has it whose tensors lie on a device, where a look at the cotangents would wait for all its work.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Backend:
     backward: Callable[..., Any]
     supports: Callable[[str, torch.dtype], str | None] = _supports_everything
     carry_shapes: Callable[..., list[ShapeAndType]] | None = None
+    hand_out: Callable[..., Any] | None = None
 
     def refusal(self, device_type: str, dtype: torch.dtype) -> str | None:
         """None where this backend can run tensors of that kind, else the reason."""

@@ -55,6 +55,8 @@ class Eager(torch.autograd.Function):
             return (None, None, None, *(g * along(g, c) for g, c in zip(gradients, parts, strict=True)))
         # Handed out, a gradient is the caller's, who may change it in place: a second backward makes them again.
         ctx.gradients = None
+        if ctx.backend.hand_out is not None:
+            return (None, None, None, *ctx.backend.hand_out(gradients, cotangent, call.counts))
         if cotangent.tolist().count(1.0) == len(cotangent):
             return (None, None, None, *gradients)
         parts = cotangent.split(call.counts)

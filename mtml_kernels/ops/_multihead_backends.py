@@ -2,6 +2,7 @@
 
     forward(call, tensors, differentiate) -> (losses [sum of counts], [gradient of each loss at its logits])
     backward(gradients, cotangent, counts) -> [gradients times their heads' cotangents]
+    hand_out(gradients, cotangent, counts) -> the same (see `Backend`)
 
 with a `HeadsCall` and `HeadTensors` (any strides). Gradients are contiguous, none where they are not asked for, and
 `backward` leaves those it is given as they are.

@@ -105,12 +105,15 @@ def finish_kernel(table, partial, losses, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["heads"])
-def scale_kernel(table, heads, cotangents, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+def scale_kernel(table, heads, cotangents, TYPE: tl.constexpr, IN_PLACE: tl.constexpr, BLOCK: tl.constexpr):
     """grad = cotangent x saved gradient (where the logits' address stands in the table), BLOCK elements of one head."""
     program = tl.program_id(0)
     head = table + head_of(table, heads, program, FIRST) * WORDS
     at = (program - tl.load(head + FIRST)) * BLOCK + tl.arange(0, BLOCK)
-    live = at < tl.load(head + ROWS)
     factor = tl.load(cotangents + tl.load(head + SLOT))
+    elements = tl.load(head + ROWS)
+    if IN_PLACE:
+        elements = tl.where(factor == 1.0, 0, elements)  # what is right as it lies there costs no traffic
+    live = at < elements
     saved = tl.load(tl.load(head + LOGITS).to(tl.pointer_type(TYPE)) + at, mask=live, other=0.0).to(tl.float32)
     tl.store(tl.load(head + GRAD).to(tl.pointer_type(TYPE)) + at, (factor * saved).to(TYPE), mask=live)

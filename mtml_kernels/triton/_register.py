@@ -50,13 +50,21 @@ def _loss_backward(*args: Any) -> Any:
     return call_backward(*args)
 
 
+def _loss_hand_out(*args: Any) -> Any:
+    from mtml_kernels.triton.multihead_loss import call_hand_out
+
+    return call_hand_out(*args)
+
+
 def register_multihead_loss(registry: Registry) -> None:
     """Adds "triton" for CUDA tensors to the registry of `mtml::multihead_loss`.
 
-    forward(call, tensors, differentiate), backward(gradients, cotangent, counts) as the op's other backends have them.
-    Labels out of range make a head's loss NaN there: an error would have to wait for the device.
+    forward(call, tensors, differentiate), backward(gradients, cotangent, counts) and hand_out (the same arguments) as
+    the op's other backends have them. Labels out of range make a head's loss NaN there: an error would have to wait for
+    the device.
     """
-    registry.register(Backend("triton", _available, _loss_forward, _loss_backward, _supports_loss))
+    backend = Backend("triton", _available, _loss_forward, _loss_backward, _supports_loss, hand_out=_loss_hand_out)
+    registry.register(backend)
 
 
 def _supports_head(device_type: str, dtype: torch.dtype) -> str | None:

@@ -31,7 +31,7 @@ from mtml_kernels.triton._heads_table import (
     upload,
 )
 
-__all__ = ["backward", "call_backward", "call_forward", "forward"]
+__all__ = ["backward", "call_backward", "call_forward", "call_hand_out", "forward", "forward_in_place"]
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 SCALE_BLOCK = 4096
@@ -67,6 +67,25 @@ def forward(
     columns = (sample_weights or none, class_weights or none, pos_weights or none, gradients or none)
     heads = [_head(*row) for row in zip(kinds, logits, targets, *columns, strict=True)]
     return _run(heads, logits[0].device, want_grad, check_labels), gradients
+
+
+def forward_in_place(
+    logits: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    kinds: Sequence[HeadLoss],
+    sample_weights: Sequence[Tensor | None],
+    class_weights: Sequence[Tensor | None],
+    pos_weights: Sequence[Tensor | None],
+    *,
+    want_grad: bool = True,
+) -> Tensor:
+    """Losses float32 [H] of contiguous logits; where `want_grad`, their gradients are written over the logits.
+
+    Arguments as in `forward`. A program reads what it writes over, and nothing else does: rows (elements) have one
+    program each, whose second pass over the classes writes a chunk after it has read it again.
+    """
+    columns = (kinds, logits, targets, sample_weights, class_weights, pos_weights, logits)
+    return _run([_head(*row) for row in zip(*columns, strict=True)], logits[0].device, want_grad)
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -113,12 +132,17 @@ def _head(
         weights = pos_weight.expand(logits.shape[1:])
     return Head(
         spec,
-        logits.contiguous(),
-        target.to(torch.int64 if ids else torch.float32).contiguous(),
+        _plain(logits),
+        _plain(target.to(torch.int64 if ids else torch.float32)),
         grad,
-        None if sample_weights is None else sample_weights.to(torch.float32).contiguous(),
-        None if weights is None else weights.to(torch.float32).contiguous(),
+        None if sample_weights is None else _plain(sample_weights.to(torch.float32)),
+        None if weights is None else _plain(weights.to(torch.float32)),
     )
+
+
+def _plain(t: Tensor) -> Tensor:
+    """The tensor with its numbers in memory as they are, one after another."""
+    return t.resolve_neg().contiguous()
 
 
 def _run(heads: Sequence[Head], device: torch.device, want_grad: bool, check_labels: bool = False) -> Tensor:
@@ -180,12 +204,12 @@ def backward(gradients: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
         gradients: what `forward` returned. cotangents: [H].
     """
     results = [_like(g) for g in gradients]
-    _scale([g.contiguous() for g in gradients], results, cotangents)
+    _scale([_plain(g) for g in gradients], results, cotangents)
     return results
 
 
 def _scale(gradients: Sequence[Tensor], results: Sequence[Tensor], cotangents: Tensor) -> None:
-    factors = cotangents.to(torch.float32).contiguous()
+    factors = _plain(cotangents.to(torch.float32))
     with on(cotangents.device):
         for dtype in dict.fromkeys(g.dtype for g in gradients):
             slots = [h for h, g in enumerate(gradients) if g.dtype == dtype]
@@ -200,7 +224,14 @@ def _scale(gradients: Sequence[Tensor], results: Sequence[Tensor], cotangents: T
                 table = upload(host, cotangents.device)
                 grid = (int(blocks.sum()),)
                 scale_kernel[grid](
-                    table, len(slots), factors, DTYPES[dtype], SCALE_BLOCK, num_warps=8, enable_fp_fusion=False
+                    table,
+                    len(slots),
+                    factors,
+                    DTYPES[dtype],
+                    gradients is results,
+                    SCALE_BLOCK,
+                    num_warps=8,
+                    enable_fp_fusion=False,
                 )
 
 
@@ -226,6 +257,13 @@ def call_backward(gradients: Sequence[Tensor], cotangent: Tensor, counts: Sequen
     results = [_like(g) for g in gradients]
     _scale(_unstack(gradients, counts), _unstack(results, counts), cotangent)
     return results
+
+
+def call_hand_out(gradients: Sequence[Tensor], cotangent: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """`call_backward`, written over the gradients: no memory, and no traffic for those whose cotangent is 1."""
+    heads = _unstack(gradients, counts)
+    _scale(heads, heads, cotangent)
+    return list(gradients)
 
 
 def _unstack(entries: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
