@@ -19,7 +19,7 @@ from mtml_kernels.heads import HeadLoss
 from mtml_kernels.heads_functional import Kinds, multihead_loss, multihead_loss_and_gradients
 from mtml_kernels.native_linear import LinearHead
 from mtml_kernels.ops._multihead_backends import BACKENDS
-from mtml_kernels.ops.linear_multihead_loss import LinearCall, linear_multihead_loss_call
+from mtml_kernels.ops.linear_multihead_loss import FUSED, LinearCall, linear_multihead_loss_call
 
 __all__ = ["linear_multihead_gram", "linear_multihead_loss"]
 
@@ -41,8 +41,15 @@ def linear_multihead_loss(
     """The losses of several linear heads: ``multihead_loss`` of ``F.linear(features, weight, bias)``, as one operation.
 
     Heads whose logits are large (above 32 MB) never hold them: rows are worked on in blocks, and their gradients at
-    features, weight and bias are made in the same pass. Differentiable any number of times. Under torch.func's
-    transforms and torch.compile it is the two steps named above, and the logits are held.
+    features, weight and bias are made in the same pass, for the head's own loss, and multiplied by its cotangent in
+    backward, whatever those of the other heads are. Smaller heads keep the gradients at their logits until then. A
+    second backward pass makes a large head's gradients again. Differentiable any number of times; second derivatives
+    hold the logits. Under torch.func's transforms and torch.compile it is the two steps named above, and the logits are
+    held.
+
+    On CUDA tensors ("triton") a block has 1024 rows, or as many as there are in 64 MB of logits; gradients are summed
+    over blocks in float32 whatever the dtype, and nothing waits for the device. The dtype that is given is the one that
+    is computed in: autocast does not reach it.
 
     Args:
         features: [..., N, D], shared by all heads, or one such tensor for each.
@@ -79,13 +86,13 @@ def linear_multihead_loss(
     chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     tracing = is_compiling() or torch._C._len_torch_dispatch_stack()
-    empty = any(x.numel() == 0 for x in xs)
-    if chosen.name != "cpu" or transformed or tracing or empty:
+    empty = any(t.numel() == 0 for t in (*xs, *columns[0]))
+    if chosen.name not in FUSED or transformed or tracing or empty:
         logits = [F.linear(x, w, b) for x, w, b in zip(xs, *columns[:2], strict=True)]
         weighted = dict(zip(("sample_weights", "class_weights", "pos_weights"), columns[3:], strict=True))
         return multihead_loss(logits, columns[2], specs, backend=chosen.name, **weighted)
     _refuse_gradients(columns[2:])
-    return linear_multihead_loss_call(_flattened(xs, specs, columns))
+    return linear_multihead_loss_call(_flattened(xs, specs, columns, chosen.name))
 
 
 def linear_multihead_gram(
@@ -218,7 +225,7 @@ def _check_linear(at_x: str, at: str, x: Any, weight: Any, bias: Any, like: Any)
         raise ValueError(f"biases{at}: expected [C] = [{weight.shape[0]}], got {list(bias.shape)}")
 
 
-def _flattened(xs: list[Tensor], specs: list[HeadLoss], columns: list[list[Any]]) -> LinearCall:
+def _flattened(xs: list[Tensor], specs: list[HeadLoss], columns: list[list[Any]], backend: str) -> LinearCall:
     """All rows in one dimension, every features tensor once."""
     places: dict[int, int] = {}
     features: list[Tensor] = []
@@ -238,4 +245,4 @@ def _flattened(xs: list[Tensor], specs: list[HeadLoss], columns: list[list[Any]]
         classes = classes if classes is None else classes.to(x.dtype)
         pos = pos if pos is None else pos.to(x.dtype).expand(w.shape[0])
         heads.append(LinearHead(i, spec, w, b, target, own, classes, pos))
-    return LinearCall(features, of, heads)
+    return LinearCall(features, of, heads, backend)

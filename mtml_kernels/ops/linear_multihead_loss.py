@@ -3,7 +3,8 @@
 Heads of moderate size keep the gradients at their logits (as many numbers as PyTorch keeps logits) until backward knows
 the heads' cotangents. A head whose logits are large keeps none: its gradients at features, weight and bias are made in
 the forward pass, for its own loss, and passed on times its cotangent. Second and higher derivatives are those of the
-PyTorch formula.
+PyTorch formula. The CPU engine and Triton do both alike, each in a `Problem` of its own; on a device cotangents stay
+tensors, for a look at them would wait for it.
 """
 
 from __future__ import annotations
@@ -19,18 +20,25 @@ from mtml_kernels.native_heads import recycled_like
 from mtml_kernels.native_linear import Grads, LinearHead, Problem, Wants
 from mtml_kernels.ops._multihead_autograd import abstract
 from mtml_kernels.reference.multihead_loss import multihead_loss as reference_losses
+from mtml_kernels.triton._register import linear_heads
 
-__all__ = ["LinearCall", "linear_multihead_loss_call"]
+__all__ = ["FUSED", "LinearCall", "linear_multihead_loss_call"]
+
+FUSED = ("cpu", "triton")  # backends of `multihead_loss` that do it without all logits
 
 LARGE = 32 << 20  # bytes of logits from which a head keeps none
 
 
 class LinearCall(NamedTuple):
-    """The flattened call: of every head the place of its features among `features`, and the rest in `heads`."""
+    """The flattened call: of every head the place of its features among `features`, and the rest in `heads`.
+
+    `backend`: one of `FUSED`.
+    """
 
     features: list[Tensor]  # [N, D], each once
     of: list[int]
     heads: list[LinearHead]
+    backend: str
 
     def differentiable(self) -> list[Tensor | None]:
         """Features, weights and biases."""
@@ -82,17 +90,22 @@ class _Part(NamedTuple):
     """What is left of one problem's forward pass: kept gradients at the logits, or those at the inputs."""
 
     at: int
-    problem: Problem
+    problem: Any  # Problem, or Triton's
     wants: Wants
-    kept: Tensor | None
+    kept: Any
     made: tuple[Tensor | None, Grads, Grads]
 
 
+def _problem(call: LinearCall, at: int, heads: list[LinearHead], large: bool) -> Any:
+    x = call.features[at]
+    return linear_heads(x, heads, large) if call.backend == "triton" else Problem(x, heads)
+
+
 def _forward(call: LinearCall) -> tuple[Tensor, list[_Part]]:
-    losses = call.features[0].new_empty(len(call.heads))
+    losses: list[Any] = [None] * len(call.heads)
     parts: list[_Part] = []
     for at, heads, large in call.problems():
-        problem, wants = Problem(call.features[at], heads), _wants(call, at, heads)
+        problem, wants = _problem(call, at, heads, large), _wants(call, at, heads)
         if large or not (wants.features or any(wants.weights) or any(wants.biases)):
             own, dx, dw, db = problem.blocks(wants)
             parts.append(_Part(at, problem, wants, None, (dx, dw, db)))
@@ -101,8 +114,9 @@ def _forward(call: LinearCall) -> tuple[Tensor, list[_Part]]:
             parts.append(_Part(at, problem, wants, kept, (None, [], [])))
         if len(heads) == len(call.heads):
             return own, parts
-        losses[[h.place for h in heads]] = own
-    return losses, parts
+        for h, loss in zip(heads, own.unbind(), strict=True):
+            losses[h.place] = loss
+    return torch.stack(losses), parts
 
 
 def _times(gradient: Tensor | None, by: float) -> Tensor | None:
@@ -111,7 +125,18 @@ def _times(gradient: Tensor | None, by: float) -> Tensor | None:
     return torch.mul(gradient, by, out=recycled_like(gradient))
 
 
-def _backward(call: LinearCall, parts: Sequence[_Part], cotangents: list[float]) -> list[Tensor | None]:
+def _made(part: _Part, by: Any) -> tuple[Tensor | None, Grads, Grads]:
+    """The gradients that the forward pass made, times the cotangents of their heads."""
+    (dx, dw, db), heads = part.made, len(part.problem.heads)
+    if isinstance(by[0], Tensor):
+        dx, *rest = part.problem.times([dx, *dw, *db], by[0])
+    else:
+        dx, *rest = (_times(g, by[0]) for g in (dx, *dw, *db))
+    return dx, rest[:heads], rest[heads:]
+
+
+def _backward(call: LinearCall, parts: Sequence[_Part], cotangents: Sequence[Any]) -> list[Tensor | None]:
+    """Gradients at `call.differentiable()`; cotangents: numbers, or tensors on a device."""
     n, heads = len(call.features), len(call.heads)
     found: list[Tensor | None] = [None] * (n + 2 * heads)
     for part in parts:
@@ -119,8 +144,7 @@ def _backward(call: LinearCall, parts: Sequence[_Part], cotangents: list[float])
         if part.kept is not None:
             dx, dw, db = part.problem.back(part.kept, by, part.wants)
         else:
-            dx = _times(part.made[0], by[0])
-            dw, db = ([_times(g, by[0]) for g in made] for made in part.made[1:])
+            dx, dw, db = _made(part, by)
         before = found[part.at]
         found[part.at] = dx if before is None or dx is None else before + dx
         for h, w, b in zip(part.problem.heads, dw, db, strict=True):
@@ -136,6 +160,7 @@ class _Linear(torch.autograd.Function):
         """`tensors` are the differentiable ones of `call`, which autograd tracks."""
         losses, ctx.parts = _forward(call)
         ctx.of, ctx.heads = call.of, [h._replace(weight=None, bias=None) for h in call.heads]  # type: ignore[arg-type]
+        ctx.backend = call.backend
         ctx.save_for_backward(*tensors)
         return losses
 
@@ -144,17 +169,15 @@ class _Linear(torch.autograd.Function):
         saved, heads = ctx.saved_tensors, len(ctx.heads)
         n = len(saved) - 2 * heads
         pairs = zip(ctx.heads, saved[n : n + heads], saved[n + heads :], strict=True)
-        call = LinearCall(list(saved[:n]), ctx.of, [h._replace(weight=w, bias=b) for h, w, b in pairs])
+        call = LinearCall(list(saved[:n]), ctx.of, [h._replace(weight=w, bias=b) for h, w, b in pairs], ctx.backend)
         # create_graph=True, is_grads_batched=True, or compiled autograd
         if torch.is_grad_enabled() or abstract(cotangent):
             return (None, *_formula_gradients(call, cotangent))
-        if ctx.parts is None:
-            ctx.parts = _forward(call)[1]
-        found = _backward(call, ctx.parts, cotangent.tolist())
+        parts = _forward(call)[1] if ctx.parts is None else ctx.parts
         # What was made in the forward pass is the caller's now, who may change it: a second backward makes it again.
-        if any(part.kept is None for part in ctx.parts):
-            ctx.parts = None
-        return (None, *found)
+        ctx.parts = None if any(part.kept is None for part in parts) else parts
+        by = cotangent.tolist() if call.backend == "cpu" else cotangent.unbind()
+        return (None, *_backward(call, parts, by))
 
 
 def linear_multihead_loss_call(call: LinearCall) -> Tensor:
@@ -163,7 +186,8 @@ def linear_multihead_loss_call(call: LinearCall) -> Tensor:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Linear.apply(call, *tensors)
     with torch.no_grad():
-        return _forward(LinearCall([x.detach() for x in call.features], call.of, [_detached(h) for h in call.heads]))[0]
+        features, heads = [x.detach() for x in call.features], [_detached(h) for h in call.heads]
+        return _forward(call._replace(features=features, heads=heads))[0]
 
 
 def _detached(h: LinearHead) -> LinearHead:

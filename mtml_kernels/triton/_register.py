@@ -10,7 +10,7 @@ import torch
 
 from mtml_kernels.ops._backends import Backend, Registry
 
-__all__ = ["register_head_inner_loop", "register_multihead_loss"]
+__all__ = ["linear_heads", "register_head_inner_loop", "register_multihead_loss"]
 
 LOSS_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_DTYPES = (torch.float32, torch.float64)
@@ -90,3 +90,10 @@ def register_head_inner_loop(registry: Registry) -> None:
     Labels out of range make a task's results NaN there: an error would have to wait for the device.
     """
     registry.register(Backend("triton", _available, _head_forward, _head_backward, _supports_head))
+
+
+def linear_heads(*args: Any) -> Any:
+    """`triton.linear_multihead_loss.Problem` of these arguments: tensors that the losses' backend "triton" takes."""
+    from mtml_kernels.triton.linear_multihead_loss import Problem
+
+    return Problem(*args)
