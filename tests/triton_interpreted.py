@@ -404,13 +404,23 @@ def test_the_benchmark_compares_before_it_times(
         return gpu_heads.Heads(logits, [draw.labels(3, 4), torch.rand(4, 2)], [HeadLoss(), HeadLoss("huber")])
 
     monkeypatch.setitem(gpu_heads.CASES, "tiny", tiny)
-    gpu_heads.run_case("tiny", ["eager", "mtml", "liger"], torch.float32, "cpu", 0.01)
+    assert gpu_heads.run_case("tiny", ["eager", "mtml", "liger", "torch:chunked"], torch.float32, "cpu", 0.01)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["liger", "eager", "mtml"]
-    assert "not timed" in lines[0] and "x the fastest peer" in lines[2]
+    assert [line.split()[1] for line in lines] == ["liger", "torch:chunked", "eager", "mtml"]
+    assert all("not timed" in line for line in lines[:2]) and "x the fastest peer" in lines[3]
     monkeypatch.setattr(gpu_heads, "error", lambda *_: float("nan"))
-    gpu_heads.run_case("tiny", ["mtml"], torch.float32, "cpu", 0.01)
+    assert not gpu_heads.run_case("tiny", ["mtml"], torch.float32, "cpu", 0.01)
     assert "mismatch" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_linear_heads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(gpu_heads.CASES, "tiny", lambda draw: gpu_heads._linear(draw, 12, 5, 6, 3))
+    gpu_heads.run_case("tiny", ["eager", "mtml", "liger", "torch:chunked"], torch.float32, "cpu", 0.01)
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
+    assert "TFLOP/s" in lines["mtml"] and "x the fastest peer" in lines["mtml"] and "TFLOP/s" in lines["eager"]
+    assert "not installed" in lines["liger"] or "TFLOP/s" in lines["liger"]
+    own = hasattr(torch.nn, "LinearCrossEntropyOptions")
+    assert ("TFLOP/s" if own else "has no linear_cross_entropy") in lines["torch:chunked"]
 
 
 def test_heads_whose_offsets_do_not_fit_are_refused() -> None:
