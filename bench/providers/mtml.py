@@ -1,7 +1,7 @@
 """This project: ``mtml.MAML(...).meta_loss(batch).mean().backward()``. An option is a backend: ``mtml:general``.
 
 ``mtml:weights`` and ``mtml:low_rank``: with each task's own weights, or with shared ones and low-rank corrections,
-where a cost model would choose; the first runs a model of one linear layer over its weights, where the Gram form would run.
+where a cost model would choose. The first runs a model of one linear layer over its weights instead of in Gram form.
 """
 
 from __future__ import annotations
