@@ -25,6 +25,7 @@ _GLOBAL_HOOKS = (
     "_global_backward_pre_hooks",
 )
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+SIDE_EFFECTS = "side effects are not fused"
 _SAMPLES = 2  # samples on which a finished trace is compared with its module
 _BATCH_VALUES = 8  # at least so many values in every batch statistic: those of two samples are ill-conditioned
 _TOLERANCE = 1e-6  # in float64, relative: a wrong trace is off by far more, a chaotic network by less
@@ -84,7 +85,7 @@ def guarded(model: nn.Module) -> Iterator[list[str]]:
             changed = _restore(m, state)
             if changed:
                 names = ", ".join(sorted(changed))
-                problems.append(f"{path or 'forward'}: forward sets {names} on the module; side effects are not fused")
+                problems.append(f"{path or 'forward'}: forward sets {names} on the module; {SIDE_EFFECTS}")
 
 
 _TABLES = ("_parameters", "_buffers", "_modules")

@@ -8,8 +8,9 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mtml._contents import Contents
 from mtml._plan import Batch, Options, Path, Planner
 from mtml._watch import structure
 from mtml_kernels.checks import check_initialised, check_steps, shown
@@ -69,6 +70,9 @@ class PathCache:
         planner = self.now
         if planner is None or not planner.fresh():
             planner = self.planner()
+        planner.left -= 1
+        if planner.left == 0:
+            planner.verify()
         own = self.owner.__dict__
         if steps is None:
             steps = own["steps"]
@@ -106,16 +110,14 @@ class PathCache:
         """The planner of the module as it stands."""
         maml = self.owner
         check_initialised(maml.module)
-        losses = tuple(_loss_key(loss) for loss in (maml.loss, maml.query_loss))
-        settings = tuple(map(id, (maml.lr, maml.params, maml.update)))
-        key = (structure(maml.module, attributes=False), losses, settings, maml.batch_norm, maml.backend)
+        options = _options(maml)
+        key = (structure(maml.module), tuple(options.tokens), maml.batch_norm, maml.backend)
         planner = self.states.pop(key, None)
         if planner is None:
             planner = Planner(maml)
             while len(self.states) >= STATES:
                 self.states.pop(next(iter(self.states)))
-        else:
-            planner.observe(maml)
+        planner.observe(maml, options)
         self.states[key] = self.now = planner
         return planner
 
@@ -135,10 +137,14 @@ class PathCache:
         )
 
 
-def _loss_key(loss: Any) -> Hashable:
-    """A loss as part of a key: an nn loss may change its options after it was passed in."""
-    values = getattr(loss, "__dict__", {}).items()
-    return loss if isinstance(loss, str) else id(loss), tuple((k, v) for k, v in values if isinstance(v, float | str))
+def _options(maml: Any) -> Contents:
+    """What a MAML was given beside its model, looked into: any of it may be changed in place."""
+    options = Contents(versions=False)  # tensors among them are read at every call
+    for given in (maml.lr, maml.loss, maml.query_loss, maml.params, maml.update):
+        options.visit(given)
+        if isinstance(given, nn.Module) and given is not maml.update:
+            options.visit(given.__dict__)
+    return options.settle()
 
 
 def _caller_level() -> int:

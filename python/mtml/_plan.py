@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtml._contents import Contents
 from mtml._head_path import FusedHead, is_head
 from mtml._paths import Fused, General, Rates, batch_dict
+from mtml._reach import Reach
 from mtml._select import adaptable, select
 from mtml._trunk_path import TrunkOnce
-from mtml._watch import Watch, structure
+from mtml._watch import Watch
 from mtml_kernels._general_choice import choose, probe
 from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_state import check_batch_norm
 from mtml_kernels._general_task import TaskRule
 from mtml_kernels._program_split import once_is_dearer, split_head
+from mtml_kernels._trace_checks import SIDE_EFFECTS
 from mtml_kernels.checks import Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
@@ -29,6 +32,7 @@ from mtml_kernels.program import Norm, Op, Program, Unfusable, trace
 __all__ = ["Batch", "Options", "Path", "Planner"]
 
 GENERAL = "general"
+FIRST_LOOK = 64  # calls of a model with code of the user's before its program is traced again; then 4 times as many
 Path = Fused | TrunkOnce | General
 
 
@@ -61,6 +65,12 @@ class _Traced(NamedTuple):
     program: Program | None
     reasons: list[str]
     nodes: list[dict[str, object]]
+    shapes: Any = None  # of one sample, as `trace` takes them
+
+
+def _writes(traced: _Traced) -> bool:
+    """Whether forward changes the module, so that it differs at every call and never can be fused."""
+    return any(SIDE_EFFECTS in reason for reason in traced.reasons)
 
 
 class Planner:
@@ -77,17 +87,38 @@ class Planner:
         self.tensors = adaptable(self.model) | dict(self.model.named_buffers()) | dict(self.model.named_parameters())
         self.calls: dict[Hashable, Path] = {}
         self.programs: dict[Hashable, _Traced] = {}
-        self.attributes: Hashable = None
-        self.observe(maml)
+        self.reach, self.changes = Reach(self.model), 0
+        self.interval = FIRST_LOOK if self.reach.foreign or not self.reach.complete else 0
+        self.left = self.interval  # calls until `verify`; from 0 on down there is none
 
-    def observe(self, maml: Any) -> None:
+    def observe(self, maml: Any, options: Contents) -> None:
         """Take the model as it stands for the state to compare with from now on."""
-        attributes = structure(self.model, attributes=True)
-        # a traced program may have read one of them; the general path reads them live
-        if attributes != self.attributes:
-            self.calls = {key: path for key, path in self.calls.items() if path.kind == GENERAL}
-            self.programs = {key: traced for key, traced in self.programs.items() if traced.program is None}
-        self.attributes, self.fresh = attributes, Watch(maml)
+        if not self.reach.same():  # a traced program may have read what changed; the general path reads it live
+            self.reach, self.changes = Reach(self.model), self.changes + 1
+            self.forget()
+        self.fresh = Watch(maml, self.reach, options)
+
+    def forget(self) -> None:
+        """Drop what was traced; what could not be is tried again, but ever more rarely."""
+        failed = {key: traced for key, traced in self.programs.items() if traced.program is None}
+        self.programs = failed
+        self.calls = {key: path for key, path in self.calls.items() if path.kind == GENERAL}
+        if failed and self.changes & (self.changes - 1) == 0 and not any(map(_writes, failed.values())):
+            self.programs = {key: self._program(traced.shapes) for key, traced in failed.items()}
+            if any(traced.program for traced in self.programs.values()):
+                self.calls = {}
+
+    def verify(self) -> None:
+        """Trace once more, now and then: code can read a file, the environment or another library's state, which no
+        name shows.
+        """
+        self.interval *= 4
+        self.left = self.interval
+        for traced in self.programs.values():
+            if traced.program is not None and self._program(traced.shapes).program != traced.program:
+                self.changes += 1
+                self.forget()
+                return
 
     # --- deciding ---------------------------------------------------------------------------------------------------
 
@@ -147,12 +178,15 @@ class Planner:
             return _Traced(None, ["sx: inputs nested deeper than one tuple or dict are not fused"], [])
         key = tuple(shapes.items()) if isinstance(shapes, dict) else tuple(shapes)
         if key not in self.programs:
-            try:
-                program = trace(self.model, shapes, batch_norm=self.batch_norm)
-                self.programs[key] = _Traced(program, [], program.describe())
-            except Unfusable as error:
-                self.programs[key] = _Traced(None, error.reasons, error.nodes)
+            self.programs[key] = self._program(shapes)
         return self.programs[key]
+
+    def _program(self, shapes: Any) -> _Traced:
+        try:
+            program = trace(self.model, shapes, batch_norm=self.batch_norm)
+        except Unfusable as error:
+            return _Traced(None, error.reasons, error.nodes, shapes)
+        return _Traced(program, [], program.describe(), shapes)
 
     def _unfused_targets(self, program: Program, batch: Batch) -> list[str]:
         reasons = []
