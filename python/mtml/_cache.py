@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mtml._contents import Contents
 from mtml._plan import Batch, Options, Path, Planner
 from mtml._watch import structure
+from mtml_kernels._neutral import uncompiled
 from mtml_kernels.checks import check_initialised, check_steps, shown
 from mtml_kernels.errors import FallbackWarning
 
@@ -69,10 +70,10 @@ class PathCache:
         """How to run this call, and its step weights in the form that both paths take."""
         planner = self.now
         if planner is None or not planner.fresh():
-            planner = self.planner()
+            planner = uncompiled(self.planner)
         planner.left -= 1
         if planner.left == 0:
-            planner.verify()
+            uncompiled(planner.verify)
         own = self.owner.__dict__
         if steps is None:
             steps = own["steps"]
@@ -91,6 +92,8 @@ class PathCache:
             keep,
             torch.is_grad_enabled(),
             torch._C._are_functorch_transforms_active(),
+            torch._C._len_torch_dispatch_stack(),
+            torch._C._is_any_autocast_enabled() and planner.autocast(),
         )
         path = planner.calls.get(key)
         weights = None
@@ -100,8 +103,9 @@ class PathCache:
             batch = Batch(sx, sy, qx, qy, support_mask, query_mask, weights)
             path = planner.prepare(batch, Options(check_steps(steps), bool(first_order), keep))
             if len(planner.calls) >= CALLS:
-                planner.calls.pop(next(iter(planner.calls)))
-            planner.calls[key] = path
+                planner.calls.pop(list(planner.calls)[0], None)  # noqa: RUF015 - other threads may add to it meanwhile
+            if not torch._C._len_torch_dispatch_stack():  # a path made under FakeTensorMode, say, holds its tensors
+                planner.calls[key] = path
         if path.notice is not None and not quiet:
             self._warn(path)
         return path, weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from mtml.inner_lr import InnerLR
 from mtml_kernels import native
 from mtml_kernels._general_rates import op_rates
 from mtml_kernels._general_task import TaskRule
+from mtml_kernels._neutral import hooked
 from mtml_kernels.checks import Sizes, check_class_ids, check_finite
 from mtml_kernels.general import GeneralPlan, general_inner_loop
 from mtml_kernels.losses import IGNORED
@@ -178,8 +180,10 @@ class General:
             check_class_ids("sy", sy, self.classes[0], IGNORED)
         if self.classes[1] and qy is not None:
             check_class_ids("qy", qy, self.classes[1], IGNORED)
-        data = batch_dict(sx, sy, qx, qy, sm, qm)
-        return Outcome(*general_inner_loop(self.rule, self.plan, self.theta, self.rates(), data, sw))
+        data, plan = batch_dict(sx, sy, qx, qy, sm, qm), self.plan
+        if plan.mode == "vmap" and hooked():  # which torch.func's grad refuses
+            plan = replace(plan, mode="loop")
+        return Outcome(*general_inner_loop(self.rule, plan, self.theta, self.rates(), data, sw))
 
     def shaped(self, output: Any) -> Any:
         """The output as the model gave it."""

@@ -20,6 +20,7 @@ from mtml_kernels._general_choice import choose, probe
 from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_state import check_batch_norm
 from mtml_kernels._general_task import TaskRule
+from mtml_kernels._neutral import exclusive, uncompiled, unhooked
 from mtml_kernels._program_split import once_is_dearer, split_head
 from mtml_kernels._trace_checks import SIDE_EFFECTS
 from mtml_kernels.checks import Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
@@ -85,6 +86,7 @@ class Planner:
         self.losses = tuple(map(resolve, (maml.loss, maml.loss if maml.query_loss is None else maml.query_loss)))
         self.names = select(self.model, maml.params)
         self.tensors = adaptable(self.model) | dict(self.model.named_buffers()) | dict(self.model.named_parameters())
+        self.device_type = next((t.device.type for t in self.tensors.values() if t.is_floating_point()), "cpu")
         self.calls: dict[Hashable, Path] = {}
         self.programs: dict[Hashable, _Traced] = {}
         self.reach, self.changes = Reach(self.model), 0
@@ -124,12 +126,16 @@ class Planner:
 
     def prepare(self, batch: Batch, options: Options) -> Path:
         """The path for calls like this one, after all checks that only need shapes, dtypes and devices."""
+        return uncompiled(self._prepare, batch, options)
+
+    def _prepare(self, batch: Batch, options: Options) -> Path:
         sizes = check_batch(*batch[:6], options.steps)
         like = next(t for t in self.tensors.values() if t.is_floating_point())
         check_devices(like.device, iter(batch.tensors()))
         rates = self._rates(self.names, options, like)
         if self.requested() == GENERAL:
-            return self._general(batch, options, rates)
+            with unhooked():  # what is measured here is not run again by activation checkpointing around this call
+                return self._general(batch, options, rates)
         traced = self.obstacles(batch)
         if not traced.reasons:
             assert traced.program is not None
@@ -139,7 +145,8 @@ class Planner:
                 f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(traced.reasons)}. "
                 "Use backend='auto' or 'general' for the general path, which runs any module and loss"
             )
-        path = self._general(batch, options, rates)
+        with unhooked():
+            path = self._general(batch, options, rates)
         path.notice = path.plan.mode, "; ".join(traced.reasons)
         return path
 
@@ -159,6 +166,10 @@ class Planner:
         reasons += dict.fromkeys(loss.reason for loss in self.losses if isinstance(loss, Opaque))
         if torch._C._are_functorch_transforms_active():
             reasons.append("torch.func: the call is inside a transform (grad, vmap, ...), which needs the general path")
+        if (dtype := self.autocast()) is not None:
+            reasons.append(
+                f"autocast: the call is inside torch.autocast to {dtype}, and the fused engine casts nothing"
+            )
         if torch.is_grad_enabled():
             wanted = [n for n, t in batch.tensors() if n[:2] in ("sy", "qy", "su", "qu") and t.requires_grad]
             if isinstance(batch.weights, Tensor) and batch.weights.requires_grad:
@@ -177,9 +188,15 @@ class Planner:
         if shapes is None:
             return _Traced(None, ["sx: inputs nested deeper than one tuple or dict are not fused"], [])
         key = tuple(shapes.items()) if isinstance(shapes, dict) else tuple(shapes)
-        if key not in self.programs:
-            self.programs[key] = self._program(shapes)
-        return self.programs[key]
+        with exclusive():  # threads that make the first call together wait for one trace
+            if key not in self.programs:
+                self.programs[key] = self._program(shapes)
+            return self.programs[key]
+
+    def autocast(self) -> torch.dtype | None:
+        """What torch.autocast, where it is on, casts to on the model's device."""
+        device = self.device_type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def _program(self, shapes: Any) -> _Traced:
         try:

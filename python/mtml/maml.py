@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mtml._cache import PathCache, unpacked
 from mtml._paths import General
@@ -17,7 +16,7 @@ from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
 from mtml.explain import Explanation, explain_path
 from mtml.inner_lr import InnerLR
 from mtml_kernels._general_rates import op_rates, rate_at
-from mtml_kernels._general_state import check_batch_norm
+from mtml_kernels._general_state import check_batch_norm, twin
 from mtml_kernels._general_task import apply_update
 from mtml_kernels.checks import check_batch, check_choice, check_finite, check_steps, shown
 from mtml_kernels.general import GeneralPlan
@@ -246,7 +245,11 @@ class MAML(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward; of a clone that took k steps, with row k of what exists once per step."""
         rows = step_rows(self.module, self._taken, query=False)
-        return functional_call(self.module, rows, args, kwargs) if rows else self.module(*args, **kwargs)
+        if not rows:
+            return self.module(*args, **kwargs)
+        own = dict(self.module.named_parameters())
+        new = {id(own[name]): row for name, row in rows.items()}
+        return twin(self.module, lambda tensor, _: new.get(id(tensor), tensor))(*args, **kwargs)
 
     def clone(
         self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
@@ -266,10 +269,10 @@ class MAML(nn.Module):
             torch.Size([1, 2])
         """
         named = frozenset() if self.params is None else frozenset(select(self.module, self.params))
-        twin: MAML = shallow(self, clone_module(self.module, named))
+        learner: MAML = shallow(self, clone_module(self.module, named))
         given = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
-        twin.__dict__.update({name: value for name, value in given.items() if value is not None})
-        return twin
+        learner.__dict__.update({name: value for name, value in given.items() if value is not None})
+        return learner
 
     def adapt(
         self,
