@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a terminal without ± is no reason to stop
     try:
         status = _run(given)
+        if status:
+            _drop(sys.stdout)
         sys.stdout.flush()  # a full disk shows here, or after the end of main
     except BrokenPipeError:  # who read our output has enough of it, `head` for one
         _drop(sys.stdout)

@@ -212,7 +212,7 @@ def omniglot(
     with _clear_errors() as notes:
         _need("matplotlib", "sklearn", "tqdm")
         chosen = resolve(
-            preset or default_preset(net),
+            default_preset(net) if preset is None else preset,
             ways,
             shots,
             net=net,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -112,6 +113,8 @@ class Loop:
         remove_stale(self.folder)
         if resume:
             self._load()
+        elif self.checkpoint.is_dir():  # which saving would find only after some training
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.checkpoint))
         elif self.checkpoint.exists():
             print(f"{self.checkpoint} of an earlier run will be replaced (--resume would continue it)", file=sys.stderr)
         keep = self.progress.iteration if resume else None
