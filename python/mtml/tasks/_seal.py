@@ -13,8 +13,8 @@ LONGEST = 160
 
 
 class Unsealed(ValueError):
-    """Bytes that are not what was written, or are of another format; the message says which, as the end of a sentence
-    that begins with their file's name."""
+    """Bytes that are not what was written, or are of another format; the message says which of a file that it leaves to
+    the caller to name."""
 
 
 def sealed(content: bytes, kind: str, version: int) -> bytes:
@@ -31,12 +31,12 @@ def unsealed(data: bytes, kind: str, version: int) -> bytes:
     """
     found = LINE.search(data, max(0, len(data) - LONGEST))
     if found is None:
-        raise Unsealed("has no digest at its end: it was cut short, or this version of mtml did not write it")
+        raise Unsealed("it has no digest at its end: it was cut short, or this version of mtml did not write it")
     if hashlib.sha256(memoryview(data)[: found.start(3)]).hexdigest().encode() != found[3]:
-        raise Unsealed("is damaged: its bytes do not have the digest that was written with them")
+        raise Unsealed("it is damaged: its bytes do not have the digest that was written with them")
     if found[1].decode() != kind:
-        raise Unsealed(f"is a file of another kind: expected {kind}, got {found[1].decode()}")
+        raise Unsealed(f"it is a file of another kind: expected {kind}, got {found[1].decode()}")
     if (number := int(found[2])) != version:
         age = "a newer" if number > version else "an older"
-        raise Unsealed(f"has format {number} of {age} version of mtml, expected format {version}")
+        raise Unsealed(f"it has format {number} of {age} version of mtml, expected format {version}")
     return data[: found.start()]

@@ -64,9 +64,7 @@ def _read(path: Path) -> dict[str, Any]:
             "without --resume"
         ) from error
     except Unsealed as error:
-        raise DataError(
-            f"resume: {path} is not a checkpoint to go on from: it {error}; start without --resume"
-        ) from error
+        raise DataError(f"resume: {path} is not a checkpoint to go on from: {error}; start without --resume") from error
     try:
         return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:  # the bytes are those written, so it is this torch that does not know them

@@ -8,7 +8,6 @@ import re
 __all__ = ["line_of", "missing", "with_notes"]
 
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # whose module has another name
-EXTRA = {"matplotlib", "pillow", "rich", "scikit-learn", "typer"}
 MEMORY = re.compile(r"allocate|out of memory|not enough memory", re.IGNORECASE)
 WAY_OUT = {
     errno.ENOSPC: "free some space or write to another disk",
@@ -50,8 +49,7 @@ def with_notes(text: str, error: BaseException) -> str:
 def missing(*modules: str) -> str:
     """That these are not installed, and how they are."""
     names = [PACKAGES.get(name, name) for name in modules]
-    target = '"mtml-kernels[train]"' if EXTRA & set(names) else "mtml-kernels"
-    return f"{', '.join(names)} is needed and not installed: pip install {target}"
+    return f'{", ".join(names)} is needed and not installed: pip install "mtml-kernels[train]"'
 
 
 def _import_line(error: ImportError) -> str:
