@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtml._select import by_first_name
 from mtml.inner_lr import InnerLR
 from mtml_kernels import native
 from mtml_kernels._general_rates import op_rates
@@ -35,9 +36,15 @@ class Rates:
     """Reads the inner learning rates of one call, in the op's form. Numbers are converted once, tensors every time."""
 
     def __init__(
-        self, lr: Any, shapes: Mapping[str, torch.Size], steps: int, like: Tensor, known: Sequence[str]
+        self,
+        lr: Any,
+        shapes: Mapping[str, torch.Size],
+        steps: int,
+        like: Tensor,
+        known: Sequence[str],
+        others: Mapping[str, str],  # further names of shared tensors, with their first
     ) -> None:
-        self.lr, self.shapes, self.steps, self.known = lr, shapes, steps, known
+        self.lr, self.shapes, self.steps, self.known, self.others = lr, shapes, steps, known, others
         self.dtype, self.device, self.names = like.dtype, like.device, list(shapes)
         self._checked: list[int] | None = None
         first = self._read()
@@ -51,7 +58,8 @@ class Rates:
 
     def _read(self) -> list[Tensor]:
         if not isinstance(self.lr, InnerLR):
-            return op_rates(self.lr, self.shapes, self.steps, self.dtype, self.device, self.known)
+            lr = by_first_name(self.lr, self.others) if self.others and hasattr(self.lr, "items") else self.lr
+            return op_rates(lr, self.shapes, self.steps, self.dtype, self.device, self.known)
         if self.lr.steps is not None and self.lr.steps < self.steps:
             raise ValueError(
                 f"lr: expected at least steps={self.steps} rates, got InnerLR(steps={self.lr.steps}); "

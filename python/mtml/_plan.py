@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtml._head_path import FusedHead, is_head
 from mtml._paths import Fused, General, Rates, batch_dict
-from mtml._select import adaptable, select
+from mtml._select import adaptable, aliases, select
 from mtml._trunk_path import TrunkOnce
 from mtml._watch import Watch, structure
 from mtml_kernels._general_choice import choose, probe
@@ -73,7 +73,7 @@ class Planner:
         self.batch_norm, self.backend = maml.batch_norm, maml.backend
         check_batch_norm(self.model, self.batch_norm)
         self.losses = tuple(map(resolve, (maml.loss, maml.loss if maml.query_loss is None else maml.query_loss)))
-        self.names = select(self.model, maml.params)
+        self.names, self.others = select(self.model, maml.params), aliases(self.model)
         self.tensors = adaptable(self.model) | dict(self.model.named_buffers()) | dict(self.model.named_parameters())
         self.calls: dict[Hashable, Path] = {}
         self.programs: dict[Hashable, _Traced] = {}
@@ -114,7 +114,7 @@ class Planner:
 
     def _rates(self, names: Sequence[str], options: Options, like: Tensor) -> Rates:
         shapes = {name: self.tensors[name].shape for name in names}
-        return Rates(self.lr, shapes, options.steps, like, [*self.tensors])
+        return Rates(self.lr, shapes, options.steps, like, [*self.tensors], self.others)
 
     def requested(self) -> str:
         """The argument, else MTML_BACKEND, else "auto"."""

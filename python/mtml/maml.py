@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mtml._cache import PathCache, unpacked
 from mtml._paths import General
 from mtml._plan import Batch, Path
-from mtml._select import ParamsArg, select
+from mtml._select import ParamsArg, aliases, by_first_name, select
 from mtml.adapted import Adapted
 from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
 from mtml.explain import Explanation, explain_path
 from mtml.inner_lr import InnerLR
 from mtml_kernels._general_rates import op_rates, rate_at
-from mtml_kernels._general_state import check_batch_norm
+from mtml_kernels._general_state import call_with, check_batch_norm
 from mtml_kernels._general_task import apply_update
 from mtml_kernels.checks import check_batch, check_choice, check_finite, check_steps, shown
 from mtml_kernels.general import GeneralPlan
@@ -64,8 +63,9 @@ class MAML(nn.Module):
         query_loss: the same for the query set; None: as `loss`.
         params: which tensors the inner loop changes: None for all trainable parameters; names or patterns ("head.*");
             or predicate(name, tensor). Buffers and frozen parameters may be named: they are adapted for each task and
-            not meta-trained (CAVIA, functa). Of the last linear layer alone (ANIL): the layers before it run once where
-            that is exact and cheaper.
+            not meta-trained (CAVIA, functa). A tensor with several names is meant by each of them, here and in a dict of
+            rates, and is called by its first in results. Of the last linear layer alone (ANIL): the layers before it
+            run once where that is exact and cheaper.
         batch_norm: "module": batch normalisation normalises as its layers' train()/eval() mode and track_running_stats
             say, and running statistics stay as they are; "track": they are updated, task by task; "batch": always batch
             statistics; "running": always running statistics; "per_step" (MAML++): batch statistics, and a weight and
@@ -246,7 +246,7 @@ class MAML(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward; of a clone that took k steps, with row k of what exists once per step."""
         rows = step_rows(self.module, self._taken, query=False)
-        return functional_call(self.module, rows, args, kwargs) if rows else self.module(*args, **kwargs)
+        return call_with(self.module, rows, args, kwargs) if rows else self.module(*args, **kwargs)
 
     def clone(
         self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
@@ -310,6 +310,8 @@ class MAML(nn.Module):
         k, lr, names = self._taken, self.lr, list(tensors)
         like = next(iter(tensors.values()))
         lr = lr.as_dict() if isinstance(lr, InnerLR) else lr
+        if hasattr(lr, "items"):
+            lr = by_first_name(lr, aliases(self.module))
         shapes = {name: t.shape for name, t in tensors.items()}
         table = op_rates(lr, shapes, k + 1, like.dtype, like.device, _names_of(lr))
         rates = {name: rate_at(table, i, k) for i, name in enumerate(names)}
