@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtml_kernels.checks import widened
 from mtml_kernels.losses import IGNORED, LossSpec, Opaque
 
 __all__ = ["TaskLoss", "weigh"]
@@ -62,7 +63,11 @@ class TaskLoss:
     def __call__(self, output: Any, target: Any, mask: Tensor | None = None) -> Tensor:
         if self.spec is None:
             return self._opaque(output, target, mask)
-        if self.spec.kind == "cross_entropy" and not target.is_floating_point():
+        if self.spec.kind != "cross_entropy":  # not every loss promotes by itself, as mse does
+            common = torch.promote_types(output.dtype, target.dtype)
+            output, target = output.to(common), target.to(common)
+        elif not target.is_floating_point():
+            target = widened(target)
             counts = target != IGNORED
             if mask is None and self.spec.reduction == "mean":
                 # as F.cross_entropy's mean, but 0 instead of NaN where nothing counts

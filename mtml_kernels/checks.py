@@ -20,12 +20,16 @@ __all__ = [
     "check_dtypes",
     "check_finite",
     "check_initialised",
+    "check_leading",
     "check_steps",
     "check_target",
     "leaves",
     "shown",
+    "widened",
 ]
 
+# integers that hold class ids as well as int64, which kernels take
+NARROW = frozenset({torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64})
 NAMES = ("sx", "sy", "qx", "qy", "support_mask", "query_mask")
 
 
@@ -99,7 +103,7 @@ def check_finite(name: str, value: Any) -> None:
     raise ValueError(f"{name}: expected finite rates, got {bad}; lower the outer learning rate or bound the inner one")
 
 
-def _check_leading(name: str, tensor: Tensor, expected: tuple[int, ...], letters: str) -> None:
+def check_leading(name: str, tensor: Tensor, expected: tuple[int, ...], letters: str) -> None:
     """`tensor` must start with the dimensions `expected`, called e.g. "[T, S]"."""
     if tuple(tensor.shape[: len(expected)]) != expected:
         raise ValueError(
@@ -119,10 +123,10 @@ def _check_set(names: Sequence[str], letter: str, parts: Sequence[Any], tasks: i
         raise ValueError(f"{first}: expected [T, {letter}, ...] (tasks, samples, features), got {list(head.shape)}")
     size = (head.shape[0] if tasks is None else tasks, head.shape[1])
     for name, tensor in tensors:
-        _check_leading(name, tensor, size, f"[T, {letter}]")
+        check_leading(name, tensor, size, f"[T, {letter}]")
     if y is not None:
         for name, tensor in leaves(names[1], y):
-            _check_leading(name, tensor, size, f"[T, {letter}]")
+            check_leading(name, tensor, size, f"[T, {letter}]")
     if mask is not None:
         if not isinstance(mask, Tensor):
             raise TypeError(f"{names[2]}: expected a tensor [T, {letter}] or None, got {shown(mask)}")
@@ -193,12 +197,10 @@ def check_dtypes(expected: torch.dtype, tensors: Iterator[tuple[str, Tensor]], w
 
 def check_class_ids(name: str, target: Tensor, classes: int, ignored: int | None = None) -> None:
     """Raise where class ids are no integers (TypeError) or neither `ignored` nor in [0, classes) (ValueError)."""
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(
-            f"{name}: expected integer class ids [T, N] for cross_entropy, got {shown(target)}; use .long()"
-        )
+    _check_integers(name, target)
     if target.numel() == 0 or target.is_meta:
         return
+    target = widened(target)
     low, high = (int(bound) for bound in target.aminmax())
     if low == ignored:  # look again without them; rare, and only then
         check_class_ids(name, target[target != ignored], classes)
@@ -210,19 +212,33 @@ def check_class_ids(name: str, target: Tensor, classes: int, ignored: int | None
         )
 
 
+def _check_integers(name: str, target: Tensor) -> None:
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(
+            f"{name}: expected integer class ids [T, N] for cross_entropy, got {shown(target)}; use .long()"
+        )
+
+
+def widened(target: Any) -> Any:
+    """Class ids of a narrower integer type as int64, anything else as it is."""
+    return target.long() if isinstance(target, Tensor) and target.dtype in NARROW else target
+
+
 def check_target(name: str, kind: str, target: Any, output: tuple[int, ...]) -> None:
     """The form of a target: integer class ids, or exactly the output's shape [T, N, *out] and floating point."""
     if not isinstance(target, Tensor):
         raise TypeError(f"{name}: expected a tensor for loss {kind!r}, got {shown(target)}")
     if kind == "cross_entropy":
         expected = (*output[:2], *output[3:])
-        if tuple(target.shape) == expected and not target.is_floating_point():
-            return
         if target.is_floating_point() and tuple(target.shape) == tuple(output):
             return  # class probabilities
         if tuple(target.shape) == expected:
-            raise TypeError(f"{name}: expected integer class ids for cross_entropy, got {shown(target)}; use .long()")
-        raise ValueError(f"{name}: expected class ids of shape {list(expected)}, got {shown(target)}")
+            _check_integers(name, target)
+            return
+        raise ValueError(
+            f"{name}: expected class ids of shape {list(expected)}, got {shown(target)}; the shape is the output's "
+            f"{list(output)} without its classes (of one-hot labels: .argmax(2); without a last 1: .squeeze(-1))"
+        )
     if tuple(target.shape) != tuple(output):
         raise ValueError(
             f"{name}: expected the shape of the model's output {list(output)} for loss {kind!r}, got "

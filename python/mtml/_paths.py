@@ -13,14 +13,21 @@ from mtml.inner_lr import InnerLR
 from mtml_kernels import native
 from mtml_kernels._general_rates import op_rates
 from mtml_kernels._general_task import TaskRule
-from mtml_kernels.checks import Sizes, check_class_ids, check_finite
+from mtml_kernels.checks import Sizes, check_class_ids, check_finite, widened
 from mtml_kernels.general import GeneralPlan, general_inner_loop
 from mtml_kernels.losses import IGNORED
 from mtml_kernels.ops._inner_loop_backends import FORMS
 from mtml_kernels.ops.inner_loop import InnerLoopSpec, inner_loop_call
 from mtml_kernels.program import Program
 
-__all__ = ["Fused", "General", "Outcome", "Rates"]
+__all__ = ["Fused", "General", "Outcome", "Rates", "in_our_words"]
+
+
+def in_our_words(error: Exception) -> Exception:
+    """An error of the engine about targets, which its own functions call by other names, by the names used here."""
+    argument, found, rest = str(error).partition(":")
+    known = {"support_y": "sy", "query_y": "qy", "labels": "sy", "query_labels": "qy"}
+    return type(error)(f"{known[argument]}:{rest}") if found and argument in known else error
 
 
 class Outcome(NamedTuple):
@@ -110,7 +117,8 @@ class Fused:
         self.dtype = self.params[0].dtype
         self.support_names, self.query_names = names  # None: one tensor; else keys of a dict or indices of a tuple
         self.reshape = len(program.output_shape) != 1
-        self.classes = classes  # > 0: class ids that are checked here, because the backend indexes without a look
+        # > 0: class ids that are checked here, because the backend indexes without a look, or that are not int64
+        self.classes = classes
 
     def low_rank(self, sizes: Sizes) -> int:
         """How many weights are held as the shared ones plus a low-rank correction for each task, in training."""
@@ -124,26 +132,20 @@ class Fused:
 
     def __call__(self, sx: Any, sy: Any, qx: Any, qy: Any, sm: Any, qm: Any, sw: Any) -> Outcome:
         if self.classes != (0, 0):
-            self._check_labels(sy, qy)
+            sy, qy = self._labels(sy, qy)
         if sm is not None and sm.dtype is not self.dtype:
             sm = sm.to(self.dtype)
         if qm is not None and qm.dtype is not self.dtype:
             qm = qm.to(self.dtype)
         if sw is not None:
             sw = torch.as_tensor(sw, dtype=self.dtype, device=self.params[0].device)
-        loss, output, support_losses, adapted = inner_loop_call(
-            self.spec,
-            self.params,
-            self.inputs(sx, self.support_names),
-            sy,
-            [] if qx is None else self.inputs(qx, self.query_names),
-            qy,
-            sm,
-            qm,
-            self.rates(),
-            sw,
-            self.backend,
-        )
+        queries = [] if qx is None else self.inputs(qx, self.query_names)
+        data = (self.inputs(sx, self.support_names), sy, queries, qy, sm, qm)
+        try:
+            found = inner_loop_call(self.spec, self.params, *data, self.rates(), sw, self.backend)
+        except (TypeError, ValueError) as error:
+            raise in_our_words(error) from None
+        loss, output, support_losses, adapted = found
         return Outcome(loss, output, support_losses, self._named(adapted, support_losses) if self.spec.keep else {})
 
     def shaped(self, output: Tensor) -> Tensor:
@@ -157,11 +159,15 @@ class Fused:
         found |= {name: t.expand(*lead, *t.shape).clone() for name, t in self.idle.items()}
         return {name: found[name] for name in self.order}
 
-    def _check_labels(self, sy: Tensor, qy: Tensor | None) -> None:
+    def _labels(self, sy: Tensor, qy: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The targets, class ids among them checked and as int64."""
         if self.classes[0]:
             check_class_ids("sy", sy, self.classes[0], IGNORED)
+            sy = widened(sy)
         if self.classes[1] and qy is not None:
             check_class_ids("qy", qy, self.classes[1], IGNORED)
+            qy = widened(qy)
+        return sy, qy
 
 
 class General:

@@ -19,7 +19,7 @@ from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_state import check_batch_norm
 from mtml_kernels._general_task import TaskRule
 from mtml_kernels._program_split import once_is_dearer, split_head
-from mtml_kernels.checks import Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
+from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
 from mtml_kernels.ops._backends import VARIANT
@@ -223,7 +223,9 @@ class Planner:
         )
         moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
         rates = self._rates(moving, options, self.tensors[program.params[0].name])
-        classes = self._classes(program.output_shape[-1:], batch) if backend == "reference" else (0, 0)
+        narrow = any(isinstance(y, Tensor) and y.dtype in NARROW for y in (batch.sy, batch.qy))
+        looks = backend == "reference" or narrow
+        classes = self._classes(program.output_shape[-1:], batch) if looks else (0, 0)
         asked = VARIANT in backend  # for a way of holding weights, of which the Gram form has none
         kind = FusedHead if not asked and is_head(program, spec, rates(), self.losses, sizes) else Fused
         return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)

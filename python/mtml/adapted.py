@@ -13,9 +13,9 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from mtml_kernels._general_loss import TaskLoss
-from mtml_kernels.checks import check_class_ids, check_target, leaves
+from mtml_kernels.checks import check_class_ids, check_devices, check_leading, check_target, leaves
 from mtml_kernels.general import GeneralPlan, forward_tasks
-from mtml_kernels.losses import IGNORED, LossSpec, resolve
+from mtml_kernels.losses import IGNORED, LossSpec, Opaque, resolve
 from mtml_kernels.per_step import step_rows
 
 __all__ = ["Adapted"]
@@ -114,13 +114,10 @@ class Adapted:
         """
         if qy is None and hasattr(qx, "qx"):
             qx, qy, query_mask = qx.qx, qx.qy, qx.query_mask if query_mask is None else query_mask
+        self._check_tasks("qx", qx)
         output = self(qx, step)
         resolved = resolve(self._loss)
-        if isinstance(resolved, LossSpec):
-            check_target("qy", resolved.kind, qy, tuple(output.shape))
-            if resolved.kind == "cross_entropy" and not qy.is_floating_point():
-                check_class_ids("qy", qy, output.shape[2], IGNORED)
-        self._check_tasks("qy", qy)
+        self._check_targets(resolved, qx, output, qy)
         loss = TaskLoss(resolved)
         parts = (output, qy) if query_mask is None else (output, qy, query_mask)
         if isinstance(resolved, LossSpec):
@@ -128,6 +125,16 @@ class Adapted:
             return result
         rows = [pytree.tree_map(lambda part, t=t: part[t], parts) for t in range(self.tasks)]
         return torch.stack([loss(*row) for row in rows])
+
+    def _check_targets(self, loss: LossSpec | Opaque, qx: Any, output: Any, qy: Any) -> None:
+        _, first = next(leaves("qx", qx))
+        for label, tensor in leaves("qy", qy):
+            check_leading(label, tensor, tuple(first.shape[:2]), "[T, Q]")
+        check_devices(self.support_losses.device, leaves("qy", qy))
+        if isinstance(loss, LossSpec):
+            check_target("qy", loss.kind, qy, tuple(output.shape))
+            if loss.kind == "cross_entropy" and not qy.is_floating_point():
+                check_class_ids("qy", qy, output.shape[2], IGNORED)
 
     def task(self, t: int, step: int = -1) -> nn.Module:
         """Task t's model as a module of its own: a deep copy holding the adapted values, cut off from the graph.

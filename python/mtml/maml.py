@@ -63,8 +63,8 @@ class MAML(nn.Module):
         query_loss: the same for the query set; None: as `loss`.
         params: which tensors the inner loop changes: None for all trainable parameters; names or patterns ("head.*");
             or predicate(name, tensor). Buffers and frozen parameters may be named: they are adapted for each task and
-            not meta-trained (CAVIA, functa). A tensor with several names is meant by each of them, here and in a dict of
-            rates, and is called by its first in results. Of the last linear layer alone (ANIL): the layers before it
+            not meta-trained (CAVIA, functa). A tensor with several names is meant by each of them, here and in a dict
+            of rates, and is called by its first in results. Of the last linear layer alone (ANIL): the layers before it
             run once where that is exact and cheaper.
         batch_norm: "module": batch normalisation normalises as its layers' train()/eval() mode and track_running_stats
             say, and running statistics stay as they are; "track": they are updated, task by task; "batch": always batch
