@@ -1,4 +1,4 @@
-"""Targets of a wrong dtype, shape, range or device: every path calls them sy and qy, and class ids may be any integers."""
+"""Targets of a wrong dtype, shape, range or device are called sy and qy everywhere; class ids may be any integers."""
 
 from __future__ import annotations
 
@@ -172,5 +172,5 @@ def test_other_errors_of_the_engine_keep_their_words(monkeypatch: pytest.MonkeyP
         raise ValueError("step_weights: as it was")
 
     monkeypatch.setattr(mtml._paths, "inner_loop_call", fails)
-    with pytest.raises(ValueError, match="^step_weights: as it was$"):
+    with pytest.raises(ValueError, match=r"^step_weights: as it was$"):
         run("weights", "cross_entropy", "sy", ids(), ids())
