@@ -112,9 +112,36 @@ def check_leading(name: str, tensor: Tensor, expected: tuple[int, ...], letters:
         )
 
 
+def _check_inputs_of_a_model(names: Sequence[str], letter: str, x: Sequence[Any], y: Any) -> None:
+    """A list or tuple is several inputs of the model. Raise ValueError where it is the tasks of a batch, one by one."""
+    if not x or not all(isinstance(t, Tensor) and t.ndim for t in x):
+        return
+    targets = [] if y is None else [t for _, t in leaves(names[1], y)]
+    uneven = len({tuple(t.shape[:2]) for t in x}) > 1
+    fitting = all(t.shape[:2] == x[0].shape[:2] for t in targets)
+    if fitting and (targets or not uneven):
+        return
+    several = isinstance(y, list | tuple) and len(y) == len(x)  # targets, task by task as well
+    stacked = isinstance(y, Tensor) and y.shape[:1] == (len(x),)
+    if uneven or several or stacked:
+        raise ValueError(
+            f"{names[0]}: expected tensors [T, {letter}, ...], one for each input of the model, got a "
+            f"{type(x).__name__} of {_sizes(x)}; tasks that stand one by one become a batch by "
+            "mtml.tasks.collate(tasks), which pads those of fewer samples and weighs padding out with support_mask and "
+            "query_mask"
+        )
+
+
+def _sizes(tensors: Sequence[Tensor]) -> str:
+    shapes = ", ".join(str(list(t.shape)) for t in tensors[:4])
+    return shapes + (f" and {len(tensors) - 4} more" if len(tensors) > 4 else "")
+
+
 def _check_set(names: Sequence[str], letter: str, parts: Sequence[Any], tasks: int | None) -> tuple[int, int]:
     """One of the two sets of a batch, (x, y, mask); returns (T, number of samples)."""
     x, y, mask = parts
+    if isinstance(x, list | tuple):
+        _check_inputs_of_a_model(names, letter, x, y)
     tensors = list(leaves(names[0], x))
     if not tensors:
         raise ValueError(f"{names[0]}: expected at least one tensor, got {shown(x)}")

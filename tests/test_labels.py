@@ -83,15 +83,17 @@ def test_the_paths_are_the_ones_meant() -> None:
     assert PATHS["fused"]("cross_entropy").explain(*batch).path == "fused"
 
 
+# a batch is checked before anything runs, and the targets of `Adapted.loss` beside the outputs
+SHAPE = "(expected its first dimensions|expected class ids of shape|expected the shape of the model's output)"
 WRONG_IDS: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
     "float": (TypeError, lambda: ids().double(), r"\.long\(\)"),
     "bool": (TypeError, lambda: ids() > 0, r"\.long\(\)"),
     "complex": (TypeError, lambda: ids().to(torch.complex64), r"\.long\(\)"),
     "one_hot": (ValueError, lambda: F.one_hot(ids(), C), r"expected class ids of shape \[1, 8\].*argmax"),
     "last_1": (ValueError, lambda: ids()[..., None], r"expected class ids of shape \[1, 8\].*squeeze"),
-    "per_task": (ValueError, lambda: ids()[:, 0], "expected its first dimensions"),
-    "too_few_samples": (ValueError, lambda: ids()[:, 1:], "expected its first dimensions"),
-    "too_many_tasks": (ValueError, lambda: ids().repeat(2, 1), "expected its first dimensions"),
+    "per_task": (ValueError, lambda: ids()[:, 0], SHAPE),
+    "too_few_samples": (ValueError, lambda: ids()[:, 1:], SHAPE),
+    "too_many_tasks": (ValueError, lambda: ids().repeat(2, 1), SHAPE),
     "few_probabilities": (ValueError, lambda: values()[..., :2], r"expected class ids of shape \[1, 8\]"),
     "negative": (ValueError, lambda: ids() - 1, "expected class ids .*got -1"),
     "too_high": (ValueError, lambda: ids() + 1, "expected class ids .*got 3"),
@@ -118,7 +120,7 @@ WRONG_VALUES: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
     "ids": (ValueError, ids, r"expected the shape of the model's output \[1, 8, 3\]"),
     "one_column": (ValueError, lambda: values()[..., :1], r"expected the shape of the model's output"),
     "one_more": (ValueError, lambda: values()[..., None], r"expected the shape of the model's output"),
-    "per_task": (ValueError, lambda: values()[:, 0, 0], "expected its first dimensions"),
+    "per_task": (ValueError, lambda: values()[:, 0, 0], SHAPE),
     "list": (TypeError, lambda: values().tolist(), "expected a tensor"),
     "meta": (ValueError, lambda: values().to("meta"), "expected the model's device cpu, got meta"),
 }
