@@ -18,6 +18,7 @@ from mtml_kernels._general_choice import choose, probe
 from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_state import check_batch_norm
 from mtml_kernels._general_task import TaskRule
+from mtml_kernels._general_unused import refuse_unused
 from mtml_kernels._program_split import once_is_dearer, split_head
 from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
 from mtml_kernels.errors import BackendUnavailable
@@ -70,7 +71,7 @@ class Planner:
         self.model: nn.Module = maml.module
         # held, so that nothing else can take their place in memory: a cache knows them by their ids
         self.lr, self.update, self.held = maml.lr, maml.update, (maml.loss, maml.query_loss, maml.params)
-        self.batch_norm, self.backend = maml.batch_norm, maml.backend
+        self.batch_norm, self.backend, self.allow_unused = maml.batch_norm, maml.backend, maml.allow_unused
         check_batch_norm(self.model, self.batch_norm)
         self.losses = tuple(map(resolve, (maml.loss, maml.loss if maml.query_loss is None else maml.query_loss)))
         self.names, self.others = select(self.model, maml.params), aliases(self.model)
@@ -238,8 +239,12 @@ class Planner:
         rule = TaskRule(
             self.model, self.names, support, query, options.steps, options.first_order, self.update, options.keep
         )
-        theta = {name: self.tensors[name] for name in self.names}
-        plan = choose(rule, theta, rates(), batch_dict(*batch[:6]), batch.weights, self.batch_norm, found)
+        theta, data = {name: self.tensors[name] for name in self.names}, batch_dict(*batch[:6])
+        # a loss that is known by name depends on all of an output that is one tensor
+        partial = found.output is None or support.spec is None
+        if partial and options.steps and not self.allow_unused and _plain_autograd():
+            refuse_unused(rule, theta, data, self.batch_norm, found.recomputes)
+        plan = choose(rule, theta, rates(), data, batch.weights, self.batch_norm, found)
         classes = (0, 0) if found.output is None else self._classes(found.output[1:2], batch)
         return General(rule, plan, self.tensors, rates, classes)
 
@@ -264,6 +269,11 @@ class Planner:
         for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
             if isinstance(loss, LossSpec) and loss.kind != "cross_entropy" and target is not None:
                 check_dtypes(dtype, iter([(name, target)]), f"the model's dtype, for loss {loss.kind!r}")
+
+
+def _plain_autograd() -> bool:
+    """Whether torch.autograd.grad works here: not within a torch.func transform, and not in inference mode."""
+    return not torch._C._are_functorch_transforms_active() and not torch.is_inference_mode_enabled()
 
 
 def _single_values(program: Program, batch: Batch) -> list[str]:
