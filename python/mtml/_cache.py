@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mtml._notices import warn_of_fallback, warn_of_statistics
 from mtml._plan import Batch, Options, Path, Planner
 from mtml._watch import structure
 from mtml_kernels._general_loss import takes
 from mtml_kernels.checks import check_initialised, check_steps, shown
-from mtml_kernels.errors import FallbackWarning
 
 __all__ = ["PathCache", "Six", "unpacked", "weights_list"]
 
@@ -44,7 +42,6 @@ class PathCache:
         self.owner = owner
         self.now: Planner | None = None
         self.states: dict[Hashable, Planner] = {}
-        self.warned: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PathCache, (None,)
@@ -99,8 +96,10 @@ class PathCache:
             if len(planner.calls) >= CALLS:
                 planner.calls.pop(next(iter(planner.calls)))
             planner.calls[key] = path
+            warn_of_statistics(self.owner.module, planner.batch_norm)
         if path.notice is not None and not quiet:
-            self._warn(path)
+            (mode, reasons), path.notice = path.notice, None
+            warn_of_fallback(self.owner.module, mode, reasons)
         return path, weights
 
     def planner(self) -> Planner:
@@ -121,34 +120,11 @@ class PathCache:
         self.states[key] = self.now = planner
         return planner
 
-    def _warn(self, path: Path) -> None:
-        """Once for each set of reasons: which form of the general path is faster differs from one batch to the next."""
-        if path.notice is None:
-            return
-        (mode, reasons), path.notice = path.notice, None
-        if reasons in self.warned:
-            return
-        self.warned.add(reasons)
-        warnings.warn(
-            f"general path ({mode}): {reasons}. It is exact but slower than the fused engine; backend='general' "
-            "chooses it silently, and explain() shows every layer.",
-            FallbackWarning,
-            stacklevel=_caller_level(),
-        )
-
 
 def _loss_key(loss: Any) -> Hashable:
     """A loss as part of a key: an nn loss may change its options after it was passed in."""
     values = getattr(loss, "__dict__", {}).items()
     return loss if isinstance(loss, str) else id(loss), tuple((k, v) for k, v in values if isinstance(v, float | str))
-
-
-def _caller_level() -> int:
-    """The stacklevel of the first frame outside this package and the engine: the line that the user wrote."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("mtml", "mtml_kernels"):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _weights_signature(weights: Any) -> Hashable:

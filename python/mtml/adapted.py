@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from mtml._notices import warn_of_statistics
 from mtml_kernels._general_loss import TaskLoss, refuse_several
 from mtml_kernels.checks import check_class_ids, check_devices, check_leading, check_target, leaves
 from mtml_kernels.general import GeneralPlan, forward_tasks
@@ -90,6 +91,7 @@ class Adapted:
         Raises ValueError where x holds another number of tasks; else as `params_at`.
         """
         self._check_tasks("x", x)
+        warn_of_statistics(self.model, self._plan.batch_norm)
         params, rows = self.params_at(step), self._rows(step)
         if self._plan.mode == "loop":
             return forward_tasks(self.model, params, x, self._plan, rows)
