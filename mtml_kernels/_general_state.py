@@ -19,6 +19,7 @@ __all__ = [
     "batch_norm_mode",
     "call",
     "call_twin",
+    "call_with",
     "check_batch_norm",
     "fresh_buffers",
     "notice_recomputing",
@@ -76,8 +77,27 @@ def batch_norm_mode(model: nn.Module, mode: str) -> Iterator[None]:
 def call(model: nn.Module, tensors: Mapping[str, Tensor], x: Any) -> Any:
     """model(x) with `tensors` in place of its own by name; a tuple is several arguments, a dict keyword arguments."""
     if isinstance(x, Mapping):
-        return functional_call(model, dict(tensors), (), dict(x))
-    return functional_call(model, dict(tensors), tuple(x) if isinstance(x, list | tuple) else (x,))
+        return call_with(model, tensors, (), dict(x))
+    return call_with(model, tensors, tuple(x) if isinstance(x, list | tuple) else (x,), {})
+
+
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`torch.func.functional_call`, which by itself leaves a module that has several names with the given tensors.
+
+    It swaps a tensor under every name that it has, and so twice in such a module: the second swap takes the given
+    tensor for the module's own. Here each place that holds a tensor has one name.
+    """
+    places: dict[int, list[str]] = {}
+    ids: dict[str, int] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    ids[prefix + name] = id(tensor)
+                    places.setdefault(id(tensor), []).append(prefix + name)
+    everywhere = {place: new for name, new in tensors.items() for place in places.get(ids.get(name, 0), [name])}
+    return functional_call(model, everywhere, args, kwargs, tie_weights=False)
 
 
 def twin(

@@ -113,7 +113,7 @@ class _Steps:
     def _gradients(self, k: int, theta: Params, data: Mapping[str, Any]) -> tuple[Params, Tensor]:
         def loss_of(params: Params) -> Tensor:
             output = self.output(k, params, data["sx"], False)
-            loss = self.rule.loss(output, data["sy"], data.get("support_mask"))
+            loss = self.rule.loss(output, data.get("sy"), data.get("support_mask"))
             if loss.ndim:
                 raise ValueError(f"loss: expected a scalar per task, got {list(loss.shape)}")
             return loss
@@ -153,7 +153,7 @@ def run_task(
         theta: the adapted tensors at the start, by name.
         fixed: further tensors to use in place of the model's own.
         weights: of the query loss at theta_0 .. theta_K; None for 1 at theta_K alone.
-        data: "sx", "sy" and, where given, "qx", "qy", "support_mask", "query_mask".
+        data: "sx" and, where given, "sy", "qx", "qy", "support_mask", "query_mask".
         functional: gradients by torch.func instead of torch.autograd.
         forward: runs the model: `call` or `call_twin`.
     """
@@ -161,6 +161,7 @@ def run_task(
     theta = steps.start(theta)
     history, losses = [theta], []
     total: Any = None
+    judged = "qy" in data or rule.query_loss.alone
     result: dict[str, Any] = {}
     for k in range(rule.steps + 1):
         last = k == rule.steps
@@ -170,8 +171,8 @@ def run_task(
             output = steps.output(k, theta, data["qx"], True)
             if last:
                 result["output"] = output
-            if "qy" in data and not (skip and total is not None):
-                loss = rule.query_loss(output, data["qy"], data.get("query_mask"))
+            if judged and not (skip and total is not None):
+                loss = rule.query_loss(output, data.get("qy"), data.get("query_mask"))
                 loss = loss if weights is None else weight * loss
                 total = loss if total is None else total + loss
         if not last:

@@ -81,7 +81,7 @@ def general_inner_loop(
         plan: vmap or loop, and the batch normalisation mode.
         theta: the adapted tensors by name, [*shape], shared by all tasks at the start.
         rates: as `_general_rates.op_rates` gives them, in the order of `rule.adapted`.
-        data: "sx" and "sy", and where given "qx", "qy", "support_mask", "query_mask": pytrees of [T, ...].
+        data: "sx", and where given "sy", "qx", "qy", "support_mask", "query_mask": pytrees of [T, ...].
         weights: of the query loss at theta_0 .. theta_K, numbers or a tensor [K+1]; None for theta_K alone.
         fixed: tensors to use in place of the model's own, by name (copies, when a run must leave no trace).
 

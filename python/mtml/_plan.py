@@ -13,17 +13,18 @@ from mtml._contents import Contents
 from mtml._head_path import FusedHead, is_head
 from mtml._paths import Fused, General, Rates, batch_dict
 from mtml._reach import Reach
-from mtml._select import adaptable, select
+from mtml._select import adaptable, aliases, select
 from mtml._trunk_path import TrunkOnce
 from mtml._watch import Watch
 from mtml_kernels._general_choice import choose, probe
 from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_state import check_batch_norm
 from mtml_kernels._general_task import TaskRule
+from mtml_kernels._general_unused import refuse_unused
 from mtml_kernels._neutral import exclusive, uncompiled, unhooked
 from mtml_kernels._program_split import once_is_dearer, split_head
 from mtml_kernels._trace_checks import SIDE_EFFECTS
-from mtml_kernels.checks import Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
+from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
 from mtml_kernels.ops._backends import VARIANT
@@ -81,10 +82,10 @@ class Planner:
         self.model: nn.Module = maml.module
         # held, so that nothing else can take their place in memory: a cache knows them by their ids
         self.lr, self.update, self.held = maml.lr, maml.update, (maml.loss, maml.query_loss, maml.params)
-        self.batch_norm, self.backend = maml.batch_norm, maml.backend
+        self.batch_norm, self.backend, self.allow_unused = maml.batch_norm, maml.backend, maml.allow_unused
         check_batch_norm(self.model, self.batch_norm)
         self.losses = tuple(map(resolve, (maml.loss, maml.loss if maml.query_loss is None else maml.query_loss)))
-        self.names = select(self.model, maml.params)
+        self.names, self.others = select(self.model, maml.params), aliases(self.model)
         self.tensors = adaptable(self.model) | dict(self.model.named_buffers()) | dict(self.model.named_parameters())
         self.device_type = next((t.device.type for t in self.tensors.values() if t.is_floating_point()), "cpu")
         self.calls: dict[Hashable, Path] = {}
@@ -152,7 +153,7 @@ class Planner:
 
     def _rates(self, names: Sequence[str], options: Options, like: Tensor) -> Rates:
         shapes = {name: self.tensors[name].shape for name in names}
-        return Rates(self.lr, shapes, options.steps, like, [*self.tensors])
+        return Rates(self.lr, shapes, options.steps, like, [*self.tensors], self.others)
 
     def requested(self) -> str:
         """The argument, else MTML_BACKEND, else "auto"."""
@@ -274,7 +275,9 @@ class Planner:
         )
         moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
         rates = self._rates(moving, options, self.tensors[program.params[0].name])
-        classes = self._classes(program.output_shape[-1:], batch) if backend == "reference" else (0, 0)
+        narrow = any(isinstance(y, Tensor) and y.dtype in NARROW for y in (batch.sy, batch.qy))
+        looks = backend == "reference" or narrow
+        classes = self._classes(program.output_shape[-1:], batch) if looks else (0, 0)
         asked = VARIANT in backend  # for a way of holding weights, of which the Gram form has none
         kind = FusedHead if not asked and is_head(program, spec, rates(), self.losses, sizes) else Fused
         return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
@@ -287,8 +290,12 @@ class Planner:
         rule = TaskRule(
             self.model, self.names, support, query, options.steps, options.first_order, self.update, options.keep
         )
-        theta = {name: self.tensors[name] for name in self.names}
-        plan = choose(rule, theta, rates(), batch_dict(*batch[:6]), batch.weights, self.batch_norm, found)
+        theta, data = {name: self.tensors[name] for name in self.names}, batch_dict(*batch[:6])
+        # a loss that is known by name depends on all of an output that is one tensor
+        partial = found.output is None or support.spec is None
+        if partial and options.steps and not self.allow_unused and _plain_autograd():
+            refuse_unused(rule, theta, data, self.batch_norm, found.recomputes)
+        plan = choose(rule, theta, rates(), data, batch.weights, self.batch_norm, found)
         classes = (0, 0) if found.output is None else self._classes(found.output[1:2], batch)
         return General(rule, plan, self.tensors, rates, classes)
 
@@ -313,6 +320,11 @@ class Planner:
         for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
             if isinstance(loss, LossSpec) and loss.kind != "cross_entropy" and target is not None:
                 check_dtypes(dtype, iter([(name, target)]), f"the model's dtype, for loss {loss.kind!r}")
+
+
+def _plain_autograd() -> bool:
+    """Whether torch.autograd.grad works here: not within a torch.func transform, and not in inference mode."""
+    return not torch._C._are_functorch_transforms_active() and not torch.is_inference_mode_enabled()
 
 
 def _single_values(program: Program, batch: Batch) -> list[str]:
