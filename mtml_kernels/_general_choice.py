@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mtml_kernels._general_guard import Notice, explain
+from mtml_kernels._general_guard import Notice, check_functions, explain
 from mtml_kernels._general_private import Private
 from mtml_kernels._general_state import fresh_buffers, notice_recomputing, tracks, written_buffers
 from mtml_kernels._general_task import TaskRule
@@ -91,8 +91,8 @@ def _detached(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), value)
 
 
-def _meta_step(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> None:
-    """One forward and backward on copies, for its time alone."""
+def _meta_step(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> Tensor:
+    """The losses of one forward, and a backward, on copies."""
     theta, rates, data, weights = _detached(args)
     fixed = {name: p.detach().requires_grad_(p.requires_grad) for name, p in rule.model.named_parameters()}
     fixed.update(fresh_buffers(rule.model))
@@ -101,6 +101,7 @@ def _meta_step(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> None
     leaves = [t for t in pytree.tree_leaves((theta, rates, data, fixed)) if isinstance(t, Tensor) and t.requires_grad]
     if leaves and value.requires_grad:
         torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+    return value
 
 
 def _seconds(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> float:
@@ -146,15 +147,15 @@ def _tried(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> GeneralP
     """The plan for the loop, with what one meta-step of one task shows of the operations that run in model, loss and
     update rule.
 
-    Operations that `formulas` replaces do not show: a norm that does runs in TorchScript, where PyTorch is right up to
-    the second order, but not under vmap.
+    Operations that `formulas` replaces do not show. A norm that does runs in TorchScript, or in the backward of an
+    autograd.Function: there PyTorch is right up to the second order, but not under vmap.
     """
     theta, rates, data, weights = args
     one = (theta, rates, pytree.tree_map(lambda t: t[:1], data), weights)
     still = replace(plan, mode="loop", batch_norm="module" if plan.batch_norm == "track" else plan.batch_norm)
     with _same_random_numbers(args), Notice() as notice:
         try:
-            _meta_step(rule, still, one)
+            check_functions(_meta_step(rule, still, one))
         except Exception as error:  # what we have no words for says itself what it is, in the call or its backward
             first = pytree.tree_map(lambda t: t[0].detach(), data["sx"])
             why = explain(error, rule.model, {**theta, **fresh_buffers(rule.model)}, first)
@@ -163,8 +164,8 @@ def _tried(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> GeneralP
     if notice.norm is None:
         return plan
     once = (
-        f"meta_loss: expected to be differentiated once, because {notice.norm} runs in TorchScript, where PyTorch's "
-        "derivatives of it are wrong from the third order on; use the same layer without torch.jit"
+        f"meta_loss: expected to be differentiated once: {notice.norm} runs in TorchScript or in the backward of "
+        "an autograd.Function, and PyTorch's derivatives of it are wrong from the third order on; call it elsewhere"
     )
     return replace(plan, reason=f"PyTorch's vmap gives wrong second derivatives through {notice.norm}", once=once)
 

@@ -8,14 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtml_kernels._general_norms import NATIVE_NORMS
 from mtml_kernels._general_private import Private
 
-__all__ = ["Notice", "blocked", "explain", "once_only"]
+__all__ = ["Notice", "blocked", "check_functions", "explain", "once_only"]
 
-MISSING = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented|(marked with @once_differentiable)")
+MISSING = re.compile(
+    r"derivative for '?(?:aten::)?(\w+?)'? is not implemented"
+    r"|marked with @once_differentiable|functions with out=... arguments don't support automatic differentiation"
+)
 SUFFIXES = re.compile(r"(_dense|_per_sample_weights)?(_backward|_forward)$")
 
 
@@ -31,6 +35,7 @@ class Notice(TorchDispatchMode):
         self.norm: str | None = None
         self.layers: dict[str, str] = {}
         self.path: list[str] = []
+        self.functions: list[str] = []  # modules whose output comes from an autograd.Function
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -42,9 +47,16 @@ class Notice(TorchDispatchMode):
             self.layers.setdefault(SUFFIXES.sub("", name), self.path[-1])
         return func(*args, **(kwargs or {}))
 
+    def leave(self, output: Any) -> None:
+        """A module is done."""
+        layer = self.path.pop()
+        made = (t.grad_fn for t in pytree.tree_leaves(output) if isinstance(t, Tensor))
+        if any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in made):
+            self.functions.append(layer)
+
 
 def _layer(model: nn.Module, tensors: Mapping[str, Tensor], x: Any, operation: str) -> str:
-    """Which of the model's layers runs the operation, in words; "" where none does."""
+    """Which of the model's layers runs the operation ("": an autograd.Function), in words; "" where none does."""
     private = Private(model)
     private(tensors, x)
     assert private.copy is not None
@@ -53,9 +65,25 @@ def _layer(model: nn.Module, tensors: Mapping[str, Tensor], x: Any, operation: s
             if not isinstance(module, torch.jit.ScriptModule):
                 text = f"layer {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
                 module.register_forward_pre_hook(lambda *_, text=text: notice.path.append(text))
-                module.register_forward_hook(lambda *_: notice.path.pop() and None, always_call=True)
+                module.register_forward_hook(lambda _, args, output: notice.leave(output), always_call=True)
         private(tensors, x)
+    if not operation:
+        return next(iter(notice.functions), "")
     return next((layer for name, layer in notice.layers.items() if name == SUFFIXES.sub("", operation)), "")
+
+
+def check_functions(value: Tensor) -> None:
+    """Raise for an autograd.Function of once_differentiable that a gradient passed: PyTorch does so in `backward`, but
+    leaves its part out without a word in `autograd.grad`.
+    """
+    seen, found = set(), [value.grad_fn]
+    while found:
+        node = found.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if type(node).__name__ == "DelayedError" or node.name().endswith("::Error"):
+                raise RuntimeError("a function that was marked with @once_differentiable")
+            found += [following for following, _ in node.next_functions]
 
 
 def explain(error: Exception, model: nn.Module, tensors: Mapping[str, Tensor], x: Any) -> str:
@@ -64,7 +92,8 @@ def explain(error: Exception, model: nn.Module, tensors: Mapping[str, Tensor], x
     if found is None:
         return ""
     if found[1] is None:
-        where, what = "the model or the loss", "an autograd.Function that is marked with @once_differentiable"
+        where = _layer(model, tensors, x, "") or "the model, the loss or the update rule"
+        what = "an autograd.Function"
     else:
         where = _layer(model, tensors, x, found[1]) or "the loss or the update rule"
         what = f"{SUFFIXES.sub('', found[1]).strip('_')!r}"

@@ -60,7 +60,7 @@ def _norm(difference: Tensor, p: float) -> Tensor:
     if math.isinf(p):
         return size.amax(-1)
     if p == 0:
-        return (size != 0).to(size.dtype).sum(-1)
+        return size.sign().sum(-1)
     if p == 1:
         return size.sum(-1)
     zero = size == 0

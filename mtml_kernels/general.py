@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -100,6 +100,7 @@ def general_inner_loop(
     Differentiable any number of times to everything it is given and to the model's own tensors.
     """
     given, names = dict(fixed or {}), plan.stateful
+    rule = replace(rule, first_order=True) if plan.blocked else rule  # for its values, which are the same
     forward = Private(rule.model, plan.batch_norm, plan.recomputes)
     if plan.once and torch.is_grad_enabled():
         own = {name: p for name, p in rule.model.named_parameters() if name not in theta}
@@ -124,7 +125,7 @@ def general_inner_loop(
         adapted = {name: value.transpose(0, 1) for name, value in adapted.items()}
     if not torch.is_grad_enabled():  # the loop differentiates by leaves of its own, which must not be seen outside
         result, adapted = pytree.tree_map_only(Tensor, Tensor.detach, (result, adapted))
-    elif plan.blocked and not rule.first_order:
+    elif plan.blocked:
         result, adapted = pytree.tree_map_only(Tensor, lambda t: blocked(t, plan.blocked), (result, adapted))
     return GeneralResult(result.get("loss"), result.get("output"), result["support_losses"].transpose(0, 1), adapted)
 
