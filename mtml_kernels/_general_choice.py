@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mtml_kernels._general_formulas import formulas
 from mtml_kernels._general_guard import Notice, check_functions, explain
 from mtml_kernels._general_private import Private
 from mtml_kernels._general_state import fresh_buffers, notice_recomputing, tracks, written_buffers
@@ -36,6 +37,7 @@ class Probe(NamedTuple):
     output: tuple[int, ...] | None  # its shape; None if it is no tensor
     written: tuple[str, ...]  # buffers that the model wrote to
     recomputes: bool  # activation checkpointing was at work
+    norm: str | None = None  # a normalisation that no formula can stand in for
 
 
 @contextmanager
@@ -74,7 +76,9 @@ def probe(model: nn.Module, x: Any, batch_norm: str, tensors: Mapping[str, Tenso
     with (
         _same_random_numbers(x),
         torch.enable_grad(),  # without it nothing is checkpointed
+        formulas(),
         notice_recomputing() as recomputing,
+        Notice() as notice,
     ):
         before = {name: value.clone() for name, value in buffers.items()}
         try:
@@ -84,7 +88,7 @@ def probe(model: nn.Module, x: Any, batch_norm: str, tensors: Mapping[str, Tenso
             raise
     written = () if any(b.is_meta for b in buffers.values()) else written_buffers(before, buffers)
     shape = tuple(output.shape) if isinstance(output, Tensor) else None
-    return Probe(shape, written, recomputing.found)
+    return Probe(shape, written, recomputing.found, notice.norm)
 
 
 def _detached(value: Any) -> Any:
@@ -160,7 +164,7 @@ def _tried(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> GeneralP
             first = pytree.tree_map(lambda t: t[0].detach(), data["sx"])
             why = explain(error, rule.model, {**theta, **fresh_buffers(rule.model)}, first)
             if why:
-                return replace(plan, reason="an operation has no second derivative", blocked=why)
+                return replace(plan, reason=why.partition(", because ")[2].partition(", and ")[0], blocked=why)
     if notice.norm is None:
         return plan
     once = (
@@ -208,7 +212,8 @@ def choose(
     blind = torch._C._functorch.maybe_current_level() is not None or any(t.is_meta for t in tensors)
     if blind:
         reason = "nothing can be measured inside a torch.func transform"
-        return plan or GeneralPlan("vmap", reason, batch_norm, first_order=rule.first_order)
+        mode = "loop" if found is not None and found.norm and not rule.first_order else "vmap"
+        return plan or GeneralPlan(mode, reason, batch_norm, first_order=rule.first_order)
     if not rule.first_order and torch.is_grad_enabled() and tensors[0].shape[0]:
         tried = _tried(rule, plan or GeneralPlan("loop", "", batch_norm), args)
         if tried.blocked or tried.once:

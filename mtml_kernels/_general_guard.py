@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtml_kernels._general_norms import NATIVE_NORMS
+from mtml_kernels._general_norms import NATIVE_NORMS, only_updates
 from mtml_kernels._general_private import Private
 
 __all__ = ["Notice", "blocked", "check_functions", "explain", "once_only"]
@@ -39,7 +39,7 @@ class Notice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in NATIVE_NORMS:
+        if name in NATIVE_NORMS and not only_updates():
             given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
             if given.get("training", True):
                 self.norm = name

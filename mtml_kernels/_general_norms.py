@@ -7,13 +7,15 @@ returned for constants. Each function here has the signature of the one that it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["NATIVE_NORMS", "NORMS"]
+__all__ = ["NATIVE_NORMS", "NORMS", "only_updates"]
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 
@@ -28,6 +30,25 @@ NATIVE_NORMS = {
     "cudnn_batch_norm",
     "miopen_batch_norm",
 }
+
+
+_here = threading.local()
+
+
+@contextmanager
+def updating() -> Iterator[None]:
+    """Within it, a kernel runs for what it leaves in the running statistics alone."""
+    _here.updating = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        _here.updating = False
+
+
+def only_updates() -> bool:
+    """Is this thread within `updating`?"""
+    return getattr(_here, "updating", False)
 
 
 def _standardise(x: Tensor, dims: list[int], eps: float) -> Tensors:
@@ -93,7 +114,7 @@ def native_batch_norm(
         )
         return result
     if running_mean is not None:
-        with torch.no_grad():  # for what it leaves in the running statistics alone
+        with updating():
             torch.native_batch_norm(input.detach(), weight, bias, running_mean, running_var, True, momentum, eps)
     shape = [1, -1, *(1 for _ in input.shape[2:])]
     x, mean, scale = _standardise(input, [0, *range(2, input.ndim)], eps)
@@ -142,7 +163,7 @@ def instance_norm(
         result: Tensor = torch.instance_norm(input, weight, bias, *rest)
         return result
     if running_mean is not None:
-        with torch.no_grad():
+        with updating():
             torch.instance_norm(input.detach(), weight, bias, *rest)
     x, _, _ = _standardise(input, list(range(2, input.ndim)), eps)
     return _affine(x, weight, bias, [1, -1, *(1 for _ in input.shape[2:])]).to(input.dtype)

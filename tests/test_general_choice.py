@@ -183,6 +183,24 @@ def test_norms_in_torch_script_run_in_the_loop_and_once(
         torch.autograd.grad(sum(g.square().sum() for g in grads), parameters, allow_unused=True)
 
 
+def test_norms_in_torch_script_run_in_the_loop_inside_a_transform() -> None:
+    (model, _), batch = _scripted_in_the_model(), regression()
+    plans = []
+
+    def loss(weight: Tensor) -> Tensor:
+        plans.append(_chosen(model, batch))
+        return weight.sum()
+
+    torch.func.grad(loss)(torch.ones(2))
+    assert plans[0].mode == "loop"
+
+
+def test_running_statistics_are_no_reason_to_refuse_the_third_order() -> None:
+    model = Normed(nn.InstanceNorm1d(4, affine=True, track_running_stats=True)).double()
+    plan = _chosen(model, regression())
+    assert plan.stateful and not plan.once and not plan.blocked
+
+
 def test_without_gradients_vmap_may_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     _vmap_where_it_may(monkeypatch)
     model, _ = _scripted_in_the_model()
