@@ -13,7 +13,6 @@ from torch.func import grad_and_value
 
 from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_rates import rate_at
-from mtml_kernels._general_state import call
 from mtml_kernels.per_step import step_rows
 
 __all__ = ["KEEP_LAST", "KEEP_NONE", "KEEP_STEPS", "TaskRule", "apply_update", "run_task"]
@@ -84,7 +83,12 @@ class _Steps:
     """The gradient steps of one task."""
 
     def __init__(
-        self, rule: TaskRule, fixed: Params, rates: Sequence[Tensor], functional: bool, forward: Callable[..., Any]
+        self,
+        rule: TaskRule,
+        fixed: Params,
+        rates: Sequence[Tensor],
+        functional: bool,
+        forward: Callable[[Mapping[str, Tensor], Any], Any],
     ) -> None:
         self.rule, self.fixed, self.rates, self.functional, self.forward = rule, fixed, rates, functional, forward
         self.recording = torch.is_grad_enabled()
@@ -107,8 +111,7 @@ class _Steps:
 
     def output(self, k: int, theta: Params, x: Any, query: bool) -> Any:
         """The model's at theta_k."""
-        model = self.rule.model
-        return self.forward(model, {**self.fixed, **step_rows(model, k, query, self.fixed), **theta}, x)
+        return self.forward({**self.fixed, **step_rows(self.rule.model, k, query, self.fixed), **theta}, x)
 
     def _gradients(self, k: int, theta: Params, data: Mapping[str, Any]) -> tuple[Params, Tensor]:
         def loss_of(params: Params) -> Tensor:
@@ -145,7 +148,7 @@ def run_task(
     weights: Sequence[Any] | None,
     data: Mapping[str, Any],
     functional: bool,
-    forward: Callable[..., Any] = call,
+    forward: Callable[[Mapping[str, Tensor], Any], Any],
 ) -> dict[str, Any]:
     """One task: {"support_losses": [K], "adapted": {...}} and, with a query set, "output" and "loss".
 
@@ -155,7 +158,7 @@ def run_task(
         weights: of the query loss at theta_0 .. theta_K; None for 1 at theta_K alone.
         data: "sx" and, where given, "sy", "qx", "qy", "support_mask", "query_mask".
         functional: gradients by torch.func instead of torch.autograd.
-        forward: runs the model: `call` or `call_twin`.
+        forward: runs the model with tensors in place of its own, by name: a `Private`.
     """
     steps = _Steps(rule, fixed, rates, functional, forward)
     theta = steps.start(theta)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mtml_kernels._general_choice import _same_random_numbers
-from mtml_kernels._general_state import batch_norm_mode, call, call_twin, fresh_buffers
+from mtml_kernels._general_private import Private
+from mtml_kernels._general_state import fresh_buffers
 from mtml_kernels._general_task import TaskRule
 from mtml_kernels.per_step import step_rows
 
@@ -28,8 +29,8 @@ def refuse_unused(
     task = {name: pytree.tree_map(lambda t: t[0].detach(), value) for name, value in data.items()}
     own = {name: value.detach().requires_grad_() for name, value in theta.items()}
     tensors = {**fresh_buffers(rule.model), **step_rows(rule.model, 0, False), **own}
-    with _same_random_numbers(task["sx"]), torch.enable_grad(), batch_norm_mode(rule.model, batch_norm):
-        output = (call_twin if recomputes else call)(rule.model, tensors, task["sx"])
+    with _same_random_numbers(task["sx"]), torch.enable_grad():
+        output = Private(rule.model, batch_norm, recomputes)(tensors, task["sx"])
         loss = rule.loss(output, task.get("sy"), task.get("support_mask"))
         unused = _without_gradient([loss], own)
         ends = pytree.tree_leaves(output)

@@ -16,7 +16,7 @@ from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
 from mtml.explain import Explanation, explain_path
 from mtml.inner_lr import InnerLR
 from mtml_kernels._general_rates import op_rates, rate_at
-from mtml_kernels._general_state import call_with, check_batch_norm
+from mtml_kernels._general_state import check_batch_norm, twin
 from mtml_kernels._general_task import apply_update
 from mtml_kernels.checks import check_batch, check_choice, check_finite, check_steps, shown
 from mtml_kernels.general import GeneralPlan
@@ -260,7 +260,11 @@ class MAML(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward; of a clone that took k steps, with row k of what exists once per step."""
         rows = step_rows(self.module, self._taken, query=False)
-        return call_with(self.module, rows, args, kwargs) if rows else self.module(*args, **kwargs)
+        if not rows:
+            return self.module(*args, **kwargs)
+        own = dict(self.module.named_parameters())
+        new = {id(own[name]): row for name, row in rows.items()}
+        return twin(self.module, lambda tensor, _: new.get(id(tensor), tensor))(*args, **kwargs)
 
     def clone(
         self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
