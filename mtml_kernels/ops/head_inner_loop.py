@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from mtml_kernels import native, native_head
@@ -29,6 +28,7 @@ from mtml_kernels.ops._head_schema import (
     wanted,
 )
 from mtml_kernels.ops._inner_loop_backends import _own_memory, _recording
+from mtml_kernels.ops._transforms import OpLibrary, abstract, is_forward_mode, no_rule
 from mtml_kernels.reference.head_inner_loop import gram_form
 from mtml_kernels.triton._head_plan import refusal
 from mtml_kernels.triton._register import register_head_inner_loop
@@ -37,7 +37,7 @@ __all__ = ["BACKENDS", "backend_for", "head_inner_loop_call"]
 
 WAY_OUT = 'mtml.MAML(head, ..., backend="general") on the features, which is made of PyTorch operations.'
 ONCE = f"mtml::head_inner_loop is differentiable once, and its gradient was differentiated again. Way out: {WAY_OUT}"
-UNDER_FUNC = f"mtml::head_inner_loop has no rule for torch.func transforms (grad, vmap, ...). Way out: {WAY_OUT}"
+UNDER_FUNC = no_rule("head_inner_loop", WAY_OUT)
 
 BACKENDS = Registry("head_inner_loop")
 
@@ -85,7 +85,7 @@ BACKENDS.register(Backend(REFERENCE, lambda: None, _reference_forward, _referenc
 
 # --- the registered ops -----------------------------------------------------------------------------------------------
 
-_lib = torch.library.Library("mtml", "FRAGMENT")
+_lib = OpLibrary(WAY_OUT)
 _lib.define(FORWARD_SCHEMA)
 _lib.define(BACKWARD_SCHEMA)
 
@@ -185,9 +185,13 @@ class HeadInnerLoop(torch.autograd.Function):
         options, needs, backend = ctx.fixed
         *tensors, carry = ctx.saved_tensors
         a = HeadArgs._make((*tensors, options, needs))
-        if torch.is_grad_enabled() or is_compiling():  # create_graph=True, or compiled autograd
+        if torch.is_grad_enabled() or abstract(*grads):  # create_graph=True, or no plain cotangents
             return (None, *_gradients_by_op(a, carry, backend.name, grads))
         return (None, *backend.backward(tuple(_contiguous(g) for g in grads), a, carry))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        raise RuntimeError(UNDER_FUNC)
 
 
 def _resolved_name(backend: str, device_type: str, dtype: torch.dtype) -> str:
@@ -232,7 +236,7 @@ def head_inner_loop_call(a: HeadArgs, backend: str = "auto") -> tuple[Tensor, Te
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(UNDER_FUNC)
     chosen = BACKENDS.named(name)
-    if a.needs or forward_ad._current_level >= 0:  # the Function raises where a direct call would drop tangents
+    if a.needs or is_forward_mode():  # the Function raises where a direct call would drop tangents
         loss, logits, support_losses, coefficients = HeadInnerLoop.apply((chosen, a), *a[:5])
     else:
         loss, logits, support_losses, coefficients, _ = chosen.forward(*a)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from mtml_kernels.ops._backends import Backend
@@ -32,17 +31,16 @@ from mtml_kernels.ops._inner_loop_schema import (
     refuse_gradients,
     wanted_gradients,
 )
+from mtml_kernels.ops._transforms import OpLibrary, abstract, is_forward_mode, no_rule
 
 __all__ = ["BACKENDS", "InnerLoop", "InnerLoopSpec", "inner_loop_call"]
 
-ONCE = (
-    "mtml::inner_loop is differentiable once, and its meta-gradient was differentiated again. Way out: the general "
-    'path, which is differentiable any number of times: mtml.MAML(..., backend="general").'
+GENERAL = (
+    "the general path, which is made of PyTorch operations and differentiable any number of times: "
+    'mtml.MAML(..., backend="general").'
 )
-UNDER_FUNC = (
-    "mtml::inner_loop has no rule for torch.func transforms (grad, vmap, jvp, ...). Way out: the general path, which "
-    'is made of PyTorch operations: mtml.MAML(..., backend="general").'
-)
+ONCE = f"mtml::inner_loop is differentiable once, and its meta-gradient was differentiated again. Way out: {GENERAL}"
+UNDER_FUNC = no_rule("inner_loop", GENERAL)
 
 _N_ARGS = len(InnerLoopArgs._fields)
 _N_COTANGENTS = 5  # grad_loss, grad_output, grad_support_losses, grad_adapted, grad_adapted_given
@@ -52,7 +50,7 @@ Result = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 
 # --- the registered ops --------------------------------------------------------------------------------------------
 
-_lib = torch.library.Library("mtml", "FRAGMENT")
+_lib = OpLibrary(GENERAL)
 _lib.define(FORWARD_SCHEMA)
 _lib.define(BACKWARD_SCHEMA)
 
@@ -197,7 +195,7 @@ class InnerLoop(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: _Plan = ctx.plan
-        if torch.is_grad_enabled() or is_compiling():  # create_graph=True, or compiled autograd
+        if torch.is_grad_enabled() or abstract(*grads):  # create_graph=True, or no plain cotangents
             params, lr, support_x, query_x = _gradients_by_op(plan, ctx.saved_tensors, (*grads[:3], grads[3:]))
         else:
             cotangents = [_contiguous(g) for g in grads]
@@ -205,6 +203,10 @@ class InnerLoop(torch.autograd.Function):
                 cotangents[0], cotangents[1], cotangents[2], cotangents[3:], *plan.arguments(ctx.saved_tensors)
             )
         return (None, *params, *lr, *support_x, *query_x)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        raise RuntimeError(UNDER_FUNC)
 
 
 def _resolved_name(backend: str, device_type: str, dtype: torch.dtype) -> str:
@@ -257,7 +259,7 @@ def inner_loop_call(
         raise RuntimeError(UNDER_FUNC)
     chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
     # Forward-mode AD goes through the Function too: that one raises where a direct call would drop the tangents.
-    if needs or forward_ad._current_level >= 0:
+    if needs or is_forward_mode():
         plan = _plan(static, needs, chosen, params, lr, support_x, query_x)
         out = InnerLoop.apply((plan, args), *params, *lr, *support_x, *query_x)
         return out[0], out[1], out[2], list(out[3:])

@@ -1,0 +1,73 @@
+"""Transforms of a call: which it is under, and ops that refuse a tangent instead of dropping it.
+
+`torch.library.register_autograd` gives an op a rule for backward alone: what carries a tangent and requires no grad
+runs through it, and the tangent is gone without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+__all__ = ["OpLibrary", "abstract", "is_forward_mode", "no_rule"]
+
+
+def is_forward_mode() -> bool:
+    """Whether a dual level is entered, by forward_ad or by torch.func's jvp, jacfwd or hessian at any depth."""
+    level: int = forward_ad._current_level
+    return level >= 0
+
+
+def abstract(*tensors: Tensor | None) -> bool:
+    """Whether cotangents stand for a batch (is_grads_batched, torch.func), may have tangents, or are being traced."""
+    if torch._C._are_functorch_transforms_active() or is_forward_mode() or is_compiling():
+        return True
+    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
+
+
+def no_rule(op: str, way_out: str) -> str:
+    """What is said to one who differentiates `op` in forward mode or by a torch.func transform."""
+    return (
+        f"mtml::{op} has no rule for forward mode (torch.func.jvp, jacfwd, forward_ad) and for torch.func's transforms "
+        f"(grad, vmap, ...). Way out: {way_out}"
+    )
+
+
+class OpLibrary(torch.library.Library):
+    """A fragment of the namespace `mtml` whose ops raise for tangents, and for torch.func's reverse mode."""
+
+    def __init__(self, way_out: str) -> None:
+        super().__init__("mtml", "FRAGMENT")
+        self._way_out = way_out
+
+    def impl(self, op_name: Any, fn: Any, dispatch_key: str = "", **options: Any) -> None:
+        """As torch's, with a look at the arguments before what `register_autograd` made."""
+        if dispatch_key == "Autograd":
+            fn = _watched(fn, no_rule(op_name, self._way_out))
+        super().impl(op_name, fn, dispatch_key, **options)
+
+
+def _watched(kernel: Callable[..., Any], message: str) -> Callable[..., Any]:
+    def watched(keyset: Any, *args: Any, **options: Any) -> Any:
+        # One transform's level at a time comes by here, the innermost first, with the tensors as that level sees them.
+        transformed = torch._C._are_functorch_transforms_active()
+        if is_forward_mode() and any(torch._unpack_dual(t, level=0)[1] is not None for t in _tensors(args)):
+            raise RuntimeError(message)
+        if transformed and torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
+            raise RuntimeError(message)
+        return kernel(keyset, *args, **options)
+
+    return watched
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
