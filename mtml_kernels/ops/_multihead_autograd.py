@@ -12,13 +12,14 @@ from mtml_kernels import native_heads
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._multihead_backends import along, reference_call, scaled
 from mtml_kernels.ops._multihead_schema import HeadsCall, HeadTensors, make_call
-from mtml_kernels.ops._transforms import abstract, is_forward_mode
+from mtml_kernels.ops._transforms import abstract, alive, is_forward_mode
 
 __all__ = ["Eager", "Losses", "gradient_formula", "gradients_at", "plain_losses"]
 
 
 def gradient_formula(call: HeadsCall, tensors: HeadTensors, cotangent: Tensor) -> tuple[Tensor, ...]:
     """The gradients at the logits, of PyTorch operations: differentiable any number of times."""
+    tensors = HeadTensors.of(alive(tensors.flat()))
 
     def losses(*logits: Tensor) -> Tensor:
         return reference_call(call, tensors._replace(logits=logits))
@@ -165,7 +166,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        cotangent, *flat = ctx.saved_tensors
+        cotangent, *flat = alive(ctx.saved_tensors)
         tensors = HeadTensors.of(flat)
 
         def formula(cotangent: Tensor, *logits: Tensor) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ runs through it, and the tangent is gone without a word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,30 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-__all__ = ["OpLibrary", "abstract", "is_forward_mode", "no_rule"]
+__all__ = ["OpLibrary", "abstract", "alive", "has_tangents", "is_forward_mode", "no_rule", "tracked"]
 
 
 def is_forward_mode() -> bool:
     """Whether a dual level is entered, by forward_ad or by torch.func's jvp, jacfwd or hessian at any depth."""
     level: int = forward_ad._current_level
     return level >= 0
+
+
+def has_tangents(values: Iterable[Any]) -> bool:
+    """Whether one of the tensors, alone or in a list, has a tangent at the level that is looked at."""
+    return is_forward_mode() and any(torch._unpack_dual(t, level=0)[1] is not None for t in _tensors(values))
+
+
+def alive(saved: Sequence[Any]) -> list[Any]:
+    """Tensors that a Function saved, without the wrappings of transforms that have ended since."""
+    return [t if t is None else torch._C._functorch.unwrap_if_dead(t) for t in saved]
+
+
+def tracked(t: Tensor) -> bool:
+    """Whether torch.func's reverse mode follows a tensor at any of the levels around."""
+    while not t.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t.requires_grad
 
 
 def abstract(*tensors: Tensor | None) -> bool:
@@ -56,7 +73,7 @@ def _watched(kernel: Callable[..., Any], message: str) -> Callable[..., Any]:
     def watched(keyset: Any, *args: Any, **options: Any) -> Any:
         # One transform's level at a time comes by here, the innermost first, with the tensors as that level sees them.
         transformed = torch._C._are_functorch_transforms_active()
-        if is_forward_mode() and any(torch._unpack_dual(t, level=0)[1] is not None for t in _tensors(args)):
+        if has_tangents(args):
             raise RuntimeError(message)
         if transformed and torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
             raise RuntimeError(message)
@@ -65,7 +82,7 @@ def _watched(kernel: Callable[..., Any], message: str) -> Callable[..., Any]:
     return watched
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value

@@ -28,7 +28,7 @@ from mtml_kernels.ops._head_schema import (
     wanted,
 )
 from mtml_kernels.ops._inner_loop_backends import _own_memory, _recording
-from mtml_kernels.ops._transforms import OpLibrary, abstract, is_forward_mode, no_rule
+from mtml_kernels.ops._transforms import OpLibrary, abstract, has_tangents, no_rule
 from mtml_kernels.reference.head_inner_loop import gram_form
 from mtml_kernels.triton._head_plan import refusal
 from mtml_kernels.triton._register import register_head_inner_loop
@@ -189,10 +189,6 @@ class HeadInnerLoop(torch.autograd.Function):
             return (None, *_gradients_by_op(a, carry, backend.name, grads))
         return (None, *backend.backward(tuple(_contiguous(g) for g in grads), a, carry))
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        raise RuntimeError(UNDER_FUNC)
-
 
 def _resolved_name(backend: str, device_type: str, dtype: torch.dtype) -> str:
     return BACKENDS.resolve(backend, device_type, dtype).name
@@ -233,10 +229,10 @@ def head_inner_loop_call(a: HeadArgs, backend: str = "auto") -> tuple[Tensor, Te
     if is_compiling() or torch._C._len_torch_dispatch_stack():
         loss, logits, support_losses, coefficients, _ = torch.ops.mtml.head_inner_loop(*a, name)
         return loss, logits, support_losses, coefficients
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or has_tangents(a):
         raise RuntimeError(UNDER_FUNC)
     chosen = BACKENDS.named(name)
-    if a.needs or is_forward_mode():  # the Function raises where a direct call would drop tangents
+    if a.needs:
         loss, logits, support_losses, coefficients = HeadInnerLoop.apply((chosen, a), *a[:5])
     else:
         loss, logits, support_losses, coefficients, _ = chosen.forward(*a)

@@ -31,7 +31,7 @@ from mtml_kernels.ops._inner_loop_schema import (
     refuse_gradients,
     wanted_gradients,
 )
-from mtml_kernels.ops._transforms import OpLibrary, abstract, is_forward_mode, no_rule
+from mtml_kernels.ops._transforms import OpLibrary, abstract, has_tangents, no_rule
 
 __all__ = ["BACKENDS", "InnerLoop", "InnerLoopSpec", "inner_loop_call"]
 
@@ -204,10 +204,6 @@ class InnerLoop(torch.autograd.Function):
             )
         return (None, *params, *lr, *support_x, *query_x)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        raise RuntimeError(UNDER_FUNC)
-
 
 def _resolved_name(backend: str, device_type: str, dtype: torch.dtype) -> str:
     return BACKENDS.resolve(backend, device_type, dtype).name
@@ -255,11 +251,10 @@ def inner_loop_call(
     if tracing or torch._C._len_torch_dispatch_stack():
         name = _resolved_name(backend, like.device.type, like.dtype)
         return torch.ops.mtml.inner_loop(*args, name)[:4]
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or has_tangents(args):
         raise RuntimeError(UNDER_FUNC)
     chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
-    # Forward-mode AD goes through the Function too: that one raises where a direct call would drop the tangents.
-    if needs or is_forward_mode():
+    if needs:
         plan = _plan(static, needs, chosen, params, lr, support_x, query_x)
         out = InnerLoop.apply((plan, args), *params, *lr, *support_x, *query_x)
         return out[0], out[1], out[2], list(out[3:])
