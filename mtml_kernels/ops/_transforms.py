@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 __all__ = ["OpLibrary", "abstract", "alive", "has_tangents", "is_forward_mode", "no_rule", "tracked"]
 
@@ -56,7 +57,7 @@ def no_rule(op: str, way_out: str) -> str:
 
 
 class OpLibrary(torch.library.Library):
-    """A fragment of the namespace `mtml` whose ops raise for tangents, and for torch.func's reverse mode."""
+    """A fragment of the namespace `mtml` whose ops raise for tangents and torch.func's reverse mode; vmap is a loop."""
 
     def __init__(self, way_out: str) -> None:
         super().__init__("mtml", "FRAGMENT")
@@ -66,6 +67,7 @@ class OpLibrary(torch.library.Library):
         """As torch's, with a look at the arguments before what `register_autograd` made."""
         if dispatch_key == "Autograd":
             fn = _watched(fn, no_rule(op_name, self._way_out))
+            torch.library.register_vmap(f"mtml::{op_name}", _one_by_one(op_name), lib=self)
         super().impl(op_name, fn, dispatch_key, **options)
 
 
@@ -80,6 +82,31 @@ def _watched(kernel: Callable[..., Any], message: str) -> Callable[..., Any]:
         return kernel(keyset, *args, **options)
 
     return watched
+
+
+def _one_by_one(op_name: str) -> Callable[..., Any]:
+    """A rule for vmap, which has none of its own for ops that take lists: a call for each of the batch."""
+
+    def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
+        if info.batch_size == 0:
+            raise ValueError(f"mtml::{op_name}: expected a batch of at least one under vmap, got none")
+        op = getattr(torch.ops.mtml, op_name)
+        found = [op(*_selected(args, in_dims, i)) for i in range(info.batch_size)]
+        flat = [tree_flatten(outputs)[0] for outputs in found]
+        together = [torch.stack(parts) for parts in zip(*flat, strict=True)]
+        structure = tree_flatten(found[0])[1]
+        return tree_unflatten(together, structure), tree_unflatten([0] * len(together), structure)
+
+    return rule
+
+
+def _selected(values: Any, dims: Any, i: int) -> Any:
+    """The i-th of a batch of arguments; `dims`: None where a value is the same for all."""
+    if dims is None:
+        return values
+    if isinstance(values, list | tuple):
+        return [_selected(v, d, i) for v, d in zip(values, dims, strict=True)]
+    return values.select(dims, i)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
