@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtml._plan import Batch, Options, Path, Planner
 from mtml._watch import structure
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import check_initialised, check_steps, shown
 from mtml_kernels.errors import FallbackWarning
 
@@ -86,7 +87,7 @@ class PathCache:
             first_order,
             keep,
             torch.is_grad_enabled(),
-            torch._C._are_functorch_transforms_active(),
+            torch._C._are_functorch_transforms_active() or is_forward_mode(),
         )
         path = planner.calls.get(key)
         weights = None

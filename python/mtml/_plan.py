@@ -19,6 +19,7 @@ from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_state import check_batch_norm
 from mtml_kernels._general_task import TaskRule
 from mtml_kernels._program_split import once_is_dearer, split_head
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
@@ -128,6 +129,8 @@ class Planner:
         reasons += dict.fromkeys(loss.reason for loss in self.losses if isinstance(loss, Opaque))
         if torch._C._are_functorch_transforms_active():
             reasons.append("torch.func: the call is inside a transform (grad, vmap, ...), which needs the general path")
+        elif is_forward_mode():
+            reasons.append("forward_ad: the call is inside a dual level, which needs the general path")
         if torch.is_grad_enabled():
             wanted = [n for n, t in batch.tensors() if n[:2] in ("sy", "qy", "su", "qu") and t.requires_grad]
             if isinstance(batch.weights, Tensor) and batch.weights.requires_grad:
