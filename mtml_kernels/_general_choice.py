@@ -27,6 +27,7 @@ from mtml_kernels._general_state import (
     written_buffers,
 )
 from mtml_kernels._general_task import TaskRule
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import check_initialised
 from mtml_kernels.general import GeneralPlan, general_inner_loop
 
@@ -211,6 +212,7 @@ def choose(
     if found is not None and found.norm and not rule.first_order and torch.is_grad_enabled():
         reason = f"PyTorch's vmap gives wrong second derivatives through {found.norm} with a weight"
         return GeneralPlan("loop", reason, batch_norm)
-    if torch._C._functorch.maybe_current_level() is not None or any(t.is_meta for t in tensors):
+    transformed = torch._C._functorch.maybe_current_level() is not None or is_forward_mode()
+    if transformed or any(t.is_meta for t in tensors):
         return GeneralPlan("vmap", "nothing can be measured inside a torch.func transform", batch_norm)
     return _measure(rule, batch_norm, (dict(theta), list(rates), dict(data), weights))

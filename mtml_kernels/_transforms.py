@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["OpLibrary", "abstract", "alive", "has_tangents", "is_forward_mode", "no_rule", "tracked"]
+__all__ = ["OpLibrary", "abstract", "alive", "differentiated", "has_tangents", "is_forward_mode", "no_rule", "tracked"]
 
 
 def is_forward_mode() -> bool:
@@ -39,6 +39,22 @@ def tracked(t: Tensor) -> bool:
     while not t.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(t):
         t = torch._C._functorch.get_unwrapped(t)
     return t.requires_grad
+
+
+def differentiated(t: Tensor) -> bool:
+    """Whether autograd or a transform around follows a tensor, or vmap has a batch of it."""
+    if tracked(t) or has_tangents([t]):
+        return True
+    functorch = torch._C._functorch
+    if not functorch.is_functorch_wrapped_tensor(t):
+        return False
+    if is_forward_mode():  # the tangents of the outer levels cannot be seen from here
+        return True
+    while functorch.is_functorch_wrapped_tensor(t):
+        if functorch.is_batchedtensor(t):
+            return True
+        t = functorch.get_unwrapped(t)
+    return False
 
 
 def abstract(*tensors: Tensor | None) -> bool:

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels._head_checks import check_head, column, same_length
+from mtml_kernels._transforms import is_forward_mode, tracked
 from mtml_kernels.heads import HeadLoss
 from mtml_kernels.native_heads import read_plain
 from mtml_kernels.ops._backends import REFERENCE, Backend
 from mtml_kernels.ops._multihead_autograd import gradients_at
 from mtml_kernels.ops._multihead_backends import check_labels, reference_call, resolve
 from mtml_kernels.ops._multihead_schema import HeadsCall, HeadTensors, make_call
-from mtml_kernels.ops._transforms import is_forward_mode, tracked
 from mtml_kernels.ops.multihead_loss import multihead_loss_call
 
 __all__ = ["multihead_loss", "multihead_loss_and_gradients"]

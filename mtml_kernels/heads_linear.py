@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels._head_checks import check_head, column, same_length
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import shown
 from mtml_kernels.heads import HeadLoss
 from mtml_kernels.heads_functional import Kinds, multihead_loss, multihead_loss_and_gradients
 from mtml_kernels.native_linear import LinearHead
 from mtml_kernels.ops._multihead_backends import resolve
-from mtml_kernels.ops._transforms import is_forward_mode
 from mtml_kernels.ops.linear_multihead_loss import FUSED, LinearCall, linear_multihead_loss_call
 
 __all__ = ["linear_multihead_gram", "linear_multihead_loss"]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+
+from mtml_kernels._transforms import is_forward_mode
 
 KINDS = ("mse", "cross_entropy", "bce_with_logits", "huber", "l1")
 REDUCTIONS = ("mean", "sum")
@@ -203,7 +204,7 @@ def log_softmax(z: Tensor) -> Tensor:
 
     PyTorch's forward-mode rule for it writes over what autograd kept, so that no gradient of a tangent can be had.
     """
-    if forward_ad._current_level < 0 or z.shape[-1] == 0:
+    if not is_forward_mode() or z.shape[-1] == 0:
         return F.log_softmax(z, -1)
     lower = z - z.detach().amax(-1, keepdim=True)
     return lower - lower.exp().sum(-1, keepdim=True).log()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mtml_kernels import native_heads
+from mtml_kernels._transforms import abstract, alive, is_forward_mode
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._multihead_backends import along, reference_call, scaled
 from mtml_kernels.ops._multihead_schema import HeadsCall, HeadTensors, make_call
-from mtml_kernels.ops._transforms import abstract, alive, is_forward_mode
 
 __all__ = ["Eager", "Losses", "gradient_formula", "gradients_at", "plain_losses"]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels import native, native_head
+from mtml_kernels._transforms import OpLibrary, abstract, has_tangents, no_rule
 from mtml_kernels.ops._backends import REFERENCE, Backend, Registry
 from mtml_kernels.ops._head_schema import (
     BACKWARD_SCHEMA,
@@ -28,7 +29,6 @@ from mtml_kernels.ops._head_schema import (
     wanted,
 )
 from mtml_kernels.ops._inner_loop_backends import _own_memory, _recording
-from mtml_kernels.ops._transforms import OpLibrary, abstract, has_tangents, no_rule
 from mtml_kernels.reference.head_inner_loop import gram_form
 from mtml_kernels.triton._head_plan import refusal
 from mtml_kernels.triton._register import register_head_inner_loop

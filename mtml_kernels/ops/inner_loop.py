@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from mtml_kernels._transforms import OpLibrary, abstract, has_tangents, no_rule
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._inner_loop_backends import BACKENDS
 from mtml_kernels.ops._inner_loop_schema import (
@@ -31,7 +32,6 @@ from mtml_kernels.ops._inner_loop_schema import (
     refuse_gradients,
     wanted_gradients,
 )
-from mtml_kernels.ops._transforms import OpLibrary, abstract, has_tangents, no_rule
 
 __all__ = ["BACKENDS", "InnerLoop", "InnerLoopSpec", "inner_loop_call"]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels import native_heads
+from mtml_kernels._transforms import OpLibrary, is_forward_mode
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._multihead_autograd import Eager, Losses, plain_losses
 from mtml_kernels.ops._multihead_backends import BACKENDS, check_labels, reference_call
@@ -30,7 +31,6 @@ from mtml_kernels.ops._multihead_schema import (
     decode,
     make_call,
 )
-from mtml_kernels.ops._transforms import OpLibrary, is_forward_mode
 
 __all__ = ["BACKENDS", "multihead_loss_call"]
 
