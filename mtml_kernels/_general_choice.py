@@ -22,6 +22,7 @@ from mtml_kernels._general_guard import Notice, check_functions, explain
 from mtml_kernels._general_private import Private
 from mtml_kernels._general_state import fresh_buffers, notice_recomputing, tracks, written_buffers
 from mtml_kernels._general_task import TaskRule
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import check_initialised
 from mtml_kernels.general import GeneralPlan, general_inner_loop
 
@@ -209,7 +210,8 @@ def choose(
     args = (dict(theta), list(rates), dict(data), weights)
     plan = _by_rule(rule, data, batch_norm, written, recomputes)
     tensors = [t for t in pytree.tree_leaves(data) if isinstance(t, Tensor)]
-    blind = torch._C._functorch.maybe_current_level() is not None or any(t.is_meta for t in tensors)
+    blind = torch._C._functorch.maybe_current_level() is not None or is_forward_mode()
+    blind = blind or any(t.is_meta for t in tensors)
     if blind:
         reason = "nothing can be measured inside a torch.func transform"
         mode = "loop" if found is not None and found.norm and not rule.first_order else "vmap"

@@ -5,6 +5,7 @@ The loss of a task weighs its samples: sum(w l) / sum(w), and 0 where all weight
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import widened
-from mtml_kernels.losses import IGNORED, LossSpec, Opaque
+from mtml_kernels.losses import IGNORED, LossSpec, Opaque, huber
 
 __all__ = ["TaskLoss", "refuse_several", "takes", "weigh"]
 
@@ -29,14 +31,20 @@ def weigh(per_sample: Tensor, mask: Tensor | None) -> Tensor:
     return (weights * per_sample).sum() / torch.where(total == 0, torch.ones_like(total), total)
 
 
+def _huber(output: Tensor, target: Tensor, reduction: str, delta: float) -> Tensor:
+    if not is_forward_mode():  # PyTorch's backward has no rule for it
+        return F.huber_loss(output, target, reduction=reduction, delta=delta)
+    each = huber(output, target, delta)
+    return each if reduction == "none" else each.sum() if reduction == "sum" else each.mean()
+
+
 def _elementwise(spec: LossSpec) -> Callable[..., Tensor]:
     """The F function of a known loss with its options bound; takes (output, target, reduction=...)."""
     if spec.kind == "cross_entropy":
         smoothing = spec.label_smoothing
         return lambda o, t, reduction: F.cross_entropy(o, t, reduction=reduction, label_smoothing=smoothing)
     if spec.kind == "huber":
-        delta = spec.delta
-        return lambda o, t, reduction: F.huber_loss(o, t, reduction=reduction, delta=delta)
+        return functools.partial(_huber, delta=spec.delta)
     plain: dict[str, Callable[..., Tensor]] = {
         "mse": F.mse_loss,
         "bce_with_logits": F.binary_cross_entropy_with_logits,

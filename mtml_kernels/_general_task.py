@@ -107,7 +107,7 @@ class _Steps:
         grads, loss = self._gradients(k, theta, data)
         if self.rule.first_order:
             grads = {name: g.detach() for name, g in grads.items()}
-        return self.start(self._next(k, theta, grads)), loss if self.recording else loss.detach()
+        return self.start(self._next(k, theta, grads)), loss if self.recording or self.functional else loss.detach()
 
     def output(self, k: int, theta: Params, x: Any, query: bool) -> Any:
         """The model's at theta_k."""

@@ -22,6 +22,7 @@ from mtml_kernels._general_guard import blocked, once_only
 from mtml_kernels._general_private import Private
 from mtml_kernels._general_state import fresh_buffers
 from mtml_kernels._general_task import KEEP_STEPS, TaskRule, run_task
+from mtml_kernels._transforms import is_forward_mode
 
 __all__ = ["GeneralPlan", "GeneralResult", "forward_tasks", "general_inner_loop"]
 
@@ -57,8 +58,8 @@ class GeneralPlan:
 
 
 def _in_transform() -> bool:
-    """Are we inside a torch.func transform of the caller's, where torch.autograd.grad does not work?"""
-    return torch._C._functorch.maybe_current_level() is not None
+    """Are we in a torch.func transform of the caller's or in forward mode, where torch.autograd.grad does not work?"""
+    return torch._C._functorch.maybe_current_level() is not None or is_forward_mode()
 
 
 def _unbind(value: Any) -> list[Any]:
@@ -123,7 +124,8 @@ def general_inner_loop(
     adapted = result["adapted"]
     if rule.keep == KEEP_STEPS:
         adapted = {name: value.transpose(0, 1) for name, value in adapted.items()}
-    if not torch.is_grad_enabled():  # the loop differentiates by leaves of its own, which must not be seen outside
+    # without grad the loop differentiates by leaves of its own, which must not be seen outside; tangents must
+    if not torch.is_grad_enabled() and not is_forward_mode():
         result, adapted = pytree.tree_map_only(Tensor, Tensor.detach, (result, adapted))
     elif plan.blocked:
         result, adapted = pytree.tree_map_only(Tensor, lambda t: blocked(t, plan.blocked), (result, adapted))

@@ -14,6 +14,7 @@ from mtml._plan import Batch, Options, Path, Planner
 from mtml._watch import structure
 from mtml_kernels._general_loss import takes
 from mtml_kernels._neutral import uncompiled
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import check_initialised, check_steps, shown
 
 __all__ = ["PathCache", "Six", "unpacked", "weights_list"]
@@ -89,7 +90,7 @@ class PathCache:
             first_order,
             keep,
             torch.is_grad_enabled(),
-            torch._C._are_functorch_transforms_active(),
+            torch._C._are_functorch_transforms_active() or is_forward_mode(),
             torch._C._len_torch_dispatch_stack(),
             torch._C._is_any_autocast_enabled() and planner.autocast(),
         )

@@ -24,6 +24,7 @@ from mtml_kernels._general_unused import refuse_unused
 from mtml_kernels._neutral import exclusive, uncompiled, unhooked
 from mtml_kernels._program_split import once_is_dearer, split_head
 from mtml_kernels._trace_checks import SIDE_EFFECTS
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
@@ -167,6 +168,8 @@ class Planner:
         reasons += dict.fromkeys(loss.reason for loss in self.losses if isinstance(loss, Opaque))
         if torch._C._are_functorch_transforms_active():
             reasons.append("torch.func: the call is inside a transform (grad, vmap, ...), which needs the general path")
+        elif is_forward_mode():
+            reasons.append("forward_ad: the call is inside a dual level, which needs the general path")
         if (dtype := self.autocast()) is not None:
             reasons.append(
                 f"autocast: the call is inside torch.autocast to {dtype}, and the fused engine casts nothing"

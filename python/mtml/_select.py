@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from mtml_kernels._transforms import differentiated, has_tangents, is_forward_mode
 from mtml_kernels.checks import shown
 from mtml_kernels.per_step import per_step_names
 
@@ -81,18 +82,21 @@ def select(model: nn.Module, params: ParamsArg) -> tuple[str, ...]:
     """Names of the tensors to adapt, in the model's order; a shared tensor's first name.
 
     Args:
-        params: None for all trainable parameters; a name or pattern ("head.*", as fnmatch has them) or several; or a
+        params: None for all trainable parameters (those that torch.func.functional_call put in their place, if autograd
+            or a transform follows them); a name or pattern ("head.*", as fnmatch has them) or several; or a
             predicate(name, tensor), which is asked about every floating-point parameter and buffer except running
             statistics. A pattern means parameters, frozen ones included, and buffers where it matches no parameter. A
             tensor that has several names is meant by each of them: it is chosen where one of them is.
 
     Raises:
-        ValueError: a pattern or the predicate matches nothing, or nothing is trainable.
+        ValueError: a pattern or the predicate matches nothing, nothing is trainable, or forward_ad's dual tensors are
+            attributes of modules instead of parameters.
         TypeError: `params` is none of these.
     """
     candidates = adaptable(model)
+    _refuse_dual_attributes(model)
     if params is None:
-        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        trainable = {name for name, p in model.named_parameters() if differentiated(p)}
         chosen = {name for name in candidates if name in trainable}
         if not chosen:
             raise ValueError(
@@ -115,6 +119,18 @@ def select(model: nn.Module, params: ParamsArg) -> tuple[str, ...]:
     else:
         raise TypeError(f"params: expected None, a pattern, a list of patterns or a predicate, got {params!r}")
     return tuple(name for name in candidates if name in chosen)
+
+
+def _refuse_dual_attributes(model: nn.Module) -> None:
+    """forward_ad's tutorial deletes a parameter and sets a dual tensor as an attribute, which nobody would see here."""
+    for path, module in model.named_modules() if is_forward_mode() else ():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and has_tangents([value]):
+                full = f"{path}.{name}" if path else name
+                raise ValueError(
+                    f"model: expected {full!r} with its tangent among the parameters or buffers, got an attribute; put "
+                    f"dual tensors in by torch.func.functional_call(module, {{{full!r}: dual}}, batch)"
+                )
 
 
 def _listed(candidates: dict[str, Tensor]) -> str:
