@@ -405,6 +405,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const py::capsule&, py::object, py::object>())
       .def("read", &mtmlk::PlainTensors::read)
       .def("addresses", &mtmlk::PlainTensors::addresses)
+      .def("inner_loop", &mtmlk::PlainTensors::inner_loop)
       .def("divide", &mtmlk::PlainTensors::divide)
       .def("only_ones", &mtmlk::PlainTensors::only_ones);
   py::class_<LinearHeads>(m, "LinearHeads")

@@ -119,23 +119,25 @@ class PlainTensors {
   // where one is not plain, or its storage does not hold all of it (resized since, as FSDP does): that needs a closer
   // look.
   py::object addresses(const py::sequence& tensors, int bits, bool ids) const {
+    return table_ ? list_at(tensors, bits, ids, false) : py::none();
+  }
+
+  // The same of what an inner loop reads, in the order of the engine's arguments; `*_ids`: the targets are class ids.
+  py::object inner_loop(const py::sequence& params, const py::sequence& support_x, const py::object& support_y,
+                        const py::sequence& query_x, const py::object& query_y, const py::object& support_mask,
+                        const py::object& query_mask, const py::sequence& lr, const py::object& step_weights, int bits,
+                        bool support_ids, bool query_ids) const {
     if (!table_) return py::none();
-    const size_t n = tensors.size();
-    py::list found(n);
-    for (size_t i = 0; i < n; ++i) {
-      const py::object t = tensors[i];
-      TensorView v = {};
-      int64_t size = 0;
-      if (!t.is_none()) {
-        if (!view(t.ptr(), v) || !(v.code == kInt ? ids : v.bits == bits)) return py::none();
-        size = contiguous_size(v);
-        if (size == 0 || !holds(t.ptr(), size, v.bits / 8)) return py::none();
-      }
-      PyObject* address = PyLong_FromSize_t(reinterpret_cast<uintptr_t>(v.data));
-      if (!address) throw py::error_already_set();
-      PyList_SET_ITEM(found.ptr(), py::ssize_t(i), address);
-    }
-    return found;
+    const py::object lists[] = {list_at(params, bits, false, true), list_at(support_x, bits, false, false),
+                                list_at(query_x, bits, false, false), list_at(lr, bits, false, true)};
+    for (const py::object& list : lists)
+      if (list.is_none()) return py::none();
+    const py::object ones[] = {one_at(support_y, support_ids ? 0 : bits, support_ids),
+                               one_at(query_y, query_ids ? 0 : bits, query_ids), one_at(support_mask, bits, false),
+                               one_at(query_mask, bits, false), one_at(step_weights, bits, false)};
+    for (const py::object& one : ones)
+      if (!one) return py::none();
+    return py::make_tuple(lists[0], lists[1], ones[0], lists[2], ones[1], ones[2], ones[3], lists[3], ones[4]);
   }
 
   // Tensors of the logits' shapes (from their form) that lie in `piece`, a plain one, one after another.
@@ -209,6 +211,51 @@ class PlainTensors {
     return size;
   }
 
+  // Null where a closer look is needed. Tensors that come again in every call are `known`.
+  py::object one_at(const py::handle t, int bits, bool ids, bool known = false) const {
+    TensorView v = {};
+    if (!t.is_none()) {
+      if (!view(t.ptr(), v) || !(v.code == kInt ? ids : v.bits == bits)) return {};
+      const int64_t size = contiguous_size(v), itemsize = v.bits / 8;
+      if (size == 0 || !(known ? holds_still(t.ptr(), v.data, size, itemsize) : holds(t.ptr(), size, itemsize)))
+        return {};
+    }
+    return py::reinterpret_steal<py::object>(PyLong_FromSize_t(reinterpret_cast<uintptr_t>(v.data)));
+  }
+
+  py::object list_at(const py::sequence& tensors, int bits, bool ids, bool known) const {
+    const py::object fast = py::reinterpret_steal<py::object>(PySequence_Fast(tensors.ptr(), "expected a sequence"));
+    if (!fast) throw py::error_already_set();
+    const py::ssize_t n = PySequence_Fast_GET_SIZE(fast.ptr());
+    py::list found{size_t(n)};
+    for (py::ssize_t i = 0; i < n; ++i) {
+      py::object at = one_at(PySequence_Fast_GET_ITEM(fast.ptr(), i), bits, ids, known);
+      if (!at) return py::none();
+      PyList_SET_ITEM(found.ptr(), i, at.release().ptr());
+    }
+    return found;
+  }
+
+  static PyObject* alive(const py::object& reference) {
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject* found = nullptr;
+    if (reference && PyWeakref_GetRef(reference.ptr(), &found) == 1) Py_DECREF(found);  // whoever asks holds another
+    return found;
+#else
+    return reference ? PyWeakref_GET_OBJECT(reference.ptr()) : nullptr;
+#endif
+  }
+
+  // `holds`, asked once for a tensor at one address: a resized storage lies elsewhere.
+  bool holds_still(PyObject* t, const void* data, int64_t size, int64_t itemsize) const {
+    Known& known = known_[reinterpret_cast<uintptr_t>(t) / 64 % kKnown];
+    if (known.data == data && known.bytes == size * itemsize && alive(known.reference) == t) return true;
+    if (!holds(t, size, itemsize)) return false;
+    known = {py::reinterpret_steal<py::object>(PyWeakref_NewRef(t, nullptr)), data, size * itemsize};
+    if (!known.reference) throw py::error_already_set();
+    return true;
+  }
+
   // Whether the storage behind a contiguous tensor has all its elements.
   bool holds(PyObject* t, int64_t size, int64_t itemsize) const {
     const int64_t bytes = size * itemsize;
@@ -253,7 +300,15 @@ class PlainTensors {
     return true;
   }
 
+  struct Known {
+    py::object reference;  // weak
+    const void* data;
+    int64_t bytes;
+  };
+  static constexpr size_t kKnown = 256;
+
   const ExchangeTable* table_;
+  mutable Known known_[kKnown] = {};  // by address; under the GIL
   py::object tensor_, parameter_, is_neg_, requires_grad_, untyped_storage_, nbytes_, storage_offset_;
 };
 

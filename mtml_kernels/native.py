@@ -231,19 +231,35 @@ class _Call:
         self.dtype = dtype
         self.tasks, self.support = support_y.shape[0], support_y.shape[1]
         self.query = query_x[0].shape[1] if query_x else 0
+        self.params, self.lr, self.held = params, lr, args[:10]
+        reader = plain_tensors()
+        found = None
+        if reader is not None:
+            kinds = dtype.itemsize * 8, args[13][0] == 1, args[14][0] == 1
+            found = reader.inner_loop(
+                params, support_x, support_y, query_x, query_y, support_mask, query_mask, lr, step_weights, *kinds
+            )
+        if found is None:
+            found = self._closely(args)
+        self.plan = _plan(args, self.support, self.query, dtype, self.lr, form)
+        self.addresses = (self.tasks, torch.get_num_threads(), *found)
+
+    def _closely(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """The addresses where some tensor needs a contiguous copy first, or has no memory."""
+        params, _, support_x, support_y, query_x, query_y, support_mask, query_mask, lr, step_weights = args[:10]
+        dtype = self.dtype
+        types = [torch.int64 if args[at][0] == 1 else dtype for at in (13, 14)]
         self.params, at_params = addresses_of("params", params, dtype)
         self.lr, at_lr = addresses_of("lr", lr, dtype)
         xs, at_xs = addresses_of("support_x", support_x, dtype)
         qs, at_qs = addresses_of("query_x", query_x, dtype)
-        sy, at_sy = _one("support_y", support_y, torch.int64 if args[13][0] == 1 else dtype)
-        qy, at_qy = _one("query_y", query_y, torch.int64 if args[14][0] == 1 else dtype)
+        sy, at_sy = _one("support_y", support_y, types[0])
+        qy, at_qy = _one("query_y", query_y, types[1])
         sm, at_sm = _one("support_mask", support_mask, dtype)
         qm, at_qm = _one("query_mask", query_mask, dtype)
         weights, at_weights = _one("step_weights", step_weights, dtype)
-        self.plan = _plan(args, self.support, self.query, dtype, self.lr, form)
         self.held = (xs, qs, sy, qy, sm, qm, weights)
-        inputs = (at_params, at_xs, at_sy, at_qs, at_qy, at_sm, at_qm)
-        self.addresses = (self.tasks, torch.get_num_threads(), *inputs, at_lr, at_weights)
+        return at_params, at_xs, at_sy, at_qs, at_qy, at_sm, at_qm, at_lr, at_weights
 
     def run(self, *outputs: Any) -> None:
         engine = _engine()
