@@ -39,6 +39,11 @@ struct NoLowRank : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// What the caller passed is malformed; a ValueError in words.
+struct Malformed : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 template <class T>
 T* as(Address a) {
   return reinterpret_cast<T*>(a);
@@ -55,7 +60,8 @@ void* const* list_out(const Addresses& a) { return a.empty() ? nullptr : reinter
                    std::to_string(error.sample) + " " + std::to_string(error.label));
   if (status == MTMLK_OUT_OF_MEMORY) throw std::bad_alloc();
   if (status == MTMLK_NO_LOW_RANK) throw NoLowRank("no weight of this program admits low-rank form");
-  throw std::runtime_error("mtml_kernels: malformed layer program (status " + std::to_string(status) + ")");
+  throw Malformed(error.what ? std::string(error.what) + ": expected its tensors, got none"
+                             : "status " + std::to_string(status));
 }
 
 class Plan {
@@ -70,7 +76,7 @@ class Plan {
     spec.dtype = dtype;
     spec.program = program.data(), spec.n_program = int64_t(program.size());
     spec.consts = consts.data(), spec.n_consts = int64_t(consts.size());
-    spec.adapted = adapted_bytes.data();
+    spec.adapted = adapted_bytes.data(), spec.n_adapted = int64_t(adapted_bytes.size());
     spec.support = support, spec.query = query, spec.steps = steps;
     spec.support_loss = {losses.at(0), losses.at(1), loss_args.at(0)};
     spec.query_loss = {losses.at(2), losses.at(3), loss_args.at(1)};
@@ -78,14 +84,16 @@ class Plan {
     spec.lr_steps = lr_steps.data(), spec.lr_elements = elements.data(), spec.n_lr = int64_t(lr_steps.size());
     spec.form = form;
     MtmlkPlan* plan = nullptr;
-    const int status = mtmlk_plan_create(&spec, &plan);
+    MtmlkReason reason = {};
+    const int status = mtmlk_plan_create(&spec, &plan, &reason);
+    if (status == MTMLK_BAD_PROGRAM) throw Malformed(std::string("program: ") + reason.text);
     if (status != MTMLK_OK) fail(status, {});
     plan_.reset(plan);
+    mtmlk_plan_info(plan, &info_);
   }
 
   py::tuple info() const {
-    MtmlkPlanInfo i;
-    mtmlk_plan_info(plan_.get(), &i);
+    const MtmlkPlanInfo& i = info_;
     return py::make_tuple(i.carry_cols, i.carry_per_task != 0, i.support_x_size, i.query_x_size, i.low_rank);
   }
 
@@ -95,6 +103,11 @@ class Plan {
            bool differentiate, Address grad_loss, Address grad_output, Address grad_support_losses,
            const Addresses& grad_adapted, Address carry, Address grad_support_x, Address grad_query_x) const {
     const Timed timed;
+    expect("params", params, info_.n_params), expect("lr", lr, info_.n_rates);
+    for (const auto& [name, list] : {std::pair{"support_x", &support_x}, {"query_x", &query_x}})
+      if (!list->empty()) expect(name, *list, info_.n_inputs);
+    for (const auto& [name, list] : {std::pair{"adapted", &adapted}, {"grad_adapted", &grad_adapted}})
+      if (!list->empty()) expect(name, *list, info_.n_adapted);
     MtmlkCall call = {};
     call.tasks = tasks, call.threads = threads;
     call.params = list_in(params), call.support_x = list_in(support_x), call.query_x = list_in(query_x);
@@ -120,6 +133,7 @@ class Plan {
   bool carry_to_grads(Address carry, int64_t tasks, Address scale, int64_t stride, const Addresses& grads,
                       const Addresses& lr_grads, int threads) const {
     const Timed timed;
+    expect("params", grads, info_.n_params), expect("lr", lr_grads, info_.n_rates);
     int status;
     {
       const py::gil_scoped_release release;
@@ -134,7 +148,14 @@ class Plan {
   struct Destroy {
     void operator()(MtmlkPlan* plan) const { mtmlk_plan_destroy(plan); }
   };
+  static void expect(const char* name, const Addresses& list, int64_t count) {
+    if (int64_t(list.size()) != count)
+      throw Malformed(std::string(name) + ": expected " + std::to_string(count) + " tensors, got " +
+                      std::to_string(list.size()));
+  }
+
   std::unique_ptr<MtmlkPlan, Destroy> plan_;
+  MtmlkPlanInfo info_;
 };
 
 // What mtml_kernels/native_head.py lists, in its order.
@@ -366,6 +387,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled engine of mtml_kernels; use mtml_kernels.native.";
   py::register_exception<BadLabel>(m, "BadLabel", PyExc_ValueError);
   py::register_exception<NoLowRank>(m, "NoLowRank", PyExc_ValueError);
+  py::register_exception<Malformed>(m, "Malformed", PyExc_ValueError);
   py::class_<Plan>(m, "Plan")
       .def(py::init<int, const std::vector<int64_t>&, const std::vector<double>&, const std::vector<bool>&, int64_t,
                     int64_t, int64_t, const std::vector<int>&, const std::vector<double>&, bool, int, int,
@@ -382,6 +404,8 @@ PYBIND11_MODULE(_C, m) {
   py::class_<mtmlk::PlainTensors>(m, "PlainTensors")
       .def(py::init<const py::capsule&, py::object, py::object>())
       .def("read", &mtmlk::PlainTensors::read)
+      .def("addresses", &mtmlk::PlainTensors::addresses)
+      .def("inner_loop", &mtmlk::PlainTensors::inner_loop)
       .def("divide", &mtmlk::PlainTensors::divide)
       .def("only_ones", &mtmlk::PlainTensors::only_ones);
   py::class_<LinearHeads>(m, "LinearHeads")

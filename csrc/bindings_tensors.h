@@ -87,8 +87,11 @@ class PlainTensors {
       : table_(static_cast<const ExchangeTable*>(PyCapsule_GetPointer(table.ptr(), "dlpack_exchange_api"))),
         tensor_(std::move(tensor)),
         parameter_(std::move(parameter)),
-        is_neg_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("is_neg"))),
-        requires_grad_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("requires_grad"))) {
+        is_neg_(interned("is_neg")),
+        requires_grad_(interned("requires_grad")),
+        untyped_storage_(interned("untyped_storage")),
+        nbytes_(interned("nbytes")),
+        storage_offset_(interned("storage_offset")) {
     if (!table_) throw py::error_already_set();
     while (table_ && table_->major != 1) table_ = table_->older;  // a newer PyTorch hands out this one too
   }
@@ -110,6 +113,31 @@ class PlainTensors {
       if (form.back() != kIds && is_true(t.ptr(), requires_grad_)) return py::none();
     }
     return py::make_tuple(as_bytes(form), as_bytes(addresses));
+  }
+
+  // The addresses of contiguous tensors, 0 for None: of floats of `bits` (0: none), and of class ids where `ids`. None
+  // where one is not plain, or its storage does not hold all of it (resized since, as FSDP does): that needs a closer
+  // look.
+  py::object addresses(const py::sequence& tensors, int bits, bool ids) const {
+    return table_ ? list_at(tensors, bits, ids, false) : py::none();
+  }
+
+  // The same of what an inner loop reads, in the order of the engine's arguments; `*_ids`: the targets are class ids.
+  py::object inner_loop(const py::sequence& params, const py::sequence& support_x, const py::object& support_y,
+                        const py::sequence& query_x, const py::object& query_y, const py::object& support_mask,
+                        const py::object& query_mask, const py::sequence& lr, const py::object& step_weights, int bits,
+                        bool support_ids, bool query_ids) const {
+    if (!table_) return py::none();
+    const py::object lists[] = {list_at(params, bits, false, true), list_at(support_x, bits, false, false),
+                                list_at(query_x, bits, false, false), list_at(lr, bits, false, true)};
+    for (const py::object& list : lists)
+      if (list.is_none()) return py::none();
+    const py::object ones[] = {one_at(support_y, support_ids ? 0 : bits, support_ids),
+                               one_at(query_y, query_ids ? 0 : bits, query_ids), one_at(support_mask, bits, false),
+                               one_at(query_mask, bits, false), one_at(step_weights, bits, false)};
+    for (const py::object& one : ones)
+      if (!one) return py::none();
+    return py::make_tuple(lists[0], lists[1], ones[0], lists[2], ones[1], ones[2], ones[3], lists[3], ones[4]);
   }
 
   // Tensors of the logits' shapes (from their form) that lie in `piece`, a plain one, one after another.
@@ -147,6 +175,7 @@ class PlainTensors {
 
  private:
   static constexpr int kCpu = 1, kInt = 0, kFloat = 2;
+  static constexpr uintptr_t kLow = uintptr_t(1) << 36;
   // A form: how many logits, the bits of a value, then of every tensor its shape and one of the two that end it.
   static constexpr int64_t kIds = -1, kValues = -2;
   static constexpr size_t kShapes = 2;
@@ -160,6 +189,80 @@ class PlainTensors {
     std::vector<int64_t> v(size_t(PyBytes_GET_SIZE(b.ptr())) / sizeof(int64_t));
     std::memcpy(v.data(), PyBytes_AS_STRING(b.ptr()), v.size() * sizeof(int64_t));
     return v;
+  }
+
+  static py::object interned(const char* name) {
+    return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
+  }
+
+  static py::object call(PyObject* self, const py::object& method) {
+    py::object found = py::reinterpret_steal<py::object>(PyObject_VectorcallMethod(method.ptr(), &self, 1, nullptr));
+    if (!found) throw py::error_already_set();
+    return found;
+  }
+
+  // Elements of a contiguous tensor, 0 where it is none or has none.
+  static int64_t contiguous_size(const TensorView& v) {
+    int64_t size = 1;
+    for (int i = v.ndim - 1; i >= 0; --i) {
+      if (v.shape[i] != 1 && v.strides[i] != size) return 0;
+      size *= v.shape[i];
+    }
+    return size;
+  }
+
+  // Null where a closer look is needed. Tensors that come again in every call are `known`.
+  py::object one_at(const py::handle t, int bits, bool ids, bool known = false) const {
+    TensorView v = {};
+    if (!t.is_none()) {
+      if (!view(t.ptr(), v) || !(v.code == kInt ? ids : v.bits == bits)) return {};
+      const int64_t size = contiguous_size(v), itemsize = v.bits / 8;
+      if (size == 0 || !(known ? holds_still(t.ptr(), v.data, size, itemsize) : holds(t.ptr(), size, itemsize)))
+        return {};
+    }
+    return py::reinterpret_steal<py::object>(PyLong_FromSize_t(reinterpret_cast<uintptr_t>(v.data)));
+  }
+
+  py::object list_at(const py::sequence& tensors, int bits, bool ids, bool known) const {
+    const py::object fast = py::reinterpret_steal<py::object>(PySequence_Fast(tensors.ptr(), "expected a sequence"));
+    if (!fast) throw py::error_already_set();
+    const py::ssize_t n = PySequence_Fast_GET_SIZE(fast.ptr());
+    py::list found{size_t(n)};
+    for (py::ssize_t i = 0; i < n; ++i) {
+      py::object at = one_at(PySequence_Fast_GET_ITEM(fast.ptr(), i), bits, ids, known);
+      if (!at) return py::none();
+      PyList_SET_ITEM(found.ptr(), i, at.release().ptr());
+    }
+    return found;
+  }
+
+  static PyObject* alive(const py::object& reference) {
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject* found = nullptr;
+    if (reference && PyWeakref_GetRef(reference.ptr(), &found) == 1) Py_DECREF(found);  // whoever asks holds another
+    return found;
+#else
+    return reference ? PyWeakref_GET_OBJECT(reference.ptr()) : nullptr;
+#endif
+  }
+
+  // `holds`, asked once for a tensor at one address: a resized storage lies elsewhere.
+  bool holds_still(PyObject* t, const void* data, int64_t size, int64_t itemsize) const {
+    Known& known = known_[reinterpret_cast<uintptr_t>(t) / 64 % kKnown];
+    if (known.data == data && known.bytes == size * itemsize && alive(known.reference) == t) return true;
+    if (!holds(t, size, itemsize)) return false;
+    known = {py::reinterpret_steal<py::object>(PyWeakref_NewRef(t, nullptr)), data, size * itemsize};
+    if (!known.reference) throw py::error_already_set();
+    return true;
+  }
+
+  // Whether the storage behind a contiguous tensor has all its elements.
+  bool holds(PyObject* t, int64_t size, int64_t itemsize) const {
+    const int64_t bytes = size * itemsize;
+    const py::object storage = call(t, untyped_storage_);
+    const int64_t behind = PyLong_AsLongLong(call(storage.ptr(), nbytes_).ptr());
+    if (behind < bytes) return false;
+    return behind - bytes >= PyLong_AsLongLong(call(t, storage_offset_).ptr()) * itemsize;
   }
 
   static bool is_true(PyObject* t, const py::object& name) {
@@ -178,22 +281,17 @@ class PlainTensors {
     if (v.device_type != kCpu || v.lanes != 1 || v.byte_offset != 0 || !v.data || (v.ndim && !v.strides)) return false;
     if (v.code == kInt) return v.bits == 64;
     if (v.code != kFloat || (v.bits != 32 && v.bits != 64)) return false;
-    const py::object negated = py::reinterpret_steal<py::object>(
-        PyObject_VectorcallMethod(is_neg_.ptr(), &t, 1, nullptr));  // values still to be negated
-    if (!negated) throw py::error_already_set();
-    return negated.ptr() == Py_False;
+    return call(t, is_neg_).ptr() == Py_False;  // else values still to be negated
   }
 
   // `bits`: those of the first values, which all others must have.
   bool add(PyObject* t, int& bits, std::vector<int64_t>& form, std::vector<uintptr_t>& addresses) const {
     TensorView v;
     if (!view(t, v)) return false;
-    int64_t size = 1;
-    for (int i = v.ndim - 1; i >= 0; --i) {
-      if (v.strides[i] != size) return false;
-      size *= v.shape[i];
-    }
-    if (size == 0) return false;
+    const int64_t size = contiguous_size(v);
+    // Where a storage was freed, its views lie at their offset from null. Asking every storage would take longer than
+    // small heads do.
+    if (size == 0 || (reinterpret_cast<uintptr_t>(v.data) < kLow && !holds(t, size, v.bits / 8))) return false;
     if (v.code == kFloat && bits == 0) form.push_back(bits = v.bits);
     if (v.code == kFloat && v.bits != bits) return false;
     form.insert(form.end(), v.shape, v.shape + v.ndim);
@@ -202,8 +300,16 @@ class PlainTensors {
     return true;
   }
 
+  struct Known {
+    py::object reference;  // weak
+    const void* data;
+    int64_t bytes;
+  };
+  static constexpr size_t kKnown = 256;
+
   const ExchangeTable* table_;
-  py::object tensor_, parameter_, is_neg_, requires_grad_;
+  mutable Known known_[kKnown] = {};  // by address; under the GIL
+  py::object tensor_, parameter_, is_neg_, requires_grad_, untyped_storage_, nbytes_, storage_offset_;
 };
 
 }  // namespace mtmlk

@@ -5,16 +5,20 @@ The engine takes addresses; what a wrong address could break is checked here: dt
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mtml_kernels._memory import in_memory
+
 __all__ = [
+    "addresses_of",
     "availability",
     "fma_peak",
     "info",
@@ -23,6 +27,7 @@ __all__ = [
     "inner_loop_forward",
     "low_rank_weights",
     "native_seconds",
+    "plain_tensors",
 ]
 
 Grads = list[Tensor | None]
@@ -30,6 +35,7 @@ Grads = list[Tensor | None]
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _NEED_PARAMS, _NEED_LR, _NEED_SUPPORT_X, _NEED_QUERY_X = 1, 2, 4, 8
 _MAX_PLANS = 512
+_LOW = 1 << 36  # views of a freed storage lie at their offset from null
 
 # How adapted weights of linear layers are held (csrc/cpu/low_rank.h): chosen by the plan's cost model, each task's own,
 # or in low-rank form. The op's backends "cpu", "cpu:weights" and "cpu:low_rank".
@@ -165,22 +171,45 @@ def low_rank_weights(
     return count
 
 
-def _ready(tensors: Sequence[Tensor], dtype: torch.dtype, name: str) -> list[Tensor]:
-    """Contiguous tensors of the right dtype; mostly the very same ones."""
-    out = []
-    for t in tensors:
-        if t.dtype is not dtype:
-            raise TypeError(f"{name}: expected {dtype}, as the parameters, got {t.dtype}. Convert it with .to({dtype})")
-        out.append(t if t.is_contiguous() and not t.is_neg() else t.resolve_neg().contiguous())
-    return out
-
-
-def _ready_one(t: Tensor | None, dtype: torch.dtype, name: str) -> Tensor | None:
-    if t is None:
+@functools.cache
+def plain_tensors() -> Any:
+    """The engine's reader of tensors, None where there is no engine or PyTorch lets nobody read them this way."""
+    table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if table is None or availability() is not None:
         return None
-    if t.dtype is not dtype:
-        raise TypeError(f"{name}: expected {dtype}, got {t.dtype}. Convert it with .to({dtype})")
-    return t if t.is_contiguous() and not t.is_neg() else t.resolve_neg().contiguous()
+    return _engine().PlainTensors(table, Tensor, torch.nn.Parameter)
+
+
+def addresses_of(
+    name: str | Callable[[int], str], tensors: Sequence[Tensor | None], dtype: torch.dtype, *, ids: bool = False
+) -> tuple[Sequence[Any], list[int]]:
+    """The tensors as the engine reads them (mostly the very same), which must outlive the call, and where they lie.
+
+    0 stands for None and for tensors without elements. `ids`: there may be class ids among them.
+
+    Raises:
+        TypeError: a tensor has another dtype, or no memory of its own; it names the tensor.
+    """
+    reader = plain_tensors()
+    if reader is not None:
+        floats = 0 if dtype is torch.int64 else dtype.itemsize * 8
+        found: list[int] | None = reader.addresses(tensors, floats, ids or not floats)
+        if found is not None:
+            return tensors, found
+    ready: list[Tensor | None] = []
+    for i, t in enumerate(tensors):
+        at = name(i) if callable(name) else name if len(tensors) == 1 else f"{name}[{i}]"
+        if t is not None and t.dtype is not dtype and not (ids and t.dtype is torch.int64):
+            raise TypeError(f"{at}: expected {dtype}, got {t.dtype}. Convert it with .to({dtype})")
+        ready.append(None if t is None else in_memory(at, t))
+    return ready, [0 if t is None else t.data_ptr() for t in ready]
+
+
+def _one(name: str, t: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, int]:
+    if t is None:
+        return None, 0
+    (ready,), (at,) = addresses_of(name, (t,), dtype)
+    return ready, at
 
 
 def _at(t: Tensor | None) -> int:
@@ -202,17 +231,35 @@ class _Call:
         self.dtype = dtype
         self.tasks, self.support = support_y.shape[0], support_y.shape[1]
         self.query = query_x[0].shape[1] if query_x else 0
-        self.params = _ready(params, dtype, "params")
-        self.lr = _ready(lr, dtype, "lr")
-        xs, qs = _ready(support_x, dtype, "support_x"), _ready(query_x, dtype, "query_x")
-        sy = _ready_one(support_y, torch.int64 if args[13][0] == 1 else dtype, "support_y")
-        qy = _ready_one(query_y, torch.int64 if args[14][0] == 1 else dtype, "query_y")
-        masks = _ready_one(support_mask, dtype, "support_mask"), _ready_one(query_mask, dtype, "query_mask")
-        weights = _ready_one(step_weights, dtype, "step_weights")
+        self.params, self.lr, self.held = params, lr, args[:10]
+        reader = plain_tensors()
+        found = None
+        if reader is not None:
+            kinds = dtype.itemsize * 8, args[13][0] == 1, args[14][0] == 1
+            found = reader.inner_loop(
+                params, support_x, support_y, query_x, query_y, support_mask, query_mask, lr, step_weights, *kinds
+            )
+        if found is None:
+            found = self._closely(args)
         self.plan = _plan(args, self.support, self.query, dtype, self.lr, form)
-        self.held = (xs, qs, sy, qy, masks, weights)
-        inputs = (_all_at(self.params), _all_at(xs), _at(sy), _all_at(qs), _at(qy), _at(masks[0]), _at(masks[1]))
-        self.addresses = (self.tasks, torch.get_num_threads(), *inputs, _all_at(self.lr), _at(weights))
+        self.addresses = (self.tasks, torch.get_num_threads(), *found)
+
+    def _closely(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """The addresses where some tensor needs a contiguous copy first, or has no memory."""
+        params, _, support_x, support_y, query_x, query_y, support_mask, query_mask, lr, step_weights = args[:10]
+        dtype = self.dtype
+        types = [torch.int64 if args[at][0] == 1 else dtype for at in (13, 14)]
+        self.params, at_params = addresses_of("params", params, dtype)
+        self.lr, at_lr = addresses_of("lr", lr, dtype)
+        xs, at_xs = addresses_of("support_x", support_x, dtype)
+        qs, at_qs = addresses_of("query_x", query_x, dtype)
+        sy, at_sy = _one("support_y", support_y, types[0])
+        qy, at_qy = _one("query_y", query_y, types[1])
+        sm, at_sm = _one("support_mask", support_mask, dtype)
+        qm, at_qm = _one("query_mask", query_mask, dtype)
+        weights, at_weights = _one("step_weights", step_weights, dtype)
+        self.held = (xs, qs, sy, qy, sm, qm, weights)
+        return at_params, at_xs, at_sy, at_qs, at_qy, at_sm, at_qm, at_lr, at_weights
 
     def run(self, *outputs: Any) -> None:
         engine = _engine()
@@ -322,6 +369,17 @@ def inner_loop_backward(
     return param_grads, lr_grads, _split(to_support, args[2]), _split(to_query, args[4])
 
 
+def _cotangent(t: Tensor | None, name: str) -> int:
+    """Where a contiguous cotangent lies."""
+    try:
+        at = 0 if t is None else t.data_ptr()
+    except RuntimeError:  # is_grads_batched=True
+        at = 0
+    if at < _LOW and t is not None:
+        in_memory(name, t)
+    return at
+
+
 def _room(t: Tensor) -> Tensor:
     return torch.empty_like(t) if t.is_contiguous() else torch.empty_like(t, memory_format=torch.contiguous_format)
 
@@ -336,7 +394,7 @@ def _spread(args: Sequence[Any], carry: Tensor, scale: Tensor, params: Grads, lr
         return True
     plan = _plan(args, support, args[4][0].shape[1] if args[4] else 0, carry.dtype, args[8], form)
     into = (_all_at(params), _all_at(lrs), torch.get_num_threads())
-    done: bool = plan.carry_to_grads(carry.data_ptr(), tasks, scale.data_ptr(), 1, *into)
+    done: bool = plan.carry_to_grads(_cotangent(carry, "carry"), tasks, _cotangent(scale, "grad_loss"), 1, *into)
     return done
 
 
@@ -354,7 +412,9 @@ def _run_again(
     carry = torch.empty((call.tasks if per_task else 1, cols), dtype=call.dtype, device="cpu")
     scale = torch.zeros(call.tasks, dtype=call.dtype, device="cpu") if grad_loss is None else grad_loss
     to_support, to_query = _input_gradients(args, call.dtype)
-    given = (_at(scale), _at(grad_output), _at(grad_support_losses), _all_at(grad_adapted))
+    at_losses = _cotangent(scale, "grad_loss"), _cotangent(grad_output, "grad_output")
+    at_adapted = [_cotangent(g, "grad_adapted") for g in grad_adapted]
+    given = (*at_losses, _cotangent(grad_support_losses, "grad_support_losses"), at_adapted)
     call.run(0, 0, 0, [], True, *given, _at(carry), _at(to_support), _at(to_query))
     _spread(args, carry, torch.ones(call.tasks, dtype=call.dtype, device="cpu"), param_grads, lr_grads, form)
     return to_support, to_query

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtml_kernels.native import _at, _engine, _label_error
+from mtml_kernels.native import _at, _cotangent, _engine, _label_error, _one, addresses_of
 from mtml_kernels.ops._head_schema import NEEDS_RATES, Cotangents, HeadArgs, HeadOutputs, carry_size, parse_options
 
 __all__ = ["head_backward", "head_forward"]
@@ -30,11 +30,16 @@ class _Call:
         self.sizes = [_DTYPES[dtype], torch.get_num_threads(), tasks, support, self.query, features, self.classes]
         self.sizes += [steps, groups, int(bool(a.needs & NEEDS_RATES))]
         label_types = [torch.int64 if kind == "cross_entropy" else dtype for kind in kinds]
-        types = [dtype] * 5 + label_types + [dtype] * 2
-        self.tensors = [_ready(t, wanted) for t, wanted in zip(a[:9], types, strict=True)]
+        floats, at_floats = addresses_of(HeadArgs._fields[:5].__getitem__, a[:5], dtype)
+        masks, at_masks = addresses_of(HeadArgs._fields[7:9].__getitem__, a[7:9], dtype)
+        labels = [_one(*each) for each in zip(HeadArgs._fields[5:7], a[5:7], label_types, strict=True)]
+        self.held = floats, masks, labels
+        self.addresses = [*at_floats, *(at for _, at in labels), *at_masks]
 
     def inputs(self, carry: Tensor | None, cotangents: Cotangents = (None, None, None, None)) -> list[int]:
-        return [*map(_at, self.tensors), _at(carry), *map(_at, cotangents)]
+        names = ("grad_loss", "grad_logits", "grad_support_losses", "grad_coefficients")
+        given = [_cotangent(c, name) for c, name in zip(cotangents, names, strict=True)]
+        return [*self.addresses, _cotangent(carry, "carry"), *given]
 
     def run(self, inputs: list[int], outputs: list[int]) -> None:
         engine = _engine()
@@ -46,14 +51,6 @@ class _Call:
 
     def carry(self) -> Tensor:
         return torch.empty((self.tasks, carry_size(self.args)), dtype=self.dtype, device="cpu")
-
-
-def _ready(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if t is None or (t.dtype is dtype and t.is_contiguous() and not t.is_neg()):
-        return t
-    if t.dtype is not dtype:
-        raise TypeError(f"head_inner_loop: expected {dtype}, got {t.dtype}; convert it with .to({dtype})")
-    return t.resolve_neg().contiguous()
 
 
 def head_forward(*args: Any) -> HeadOutputs:

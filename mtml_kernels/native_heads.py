@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtml_kernels import native
+from mtml_kernels.native import addresses_of, plain_tensors
 from mtml_kernels.ops._multihead_schema import HEAD_INTS, LARGE, HeadsCall, HeadTensors
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1}
+_NAMES = HeadTensors._fields
 
 
 def recycled(elements: int, dtype: torch.dtype) -> Tensor:
@@ -49,25 +50,15 @@ def _room(tensors: Sequence[Tensor], call: HeadsCall) -> list[Tensor]:
     return list(torch._C._nn.unflatten_dense_tensors(room, list(tensors)))
 
 
-def _addresses(tensors: Sequence[Tensor | None], held: list[Any]) -> list[int]:
-    """Where the tensors lie, made contiguous; [] where there are none."""
-    plain = [t.data_ptr() for t in tensors if t is not None and t.is_contiguous() and not t.is_neg()]
-    if len(plain) == len(tensors):
-        return plain
-    ready = [t if t is None else t.resolve_neg().contiguous() for t in tensors]
-    held.append(ready)
-    return [0 if t is None else t.data_ptr() for t in ready]
-
-
 def multihead_forward(call: HeadsCall, tensors: HeadTensors, differentiate: bool) -> tuple[Tensor, list[Tensor]]:
     """The losses [sum of counts], and the gradient of each at its logits ([] unless asked for).
 
     Raises:
         ValueError: a class id is neither in range nor the ignored one; it names head, row and id.
     """
-    held: list[Any] = []
-    addresses = [_addresses(column, held) for column in (tensors if call.weighted else tensors[:2])]
-    addresses += [[]] * (5 - len(addresses))
+    columns = tensors if call.weighted else tensors[:2]
+    ready = [addresses_of(name, column, call.dtype, ids=True) for name, column in zip(_NAMES, columns, strict=False)]
+    addresses = [found for _, found in ready] + [[]] * (5 - len(ready))
     losses = torch.empty(call.total, dtype=call.dtype, device="cpu")
     gradients = _room(tensors.logits, call) if differentiate else []
     _run(call, "run", *addresses, losses.data_ptr(), [g.data_ptr() for g in gradients])
@@ -87,22 +78,13 @@ def _run(call: HeadsCall, method: str, *arguments: Any) -> None:
 # --- plain tensors ----------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _plain_tensors() -> Any:
-    """The engine's reader of tensors, None where there is no engine or PyTorch lets nobody read them this way."""
-    table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if table is None or native.availability() is not None:
-        return None
-    return native._engine().PlainTensors(table, Tensor, torch.nn.Parameter)
-
-
 def read_plain(logits: list[Tensor], targets: list[Tensor]) -> tuple[bytes, bytes] | None:
     """Of CPU tensors that the engine takes as they are, their form (what a check would look at) and their addresses.
 
     None where there is one that needs more than that: any other dtype, memory that is not contiguous, no elements, a
     subclass, a tensor that stands for others, a target that requires grad.
     """
-    reader = _plain_tensors()
+    reader = plain_tensors()
     found: tuple[bytes, bytes] | None = None if reader is None else reader.read(logits, targets)
     return found
 
@@ -117,14 +99,14 @@ def plain_forward(call: HeadsCall, addresses: bytes, differentiate: bool) -> tup
 
 def plain_backward(call: HeadsCall, form: bytes, piece: Tensor, cotangent: Tensor) -> list[Tensor]:
     """The gradients in `piece`, which is handed out in parts, or what they are times the cotangents of their losses."""
-    if not _plain_tensors().only_ones(cotangent):
+    if not plain_tensors().only_ones(cotangent):
         piece = piece * cotangent.repeat_interleave(call.loss_elements, output_size=call.elements)
     return divided(piece, form)
 
 
 def divided(piece: Tensor, form: bytes) -> list[Tensor]:
     """A piece of memory as a tensor for each of the logits of that form, none of them a view of it."""
-    found: list[Tensor] = _plain_tensors().divide(piece, form)
+    found: list[Tensor] = plain_tensors().divide(piece, form)
     return found
 
 

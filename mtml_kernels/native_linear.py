@@ -17,6 +17,9 @@ __all__ = ["LinearHead", "Problem"]
 Grads = list[Tensor | None]
 
 
+_NAMES = ("weights", "biases", "targets", "sample_weights", "class_weights", "pos_weights")
+
+
 class LinearHead(NamedTuple):
     """One head: weight [C, D], bias [C]; of the flattened rows target, sample weights [N]; class and pos weights [C].
 
@@ -31,11 +34,6 @@ class LinearHead(NamedTuple):
     sample_weights: Tensor | None
     class_weights: Tensor | None
     pos_weights: Tensor | None
-
-
-def _plain(t: Tensor) -> bool:
-    """Whether the numbers lie in memory as they are."""
-    return t.is_contiguous() and not t.is_neg()
 
 
 class Problem:
@@ -56,8 +54,14 @@ class Problem:
         tensors: list[Tensor | None] = [features]
         for h in self.heads:
             tensors += h[2:]
-        self._held = [t if t is None or _plain(t) else t.detach().resolve_neg().contiguous() for t in tensors]
-        self._inputs = [0 if t is None else t.data_ptr() for t in self._held]
+        self._held, self._inputs = native.addresses_of(self._name, tensors, self.dtype, ids=True)
+
+    def _name(self, i: int) -> str:
+        """What the caller calls the i-th tensor."""
+        if i == 0:
+            return "features"
+        head, column = divmod(i - 1, len(_NAMES))
+        return f"{_NAMES[column]}[{self.heads[head].place}]"
 
     def _run(self, method: str, *arguments: Any) -> None:
         engine = native._engine()

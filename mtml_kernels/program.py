@@ -283,7 +283,7 @@ def decode(ints: tuple[int, ...]) -> Encoded:
         raise ValueError(f"program: expected an encoding of version {VERSION}, got {ints[:1]}; trace the module again")
     _, n_inputs, n_params, n_nodes, output = ints[:HEADER_INTS]
     expected = HEADER_INTS + n_inputs + PARAM_INTS * n_params + NODE_INTS * n_nodes
-    if len(ints) != expected or not 0 <= output < n_nodes:
+    if min(n_inputs, n_params) < 0 or len(ints) != expected or not 0 <= output < n_nodes:
         raise ValueError(f"program: its header asks for {expected} integers (output {output}), got {len(ints)}")
     params_at = HEADER_INTS + n_inputs
     nodes_at = params_at + PARAM_INTS * n_params

@@ -13,11 +13,29 @@ namespace {
 bool forked = false;
 const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
+// The first tensor that a call lacks, in words, or nullptr. Tensors without elements need no memory.
+const char* missing(const Plan& p, const MtmlkCall& call) {
+  const auto lacks = [](const void* const* list, int64_t n) {
+    for (int64_t i = 0; i < n; ++i)
+      if (!list || !list[i]) return true;
+    return false;
+  };
+  if (lacks(call.params, p.n_params)) return "params";
+  if (p.steps > 0 && lacks(call.lr, p.n_lr)) return "lr";
+  if (p.steps > 0 && p.support.samples > 0) {
+    if (lacks(call.support_x, p.n_inputs)) return "support_x";
+    if (!call.support_y) return "support_y";
+  }
+  if (p.query.samples > 0 && lacks(call.query_x, p.n_inputs)) return "query_x";
+  if (call.differentiate && !call.carry) return "carry";
+  return nullptr;
+}
+
 bool labels_ok(const void* labels, int64_t tasks, int64_t samples, int64_t classes, bool query, MtmlkError* error) {
   const int64_t* y = static_cast<const int64_t*>(labels);
   for (int64_t i = 0; y && i < tasks * samples; ++i)
     if ((y[i] < 0 && y[i] != -100) || y[i] >= classes) {
-      *error = {MTMLK_BAD_LABEL, query, i / samples, i % samples, y[i]};
+      *error = {MTMLK_BAD_LABEL, query, i / samples, i % samples, y[i], nullptr};
       return false;
     }
   return true;
@@ -40,10 +58,10 @@ struct MtmlkPlan {
 
 extern "C" {
 
-int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** out) {
+int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** out, MtmlkReason* reason) {
   const Kernels& k = kernels();
   Plan* plan = nullptr;
-  const int status = create_plan(*spec, spec->dtype == MTMLK_F32 ? k.lanes_f32 : k.lanes_f64, &plan);
+  const int status = create_plan(*spec, spec->dtype == MTMLK_F32 ? k.lanes_f32 : k.lanes_f64, &plan, reason);
   if (status == MTMLK_OK) *out = new MtmlkPlan{plan};
   return status;
 }
@@ -57,14 +75,23 @@ void mtmlk_plan_info(const MtmlkPlan* handle, MtmlkPlanInfo* info) {
   const Plan& p = *handle->plan;
   int64_t low = 0;
   for (int64_t i = 0; i < p.n_params; ++i) low += p.params[i].low;
-  *info = {p.carry_room, p.carry_per_task ? 1 : 0, p.support.samples * p.input_size, p.query.samples * p.input_size,
-           low};
+  *info = {p.carry_room,
+           p.carry_per_task ? 1 : 0,
+           p.support.samples * p.input_size,
+           p.query.samples * p.input_size,
+           low,
+           p.n_params,
+           p.n_inputs,
+           p.n_lr,
+           p.n_adapted};
 }
 
 int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError* error) {
   const Plan& p = *handle->plan;
   MtmlkCall call = *given;
   if (call.tasks == 0) return MTMLK_OK;
+  error->what = call.tasks < 0 ? "tasks" : missing(p, call);
+  if (error->what) return MTMLK_BAD_CALL;
   if (p.support_loss.kind == kCrossEntropy && p.steps > 0 &&
       !labels_ok(call.support_y, call.tasks, p.support.samples, p.out_features, false, error))
     return MTMLK_BAD_LABEL;

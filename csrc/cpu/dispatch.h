@@ -85,7 +85,7 @@ const char* isa_available();
 
 int usable_threads(int threads);  // 1 in a forked child, which has none of its parent's threads
 
-int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** plan);
+int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** plan, MtmlkReason* reason);
 void destroy_plan(Plan* plan);
 
 // A pool of large buffers: first-touch page faults cost 35 ms per 256 MB, so buffers are handed from call to call.

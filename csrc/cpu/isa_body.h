@@ -56,34 +56,40 @@ namespace {
 #include "heads.h"
 #include "heads_linear.h"
 
+// Builds under sanitizers (tests/fuzz) instantiate one type only: half the compilation.
+#if !defined(MTMLK_SINGLE)
+#define MTMLK_SINGLE float
+#endif
+
 }  // namespace
 
 const Kernels MTMLK_KERNELS = {
     MTMLK_ISA_NAME,
-    Simd<float>::kLanes,
+    Simd<MTMLK_SINGLE>::kLanes,
     Simd<double>::kLanes,
-    run_inner_loop<float>,
+    run_inner_loop<MTMLK_SINGLE>,
     run_inner_loop<double>,
-    carry_to_grads<float>,
+    carry_to_grads<MTMLK_SINGLE>,
     carry_to_grads<double>,
-    workspace_bytes<float>,
+    workspace_bytes<MTMLK_SINGLE>,
     workspace_bytes<double>,
     measure_fma_peak,
-    {head_loop_bytes<float>, run_head_loop<float>, head_chain_bytes<float>, run_head_chain<float>},
+    {head_loop_bytes<MTMLK_SINGLE>, run_head_loop<MTMLK_SINGLE>, head_chain_bytes<MTMLK_SINGLE>,
+     run_head_chain<MTMLK_SINGLE>},
     {head_loop_bytes<double>, run_head_loop<double>, head_chain_bytes<double>, run_head_chain<double>},
-    head_norms<float>,
+    head_norms<MTMLK_SINGLE>,
     head_norms<double>,
-    head_losses<float>,
+    head_losses<MTMLK_SINGLE>,
     head_losses<double>,
-    head_scratch<float>,
+    head_scratch<MTMLK_SINGLE>,
     head_scratch<double>,
-    linear_logits<float>,
+    linear_logits<MTMLK_SINGLE>,
     linear_logits<double>,
-    linear_features<float>,
+    linear_features<MTMLK_SINGLE>,
     linear_features<double>,
-    linear_weights<float>,
+    linear_weights<MTMLK_SINGLE>,
     linear_weights<double>,
-    linear_bytes<float>,
+    linear_bytes<MTMLK_SINGLE>,
     linear_bytes<double>,
 };
 

@@ -28,13 +28,36 @@ int64_t param_room(const ParamPlan& p) {
 
 int64_t padded_row(const Plan& plan, int64_t features) { return round_up(features, plan.lanes); }
 
-bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec) {
+bool decode_node(PlanStorage& plan, const MtmlkPlanSpec& spec, const int64_t* p, const Why& why) {
+  for (int c = 0; c < kNodeInts; ++c)
+    if (p[c] < -1 || p[c] > INT32_MAX)
+      return why("node %zu: expected numbers from -1 to 2^31, got %lld", plan.value_store.size(), (long long)p[c]);
+  ValuePlan v = {};
+  v.op = int32_t(p[0]), v.a = int32_t(p[1]), v.b = int32_t(p[2]), v.weight = int32_t(p[3]), v.bias = int32_t(p[4]);
+  v.rows = p[5], v.features = p[6], v.batched = p[7] != 0;
+  if (v.op == kAct || v.op == kNorm || v.op == kPool) v.kind = v.b, v.b = -1;
+  if (v.op == kInput) v.kind = v.a, v.a = -1;
+  v.c0 = 1;
+  const bool window = v.op == kConv || v.op == kPool;
+  const int64_t count = window ? int64_t(kWindowConsts) : 2;
+  if (p[8] < 0 ? window : p[8] + count > spec.n_consts)
+    return why("node %zu: expected %lld constants from position %lld of consts, which has %lld",
+               plan.value_store.size(), (long long)count, (long long)p[8], (long long)spec.n_consts);
+  if (p[8] >= 0) v.c0 = spec.consts[p[8]], v.c1 = spec.consts[p[8] + 1];
+  if (window) {
+    if (!check_window(spec.consts + p[8], why)) return false;
+    plan.windows.push_back(std::make_unique<std::array<int64_t, kWindowConsts>>());
+    for (int64_t c = 0; c < kWindowConsts; ++c) (*plan.windows.back())[size_t(c)] = int64_t(spec.consts[p[8] + c]);
+    v.window = plan.windows.back()->data();
+  }
+  plan.value_store.push_back(v);
+  return true;
+}
+
+bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec, const Why& why) {
+  if (!check_header(spec, why)) return false;
   const int64_t* p = spec.program;
-  if (spec.n_program < kHeaderInts || p[0] != kVersion) return false;
   plan.n_inputs = p[1], plan.n_params = p[2], plan.n_values = p[3], plan.output = int32_t(p[4]);
-  if (spec.n_program != kHeaderInts + plan.n_inputs + kParamInts * plan.n_params + kNodeInts * plan.n_values)
-    return false;
-  if (plan.output < 0 || plan.output >= plan.n_values) return false;
   p += kHeaderInts;
   for (int64_t i = 0; i < plan.n_inputs; ++i, ++p) {
     plan.input_store.push_back({p[0], plan.input_size});
@@ -47,37 +70,14 @@ bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec) {
     // Up to a quarter of a vector: padded columns would waste 3/4 of two products, dot products waste their sums.
     param.narrow = param.layout == kLinearWeight && param.rows * 4 <= plan.lanes;
     param.taps = 1;
-    if (param.layout == kStepRows && param.adapted) return false;
     plan.param_store.push_back(param);
   }
-  for (int64_t i = 0; i < plan.n_values; ++i, p += kNodeInts) {
-    ValuePlan v = {};
-    v.op = int32_t(p[0]), v.a = int32_t(p[1]), v.b = int32_t(p[2]), v.weight = int32_t(p[3]), v.bias = int32_t(p[4]);
-    v.rows = p[5], v.features = p[6], v.batched = p[7] != 0;
-    const bool operand_b = v.op == kAdd || v.op == kMul || v.op == kCat;
-    const bool leaf = v.op == kInput || v.op == kParam;
-    if (v.op < kInput || v.op >= kOpCount || (!leaf && (v.a < 0 || v.a >= i)) || (operand_b && (v.b < 0 || v.b >= i)) ||
-        v.weight >= plan.n_params || v.bias >= plan.n_params)
-      return false;
-    if (v.op == kAct || v.op == kNorm || v.op == kPool) v.kind = v.b, v.b = -1;
-    if (v.op == kInput) v.kind = v.a, v.a = -1;
-    if (p[8] >= 0) {
-      if (p[8] + 1 >= spec.n_consts) return false;
-      v.c0 = spec.consts[p[8]], v.c1 = spec.consts[p[8] + 1];
-    }
-    if (v.op == kConv || v.op == kPool) {
-      if (p[8] < 0 || p[8] + kWindowConsts > spec.n_consts) return false;
-      plan.windows.push_back(std::make_unique<std::array<int64_t, kWindowConsts>>());
-      for (int64_t c = 0; c < kWindowConsts; ++c) (*plan.windows.back())[size_t(c)] = int64_t(spec.consts[p[8] + c]);
-      v.window = plan.windows.back()->data();
-    }
-    plan.value_store.push_back(v);
-  }
+  for (int64_t i = 0; i < plan.n_values; ++i, p += kNodeInts)
+    if (!decode_node(plan, spec, p, why)) return false;
   plan.values = plan.value_store.data(), plan.params = plan.param_store.data(), plan.inputs = plan.input_store.data();
-  for (ValuePlan& v : plan.value_store) {
-    if (!check_image_node(plan, v)) return false;
+  if (!check_program(plan, why) || !check_sizes(plan, spec, why)) return false;
+  for (ValuePlan& v : plan.value_store)
     if (v.op == kConv) plan.params[v.weight].taps = v.window[kKernelY] * v.window[kKernelX];
-  }
   return true;
 }
 
@@ -371,14 +371,14 @@ int64_t params_room(const Plan& plan) {
   return room;
 }
 
-int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out) {
+int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out, MtmlkReason* reason) {
   auto plan = std::make_unique<PlanStorage>();
   plan->dtype = spec.dtype, plan->lanes = lanes;
   plan->steps = spec.steps, plan->first_order = spec.first_order != 0;
   plan->needs = spec.needs, plan->keep = spec.keep;
   plan->support_loss = spec.support_loss, plan->query_loss = spec.query_loss;
   plan->n_lr = spec.n_lr;
-  if (!decode(*plan, spec)) return MTMLK_BAD_PROGRAM;
+  if (!decode(*plan, spec, Why(reason))) return MTMLK_BAD_PROGRAM;
   mark_live(*plan);
   mark_dependence(*plan);
   mark_chains(*plan);
@@ -391,7 +391,6 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out) {
   place_images(*plan);
   place_rates(*plan, spec);
   const ValuePlan& output = plan->values[plan->output];
-  if (!output.batched) return MTMLK_BAD_PROGRAM;
   plan->out_rows = output.rows, plan->out_features = output.features, plan->out_ld = output.ld;
   plan->out_size = output.rows * output.features;
   plan->support = cut_rows(*plan, spec.support);

@@ -4,20 +4,6 @@
 namespace mtmlk {
 namespace {
 
-bool window_fits(const ValuePlan& v, const ValuePlan& a) {
-  const int64_t* w = v.window;
-  for (int i = kHeight; i <= kStrideX; ++i)
-    if (w[i] < 1) return false;
-  return w[kPadY] >= 0 && w[kPadX] >= 0 && w[kDilationY] >= 1 && w[kDilationX] >= 1 && v.batched && a.batched &&
-         a.rows == w[kHeight] * w[kWidth] && v.rows == w[kOutHeight] * w[kOutWidth];
-}
-
-bool one_row(const PlanStorage& plan, int32_t param, int64_t features) {
-  if (param < 0) return true;
-  const ParamPlan& p = plan.params[param];
-  return p.cols == features && (p.layout == kStepRows || (p.layout == kRows && p.rows == 1));
-}
-
 bool is_relu(const ValuePlan& v) { return v.op == kAct && (v.kind == kRelu || (v.kind == kLeakyRelu && v.c0 >= 0)); }
 
 // Windows side by side: every input has at most one output.
@@ -97,23 +83,6 @@ void place_sums(PlanStorage& plan, const ValuePlan& v, NormPlan& norm) {
 }
 
 }  // namespace
-
-bool check_image_node(const PlanStorage& plan, const ValuePlan& v) {
-  if (v.op != kTranspose && v.op != kConv && v.op != kNorm && v.op != kPool) return true;
-  const ValuePlan& a = plan.values[v.a];
-  if (v.op == kTranspose) return v.rows == a.features && v.features == a.rows && v.batched == a.batched;
-  if (v.op == kNorm)
-    return v.batched && a.batched && v.kind >= kBatchNorm && v.kind <= kLayerNorm && v.rows == a.rows &&
-           v.features == a.features && v.c1 >= 1 && v.features % int64_t(v.c1) == 0 &&
-           one_row(plan, v.weight, v.features) && one_row(plan, v.bias, v.features);
-  if (!window_fits(v, a)) return false;
-  if (v.op == kPool) return v.features == a.features && v.kind >= kMaxPool && v.kind <= kAdaptiveAvgPool;
-  if (v.weight < 0) return false;
-  const ParamPlan& weight = plan.params[v.weight];
-  const int64_t groups = v.window[kGroups], taps = v.window[kKernelY] * v.window[kKernelX];
-  return weight.layout == kConvWeight && weight.rows == v.features && groups >= 1 && v.features % groups == 0 &&
-         weight.cols * groups == a.features * taps && one_row(plan, v.bias, v.features);
-}
 
 void mark_chains(PlanStorage& plan) {
   for (int64_t i = 0; i < plan.n_values; ++i) {

@@ -35,8 +35,22 @@ int64_t params_room(const Plan& plan);  // in a row of the carry, on any machine
 
 int count_uses(const Plan& plan, int32_t value);
 
+// plan_check.cpp: where something is wrong they say so in words and return false.
+class Why {
+ public:
+  explicit Why(MtmlkReason* to) : to_(to) {}
+  bool operator()(const char* format, ...) const __attribute__((format(printf, 2, 3)));
+
+ private:
+  MtmlkReason* to_;
+};
+
+bool check_header(const MtmlkPlanSpec& spec, const Why& why);  // before it is decoded
+bool check_window(const double* consts, const Why& why);       // [kWindowConsts], before they become integers
+bool check_program(const PlanStorage& plan, const Why& why);   // decoded, all indices in range
+bool check_sizes(const Plan& plan, const MtmlkPlanSpec& spec, const Why& why);  // no sum or product overflows
+
 // plan_images.cpp, in the order of their calls.
-bool check_image_node(const PlanStorage& plan, const ValuePlan& v);
 void mark_chains(PlanStorage& plan);  // after the dependences
 bool is_remade(const Plan& plan, const ValuePlan& v);
 void place_norm(Plan& plan, ValuePlan& v);  // while values get their places

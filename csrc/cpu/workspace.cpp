@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <mutex>
 #include <vector>
@@ -27,12 +28,30 @@ Pool& pool() {
   return *instance;
 }
 
+// More than the machine has is refused: it would be given, and take the machine down as it is filled.
+bool too_much(int64_t bytes) {
+  static const double most = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
+  return bytes < 0 || double(bytes) > most;
+}
+
 int64_t& size_of(void* base) { return *static_cast<int64_t*>(base); }
 int64_t& release_of(void* base) { return static_cast<int64_t*>(base)[1]; }
 
 }  // namespace
 
+#if defined(__SANITIZE_ADDRESS__)  // buffers of exactly their size, never used again: what is outside is noticed
+
 void* acquire_workspace(int64_t bytes) {
+  if (too_much(bytes)) return nullptr;
+  return aligned_alloc(64, size_t((bytes + 63) / 64 * 64));
+}
+
+void release_workspace(void* buffer) { free(buffer); }
+
+#else
+
+void* acquire_workspace(int64_t bytes) {
+  if (too_much(bytes)) return nullptr;
   const int64_t needed = bytes + kHeader;
   Pool& p = pool();
   {
@@ -76,5 +95,7 @@ void release_workspace(void* buffer) {
   }
   for (void* old : surplus) free(old);
 }
+
+#endif
 
 }  // namespace mtmlk

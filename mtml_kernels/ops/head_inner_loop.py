@@ -17,6 +17,7 @@ from torch.compiler import is_compiling
 from mtml_kernels import native, native_head
 from mtml_kernels._transforms import OpLibrary, abstract, has_tangents, no_rule
 from mtml_kernels.ops._backends import REFERENCE, Backend, Registry
+from mtml_kernels.ops._head_loop_checks import check_arguments, check_cotangents
 from mtml_kernels.ops._head_schema import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
@@ -91,6 +92,7 @@ _lib.define(BACKWARD_SCHEMA)
 
 
 def _forward_impl(*args: Any) -> HeadOutputs:
+    check_arguments(HeadArgs(*args[:-1]))
     outputs: HeadOutputs = BACKENDS.named(args[-1]).forward(*args[:-1])
     return outputs
 
@@ -105,8 +107,11 @@ def _contiguous(grad: Tensor | None) -> Tensor | None:
 
 
 def _backward_impl(*args: Any) -> list[Tensor]:
+    a = HeadArgs(*args[4:-2])
+    check_arguments(a)
+    check_cotangents(a, args[:4], args[-2])
     cotangents = tuple(_contiguous(g) for g in args[:4])
-    grads = BACKENDS.named(args[-1]).backward(cotangents, HeadArgs(*args[4:-2]), args[-2])
+    grads = BACKENDS.named(args[-1]).backward(cotangents, a, args[-2])
     return [g for g in grads if g is not None]
 
 

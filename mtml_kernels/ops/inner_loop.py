@@ -17,6 +17,7 @@ from torch.compiler import is_compiling
 from mtml_kernels._transforms import OpLibrary, abstract, has_tangents, no_rule
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._inner_loop_backends import BACKENDS
+from mtml_kernels.ops._inner_loop_checks import check_arguments, check_cotangents
 from mtml_kernels.ops._inner_loop_schema import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
@@ -56,6 +57,7 @@ _lib.define(BACKWARD_SCHEMA)
 
 
 def _forward_impl(*args: Any) -> Outputs:
+    check_arguments(InnerLoopArgs(*args[:-1]))
     return BACKENDS.named(args[-1]).forward(*args[:-1])
 
 
@@ -72,10 +74,13 @@ def _contiguous(grad: Tensor | None) -> Tensor | None:
 
 def _backward_impl(*args: Any) -> list[Tensor]:
     a = InnerLoopArgs(*args[_N_COTANGENTS : _N_COTANGENTS + _N_ARGS])
+    backend = BACKENDS.named(args[-1])
+    check_arguments(a)
+    check_cotangents(a, args[:3], args[3], args[4], args[-2], backend.carry_shapes(*a) if backend.carry_shapes else [])
     given = iter(args[3])
     grad_adapted = [_contiguous(next(given)) if flag else None for flag in args[4]]
     cotangents = (_contiguous(args[0]), _contiguous(args[1]), _contiguous(args[2]), grad_adapted)
-    return flat_gradients(a, BACKENDS.named(args[-1]).backward(*cotangents, *a, args[-2]))
+    return flat_gradients(a, backend.backward(*cotangents, *a, args[-2]))
 
 
 def _backward_fake(*args: Any) -> list[Tensor]:

@@ -23,6 +23,7 @@ from mtml_kernels._transforms import OpLibrary, is_forward_mode
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._multihead_autograd import Eager, Losses, plain_losses
 from mtml_kernels.ops._multihead_backends import BACKENDS, check_labels, reference_call
+from mtml_kernels.ops._multihead_checks import check_arguments, check_gradients, gathered
 from mtml_kernels.ops._multihead_schema import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
@@ -47,14 +48,6 @@ _lib.define(FORWARD_SCHEMA)
 _lib.define(BACKWARD_SCHEMA)
 
 
-def _tensors(logits: list[Tensor], targets: list[Tensor], weights: list[Tensor], places: list[int]) -> HeadTensors:
-    n = len(logits)
-    others: list[Tensor | None] = [None] * (3 * n)
-    for place, t in zip(places, weights, strict=True):
-        others[place] = t
-    return HeadTensors(logits, targets, others[:n], others[n : 2 * n], others[2 * n :])
-
-
 def _forward_impl(
     logits: list[Tensor],
     targets: list[Tensor],
@@ -64,8 +57,8 @@ def _forward_impl(
     differentiate: bool,
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
-    tensors = _tensors(logits, targets, weights, places)
-    call = make_call(*decode(heads), tensors)
+    tensors = gathered(logits, targets, weights, places)
+    call = make_call(*check_arguments(tensors, heads), tensors)
     losses, gradients = BACKENDS.named(backend).forward(call, tensors, differentiate)
     shared = len({g.untyped_storage().data_ptr() for g in gradients}) < len(gradients)
     return losses, [g.clone() for g in gradients] if shared else gradients  # an op's results may not alias
@@ -85,6 +78,7 @@ def _forward_fake(
 def _backward_impl(
     cotangent: Tensor, gradients: list[Tensor], logits: list[Tensor], counts: list[int], backend: str
 ) -> list[Tensor]:
+    check_gradients(cotangent, gradients, logits, counts)
     return BACKENDS.named(backend).backward(gradients, cotangent, counts)
 
 

@@ -20,7 +20,8 @@ enum MtmlkStatus {
   MTMLK_BAD_PROGRAM = 1,    // the encoded program is malformed
   MTMLK_BAD_LABEL = 2,      // a class id outside [0, C): MtmlkError says where
   MTMLK_OUT_OF_MEMORY = 3,  // the workspace could not be allocated
-  MTMLK_NO_LOW_RANK = 4     // MTMLK_LOW_RANK was asked for, but no weight admits it
+  MTMLK_NO_LOW_RANK = 4,    // MTMLK_LOW_RANK was asked for, but no weight admits it
+  MTMLK_BAD_CALL = 5        // a tensor that the plan reads is missing: MtmlkError says which
 };
 
 enum MtmlkDtype { MTMLK_F32 = 0, MTMLK_F64 = 1 };
@@ -30,10 +31,16 @@ enum MtmlkNeeds { MTMLK_NEED_PARAMS = 1, MTMLK_NEED_LR = 2, MTMLK_NEED_SUPPORT_X
 // How adapted weights of linear layers are held: chosen by a cost model, each task's own, or in low-rank form.
 enum MtmlkForm { MTMLK_AUTO = 0, MTMLK_WEIGHTS = 1, MTMLK_LOW_RANK = 2 };
 
+// What is wrong with a plan's specification, in words.
+typedef struct {
+  char text[240];
+} MtmlkReason;
+
 typedef struct {
   int64_t code;      // MtmlkStatus
   int64_t is_query;  // which labels were bad
   int64_t task, sample, label;
+  const char* what;  // MTMLK_BAD_CALL: in words that last as long as the library
 } MtmlkError;
 
 typedef struct {
@@ -49,7 +56,8 @@ typedef struct {
   int64_t n_program;
   const double* consts;
   int64_t n_consts;
-  const uint8_t* adapted;  // [n_params]
+  const uint8_t* adapted;  // [n_adapted]: one a parameter of the program
+  int64_t n_adapted;
   int64_t support, query;  // samples a task
   int64_t steps;
   MtmlkLoss support_loss, query_loss;
@@ -95,13 +103,16 @@ typedef struct {
 } MtmlkCall;
 
 typedef struct {
-  int64_t carry_cols;                    // elements to allow for one carry row, in the engine's own layout
-  int64_t carry_per_task;                // 1: one row a task; 0: one row, the sum over the tasks
-  int64_t support_x_size, query_x_size;  // elements a task of the concatenated input gradients
-  int64_t low_rank;                      // weights in low-rank form
+  int64_t carry_cols;                              // elements to allow for one carry row, in the engine's own layout
+  int64_t carry_per_task;                          // 1: one row a task; 0: one row, the sum over the tasks
+  int64_t support_x_size, query_x_size;            // elements a task of the concatenated input gradients
+  int64_t low_rank;                                // weights in low-rank form
+  int64_t n_params, n_inputs, n_rates, n_adapted;  // how many tensors of each kind a call brings
 } MtmlkPlanInfo;
 
-MTMLK_API int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** plan);
+// Every index, size and product of the specification is checked here, once, so that calls need not. MTMLK_BAD_PROGRAM:
+// `reason` says what is wrong.
+MTMLK_API int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** plan, MtmlkReason* reason);
 MTMLK_API void mtmlk_plan_destroy(MtmlkPlan* plan);
 MTMLK_API void mtmlk_plan_info(const MtmlkPlan* plan, MtmlkPlanInfo* info);
 MTMLK_API int mtmlk_inner_loop(const MtmlkPlan* plan, const MtmlkCall* call, MtmlkError* error);

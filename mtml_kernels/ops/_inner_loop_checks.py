@@ -1,0 +1,130 @@
+"""What `torch.ops.mtml.inner_loop` and its backward op ask of their arguments before a backend reads them.
+
+`mtml.MAML` and `mtml_kernels.inner_loop` check in their callers' words and go to a backend directly; these checks stand
+at the ops' own door. That a program is sound in itself the engine checks when it makes a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtml_kernels.losses import KINDS, REDUCTIONS
+from mtml_kernels.ops._checks import Door
+from mtml_kernels.ops._inner_loop_schema import InnerLoopArgs, output_shapes
+from mtml_kernels.program import Encoded, decode
+
+__all__ = ["check_arguments", "check_cotangents"]
+
+_DOOR = Door("mtml::inner_loop", "mtml_kernels.inner_loop and mtml.MAML prepare these arguments")
+_IDS = KINDS.index("cross_entropy")
+
+Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
+
+
+def check_arguments(a: InnerLoopArgs) -> None:
+    """Raises ValueError or TypeError where an argument does not fit the program or the others; it names it."""
+    _check_numbers(a)
+    _DOOR.expect(bool(a.params), "params", "at least one tensor", "none")
+    _DOOR.floats(a.params[0], "params[0]")
+    program = _decoded(a)
+    _DOOR.length("adapted", a.adapted, len(program.params))
+    _DOOR.length("params", a.params, len(program.params))
+    for i, (t, (_, rows, cols)) in enumerate(zip(a.params, program.params, strict=True)):
+        _DOOR.expect(t.numel() == rows * cols, f"params[{i}]", f"{rows * cols} elements", t)
+    _check_rates(a)
+    _DOOR.expect(a.support_y.ndim >= 2, "support_y", "[T, S] class ids or [T, S, *out]", a.support_y)
+    tasks, support = a.support_y.shape[:2]
+    _DOOR.length("support_x", a.support_x, len(program.input_sizes))
+    _check_set(a, program, "support", tasks, support)
+    if a.query_x:
+        _DOOR.length("query_x", a.query_x, 0, len(program.input_sizes))
+        _DOOR.expect(a.query_x[0].ndim >= 2, "query_x[0]", "[T, Q, ...]", a.query_x[0])
+        _check_set(a, program, "query", tasks, a.query_x[0].shape[1])
+    _DOOR.shape("step_weights", a.step_weights, (a.steps + 1,))
+    _check_kinds(a)
+
+
+def _check_numbers(a: InnerLoopArgs) -> None:
+    for name, codes in (("support_loss", a.support_loss), ("query_loss", a.query_loss)):
+        right = len(codes) == 2 and 0 <= codes[0] < len(KINDS) and 0 <= codes[1] < len(REDUCTIONS)
+        _DOOR.expect(right, name, "[kind 0 to 4, reduction 0 or 1]", codes)
+    _DOOR.length("loss_args", a.loss_args, 2)
+    for name, value, most in (("steps", a.steps, 2**31 - 1), ("keep", a.keep, 2), ("needs", a.needs, 15)):
+        _DOOR.expect(0 <= value <= most, name, f"a number from 0 to {most}", value)
+
+
+def _decoded(a: InnerLoopArgs) -> Encoded:
+    try:
+        return decode(tuple(a.program))
+    except ValueError as error:
+        raise ValueError(f"{_DOOR.op}: {error}") from None
+
+
+def _check_rates(a: InnerLoopArgs) -> None:
+    changed = [p for p, flag in zip(a.params, a.adapted, strict=True) if flag]
+    _DOOR.length("lr", a.lr, 1, len(changed))
+    for i, t in enumerate(a.lr):
+        steps = t.ndim >= 1 and t.shape[0] in (1, a.steps)
+        of = changed[i] if len(a.lr) == len(changed) else None
+        fits = t.ndim == 1 or (of is not None and t.shape[1:] == of.shape)
+        shape = f"[1 or {a.steps}]" + ("" if of is None else f" or [1 or {a.steps}, *{list(of.shape)}]")
+        _DOOR.expect(steps and fits, f"lr[{i}]", f"rates {shape}", t)
+
+
+def _check_set(a: InnerLoopArgs, program: Encoded, which: str, tasks: int, samples: int) -> None:
+    support = which == "support"
+    inputs, y, mask = (a.support_x, a.support_y, a.support_mask) if support else (a.query_x, a.query_y, a.query_mask)
+    ids = (a.support_loss if support else a.query_loss)[0] == _IDS
+    for i, (x, size) in enumerate(zip(inputs, program.input_sizes, strict=True)):
+        right = tuple(x.shape[:2]) == (tasks, samples) and x.numel() == tasks * samples * size
+        _DOOR.expect(right, f"{which}_x[{i}]", f"[{tasks}, {samples}, ...] of {size} elements a sample", x)
+    if y is not None:
+        each = 1 if ids else program.output_size
+        right = tuple(y.shape[:2]) == (tasks, samples) and y.numel() == tasks * samples * each
+        _DOOR.expect(right, f"{which}_y", f"[{tasks}, {samples}, ...] of {each} elements a sample", y)
+    _DOOR.shape(f"{which}_mask", mask, (tasks, samples))
+
+
+def _check_kinds(a: InnerLoopArgs) -> None:
+    like = a.params[0]
+    groups = (("params", a.params), ("lr", a.lr), ("support_x", a.support_x), ("query_x", a.query_x))
+    named: list[tuple[str, Tensor | None, torch.dtype]]
+    named = [(f"{name}[{i}]", t, like.dtype) for name, group in groups for i, t in enumerate(group)]
+    targets = (("support_y", a.support_y, a.support_loss), ("query_y", a.query_y, a.query_loss))
+    named += [(name, y, torch.int64 if loss[0] == _IDS else like.dtype) for name, y, loss in targets]
+    others = (("support_mask", a.support_mask), ("query_mask", a.query_mask), ("step_weights", a.step_weights))
+    named += [(name, t, like.dtype) for name, t in others]
+    _DOOR.kinds(named, like.device)
+
+
+def check_cotangents(
+    a: InnerLoopArgs,
+    cotangents: Sequence[Tensor | None],
+    grad_adapted: Sequence[Tensor],
+    given: Sequence[bool],
+    carry: Sequence[Tensor],
+    shapes: Carry,
+) -> None:
+    """The same for what the backward op is given beside checked arguments; `shapes`: what the forward pass leaves."""
+    like = a.params[0]
+    *fixed, kept = output_shapes(a)
+    _DOOR.length("grad_adapted_given", given, len(kept))
+    _DOOR.length("grad_adapted", grad_adapted, sum(given))
+    names = [
+        "grad_loss",
+        "grad_output",
+        "grad_support_losses",
+        *(f"grad_adapted[{i}]" for i in range(len(grad_adapted))),
+    ]
+    wanted = [*fixed, *(shape for shape, flag in zip(kept, given, strict=True) if flag)]
+    for name, t, shape in zip(names, (*cotangents, *grad_adapted), wanted, strict=True):
+        _DOOR.shape(name, t, shape)
+        _DOOR.kinds([(name, t, like.dtype)], like.device)
+    if carry:
+        _DOOR.length("carry", carry, len(shapes))
+        for i, (t, (size, dtype)) in enumerate(zip(carry, shapes, strict=True)):
+            _DOOR.shape(f"carry[{i}]", t, size)
+            _DOOR.kinds([(f"carry[{i}]", t, dtype)], like.device)
