@@ -61,10 +61,12 @@ def want(model: nn.Module, batch: Any, inner: Any, outer: Any) -> Any:
     return oracle(model, batch, loss, 0.2, 2)
 
 
-def check(maml: MAML, model: nn.Module, given: tuple[Any, ...], expected: Any) -> None:
+def check(maml: MAML, model: nn.Module, given: tuple[Any, ...], expected: Any, every_door: bool) -> None:
     got = maml.meta_loss(*given)
     assert_same(got, expected.loss)
     assert_same(gradients(got, list(model.parameters())), gradients(expected.loss, list(model.parameters())))
+    if not every_door:
+        return
     assert_same(maml.meta_loss(TaskBatch(*given)), expected.loss)
     assert_same(maml.meta_loss(given), expected.loss)
     found = maml.meta_forward(*given)
@@ -80,7 +82,7 @@ def check(maml: MAML, model: nn.Module, given: tuple[Any, ...], expected: Any) -
 def test_neither_set_has_targets(loss: str, tasks: int) -> None:
     model, (sx, sy, qx, qy) = mlp(3, 6, CLASSES), data(tasks)
     expected = want(model, (sx, sy, qx, qy), ALONE[loss], ALONE[loss])
-    check(MAML(model, 0.2, steps=2, loss=ALONE[loss]), model, (sx, None, qx, None), expected)
+    check(MAML(model, 0.2, steps=2, loss=ALONE[loss]), model, (sx, None, qx, None), expected, loss == "function")
 
 
 @pytest.mark.parametrize(("loss", "other"), [*((loss, OTHERS[0]) for loss in ALONE), *(("any", o) for o in OTHERS[1:])])
@@ -88,9 +90,11 @@ def test_one_set_has_targets(loss: str, other: Any) -> None:
     model, (sx, sy, qx, qy) = mlp(3, 6, CLASSES), data(1)
     plain = F.cross_entropy
     expected = want(model, (sx, sy, qx, qy), ALONE[loss], plain)
-    check(MAML(model, 0.2, steps=2, loss=ALONE[loss], query_loss=other), model, (sx, None, qx, qy), expected)
+    maml = MAML(model, 0.2, steps=2, loss=ALONE[loss], query_loss=other)
+    check(maml, model, (sx, None, qx, qy), expected, loss == "any")
     expected = want(model, (sx, sy, qx, qy), plain, ALONE[loss])
-    check(MAML(model, 0.2, steps=2, loss=other, query_loss=ALONE[loss]), model, (sx, sy, qx, None), expected)
+    maml = MAML(model, 0.2, steps=2, loss=other, query_loss=ALONE[loss])
+    check(maml, model, (sx, sy, qx, None), expected, loss == "any")
 
 
 def test_targets_that_a_loss_cannot_take_are_not_given_to_it() -> None:

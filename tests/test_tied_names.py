@@ -135,6 +135,19 @@ def test_two_rates_for_one_tensor_are_refused(make: Any, backend: str) -> None:
 
 
 @every_model
+def test_the_general_path_leaves_the_module_its_own_tensors(make: Any) -> None:
+    """torch.func.functional_call leaves a module that has two names with the tensors that it was called with."""
+    model, batch = make().double(), regression()
+    before = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    maml = MAML(model, 0.2, steps=2, loss="mse", params=model.second, backend="general")
+    maml.meta_loss(*batch).sum().backward()
+    maml.adapt_tasks(*batch[:2])(batch[2])
+    after = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    assert [name for name, _ in before] == [name for name, _ in after]
+    assert all(a is b for (_, a), (_, b) in zip(before, after, strict=True))
+
+
+@every_model
 def test_names_that_are_none_are_still_refused(make: Any) -> None:
     model = make().double()
     with pytest.raises(ValueError, match=r"params: 'nothing.\*' matches no"):
