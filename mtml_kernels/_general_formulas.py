@@ -47,6 +47,8 @@ CALLERS: set[Any] = {
     torch.Tensor.backward,
 }
 CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+PLAIN = (Tensor,)
+_known: dict[Any, Formula | None] = {}  # by function, once it was met
 _opened: dict[FunctionType, FunctionType] = {}
 
 
@@ -81,17 +83,17 @@ class _Formulas(DeviceContext):
         TorchFunctionMode.__exit__(self, *error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if types and not all(t is Tensor for t in types):  # a tensor subclass looks after itself
-            return func(*args, **kwargs)
-        formula = TABLE.get(func)
-        if formula is not None:
-            return formula(*args, **kwargs)
-        if isinstance(func, FunctionType):
-            return self._within(func, args, kwargs) if _may_call(func) else func(*args, **kwargs)
-        if isinstance(func, OpOverload | OpOverloadPacket):
-            return (_of_operator(func) or func)(*args, **kwargs)
-        return func(*args, **kwargs)
+        if types and types != PLAIN and not all(t is Tensor for t in types):  # a tensor subclass looks after itself
+            return func(*args, **(kwargs or {}))
+        try:
+            formula = _known[func]
+        except KeyError:
+            formula = _known[func] = _formula_of(func)
+        if formula is None:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if formula is _open:
+            return self._within(func, args, kwargs or {})
+        return formula(*args, **(kwargs or {}))
 
     def _within(self, func: FunctionType, args: Any, kwargs: Any) -> Any:
         """The function with this mode in force for what it calls."""
@@ -105,13 +107,16 @@ class _Formulas(DeviceContext):
             self._busy.remove(func)
 
 
-def _may_call(func: FunctionType) -> bool:
-    return func in CALLERS or not func.__module__.startswith("torch.")
-
-
-def _of_operator(func: OpOverload | OpOverloadPacket) -> Formula | None:
-    namespace, _, name = str(func).partition(".")
-    return BY_NAME.get(name.partition(".")[0]) if namespace == "aten" else None
+def _formula_of(func: Any) -> Formula | None:
+    """What runs in place of a function: `_open` where the mode must stay in force within it, None for itself."""
+    if func in TABLE:
+        return TABLE[func]
+    if isinstance(func, FunctionType):
+        return _open if func in CALLERS or not func.__module__.startswith("torch.") else None
+    if isinstance(func, OpOverload | OpOverloadPacket):
+        namespace, _, name = str(func).partition(".")
+        return BY_NAME.get(name.partition(".")[0]) if namespace == "aten" else None
+    return None
 
 
 def formulas() -> TorchFunctionMode:
