@@ -196,7 +196,7 @@ def _elements(spec: LossSpec, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).abs()
     if spec.kind == "huber":
         return huber(output, target, spec.delta)
-    return bce_with_logits(output, target)
+    return F.binary_cross_entropy_with_logits(output, target, reduction="none")
 
 
 def log_softmax(z: Tensor) -> Tensor:
@@ -211,23 +211,18 @@ def log_softmax(z: Tensor) -> Tensor:
 
 
 def huber(output: Tensor, target: Tensor, delta: float) -> Tensor:
-    """F.huber_loss of every element, by operations that every transform differentiates.
+    """F.huber_loss of every element.
 
-    PyTorch's backward of it has no rule for forward mode, and its batching rule fails under vmap of vmap.
+    PyTorch's backward of it has no rule for forward mode, and its batching rule fails under vmap of vmap: there it is
+    made of operations that every transform differentiates.
     """
+    if not is_forward_mode() and not torch._C._are_functorch_transforms_active():
+        return F.huber_loss(output, target, reduction="none", delta=delta)
     apart = output - target
     size = apart.abs()
-    inside = size < delta
+    inside = ~(size >= delta)  # NaN too, whose square has a gradient of NaN
     near, zero = torch.where(inside, apart, 0.0), torch.zeros_like(size)
     return 0.5 * near.square() + delta * torch.where(inside, zero, size - 0.5 * delta)
-
-
-def bce_with_logits(output: Tensor, target: Tensor, pos_weight: Tensor | None = None) -> Tensor:
-    """F.binary_cross_entropy_with_logits of every element; PyTorch's works in place, which transforms refuse."""
-    log_p = F.logsigmoid(output)
-    if pos_weight is not None:
-        log_p = log_p * (1 + (pos_weight - 1) * target)
-    return (1 - target) * output - log_p
 
 
 def elements_of(output: Tensor) -> int:

@@ -80,7 +80,7 @@ int HeadUnits::prepare(MtmlkHeadError* error) {
     }
     norms[size_t(u.head)] += u.norm;
   }
-  for (size_t i = 0; i < norms.size(); ++i) inverse_[i] = !heads_[i].mean ? 1 : norms[i] == 0 ? 0 : 1 / norms[i];
+  for (size_t i = 0; i < norms.size(); ++i) inverse_[i] = heads_[i].mean ? inverse_norm(norms[i]) : 1;
   return MTMLK_OK;
 }
 
@@ -105,7 +105,7 @@ int HeadUnits::add_losses(const MtmlkHead* heads) {
 
 void HeadUnits::put_losses(void* losses) const {
   for (size_t i = 0; i < sums_.size(); ++i) {
-    const double loss = inverse_[i] == 0 ? 0 : sums_[i] * inverse_[i];
+    const double loss = counts_nothing(inverse_[i]) ? 0 : sums_[i] * inverse_[i];
     if (f32_)
       static_cast<float*>(losses)[i] = float(loss);
     else

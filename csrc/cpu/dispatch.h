@@ -14,11 +14,18 @@ struct HeadUnit {
   int64_t bad;        // the first row with a label out of range, or -1
 };
 
+// 1 / norm of a head. +0 says that nothing in it counts; an infinite norm, by which weights are 0 or NaN, gives -0.
+static inline double inverse_norm(double norm) {
+  return norm == 0 ? 0.0 : norm - norm == 0 || norm != norm ? 1 / norm : -0.0;
+}
+
+static inline bool counts_nothing(double inverse) { return inverse == 0 && !__builtin_signbit(inverse); }
+
 struct HeadCall {
   const MtmlkHead* heads;
   HeadUnit* units;
   int64_t n_units;
-  const double* inverse;  // [heads] 1 / norm, 0 where the norm is 0
+  const double* inverse;  // [heads] 1 / norm; see counts_nothing
   int threads;
   Watch* watch;
 };

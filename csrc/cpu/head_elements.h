@@ -81,7 +81,7 @@ double element_rows(const MtmlkHead& h, const HeadUnit& u, double inverse) {
     if (weight != T(0))
       total += double(weight) * share *
                element_row<T>(h, z, static_cast<const T*>(h.target) + row * each, g, u.col0, u.col1, scale);
-    if (weight != T(0) && inverse != 0) continue;
+    if (weight != T(0) && !counts_nothing(inverse)) continue;
     if (g) clear_row<T>(g + u.col0, u.col1 - u.col0);
     if (g && h.kind == kHeadGaussian) clear_row<T>(g + each + u.col0, u.col1 - u.col0);
   }

@@ -4,6 +4,11 @@ enum HeadKind : int32_t { kHeadCe, kHeadBce, kHeadMse, kHeadL1, kHeadHuber, kHea
 
 inline bool is_softmax(const MtmlkHead& h) { return h.kind == kHeadCe || h.kind == kHeadKl; }
 
+template <class T>
+MTMLK_INLINE IntOf<T> is_plus_zero(VecOf<T> x) {
+  return (IntOf<T>)x == 0;
+}
+
 // exp(x) for x <= 0, most of the work of a softmax. AVX-512 scales by 2^n in one instruction, subnormal or not.
 template <class T>
 MTMLK_INLINE VecOf<T> exponential_below(VecOf<T> x) {

@@ -149,7 +149,7 @@ double softmax_long(const MtmlkHead& h, int64_t row0, int64_t row1, T inverse, b
     total += h.ids ? softmax_row_loss<T, true>(s, z, nullptr, label, weight, inverse, e, g, past)
                    : softmax_row_loss<T, false>(s, z, static_cast<const T*>(h.target) + row * h.classes, 0, weight,
                                                 inverse, e, g, past);
-    if (inverse == T(0)) clear_row<T>(g, h.classes);
+    if (counts_nothing(inverse)) clear_row<T>(g, h.classes);
   }
   return total;
 }

@@ -16,7 +16,7 @@ constexpr int64_t kTileCols = kPixelVecs * Simd<T>::kLanes;
 template <class T>
 struct alignas(kVecBytes) Columns {
   T weight[kTileCols<T>];
-  T scale[kTileCols<T>];  // weight / norm
+  T scale[kTileCols<T>];  // weight / norm; +0 where a column counts for nothing, and only there
   T own[kTileCols<T>];
   typename Simd<T>::Lane label[kTileCols<T>];
 };
@@ -70,8 +70,8 @@ double softmax_columns(const Softmax<T>& s, T* z, const T* t, int64_t ld, const 
   }
   if (s.classes == 1) {  // p = 1, and what is left of p A - B would be rounding
     for (int v = 0; v < V; ++v) {
-      const VecOf<T> none = T(0) * load<T>(z + v * kLanes);  // NaN where the logit is
-      store<T>(z + v * kLanes, scale[v] == T(0) ? VecOf<T>{} : none);
+      const VecOf<T> none = scale[v] * (T(0) * load<T>(z + v * kLanes));  // NaN where the logit is
+      store<T>(z + v * kLanes, is_plus_zero<T>(scale[v]) ? VecOf<T>{} : none);
     }
     return double(sum_lanes<T>(total));
   }
@@ -85,7 +85,7 @@ double softmax_columns(const Softmax<T>& s, T* z, const T* t, int64_t ld, const 
       } else {
         g -= scale[v] * (c * (s.hit * load<T>(t + k * ld + v * kLanes) + s.smooth));
       }
-      store<T>(z + k * ld + v * kLanes, scale[v] == T(0) ? VecOf<T>{} : g);
+      store<T>(z + k * ld + v * kLanes, is_plus_zero<T>(scale[v]) ? VecOf<T>{} : g);
     }
   }
   return double(sum_lanes<T>(total));
@@ -121,7 +121,12 @@ void fill_columns(const MtmlkHead& h, int64_t row, int64_t n, int64_t ld, T inve
     if (c)
       for (int64_t i = 0; i < n; ++i) cols.own[i] = cols.label[i] < 0 ? T(0) : c[cols.label[i]];
   }
-  for (int64_t i = 0; i < ld; i += Simd<T>::kLanes) store<T>(cols.scale + i, inverse * load<T>(cols.weight + i));
+  const bool nothing = counts_nothing(inverse);
+  for (int64_t i = 0; i < ld; i += Simd<T>::kLanes) {
+    const VecOf<T> w = load<T>(cols.weight + i), scale = inverse * w;
+    const VecOf<T> signed_zero = scale == T(0) ? splat<T>(-T(0)) : scale;
+    store<T>(cols.scale + i, nothing ? VecOf<T>{} : w == T(0) ? VecOf<T>{} : signed_zero);
+  }
 }
 
 template <class T>

@@ -17,10 +17,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mtml_kernels.heads import CLASS_KINDS, HeadLoss, rows_shape
-from mtml_kernels.losses import bce_with_logits, huber, log_softmax
+from mtml_kernels.losses import huber, log_softmax
 
 __all__ = ["head_loss", "multihead_loss"]
 
@@ -109,7 +110,7 @@ def _element_rows(logits: Tensor, target: Tensor, spec: HeadLoss, pos_weight: Te
         mean, log_var = logits.chunk(2, -1)
         each = 0.5 * (log_var + (target - mean).square() * torch.exp(-log_var))
     elif spec.kind == "bce_with_logits":
-        each = bce_with_logits(logits, target, pos_weight)
+        each = F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight, reduction="none")
     elif spec.kind == "mse":
         each = (logits - target).square()
     elif spec.kind == "l1":
