@@ -84,7 +84,7 @@ void check_stopped(int status) {
                    std::to_string(error.sample) + " " + std::to_string(error.label));
   if (status == MTMLK_OUT_OF_MEMORY) throw std::bad_alloc();
   if (status == MTMLK_NO_LOW_RANK) throw NoLowRank("no weight of this program admits low-rank form");
-  throw Malformed(error.what ? std::string(error.what) + ": expected its tensors, got none"
+  throw Malformed(error.what ? std::string(error.what) + ": expected what the call reads, got none"
                              : "status " + std::to_string(status));
 }
 
@@ -434,7 +434,7 @@ PYBIND11_MODULE(_C, m) {
       .def("run", &Heads::run)
       .def("run_plain", &Heads::run_plain);
   py::class_<mtmlk::PlainTensors>(m, "PlainTensors")
-      .def(py::init<const py::capsule&, py::object, py::object>())
+      .def(py::init<const py::capsule&, py::object, py::object, const py::object&>())
       .def("read", &mtmlk::PlainTensors::read)
       .def("addresses", &mtmlk::PlainTensors::addresses)
       .def("inner_loop", &mtmlk::PlainTensors::inner_loop)

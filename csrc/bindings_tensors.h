@@ -80,18 +80,40 @@ class Shared {
   py::object piece_;
 };
 
+// A method without arguments of a class. Written in C, as PyTorch's are, its function is called directly: half the
+// time.
+class Method {
+ public:
+  Method(const py::object& type, const char* name)
+      : name_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name))), descriptor_(type.attr(name)) {
+    if (!PyObject_TypeCheck(descriptor_.ptr(), &PyMethodDescr_Type)) return;
+    const PyMethodDef* def = reinterpret_cast<PyMethodDescrObject*>(descriptor_.ptr())->d_method;
+    if (def->ml_flags == METH_NOARGS) function_ = def->ml_meth;
+  }
+
+  py::object operator()(PyObject* self) const {
+    PyObject* found = function_ ? function_(self, nullptr) : PyObject_VectorcallMethod(name_.ptr(), &self, 1, nullptr);
+    if (!found) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(found);
+  }
+
+ private:
+  py::object name_, descriptor_;
+  PyCFunction function_ = nullptr;
+};
+
 // Reads plain tensors: of exactly PyTorch's own classes, on the CPU, dense, with nothing pending on their values.
 class PlainTensors {
  public:
-  PlainTensors(const py::capsule& table, py::object tensor, py::object parameter)
+  PlainTensors(const py::capsule& table, py::object tensor, py::object parameter, const py::object& storage)
       : table_(static_cast<const ExchangeTable*>(PyCapsule_GetPointer(table.ptr(), "dlpack_exchange_api"))),
         tensor_(std::move(tensor)),
         parameter_(std::move(parameter)),
-        is_neg_(interned("is_neg")),
-        requires_grad_(interned("requires_grad")),
-        untyped_storage_(interned("untyped_storage")),
-        nbytes_(interned("nbytes")),
-        storage_offset_(interned("storage_offset")) {
+        requires_grad_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("requires_grad"))),
+        is_neg_(tensor_, "is_neg"),
+        untyped_storage_(tensor_, "untyped_storage"),
+        storage_offset_(tensor_, "storage_offset"),
+        nbytes_(storage, "nbytes") {
     if (!table_) throw py::error_already_set();
     while (table_ && table_->major != 1) table_ = table_->older;  // a newer PyTorch hands out this one too
   }
@@ -175,7 +197,6 @@ class PlainTensors {
 
  private:
   static constexpr int kCpu = 1, kInt = 0, kFloat = 2;
-  static constexpr uintptr_t kLow = uintptr_t(1) << 36;
   // A form: how many logits, the bits of a value, then of every tensor its shape and one of the two that end it.
   static constexpr int64_t kIds = -1, kValues = -2;
   static constexpr size_t kShapes = 2;
@@ -189,16 +210,6 @@ class PlainTensors {
     std::vector<int64_t> v(size_t(PyBytes_GET_SIZE(b.ptr())) / sizeof(int64_t));
     std::memcpy(v.data(), PyBytes_AS_STRING(b.ptr()), v.size() * sizeof(int64_t));
     return v;
-  }
-
-  static py::object interned(const char* name) {
-    return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
-  }
-
-  static py::object call(PyObject* self, const py::object& method) {
-    py::object found = py::reinterpret_steal<py::object>(PyObject_VectorcallMethod(method.ptr(), &self, 1, nullptr));
-    if (!found) throw py::error_already_set();
-    return found;
   }
 
   // Elements of a contiguous tensor, 0 where it is none or has none.
@@ -259,10 +270,10 @@ class PlainTensors {
   // Whether the storage behind a contiguous tensor has all its elements.
   bool holds(PyObject* t, int64_t size, int64_t itemsize) const {
     const int64_t bytes = size * itemsize;
-    const py::object storage = call(t, untyped_storage_);
-    const int64_t behind = PyLong_AsLongLong(call(storage.ptr(), nbytes_).ptr());
+    const py::object storage = untyped_storage_(t);
+    const int64_t behind = PyLong_AsLongLong(nbytes_(storage.ptr()).ptr());
     if (behind < bytes) return false;
-    return behind - bytes >= PyLong_AsLongLong(call(t, storage_offset_).ptr()) * itemsize;
+    return behind - bytes >= PyLong_AsLongLong(storage_offset_(t).ptr()) * itemsize;
   }
 
   static bool is_true(PyObject* t, const py::object& name) {
@@ -281,7 +292,7 @@ class PlainTensors {
     if (v.device_type != kCpu || v.lanes != 1 || v.byte_offset != 0 || !v.data || (v.ndim && !v.strides)) return false;
     if (v.code == kInt) return v.bits == 64;
     if (v.code != kFloat || (v.bits != 32 && v.bits != 64)) return false;
-    return call(t, is_neg_).ptr() == Py_False;  // else values still to be negated
+    return is_neg_(t).ptr() == Py_False;  // else values still to be negated
   }
 
   // `bits`: those of the first values, which all others must have.
@@ -289,9 +300,7 @@ class PlainTensors {
     TensorView v;
     if (!view(t, v)) return false;
     const int64_t size = contiguous_size(v);
-    // Where a storage was freed, its views lie at their offset from null. Asking every storage would take longer than
-    // small heads do.
-    if (size == 0 || (reinterpret_cast<uintptr_t>(v.data) < kLow && !holds(t, size, v.bits / 8))) return false;
+    if (size == 0 || !holds(t, size, v.bits / 8)) return false;
     if (v.code == kFloat && bits == 0) form.push_back(bits = v.bits);
     if (v.code == kFloat && v.bits != bits) return false;
     form.insert(form.end(), v.shape, v.shape + v.ndim);
@@ -309,7 +318,8 @@ class PlainTensors {
 
   const ExchangeTable* table_;
   mutable Known known_[kKnown] = {};  // by address; under the GIL
-  py::object tensor_, parameter_, is_neg_, requires_grad_, untyped_storage_, nbytes_, storage_offset_;
+  py::object tensor_, parameter_, requires_grad_;
+  Method is_neg_, untyped_storage_, storage_offset_, nbytes_;
 };
 
 }  // namespace mtmlk

@@ -209,9 +209,8 @@ def _checked(kinds: Kinds, xs: list[Any], columns: list[list[Any]], shared: bool
 
 
 def _check_linear(at_x: str, at: str, x: Any, weight: Any, bias: Any, like: Any) -> None:
-    for name, t in ((f"features{at_x}", x), (f"weights{at}", weight), (f"biases{at}", bias)):
-        if t is None and t is bias:
-            continue
+    named = [(f"features{at_x}", x), (f"weights{at}", weight)]
+    for name, t in named if bias is None else [*named, (f"biases{at}", bias)]:
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {shown(t)}")
         if t.dtype != like.dtype:

@@ -177,7 +177,7 @@ def plain_tensors() -> Any:
     table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if table is None or availability() is not None:
         return None
-    return _engine().PlainTensors(table, Tensor, torch.nn.Parameter)
+    return _engine().PlainTensors(table, Tensor, torch.nn.Parameter, torch.UntypedStorage)
 
 
 def addresses_of(
@@ -353,6 +353,8 @@ def inner_loop_backward(
     params, lr, needs = args[0], args[8], args[18]
     param_grads: Grads = [_room(p) for p in params] if needs & 1 else [None] * len(params)
     lr_grads: Grads = [_room(t) for t in lr] if needs & _NEED_LR else [None] * len(lr)
+    if not needs:
+        return param_grads, lr_grads, [None] * len(args[2]), [None] * len(args[4])
     only_loss = grad_output is None and grad_support_losses is None and not any(g is not None for g in grad_adapted)
     if (
         carry

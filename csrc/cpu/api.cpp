@@ -13,7 +13,7 @@ namespace {
 bool forked = false;
 const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-// The first tensor that a call lacks, in words, or nullptr. Tensors without elements need no memory.
+// What a call lacks, or nullptr. Tensors without elements need no memory.
 const char* missing(const Plan& p, const MtmlkCall& call) {
   const auto lacks = [](const void* const* list, int64_t n) {
     for (int64_t i = 0; i < n; ++i)
@@ -28,6 +28,9 @@ const char* missing(const Plan& p, const MtmlkCall& call) {
   }
   if (p.query.samples > 0 && lacks(call.query_x, p.n_inputs)) return "query_x";
   if (call.differentiate && !call.carry) return "carry";
+  if (call.differentiate && !p.needs) return "needs";  // the plan has no room for tangents
+  if (call.grad_support_x && !(p.needs & MTMLK_NEED_SUPPORT_X)) return "needs";
+  if (call.grad_query_x && !(p.needs & MTMLK_NEED_QUERY_X)) return "needs";
   return nullptr;
 }
 

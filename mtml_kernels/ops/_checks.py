@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from mtml_kernels._memory import in_memory
 from mtml_kernels.checks import shown
 
 __all__ = ["Door"]
@@ -17,6 +18,12 @@ class Door:
 
     def __init__(self, op: str, way_out: str) -> None:
         self.op, self.way_out = op, way_out
+
+    def given(self, name: str, *tensors: Tensor | None) -> None:
+        """TypeError where one is None: the dispatcher takes it for a tensor without memory."""
+        for t in tensors:
+            if not isinstance(t, Tensor):
+                raise TypeError(f"{self.op}: {name}: expected a tensor, got {t!r}. {self.way_out}")
 
     def expect(self, right: bool, name: str, expected: str, got: object) -> None:
         """ValueError unless `right`."""
@@ -48,3 +55,9 @@ class Door:
                 raise TypeError(f"{self.op}: {name}: expected {dtype}, got {shown(t)}. {self.way_out}")
             if t.device != device or t.layout != torch.strided:
                 self.expect(False, name, f"a dense tensor on {device}", f"{shown(t)} ({t.layout})")
+
+    def memory(self, tensors: Iterable[tuple[str, Tensor | None]]) -> None:
+        """TypeError where a tensor on the CPU has no memory, or not enough: what no backend looks at by itself."""
+        for name, t in tensors:
+            if t is not None and t.device.type == "cpu":
+                in_memory(f"{self.op}: {name}", t)

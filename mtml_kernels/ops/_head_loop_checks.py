@@ -11,7 +11,7 @@ from mtml_kernels.ops._checks import Door
 from mtml_kernels.ops._head_schema import Cotangents, HeadArgs, carry_size, parse_options
 from mtml_kernels.reference.head_inner_loop import KINDS, HeadOptions
 
-__all__ = ["check_arguments", "check_cotangents"]
+__all__ = ["check_arguments", "check_cotangents", "check_ranks"]
 
 _DOOR = Door("mtml::head_inner_loop", "mtml_kernels.head_inner_loop prepares these arguments")
 
@@ -19,12 +19,11 @@ _DOOR = Door("mtml::head_inner_loop", "mtml_kernels.head_inner_loop prepares the
 def check_arguments(a: HeadArgs) -> HeadOptions:
     """The options; raises ValueError or TypeError where an argument does not fit the others, and names it."""
     options = _options(a.options)
+    check_ranks(a)
     _DOOR.floats(a.weight, "weight")
-    for name, t, ndim in (("support", a.support, 3), ("weight", a.weight, 2), ("rates", a.rates, 3)):
-        _DOOR.expect(t.ndim == ndim, name, f"{ndim} dimensions", t)
     tasks, support, features = a.support.shape
     classes, steps = a.weight.shape[0], a.rates.shape[1]
-    queries = a.query.shape[1] if a.query.ndim == 3 else 0
+    queries = a.query.shape[1]
     _DOOR.shape("query", a.query, (tasks, queries, features))
     _DOOR.shape("weight", a.weight, (classes, features))
     _DOOR.expect(classes > 0 and features > 0, "weight", "at least one class and feature", a.weight)
@@ -44,6 +43,14 @@ def check_arguments(a: HeadArgs) -> HeadOptions:
     return options
 
 
+def check_ranks(a: HeadArgs) -> None:
+    """What the shapes of the results are read from, for tracing."""
+    for name, ndim in (("support", 3), ("query", 3), ("weight", 2), ("rates", 3), ("labels", None)):
+        t = getattr(a, name)
+        _DOOR.given(name, t)
+        _DOOR.expect(ndim is None or t.ndim == ndim, name, f"{ndim} dimensions", t)
+
+
 def _options(text: str) -> HeadOptions:
     try:
         options = parse_options(text)
@@ -58,6 +65,7 @@ def _options(text: str) -> HeadOptions:
 
 def check_cotangents(a: HeadArgs, cotangents: Cotangents, carry: Tensor) -> None:
     """The same for what the backward op is given beside checked arguments."""
+    _DOOR.given("carry", carry)
     tasks, support, _ = a.support.shape
     groups, steps, classes = a.rates.shape
     shapes = ((0 if a.query_labels is None else tasks,), (tasks, a.query.shape[1], classes), (steps, tasks))
@@ -65,6 +73,6 @@ def check_cotangents(a: HeadArgs, cotangents: Cotangents, carry: Tensor) -> None
     for name, t, shape in zip(names, cotangents, (*shapes, (tasks, groups, classes, support)), strict=True):
         _DOOR.shape(name, t, shape)
     _DOOR.shape("carry", carry, (0,), (tasks, carry_size(a)))
-    _DOOR.kinds(
-        [(n, t, a.weight.dtype) for n, t in zip((*names, "carry"), (*cotangents, carry), strict=True)], a.weight.device
-    )
+    named = [*zip((*names, "carry"), (*cotangents, carry), strict=True)]
+    _DOOR.kinds([(name, t, a.weight.dtype) for name, t in named], a.weight.device)
+    _DOOR.memory(named)

@@ -16,7 +16,7 @@ from mtml_kernels.ops._checks import Door
 from mtml_kernels.ops._inner_loop_schema import InnerLoopArgs, output_shapes
 from mtml_kernels.program import Encoded, decode
 
-__all__ = ["check_arguments", "check_cotangents"]
+__all__ = ["check_arguments", "check_cotangents", "check_ranks"]
 
 _DOOR = Door("mtml::inner_loop", "mtml_kernels.inner_loop and mtml.MAML prepare these arguments")
 _IDS = KINDS.index("cross_entropy")
@@ -26,33 +26,46 @@ Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
 
 def check_arguments(a: InnerLoopArgs) -> None:
     """Raises ValueError or TypeError where an argument does not fit the program or the others; it names it."""
+    check_ranks(a)
     _check_numbers(a)
-    _DOOR.expect(bool(a.params), "params", "at least one tensor", "none")
     _DOOR.floats(a.params[0], "params[0]")
     program = _decoded(a)
-    _DOOR.length("adapted", a.adapted, len(program.params))
     _DOOR.length("params", a.params, len(program.params))
     for i, (t, (_, rows, cols)) in enumerate(zip(a.params, program.params, strict=True)):
         _DOOR.expect(t.numel() == rows * cols, f"params[{i}]", f"{rows * cols} elements", t)
     _check_rates(a)
-    _DOOR.expect(a.support_y.ndim >= 2, "support_y", "[T, S] class ids or [T, S, *out]", a.support_y)
     tasks, support = a.support_y.shape[:2]
     _DOOR.length("support_x", a.support_x, len(program.input_sizes))
     _check_set(a, program, "support", tasks, support)
     if a.query_x:
         _DOOR.length("query_x", a.query_x, 0, len(program.input_sizes))
-        _DOOR.expect(a.query_x[0].ndim >= 2, "query_x[0]", "[T, Q, ...]", a.query_x[0])
         _check_set(a, program, "query", tasks, a.query_x[0].shape[1])
     _DOOR.shape("step_weights", a.step_weights, (a.steps + 1,))
     _check_kinds(a)
 
 
+def check_ranks(a: InnerLoopArgs) -> None:
+    """What the shapes of the results are read from, for tracing: tensors are there, and have tasks and samples."""
+    for name in ("params", "lr", "support_x", "query_x"):
+        _DOOR.given(name, *getattr(a, name))
+    _DOOR.given("support_y", a.support_y)
+    for name, tensors in (("params", a.params), ("support_x", a.support_x)):
+        _DOOR.expect(bool(tensors), name, "at least one tensor", "none")
+    for name, tensors in (("support_x", a.support_x), ("query_x", a.query_x), ("support_y", [a.support_y])):
+        for t in tensors:
+            _DOOR.expect(t.ndim >= 2, name, "tasks and samples first, [T, N, ...]", t)
+    _DOOR.length("adapted", a.adapted, len(a.params))
+    _DOOR.expect(0 <= a.keep <= 2, "keep", "a number from 0 to 2", a.keep)
+    for name, codes in (("support_loss", a.support_loss), ("query_loss", a.query_loss), ("loss_args", a.loss_args)):
+        _DOOR.length(name, codes, 2)
+    _decoded(a)
+
+
 def _check_numbers(a: InnerLoopArgs) -> None:
     for name, codes in (("support_loss", a.support_loss), ("query_loss", a.query_loss)):
-        right = len(codes) == 2 and 0 <= codes[0] < len(KINDS) and 0 <= codes[1] < len(REDUCTIONS)
+        right = 0 <= codes[0] < len(KINDS) and 0 <= codes[1] < len(REDUCTIONS)
         _DOOR.expect(right, name, "[kind 0 to 4, reduction 0 or 1]", codes)
-    _DOOR.length("loss_args", a.loss_args, 2)
-    for name, value, most in (("steps", a.steps, 2**31 - 1), ("keep", a.keep, 2), ("needs", a.needs, 15)):
+    for name, value, most in (("steps", a.steps, 2**31 - 1), ("needs", a.needs, 15)):
         _DOOR.expect(0 <= value <= most, name, f"a number from 0 to {most}", value)
 
 
@@ -110,6 +123,8 @@ def check_cotangents(
 ) -> None:
     """The same for what the backward op is given beside checked arguments; `shapes`: what the forward pass leaves."""
     like = a.params[0]
+    _DOOR.given("grad_adapted", *grad_adapted)
+    _DOOR.given("carry", *carry)
     *fixed, kept = output_shapes(a)
     _DOOR.length("grad_adapted_given", given, len(kept))
     _DOOR.length("grad_adapted", grad_adapted, sum(given))
@@ -123,8 +138,10 @@ def check_cotangents(
     for name, t, shape in zip(names, (*cotangents, *grad_adapted), wanted, strict=True):
         _DOOR.shape(name, t, shape)
         _DOOR.kinds([(name, t, like.dtype)], like.device)
+    _DOOR.memory(zip(names, (*cotangents, *grad_adapted), strict=True))
     if carry:
         _DOOR.length("carry", carry, len(shapes))
         for i, (t, (size, dtype)) in enumerate(zip(carry, shapes, strict=True)):
             _DOOR.shape(f"carry[{i}]", t, size)
             _DOOR.kinds([(f"carry[{i}]", t, dtype)], like.device)
+            _DOOR.memory([(f"carry[{i}]", t)])

@@ -12,13 +12,15 @@ from mtml_kernels.heads import HeadLoss
 from mtml_kernels.ops._checks import Door
 from mtml_kernels.ops._multihead_schema import HeadTensors, decode, is_ids
 
-__all__ = ["check_arguments", "check_gradients", "gathered"]
+__all__ = ["check_arguments", "check_gradients", "gathered", "specifications"]
 
 _DOOR = Door("mtml::multihead_loss", "mtml_kernels.multihead_loss prepares these arguments")
 
 
 def gathered(logits: list[Tensor], targets: list[Tensor], weights: list[Tensor], places: list[int]) -> HeadTensors:
     """The columns of a call, from the weights that are given and their places among all that could be."""
+    for name, tensors in (("logits", logits), ("targets", targets), ("weights", weights)):
+        _DOOR.given(name, *tensors)
     n = len(logits)
     _DOOR.expect(n > 0, "logits", "at least one head", "none")
     _DOOR.length("targets", targets, n)
@@ -37,6 +39,7 @@ def specifications(heads: str, count: int) -> tuple[tuple[HeadLoss, ...], tuple[
         specs, stacked = decode(heads)
     except (ValueError, IndexError) as error:
         raise ValueError(f"{_DOOR.op}: heads: expected what encode gives, got {heads!r} ({error})") from None
+    _DOOR.expect(count > 0, "logits", "at least one head", "none")
     _DOOR.length("heads", specs, count)
     return specs, stacked
 
@@ -65,6 +68,8 @@ def check_gradients(
     cotangent: Tensor, gradients: Sequence[Tensor], logits: Sequence[Tensor], counts: Sequence[int]
 ) -> None:
     """The same for the backward op."""
+    for name, tensors in (("cotangent", (cotangent,)), ("gradients", gradients), ("logits", logits)):
+        _DOOR.given(name, *tensors)
     _DOOR.length("gradients", gradients, len(logits))
     _DOOR.length("counts", counts, len(logits))
     for i, (g, z, count) in enumerate(zip(gradients, logits, counts, strict=True)):
@@ -76,3 +81,4 @@ def check_gradients(
     _DOOR.shape("cotangent", cotangent, (sum(counts),))
     if gradients:
         _DOOR.kinds([("cotangent", cotangent, gradients[0].dtype)], cotangent.device)
+    _DOOR.memory([("cotangent", cotangent), *((f"gradients[{i}]", g) for i, g in enumerate(gradients))])

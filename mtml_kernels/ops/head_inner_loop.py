@@ -17,7 +17,7 @@ from torch.compiler import is_compiling
 from mtml_kernels import native, native_head
 from mtml_kernels._transforms import OpLibrary, abstract, has_tangents, no_rule
 from mtml_kernels.ops._backends import REFERENCE, Backend, Registry
-from mtml_kernels.ops._head_loop_checks import check_arguments, check_cotangents
+from mtml_kernels.ops._head_loop_checks import check_arguments, check_cotangents, check_ranks
 from mtml_kernels.ops._head_schema import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
@@ -98,7 +98,9 @@ def _forward_impl(*args: Any) -> HeadOutputs:
 
 
 def _forward_fake(*args: Any) -> HeadOutputs:
-    return empty_outputs(HeadArgs(*args[:-1]), args[-1] != REFERENCE)
+    a = HeadArgs(*args[:-1])
+    check_ranks(a)
+    return empty_outputs(a, args[-1] != REFERENCE)
 
 
 def _contiguous(grad: Tensor | None) -> Tensor | None:
@@ -116,7 +118,9 @@ def _backward_impl(*args: Any) -> list[Tensor]:
 
 
 def _backward_fake(*args: Any) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in wanted(HeadArgs(*args[4:-2]))]
+    a = HeadArgs(*args[4:-2])
+    check_ranks(a)
+    return [t.new_empty(t.shape) for t in wanted(a)]
 
 
 def _gradients_by_op(a: HeadArgs, carry: Tensor, backend: str, cotangents: Sequence[Any]) -> list[Tensor | None]:

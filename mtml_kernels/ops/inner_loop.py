@@ -17,7 +17,7 @@ from torch.compiler import is_compiling
 from mtml_kernels._transforms import OpLibrary, abstract, has_tangents, no_rule
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._inner_loop_backends import BACKENDS
-from mtml_kernels.ops._inner_loop_checks import check_arguments, check_cotangents
+from mtml_kernels.ops._inner_loop_checks import check_arguments, check_cotangents, check_ranks
 from mtml_kernels.ops._inner_loop_schema import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
@@ -63,6 +63,7 @@ def _forward_impl(*args: Any) -> Outputs:
 
 def _forward_fake(*args: Any) -> Outputs:
     a = InnerLoopArgs(*args[:-1])
+    check_ranks(a)
     carry_shapes = BACKENDS.named(args[-1]).carry_shapes
     return empty_outputs(a, carry_shapes(*a) if a.needs and carry_shapes else [])
 

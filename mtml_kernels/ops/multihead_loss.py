@@ -23,7 +23,7 @@ from mtml_kernels._transforms import OpLibrary, is_forward_mode
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._multihead_autograd import Eager, Losses, plain_losses
 from mtml_kernels.ops._multihead_backends import BACKENDS, check_labels, reference_call
-from mtml_kernels.ops._multihead_checks import check_arguments, check_gradients, gathered
+from mtml_kernels.ops._multihead_checks import check_arguments, check_gradients, gathered, specifications
 from mtml_kernels.ops._multihead_schema import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
@@ -71,6 +71,7 @@ def _counts(logits: Sequence[Tensor], heads: str) -> list[int]:
 def _forward_fake(
     logits: list[Tensor], targets: list[Tensor], weights: list[Tensor], places: list[int], heads: str, *rest: Any
 ) -> tuple[Tensor, list[Tensor]]:
+    specifications(heads, len(logits))
     losses = logits[0].new_empty(sum(_counts(logits, heads)))
     return losses, [z.new_empty(z.shape) for z in logits] if rest[0] else []
 

@@ -1,0 +1,143 @@
+"""Calls with mutated arguments, on the engine under sanitizers:
+
+    python tests/fuzz/run.py [--calls 100000] [--seed 0] [--only K]
+
+Every call must return or raise an error in words. A crash names its seed, and `--only SEED` runs that call alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# A kernel that reads memory which PyTorch has freed, say, is an error of the engine; what a library leaks is not.
+ASAN = "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024:alloc_dealloc_mismatch=0:exitcode=99"
+MODULE, PROGRESS = "MTML_FUZZ_MODULE", "MTML_FUZZ_PROGRESS"
+
+
+def run_under_sanitizers(calls: int, seed: int, only: int | None = None, timeout: float | None = None) -> str:
+    """The report of a run in a process of its own, as JSON.
+
+    Raises:
+        RuntimeError: a call crashed or gave no clean error; the text has its seed and what the sanitizer says.
+    """
+    from build import build, runtime
+
+    with tempfile.TemporaryDirectory() as folder:
+        progress = Path(folder, "seed")
+        variables = {
+            "LD_PRELOAD": runtime() or "",
+            "ASAN_OPTIONS": ASAN,
+            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+            "OMP_NUM_THREADS": "1",
+            "MTML_CPU_ISA": "base",
+            MODULE: str(build()),
+            PROGRESS: str(progress),
+        }
+        command = [sys.executable, "-P", str(HERE / "run.py"), "--calls", str(calls), "--seed", str(seed)]
+        command += [] if only is None else ["--only", str(only)]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=timeout)
+        if done.returncode != 0:
+            at = progress.read_text() if progress.exists() else "none"
+            raise RuntimeError(f"exit status {done.returncode} in the call of seed {at}\n{_said(done.stderr)}")
+        return done.stdout
+
+
+def _said(stderr: str) -> str:
+    """What a sanitizer reports, less the frames of PyTorch and Python."""
+    report = stderr[max(stderr.find("ERROR: "), 0) :].splitlines()
+    others = ("site-packages", " Python/", " Objects/", " Modules/", "libtorch", "<unknown module>", "_start")
+    return "\n".join(line for line in report if not any(other in line for other in others))[:6000]
+
+
+def _load(path: str) -> None:
+    """The module under sanitizers in the place of the installed one; it knows float64 only."""
+    import torch
+
+    spec = importlib.util.spec_from_file_location("mtml_kernels._C", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mtml_kernels._C"] = module
+    spec.loader.exec_module(module)
+    from mtml_kernels import native, native_head, native_heads
+
+    for owner in (native, native_head, native_heads):
+        owner._DTYPES = {torch.float64: 1}
+
+
+def _attempt(seed: int, calls: list, progress: Path) -> tuple[str, str]:
+    """The call's name and its end: "returned", or the class of a clean error."""
+    import torch
+    from mutate import faults
+
+    from mtml_kernels.errors import BackendUnavailable
+
+    clean = (ValueError, TypeError, RuntimeError, NotImplementedError, MemoryError, BackendUnavailable)
+    progress.write_text(str(seed))
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    call = rng.choice(calls)
+    args = faults(rng, call.name, call.args)
+    try:
+        call.function(*args)
+    except clean as error:
+        assert str(error), f"seed {seed}: {call.name}: an error without words"
+        return call.name, type(error).__name__
+    except Exception as error:
+        raise AssertionError(f"seed {seed}: {call.name}: {type(error).__name__} is no error in words") from error
+    return call.name, "returned"
+
+
+def _run(calls: int, seed: int, only: int | None) -> dict[str, object]:
+    _load(os.environ[MODULE])
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    from corpus import corpus
+
+    warnings.simplefilter("ignore")
+    progress = Path(os.environ[PROGRESS])
+    known = corpus()
+    ends: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    start = time.process_time()
+    seeds = range(seed, seed + calls) if only is None else [only]
+    failed = []
+    for each in seeds:
+        try:
+            name, end = _attempt(each, known, progress)
+        except AssertionError:
+            failed.append(traceback.format_exc(limit=-3))
+            continue
+        ends[name][end] += 1
+    if failed:
+        print(len(failed), "calls gave no clean error, the first of them:", *failed[:10], sep="\n", file=sys.stderr)
+        raise SystemExit(1)
+    counts = {name: dict(counter) for name, counter in sorted(ends.items())}
+    return {"calls": len(seeds), "seed": seed, "cpu_seconds": round(time.process_time() - start), "ends": counts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int)
+    options = parser.parse_args()
+    if MODULE in os.environ:
+        print(json.dumps(_run(options.calls, options.seed, options.only), indent=2))
+    else:
+        sys.path.insert(0, str(HERE))
+        print(run_under_sanitizers(options.calls, options.seed, options.only))
+
+
+if __name__ == "__main__":
+    main()
