@@ -41,8 +41,9 @@ def multihead_loss(
 ) -> Tensor:
     """The losses of several heads, of any kinds and sizes, as one operation whose gradient is made in the same pass.
 
-    Differentiable any number of times by the logits, and usable under torch.func's transforms and torch.compile (there
-    once). What each kind computes is in `HeadLoss`; definitions are in `mtml_kernels.reference.multihead_loss`.
+    Differentiable any number of times by the logits, in forward mode and under torch.func's transforms in any mixture
+    too, and under torch.compile once (any number of times where a transform is compiled). Forward mode, and transforms
+    that are compiled, run PyTorch's operations. What each kind computes is in `HeadLoss`; definitions are in `mtml_kernels.reference.multihead_loss`.
 
     Args:
         logits: one tensor a head, shapes as in `HeadLoss`; or one tensor [H, ...], a stack of H equal heads.
@@ -55,7 +56,8 @@ def multihead_loss(
         backend: "auto", "cpu", "triton" (CUDA tensors) or "reference".
 
     Returns:
-        [H]. A head whose rows all count for nothing has loss 0 and gradient 0.
+        [H]. A head whose rows all count for nothing has loss 0 and gradient 0; where weights add up to no finite
+        number, its loss is NaN.
 
     Raises:
         ValueError: shapes or counts disagree, a class id is out of range (on "triton", where an error would have to

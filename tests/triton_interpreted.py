@@ -255,6 +255,22 @@ def test_nan_stays_in_its_row_and_head() -> None:
     assert not any(g.isnan().any() for g in gradients[1:])
 
 
+@pytest.mark.parametrize(("kind", "which"), [(k, "sample_weights") for k in KINDS] + [(KINDS[0], "class_weights")])
+@pytest.mark.parametrize("odd", [[1.0, float("inf"), 0.0], [1.0, float("nan"), 0.0], [3e38, 3e38, 0.0]])
+def test_weights_without_a_sum_make_nan_of_the_head_alone(kind: str, which: str, odd: list[float]) -> None:
+    heads = [make(HeadLoss(kind), 3, 4) for _ in range(3)]
+    if which == "class_weights":
+        odd = [*odd, 1.0]
+    for head in heads if kind == "cross_entropy" else []:
+        head.target = torch.tensor([0, 1, 2])
+    setattr(heads[1], which, torch.tensor(odd))
+    losses, gradients = run(heads)
+    assert losses.isnan().tolist() == [False, True, False]
+    assert not gradients[0].isnan().any() and gradients[1].isnan().any() and not gradients[2].isnan().any()
+    if which == "sample_weights":  # a row of weight 0 counts for nothing
+        assert not gradients[1][2].any()
+
+
 def test_classes_that_are_masked_out() -> None:
     """Logits of -inf, a whole first chunk among them; without smoothing the reference agrees."""
     heads = [make(HeadLoss(ignore_index=0), 4, 10), make(HeadLoss(ignore_index=0), 2, 2100)]

@@ -49,7 +49,7 @@ def element_tile(head, options, block, scale, TYPE: tl.constexpr, BLOCK: tl.cons
     sample, place = split(first, lanes, tl.load(head + INNER))
     s_at = tl.load(head + SAMPLE_WEIGHTS)
     s = tl.load(s_at.to(tl.pointer_type(tl.float32)) + sample, mask=at < tl.where(s_at == 0, 0, elements), other=1.0)
-    a = s * (scale * tl.load(options + SHARE).to(tl.float32))
+    a = tl.where(s == 0, 0.0, s * (scale * tl.load(options + SHARE).to(tl.float32)))
     y = tl.load(tl.load(head + TARGET).to(tl.pointer_type(tl.float32)) + at, mask=live, other=0.0)
     z_at = tl.load(head + LOGITS).to(tl.pointer_type(TYPE))
     dz_at = tl.load(head + GRAD).to(tl.pointer_type(TYPE))

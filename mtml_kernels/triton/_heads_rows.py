@@ -68,7 +68,7 @@ def label_rows(head, first, lanes):
 
 @triton.jit
 def norm_scale(head, options, norms):
-    """1 / norm, the norm's partial sums added in a fixed order; 0 where the norm is 0."""
+    """1 / norm, the norm's partial sums added in a fixed order; 0 where the norm is 0, NaN where it is infinite."""
     first = tl.load(head + NORM_FIRST)
     blocks = tl.load(head + NORM_BLOCKS)
     lanes = tl.arange(0, PARTS)
@@ -76,4 +76,4 @@ def norm_scale(head, options, norms):
     for b in range(0, blocks, PARTS):
         parts += tl.load(norms + first + b + lanes, mask=b + lanes < blocks, other=0.0)
     norm = tl.where(blocks == 0, tl.load(options + NORM).to(tl.float32), tl.sum(parts, 0))
-    return tl.where(norm == 0, 0.0, 1.0 / tl.where(norm == 0, 1.0, norm))
+    return tl.where(norm == 0, 0.0, 1.0 / tl.where(norm == 0, 1.0, norm) + 0.0 * norm)  # 1 / inf would be 0

@@ -115,7 +115,7 @@ def _factors(head, first, lanes, scale):
     bad_row = tl.min(tl.where(bad, first + lanes, samples), 0)
     if bad_row < samples:
         tl.atomic_min(head + BAD_ROW, bad_row)
-    a = tl.where(bad, float("nan"), tl.where(counted, s * scale, 0.0))
+    a = tl.where(bad, float("nan"), tl.where(counted & (s != 0), s * scale, 0.0))
     return a, y
 
 
