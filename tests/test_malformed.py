@@ -226,6 +226,22 @@ def test_inner_loop_carry_and_flags() -> None:
             OPS.inner_loop_backward(*fixed, grads, flags, *a, carry, "cpu")
 
 
+def test_carry_of_any_strides() -> None:
+    """Read as a whole: here every element is the same one in memory."""
+    a = InnerLoopArgs(*make_case(dtype=torch.float64).op_arguments(1))
+    out, grad = OPS.inner_loop(*a, "cpu"), torch.ones(2, dtype=torch.float64)
+    carry = [torch.ones((), dtype=torch.float64).expand(t.shape) for t in out[4]]
+    dense = OPS.inner_loop_backward(grad, None, None, [], [], *a, [t.contiguous() for t in carry], "cpu")
+    for found, expected in zip(OPS.inner_loop_backward(grad, None, None, [], [], *a, carry, "cpu"), dense, strict=True):
+        assert torch.equal(found, expected)
+    head = make_head_case().args._replace(needs=31)
+    *_, kept = OPS.head_inner_loop(*head, "cpu")
+    ones, nones = torch.ones((), dtype=torch.float64).expand(kept.shape), (None, None, None)
+    dense = OPS.head_inner_loop_backward(grad, *nones, *head, ones.contiguous(), "cpu")
+    for found, expected in zip(OPS.head_inner_loop_backward(grad, *nones, *head, ones, "cpu"), dense, strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_a_backward_call_that_wants_nothing_gets_nothing() -> None:
     """The plan of such a call has no room for tangents."""
     a = InnerLoopArgs(*make_case(dtype=torch.float64).op_arguments(0))
