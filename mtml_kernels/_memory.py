@@ -9,9 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtml_kernels.checks import shown
-
-__all__ = ["in_memory"]
+__all__ = ["in_memory", "lost"]
 
 
 def in_memory(name: str, t: Tensor) -> Tensor:
@@ -23,7 +21,8 @@ def in_memory(name: str, t: Tensor) -> Tensor:
     why = _absent(t)
     if why is not None:
         raise TypeError(
-            f"{name}: expected a tensor with memory of its own, got {type(t).__name__} {shown(t)}, {why}. Pass plain "
+            f"{name}: expected a tensor with memory of its own, got {type(t).__name__} "
+            f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)} on {t.device}, {why}. Pass plain "
             "dense tensors: what a wrapper holds, .to_dense() of a sparse one; gather a sharded or freed parameter "
             'before the call. mtml.MAML(..., backend="general") runs on whatever PyTorch\'s operations take'
         )
@@ -43,12 +42,20 @@ def _absent(t: Tensor) -> str | None:
     if t.numel() == 0 or t._is_zerotensor():
         return None
     try:
-        storage = t.untyped_storage()
-        start, held = storage.data_ptr(), storage.nbytes()
+        start = t.untyped_storage().data_ptr()
     except RuntimeError:  # NotImplementedError among them
         return "which stands for other tensors"
-    if start == 0 and held:
+    if start == 0 and t.untyped_storage().nbytes():
         return "which has no values in memory"
+    return lost(t)
+
+
+def lost(t: Tensor) -> str | None:
+    """How much of a dense tensor its storage holds, in words, where that is not all: PyTorch itself would read on."""
+    try:
+        held = t.untyped_storage().nbytes()
+    except RuntimeError:  # it stands for other tensors
+        return None
     last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    needed = (t.storage_offset() + last + 1) * t.itemsize
+    needed = (t.storage_offset() + last + 1) * t.itemsize if t.numel() else 0
     return None if held >= needed else f"whose storage holds {held} of {needed} bytes"

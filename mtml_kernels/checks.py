@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mtml_kernels._memory import in_memory, lost
+
 __all__ = [
     "NAMES",
     "Sizes",
@@ -90,6 +92,8 @@ def check_finite(name: str, value: Any) -> None:
     if isinstance(value, Tensor):
         if value.is_meta:
             return
+        if lost(value):
+            in_memory(name, value)
         # a sum is one small kernel; it may overflow where every element is finite, hence the second look
         if math.isfinite(value.detach().sum().item()) or bool(torch.isfinite(value.detach()).all()):
             return

@@ -26,11 +26,9 @@ Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
 
 def check_arguments(a: InnerLoopArgs) -> None:
     """Raises ValueError or TypeError where an argument does not fit the program or the others; it names it."""
-    check_ranks(a)
+    program = check_ranks(a)
     _check_numbers(a)
     _DOOR.floats(a.params[0], "params[0]")
-    program = _decoded(a)
-    _DOOR.length("params", a.params, len(program.params))
     for i, (t, (_, rows, cols)) in enumerate(zip(a.params, program.params, strict=True)):
         _DOOR.expect(t.numel() == rows * cols, f"params[{i}]", f"{rows * cols} elements", t)
     _check_rates(a)
@@ -44,8 +42,8 @@ def check_arguments(a: InnerLoopArgs) -> None:
     _check_kinds(a)
 
 
-def check_ranks(a: InnerLoopArgs) -> None:
-    """What the shapes of the results are read from, for tracing: tensors are there, and have tasks and samples."""
+def check_ranks(a: InnerLoopArgs) -> Encoded:
+    """The program, and what the shapes of the results are read from: all that tracing checks, which has no sizes."""
     for name in ("params", "lr", "support_x", "query_x"):
         _DOOR.given(name, *getattr(a, name))
     _DOOR.given("support_y", a.support_y)
@@ -54,11 +52,13 @@ def check_ranks(a: InnerLoopArgs) -> None:
     for name, tensors in (("support_x", a.support_x), ("query_x", a.query_x), ("support_y", [a.support_y])):
         for t in tensors:
             _DOOR.expect(t.ndim >= 2, name, "tasks and samples first, [T, N, ...]", t)
-    _DOOR.length("adapted", a.adapted, len(a.params))
     _DOOR.expect(0 <= a.keep <= 2, "keep", "a number from 0 to 2", a.keep)
     for name, codes in (("support_loss", a.support_loss), ("query_loss", a.query_loss), ("loss_args", a.loss_args)):
         _DOOR.length(name, codes, 2)
-    _decoded(a)
+    program = _decoded(a)
+    for name, values in (("params", a.params), ("adapted", a.adapted)):
+        _DOOR.length(name, values, len(program.params))
+    return program
 
 
 def _check_numbers(a: InnerLoopArgs) -> None:

@@ -113,7 +113,7 @@ def _backward_impl(*args: Any) -> list[Tensor]:
     check_arguments(a)
     check_cotangents(a, args[:4], args[-2])
     cotangents = tuple(_contiguous(g) for g in args[:4])
-    grads = BACKENDS.named(args[-1]).backward(cotangents, a, args[-2])
+    grads = BACKENDS.named(args[-1]).backward(cotangents, a, _contiguous(args[-2]))
     return [g for g in grads if g is not None]
 
 

@@ -81,7 +81,8 @@ def _backward_impl(*args: Any) -> list[Tensor]:
     given = iter(args[3])
     grad_adapted = [_contiguous(next(given)) if flag else None for flag in args[4]]
     cotangents = (_contiguous(args[0]), _contiguous(args[1]), _contiguous(args[2]), grad_adapted)
-    return flat_gradients(a, backend.backward(*cotangents, *a, args[-2]))
+    carry = [_contiguous(t) for t in args[-2]]
+    return flat_gradients(a, backend.backward(*cotangents, *a, carry))
 
 
 def _backward_fake(*args: Any) -> list[Tensor]:

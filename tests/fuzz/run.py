@@ -1,8 +1,9 @@
 """Calls with mutated arguments, on the engine under sanitizers:
 
-    python tests/fuzz/run.py [--calls 100000] [--seed 0] [--only K]
+    python tests/fuzz/run.py [--calls 100000] [--seed 0] [--only SEED | --control]
 
-Every call must return or raise an error in words. A crash names its seed, and `--only SEED` runs that call alone.
+Every call must return or raise an error in words. A crash names its seed, and `--only SEED` runs that call alone;
+`--control` makes one that must be noticed.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ ASAN = "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024:a
 MODULE, PROGRESS = "MTML_FUZZ_MODULE", "MTML_FUZZ_PROGRESS"
 
 
-def run_under_sanitizers(calls: int, seed: int, only: int | None = None, timeout: float | None = None) -> str:
-    """The report of a run in a process of its own, as JSON.
+def run_under_sanitizers(*options: str) -> str:
+    """The report of a run in a process of its own, as JSON; `options` as on the command line.
 
     Raises:
         RuntimeError: a call crashed or gave no clean error; the text has its seed and what the sanitizer says.
     """
-    from build import build, runtime
+    from fuzz.build import build, runtime
 
     with tempfile.TemporaryDirectory() as folder:
         progress = Path(folder, "seed")
@@ -46,9 +47,9 @@ def run_under_sanitizers(calls: int, seed: int, only: int | None = None, timeout
             MODULE: str(build()),
             PROGRESS: str(progress),
         }
-        command = [sys.executable, "-P", str(HERE / "run.py"), "--calls", str(calls), "--seed", str(seed)]
-        command += [] if only is None else ["--only", str(only)]
-        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=timeout)
+        command = [sys.executable, "-P", str(HERE / "run.py"), *options]
+        inherited = {name: value for name, value in os.environ.items() if name != "MTML_BACKEND"}
+        done = subprocess.run(command, env=inherited | variables, capture_output=True, text=True)
         if done.returncode != 0:
             at = progress.read_text() if progress.exists() else "none"
             raise RuntimeError(f"exit status {done.returncode} in the call of seed {at}\n{_said(done.stderr)}")
@@ -80,7 +81,7 @@ def _load(path: str) -> None:
 def _attempt(seed: int, calls: list, progress: Path) -> tuple[str, str]:
     """The call's name and its end: "returned", or the class of a clean error."""
     import torch
-    from mutate import faults
+    from fuzz.mutate import faults
 
     from mtml_kernels.errors import BackendUnavailable
 
@@ -102,8 +103,7 @@ def _attempt(seed: int, calls: list, progress: Path) -> tuple[str, str]:
 
 def _run(calls: int, seed: int, only: int | None) -> dict[str, object]:
     _load(os.environ[MODULE])
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
-    from corpus import corpus
+    from fuzz.corpus import corpus
 
     warnings.simplefilter("ignore")
     progress = Path(os.environ[PROGRESS])
@@ -126,17 +126,35 @@ def _run(calls: int, seed: int, only: int | None) -> dict[str, object]:
     return {"calls": len(seeds), "seed": seed, "cpu_seconds": round(time.process_time() - start), "ends": counts}
 
 
+def _control() -> None:
+    """A head's weight that is shorter than the engine is told."""
+    _load(os.environ[MODULE])
+    import torch
+
+    from mtml_kernels import native
+
+    tensors = [torch.zeros(n, dtype=torch.float64) for n in (6, 6, 5, 1, 2)]
+    outputs = [torch.zeros(n, dtype=torch.float64) for n in (1, 4, 1, 4)]
+    x, query, weight, rates, y = (t.data_ptr() for t in tensors)
+    sizes, numbers = [1, 1, 1, 2, 2, 3, 2, 1, 1, 0], [0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0]
+    inputs = [x, query, weight, 0, rates, y, 0, 0, 0, 0, 0, 0, 0, 0]
+    native._engine().head_loop(sizes, numbers, inputs, [t.data_ptr() for t in outputs])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--control", action="store_true")
     options = parser.parse_args()
-    if MODULE in os.environ:
-        print(json.dumps(_run(options.calls, options.seed, options.only), indent=2))
+    sys.path.insert(0, str(HERE.parent))
+    if MODULE not in os.environ:
+        print(run_under_sanitizers(*sys.argv[1:]))
+    elif options.control:
+        _control()
     else:
-        sys.path.insert(0, str(HERE))
-        print(run_under_sanitizers(options.calls, options.seed, options.only))
+        print(json.dumps(_run(options.calls, options.seed, options.only), indent=2))
 
 
 if __name__ == "__main__":
