@@ -59,15 +59,16 @@ void* const* list_out(const Addresses& a) { return a.empty() ? nullptr : reinter
 // in its main thread only.
 int32_t run_signal_handlers() {
   const PyGILState_STATE gil = PyGILState_Ensure();
-  int32_t answer = MTMLK_GO_ON;
+  int32_t answer = PyErr_CheckSignals() == 0 ? MTMLK_GO_ON : MTMLK_STOP;
   try {
-    const py::object main = py::module_::import("threading").attr("main_thread")().attr("ident");
-    if (main.cast<unsigned long>() != PyThread_get_thread_ident()) answer = MTMLK_ASK_NO_MORE;
+    if (answer == MTMLK_GO_ON) {
+      const py::object main = py::module_::import("threading").attr("main_thread")().attr("ident");
+      if (main.cast<unsigned long>() != PyThread_get_thread_ident()) answer = MTMLK_ASK_NO_MORE;
+    }
   } catch (py::error_already_set& error) {
     error.restore();
     answer = MTMLK_STOP;
   }
-  if (answer == MTMLK_GO_ON && PyErr_CheckSignals() != 0) answer = MTMLK_STOP;
   PyGILState_Release(gil);
   return answer;
 }
