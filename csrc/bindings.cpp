@@ -35,6 +35,10 @@ struct BadLabel : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+struct BadId : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct NoLowRank : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -83,6 +87,10 @@ void check_stopped(int status) {
   if (status == MTMLK_BAD_LABEL)
     throw BadLabel(std::to_string(error.is_query) + " " + std::to_string(error.task) + " " +
                    std::to_string(error.sample) + " " + std::to_string(error.label));
+  if (status == MTMLK_BAD_ID)
+    throw BadId(std::to_string(error.is_query) + " " + std::to_string(error.input) + " " + std::to_string(error.task) +
+                " " + std::to_string(error.sample) + " " + std::to_string(error.label) + " " +
+                std::to_string(error.rows));
   if (status == MTMLK_OUT_OF_MEMORY) throw std::bad_alloc();
   if (status == MTMLK_NO_LOW_RANK) throw NoLowRank("no weight of this program admits low-rank form");
   throw Malformed(error.what ? std::string(error.what) + ": expected what the call reads, got none"
@@ -115,12 +123,19 @@ class Plan {
     if (status != MTMLK_OK) fail(status, {});
     plan_.reset(plan);
     mtmlk_plan_info(plan, &info_);
+    py::list ids;
+    for (int64_t i = 0; i < info_.n_inputs; ++i)
+      if (mtmlk_reads_ids(plan, i)) ids.append(i);
+    ids_ = py::tuple(ids);
   }
 
   py::tuple info() const {
     const MtmlkPlanInfo& i = info_;
     return py::make_tuple(i.carry_cols, i.carry_per_task != 0, i.support_x_size, i.query_x_size, i.low_rank);
   }
+
+  // The inputs that are ids.
+  const py::tuple& ids() const { return ids_; }
 
   void run(int64_t tasks, int threads, const Addresses& params, const Addresses& support_x, Address support_y,
            const Addresses& query_x, Address query_y, Address support_mask, Address query_mask, const Addresses& lr,
@@ -181,6 +196,7 @@ class Plan {
 
   std::unique_ptr<MtmlkPlan, Destroy> plan_;
   MtmlkPlanInfo info_;
+  py::tuple ids_;
 };
 
 // What mtml_kernels/native_head.py lists, in its order.
@@ -419,6 +435,7 @@ PYBIND11_MODULE(_C, m) {
   mtmlk_when_long(run_signal_handlers);
   m.doc() = "The compiled engine of mtml_kernels; use mtml_kernels.native.";
   py::register_exception<BadLabel>(m, "BadLabel", PyExc_ValueError);
+  py::register_exception<BadId>(m, "BadId", PyExc_ValueError);
   py::register_exception<NoLowRank>(m, "NoLowRank", PyExc_ValueError);
   py::register_exception<Malformed>(m, "Malformed", PyExc_ValueError);
   py::class_<Plan>(m, "Plan")
@@ -426,6 +443,7 @@ PYBIND11_MODULE(_C, m) {
                     int64_t, int64_t, const std::vector<int>&, const std::vector<double>&, bool, int, int,
                     const std::vector<int64_t>&, const std::vector<bool>&, int>())
       .def("info", &Plan::info)
+      .def_property_readonly("ids", &Plan::ids)
       .def("run", &Plan::run)
       .def("carry_to_grads", &Plan::carry_to_grads);
   m.def("head_loop", &head_loop);

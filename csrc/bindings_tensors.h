@@ -144,14 +144,15 @@ class PlainTensors {
     return table_ ? list_at(tensors, bits, ids, false) : py::none();
   }
 
-  // The same of what an inner loop reads, in the order of the engine's arguments; `*_ids`: the targets are class ids.
+  // The same of what an inner loop reads, in the order of the engine's arguments; `*_ids`: the targets are class ids;
+  // `inputs_of_ids`: positions in support_x and query_x.
   py::object inner_loop(const py::sequence& params, const py::sequence& support_x, const py::object& support_y,
                         const py::sequence& query_x, const py::object& query_y, const py::object& support_mask,
                         const py::object& query_mask, const py::sequence& lr, const py::object& step_weights, int bits,
-                        bool support_ids, bool query_ids) const {
+                        bool support_ids, bool query_ids, const py::tuple& inputs_of_ids) const {
     if (!table_) return py::none();
-    const py::object lists[] = {list_at(params, bits, false, true), list_at(support_x, bits, false, false),
-                                list_at(query_x, bits, false, false), list_at(lr, bits, false, true)};
+    const py::object lists[] = {list_at(params, bits, false, true), inputs_at(support_x, bits, inputs_of_ids),
+                                inputs_at(query_x, bits, inputs_of_ids), list_at(lr, bits, false, true)};
     for (const py::object& list : lists)
       if (list.is_none()) return py::none();
     const py::object ones[] = {one_at(support_y, support_ids ? 0 : bits, support_ids),
@@ -243,6 +244,18 @@ class PlainTensors {
       py::object at = one_at(PySequence_Fast_GET_ITEM(fast.ptr(), i), bits, ids, known);
       if (!at) return py::none();
       PyList_SET_ITEM(found.ptr(), i, at.release().ptr());
+    }
+    return found;
+  }
+
+  py::object inputs_at(const py::sequence& tensors, int bits, const py::tuple& of_ids) const {
+    if (PyTuple_GET_SIZE(of_ids.ptr()) == 0) return list_at(tensors, bits, false, false);
+    py::list found;
+    for (const py::handle t : tensors) {
+      const bool ids = of_ids.contains(found.size());
+      const py::object at = one_at(t, ids ? 0 : bits, ids);
+      if (!at) return py::none();
+      found.append(at);
     }
     return found;
   }

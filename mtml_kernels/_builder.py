@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -66,6 +66,7 @@ class Builder:
         self._layouts: dict[str, int] = {}
         self._memories: dict[str, Memory] = {}
         self._statistics: set[str] = set()
+        self._tables: set[str] = set()
 
     # Leaves
 
@@ -88,6 +89,20 @@ class Builder:
             uses = " and as ".join(_USES[use] for use in sorted((known, layout), key=lambda use: use == LAYOUT_ROWS))
             raise Cannot(f"the parameter {name} is used as {uses}")
         return name
+
+    def embed(self, ids: Value, table: Value, padding: int) -> Value:
+        """Rows of a parameter [V, E] at the ids of an input; `padding`: the id whose row takes no gradient, or -1."""
+        if not table.param or table.transposed or len(table.shape) != 2:
+            raise Cannot("the table of an embedding must be a parameter [V, E] itself, not a value computed from one")
+        leaf = self._drafts[ids.node].node if ids.node >= 0 else Node(-1)
+        while leaf.op == Op.VIEW:
+            leaf = self._drafts[leaf.a].node
+        if leaf.op != Op.INPUT or ids.image:
+            raise Cannot("the ids of an embedding must be an input itself, or a view of one")
+        self._tables.add(table.param)
+        node = Node(Op.EMBEDDING, a=leaf.a, rows=ids.elements, features=table.shape[1])
+        draft = Draft(node, weight=table.param, constants=(float(padding), 0.0))
+        return self._value(self._emit(draft), (*ids.shape, table.shape[1]), ids.lead)
 
     def statistic(self, name: str) -> Value:
         """A running statistic: PyTorch gives it no gradient."""
@@ -371,7 +386,7 @@ class Builder:
         position = {old: new for new, old in enumerate(used)}
         drafts = [self._drafts[i] for i in used]
         names = {name for draft in drafts for name in (draft.weight, draft.bias) if name}
-        params = [ParamInfo(n, tuple(t.shape), self._layouts[n]) for n, t in self.tensors.items() if n in names]
+        params = [ParamInfo(n, tuple(t.shape), self._layout(n)) for n, t in self.tensors.items() if n in names]
         index = {param.name: i for i, param in enumerate(params)}
         nodes, consts = [], list[float]()
         for draft in drafts:
@@ -380,13 +395,27 @@ class Builder:
         return Program(
             nodes=tuple(nodes),
             params=tuple(params),
-            inputs=tuple(self.inputs),
+            inputs=tuple(self._inputs(drafts)),
             output=position[last],
             output_shape=output.shape,
             consts=tuple(consts),
             paths=tuple(self._paths[i] for i in used),
             statistics=tuple(param.name for param in params if param.name in self._statistics),
         )
+
+    def _layout(self, name: str) -> int:
+        """How a parameter is held. An embedding reads rows, or what another layer has made of them."""
+        layout = self._layouts.get(name, LAYOUT_ROWS)
+        if name in self._tables and layout not in (LAYOUT_ROWS, LAYOUT_LINEAR):
+            raise Cannot(f"the parameter {name} is used as {_USES[layout]} and as a table of rows")
+        return layout
+
+    def _inputs(self, drafts: Sequence[Draft]) -> Iterator[InputInfo]:
+        ids, values = ({d.node.a for d in drafts if d.node.op == op} for op in (Op.EMBEDDING, Op.INPUT))
+        for i, info in enumerate(self.inputs):
+            if i in ids and i in values:
+                raise Cannot(f"the input {info.name} is used as ids and as a value")
+            yield dataclasses.replace(info, ids=i in ids)
 
     def _reachable(self, last: int) -> list[int]:
         found, waiting = set[int](), [last]

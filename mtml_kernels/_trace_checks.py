@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrize
 
-from mtml_kernels.program import InputInfo, Norm, Op, Program, Shape, Unfusable
+from mtml_kernels.program import InputInfo, Norm, Op, Program, Shape, Unfusable, decode
 
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
@@ -162,10 +162,18 @@ def _both(model: nn.Module, program: Program, keywords: bool) -> tuple[list[Tens
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
 
+    rows = decode(program.ints).tables
     inputs = {info.name: random(samples, *info.shape).requires_grad_() for info in program.inputs}
+    for at, info in enumerate(program.inputs):
+        if info.ids:
+            below = min(count for i, count in rows if i == at)
+            inputs[info.name] = torch.randint(below, (samples, *info.shape), generator=generator).to(device)
     direction = random(samples, *program.output_shape)
     params = [tensors[param.name].clone() for param in program.params]  # forward may write to its buffers
-    leaves = [*(tensors[param.name] for param in program.params if param.name in learned), *inputs.values()]
+    leaves = [
+        *(tensors[param.name] for param in program.params if param.name in learned),
+        *(x for x in inputs.values() if x.requires_grad),
+    ]
     expected = model(**inputs) if keywords else model(*inputs.values())
     found = run_program(program.ints, program.consts, params, list(inputs.values())).reshape(direction.shape)
     if expected.shape != found.shape:

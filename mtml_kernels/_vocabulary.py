@@ -190,6 +190,28 @@ def dropout(b: Builder, input: Any, p: float = 0.5, training: bool = True, inpla
     return _tensor(input)
 
 
+def embedding(
+    b: Builder, input: Any, weight: Any, padding_idx: int | None = None, max_norm: float | None = None,
+    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Any:  # fmt: skip
+    if max_norm is not None:
+        raise Cannot("an embedding with max_norm is not fused: it changes its weight in forward")
+    if scale_grad_by_freq or sparse:
+        option = "scale_grad_by_freq" if scale_grad_by_freq else "sparse"
+        raise Cannot(f"an embedding with {option}=True is not fused")
+    ids, table = _tensor(input), _tensor(weight)
+    padding = -1 if padding_idx is None else padding_idx + (table.shape[0] if padding_idx < 0 else 0)
+    return b.embed(ids, table, padding)
+
+
+def _torch_embedding(
+    b: Builder, weight: Any, indices: Any, padding_idx: int = -1, scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:  # fmt: skip
+    padding = padding_idx if padding_idx >= 0 else None  # -1 is none to this function
+    return embedding(b, indices, weight, padding, None, 2.0, scale_grad_by_freq, sparse)
+
+
 # Images and normalisation, under PyTorch's names and orders of arguments
 
 
@@ -400,6 +422,8 @@ FUNCTIONS: dict[Any, Handler] = {
     F.gelu: gelu,
     F.softplus: softplus,
     F.linear: linear,
+    F.embedding: embedding,
+    torch.embedding: _torch_embedding,
     F.conv1d: conv1d,
     F.conv2d: conv2d,
     F.max_pool1d: max_pool1d,
@@ -450,6 +474,11 @@ FUNCTIONS.update({function: in_place(handler) for function, handler in _IN_PLACE
 
 def _linear_layer(b: Builder, m: Any, weights: Callable[[Any], Value], input: Any) -> Any:
     return linear(b, input, weights(m.weight), None if m.bias is None else weights(m.bias))
+
+
+def _embedding_layer(b: Builder, m: Any, weights: Callable[[Any], Value], input: Any) -> Any:
+    options = (m.padding_idx, m.max_norm, m.norm_type, m.scale_grad_by_freq, m.sparse)
+    return embedding(b, input, weights(m.weight), *options)
 
 
 def _layer(function: Handler, *attributes: str) -> Handler:
@@ -523,6 +552,7 @@ _dropout_layer = _layer(dropout, "p", "training")
 
 LAYERS: dict[type[nn.Module], Handler] = {
     nn.Linear: _linear_layer,
+    nn.Embedding: _embedding_layer,
     nn.Conv1d: _conv_layer(1),
     nn.Conv2d: _conv_layer(2),
     nn.BatchNorm1d: _batch_norm_layer(2, 3),

@@ -21,6 +21,7 @@ __all__ = [
     "check_devices",
     "check_dtypes",
     "check_finite",
+    "check_ids",
     "check_initialised",
     "check_leading",
     "check_steps",
@@ -253,6 +254,25 @@ def _check_integers(name: str, target: Tensor) -> None:
 def widened(target: Any) -> Any:
     """Class ids of a narrower integer type as int64, anything else as it is."""
     return target.long() if isinstance(target, Tensor) and target.dtype in NARROW else target
+
+
+def check_ids(name: str, ids: Tensor, rows: int | None = None) -> None:
+    """Raise where an embedding's ids are no integers (TypeError) or not in [0, rows) (ValueError)."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: expected integer ids, which an embedding reads, got {shown(ids)}; use .long()")
+    if rows is None or ids.numel() == 0 or ids.is_meta:
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= rows:
+        raise ValueError(id_message(name, low if low < 0 else high, rows))
+
+
+def id_message(name: str, found: int, rows: int, where: str = "") -> str:
+    """What is wrong with an id of an embedding."""
+    return (
+        f"{name}: expected ids in [0, {rows}) because the embedding has {rows} rows, got {found}{where}; look at the "
+        "vocabulary that made the ids, or give nn.Embedding more rows"
+    )
 
 
 def check_target(name: str, kind: str, target: Any, output: tuple[int, ...]) -> None:

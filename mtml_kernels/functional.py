@@ -16,6 +16,7 @@ from mtml_kernels.checks import (
     check_class_ids,
     check_devices,
     check_dtypes,
+    check_ids,
     check_steps,
     check_target,
     shown,
@@ -73,7 +74,7 @@ def inner_loop(
     Args:
         program: the model, from `mtml_kernels.program.trace`.
         params: the program's parameters, by name or in the order of `program.params`; [*shape], shared by all tasks.
-        x: [T, S, ...], or one such tensor per input of the program.
+        x: [T, S, ...], or one such tensor per input of the program; integer ids where embeddings read it.
         y: [T, S] class ids, or [T, S, *out].
         lr: a number; a scalar tensor; [K], one per step; or {name: rate}, each a scalar, [*shape], or per step with
             exactly 1 + ndim dimensions.
@@ -195,9 +196,12 @@ def _check_inputs(name: str, program: Program, inputs: list[Tensor], like: Tenso
                 f"{name}: expected [T, N, *{list(info.shape)}] for input {info.name!r}, as traced; "
                 f"got {list(tensor.shape)}"
             )
-    named = [(name, tensor) for tensor in inputs]
-    check_devices(like.device, iter(named))
-    check_dtypes(like.dtype, iter(named), "the dtype of the parameters")
+    check_devices(like.device, iter([(name, tensor) for tensor in inputs]))
+    for info, tensor in zip(program.inputs, inputs, strict=True):
+        if info.ids:
+            check_ids(name, tensor)
+        else:
+            check_dtypes(like.dtype, iter([(name, tensor)]), "the dtype of the parameters")
 
 
 def _check_target(name: str, spec: LossSpec, target: Any, program: Program, like: Tensor, backend: str) -> None:

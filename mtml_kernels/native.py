@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mtml_kernels._memory import in_memory
+from mtml_kernels.checks import check_ids, id_message
 
 __all__ = [
     "addresses_of",
@@ -205,6 +206,23 @@ def addresses_of(
     return ready, [0 if t is None else t.data_ptr() for t in ready]
 
 
+def _inputs(
+    name: str, tensors: Sequence[Tensor], dtype: torch.dtype, ids: Sequence[int]
+) -> tuple[Sequence[Any], list[int]]:
+    """As `addresses_of`, of which the tensors in `ids` are an embedding's ids, read as int64."""
+    if not ids:
+        return addresses_of(name, tensors, dtype)
+    ready: list[Any] = []
+    for i, t in enumerate(tensors):
+        at = name if len(tensors) == 1 else f"{name}[{i}]"
+        if i in ids:
+            check_ids(at, t)
+            ready.append(in_memory(at, t).long())
+        else:
+            ready += addresses_of(at, (t,), dtype)[0]
+    return ready, _all_at(ready)
+
+
 def _one(name: str, t: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, int]:
     if t is None:
         return None, 0
@@ -232,16 +250,17 @@ class _Call:
         self.tasks, self.support = support_y.shape[0], support_y.shape[1]
         self.query = query_x[0].shape[1] if query_x else 0
         self.params, self.lr, self.held = params, lr, args[:10]
+        self.plan = _plan(args, self.support, self.query, dtype, lr, form)
+        ids = self.plan.ids
         reader = plain_tensors()
         found = None
         if reader is not None:
             kinds = dtype.itemsize * 8, args[13][0] == 1, args[14][0] == 1
             found = reader.inner_loop(
-                params, support_x, support_y, query_x, query_y, support_mask, query_mask, lr, step_weights, *kinds
+                params, support_x, support_y, query_x, query_y, support_mask, query_mask, lr, step_weights, *kinds, ids
             )
         if found is None:
             found = self._closely(args)
-        self.plan = _plan(args, self.support, self.query, dtype, self.lr, form)
         self.addresses = (self.tasks, torch.get_num_threads(), *found)
 
     def _closely(self, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -251,8 +270,8 @@ class _Call:
         types = [torch.int64 if args[at][0] == 1 else dtype for at in (13, 14)]
         self.params, at_params = addresses_of("params", params, dtype)
         self.lr, at_lr = addresses_of("lr", lr, dtype)
-        xs, at_xs = addresses_of("support_x", support_x, dtype)
-        qs, at_qs = addresses_of("query_x", query_x, dtype)
+        xs, at_xs = _inputs("support_x", support_x, dtype, self.plan.ids)
+        qs, at_qs = _inputs("query_x", query_x, dtype, self.plan.ids)
         sy, at_sy = _one("support_y", support_y, types[0])
         qy, at_qy = _one("query_y", query_y, types[1])
         sm, at_sm = _one("support_mask", support_mask, dtype)
@@ -267,6 +286,10 @@ class _Call:
             self.plan.run(*self.addresses, *outputs)
         except engine.BadLabel as error:
             raise _label_error(str(error)) from None
+        except engine.BadId as error:
+            is_query, _, task, sample, found, rows = map(int, str(error).split())
+            name = "query_x (qx)" if is_query else "support_x (sx)"
+            raise ValueError(id_message(name, found, rows, f" at task {task}, sample {sample}")) from None
 
 
 def _label_error(text: str) -> ValueError:
@@ -293,16 +316,21 @@ def inner_loop_carry_shapes(*args: Any, form: int = AUTO) -> list[tuple[tuple[in
     shapes: list[tuple[tuple[int, ...], torch.dtype]] = [((tasks if per_task else 1, cols), dtype)]
     for bit, inputs in ((_NEED_SUPPORT_X, support_x), (_NEED_QUERY_X, query_x)):
         if needs & bit:
-            shapes.append(((sum(x.numel() for x in inputs),), dtype))
+            shapes.append(((_differentiable(inputs),), dtype))
     return shapes
 
 
+def _differentiable(inputs: Sequence[Tensor]) -> int:
+    """Elements of the inputs that have a gradient: ids have none."""
+    return sum(x.numel() for x in inputs if x.is_floating_point())
+
+
 def _input_gradients(args: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """Room for the gradients of the inputs, all inputs of a set in one flat tensor."""
+    """Room for the gradients of the inputs, all inputs of a set but ids in one flat tensor."""
     found = []
     for bit, inputs in ((_NEED_SUPPORT_X, args[2]), (_NEED_QUERY_X, args[4])):
         wanted = args[18] & bit
-        found.append(torch.empty(sum(x.numel() for x in inputs), dtype=dtype, device="cpu") if wanted else None)
+        found.append(torch.empty(_differentiable(inputs), dtype=dtype, device="cpu") if wanted else None)
     return found[0], found[1]
 
 
@@ -427,6 +455,8 @@ def _scaled(flat: Tensor, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
     out = torch.empty_like(flat)
     start = 0
     for x in inputs:
+        if not x.is_floating_point():
+            continue
         end = start + x.numel()
         shape = x.shape[0], math.prod(x.shape[1:])  # of no tasks too, where -1 could be anything
         torch.mul(flat[start:end].view(shape), scale[:, None], out=out[start:end].view(shape))
@@ -437,7 +467,7 @@ def _scaled(flat: Tensor, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
 def _split(flat: Tensor | None, inputs: Sequence[Tensor]) -> Grads:
     if flat is None:
         return [None] * len(inputs)
-    if len(inputs) == 1:
+    if len(inputs) == 1 and inputs[0].is_floating_point():
         return [flat.view(inputs[0].shape)]
-    parts = flat.split([x.numel() for x in inputs])
-    return [part.clone().view(x.shape) for part, x in zip(parts, inputs, strict=True)]
+    parts = iter(flat.split([x.numel() for x in inputs if x.is_floating_point()]))
+    return [next(parts).clone().view(x.shape) if x.is_floating_point() else None for x in inputs]

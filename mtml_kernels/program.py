@@ -9,7 +9,7 @@ values are computed from parameters alone (a latent code, a FiLM scale) and exis
 Programs travel into operators as `ints` and `consts`, so that an operator's schema carries no Python object:
 
     ints    [version, inputs, params, nodes, output value]
-            per input  [elements per sample]
+            per input  [elements per sample]; those that an EMBEDDING reads are int64 ids
             per param  [layout, rows, cols]
             per node   [op, a, b, weight, bias, rows, features, batched, const]     -1 where absent
     consts  the floats of the nodes that have constants; `const` is the offset of the first, and the operation says how
@@ -57,6 +57,7 @@ class Op(enum.IntEnum):
     CONV = 11  # a convolution with zero padding over an image
     NORM = 12  # b = Norm: (a - mean) / sqrt(var + c0) * weight + bias; c1 = groups
     POOL = 13  # b = Pool
+    EMBEDDING = 14  # rows of the table `weight` at the ids of input a; c0 = the id without a gradient, or -1
 
 
 class Act(enum.IntEnum):
@@ -129,10 +130,11 @@ class ParamInfo:
 
 @dataclasses.dataclass(frozen=True)
 class InputInfo:
-    """An input of the module: its name and the shape of one sample."""
+    """An input of the module: its name, the shape of one sample, and whether it holds the ids of an embedding."""
 
     name: str
     shape: Shape
+    ids: bool = False
 
     @property
     def size(self) -> int:
@@ -161,7 +163,7 @@ class Node:
 
     def operands(self) -> tuple[int, ...]:
         """The value ids that this node reads."""
-        if self.op in (Op.INPUT, Op.PARAM):
+        if self.op in (Op.INPUT, Op.PARAM, Op.EMBEDDING):
             return ()
         return (self.a, self.b) if self.op in (Op.ADD, Op.MUL, Op.CAT) else (self.a,)
 
@@ -272,6 +274,24 @@ class Encoded:
         node = self.nodes[self.output]
         return node.rows * node.features
 
+    @functools.cached_property
+    def tables(self) -> tuple[tuple[int, int], ...]:
+        """For each embedding the input whose ids it reads, and how many rows its table has.
+
+        Raises ValueError where the program has no such input or parameter.
+        """
+        found = []
+        for i, node in enumerate(self.nodes):
+            if node.op != Op.EMBEDDING:
+                continue
+            if not (0 <= node.a < len(self.input_sizes) and 0 <= node.weight < len(self.params)):
+                raise ValueError(
+                    f"program: node {i} (embedding): expected a to be an input of the program and weight to be a "
+                    f"parameter, got {node.a} and {node.weight}; trace the module again"
+                )
+            found.append((node.a, self.params[node.weight][1]))
+        return tuple(found)
+
 
 @functools.lru_cache(maxsize=256)
 def decode(ints: tuple[int, ...]) -> Encoded:
@@ -308,7 +328,7 @@ def trace(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], *, ba
             call (autocast, hooks on saved tensors, transforms, modes, a default device) say nothing about the program.
             What the copy shares: classes, globals, datasets, and objects that cannot be copied (locks, files).
         shapes: the shape of one sample of each input, without the batch dimension: a sequence for positional
-            arguments, a mapping for keyword arguments.
+            arguments, a mapping for keyword arguments. An input that only embeddings read holds integer ids.
         batch_norm: how batch normalisation layers normalise: "module" as they stand; "batch" or "per_step" by batch
             statistics; "running" by running statistics; "track" as they stand, refusing those that would update their
             statistics, which a program cannot.

@@ -38,7 +38,7 @@ bool labels_ok(const void* labels, int64_t tasks, int64_t samples, int64_t class
   const int64_t* y = static_cast<const int64_t*>(labels);
   for (int64_t i = 0; y && i < tasks * samples; ++i)
     if ((y[i] < 0 && y[i] != -100) || y[i] >= classes) {
-      *error = {MTMLK_BAD_LABEL, query, i / samples, i % samples, y[i], nullptr};
+      *error = {MTMLK_BAD_LABEL, query, i / samples, i % samples, y[i], nullptr, 0, 0};
       return false;
     }
   return true;
@@ -89,6 +89,8 @@ void mtmlk_plan_info(const MtmlkPlan* handle, MtmlkPlanInfo* info) {
            p.n_adapted};
 }
 
+int32_t mtmlk_reads_ids(const MtmlkPlan* handle, int64_t input) { return handle->plan->inputs[input].ids; }
+
 int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError* error) {
   const Plan& p = *handle->plan;
   MtmlkCall call = *given;
@@ -101,6 +103,7 @@ int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError
   if (p.query_loss.kind == kCrossEntropy &&
       !labels_ok(call.query_y, call.tasks, p.query.samples, p.out_features, true, error))
     return MTMLK_BAD_LABEL;
+  if (!ids_ok(p, call, error)) return MTMLK_BAD_ID;
   call.threads = usable_threads(call.threads);
   const Kernels& k = kernels();
   const bool f32 = p.dtype == MTMLK_F32;

@@ -52,6 +52,13 @@ void share(const Block<T>& b, int64_t n, Body body) {
     if (!stops(b.watch)) body(i, omp_get_thread_num());
 }
 
+// An input from sample `at` on; of ids, which are as wide in either dtype, the address alone.
+template <class T>
+MTMLK_INLINE const T* input_at(const InputPlan& input, const void* x, int64_t at) {
+  const int64_t bytes = input.ids ? int64_t(sizeof(int64_t)) : int64_t(sizeof(T));
+  return reinterpret_cast<const T*>(static_cast<const char*>(x) + at * input.size * bytes);
+}
+
 template <class T>
 MTMLK_INLINE T* plane_of(const Block<T>& b, int32_t value, Plane plane) {
   const ValuePlan& v = b.plan->values[value];

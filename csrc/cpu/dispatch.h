@@ -97,6 +97,7 @@ int usable_threads(int threads);  // 1 in a forked child, which has none of its 
 
 int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** plan, MtmlkReason* reason);
 void destroy_plan(Plan* plan);
+bool ids_ok(const Plan& plan, const MtmlkCall& call, MtmlkError* error);  // of embeddings; false: `error` says which
 
 // A pool of large buffers: first-touch page faults cost 35 ms per 256 MB, so buffers are handed from call to call.
 void* acquire_workspace(int64_t bytes, Watch* watch);  // nullptr when memory is short, or the call is stopped meanwhile

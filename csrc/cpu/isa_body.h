@@ -27,6 +27,7 @@ namespace {
 #include "low_rank_sum.h"
 #include "linear.h"
 #include "nodes.h"
+#include "embedding.h"
 #include "conv.h"
 #include "conv_pairs.h"
 #include "conv_node.h"

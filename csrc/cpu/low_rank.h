@@ -157,8 +157,7 @@ Block<T> pass_of(const Plan& p, const MtmlkCall& call, T* memory, int64_t task, 
     at += p.plane_size[plane] * b.stride;
   }
   const void* const* x = query ? call.query_x : call.support_x;
-  for (int64_t i = 0; x && i < p.n_inputs; ++i)
-    inputs[i] = static_cast<const T*>(x[i]) + task * b.samples * p.inputs[i].size;
+  for (int64_t i = 0; x && i < p.n_inputs; ++i) inputs[i] = input_at<T>(p.inputs[i], x[i], task * b.samples);
   b.inputs = inputs;
   return b;
 }

@@ -88,6 +88,8 @@ void node_forward(const Block<T>& b, int32_t i) {
       return norm_node<T>(b, v, kPrimal, out);
     case kPool:
       return pool_forward<T>(b, v, kPrimal, out);
+    case kEmbedding:
+      return read_table<T>(b, v, b.params[v.weight].value, -1, out);
     default:
       return affine<T>(plane_of(b, v.a, kPrimal), rows * v.ld, T(v.c0), T(v.c1), false, out);
   }
@@ -124,6 +126,8 @@ void node_tangent(const Block<T>& b, int32_t i) {
       return norm_node<T>(b, v, kTangent, out);
     case kPool:
       return pool_forward<T>(b, v, kTangent, out);
+    case kEmbedding:
+      return read_table<T>(b, v, b.direction[v.weight].value, int64_t(v.c0), out);
     case kAffine:
       return affine<T>(plane_of(b, v.a, kTangent), rows * v.ld, T(v.c0), T(0), false, out);
     default:
@@ -171,6 +175,8 @@ void node_backward(const Block<T>& b, int32_t i, Plane plane, const Sink<T>& sin
       return to_a ? pool_backward<T>(b, v, plane) : void();
     case kTranspose:
       return to_a ? transpose_backward<T>(b, v, plane) : void();
+    case kEmbedding:
+      return embedding_backward<T>(b, v, plane, sink);
     default:
       break;
   }

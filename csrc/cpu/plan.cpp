@@ -36,11 +36,11 @@ bool decode_node(PlanStorage& plan, const MtmlkPlanSpec& spec, const int64_t* p,
   v.op = int32_t(p[0]), v.a = int32_t(p[1]), v.b = int32_t(p[2]), v.weight = int32_t(p[3]), v.bias = int32_t(p[4]);
   v.rows = p[5], v.features = p[6], v.batched = p[7] != 0;
   if (v.op == kAct || v.op == kNorm || v.op == kPool) v.kind = v.b, v.b = -1;
-  if (v.op == kInput) v.kind = v.a, v.a = -1;
+  if (v.op == kInput || v.op == kEmbedding) v.kind = v.a, v.a = -1;
   v.c0 = 1;
   const bool window = v.op == kConv || v.op == kPool;
   const int64_t count = window ? int64_t(kWindowConsts) : 2;
-  if (p[8] < 0 ? window : p[8] + count > spec.n_consts)
+  if (p[8] < 0 ? window || v.op == kEmbedding : p[8] + count > spec.n_consts)
     return why("node %zu: expected %lld constants from position %lld of consts, which has %lld",
                plan.value_store.size(), (long long)count, (long long)p[8], (long long)spec.n_consts);
   if (p[8] >= 0) v.c0 = spec.consts[p[8]], v.c1 = spec.consts[p[8] + 1];
@@ -59,10 +59,7 @@ bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec, const Why& why) {
   const int64_t* p = spec.program;
   plan.n_inputs = p[1], plan.n_params = p[2], plan.n_values = p[3], plan.output = int32_t(p[4]);
   p += kHeaderInts;
-  for (int64_t i = 0; i < plan.n_inputs; ++i, ++p) {
-    plan.input_store.push_back({p[0], plan.input_size});
-    plan.input_size += p[0];
-  }
+  for (int64_t i = 0; i < plan.n_inputs; ++i, ++p) plan.input_store.push_back({p[0], 0, false});
   for (int64_t i = 0; i < plan.n_params; ++i, p += kParamInts) {
     ParamPlan param = {};
     param.layout = int32_t(p[0]), param.rows = p[1], param.cols = p[2];
@@ -78,6 +75,7 @@ bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec, const Why& why) {
   if (!check_program(plan, why) || !check_sizes(plan, spec, why)) return false;
   for (ValuePlan& v : plan.value_store)
     if (v.op == kConv) plan.params[v.weight].taps = v.window[kKernelY] * v.window[kKernelX];
+  mark_ids(plan);
   return true;
 }
 

@@ -131,7 +131,8 @@ struct LrPlan {
 
 struct InputPlan {
   int64_t size;    // elements a sample
-  int64_t offset;  // in the concatenated gradient of one sample
+  int64_t offset;  // in the concatenated gradient of one sample, to which ids add nothing
+  bool ids;        // int64, which embeddings read
 };
 
 // Rows of one phase, cut into chunks (units of parallel work inside a task, each with its own gradient buffer) and
@@ -155,7 +156,7 @@ struct Plan {
   int32_t needs, keep;
   Cut support, query;
   int64_t out_rows, out_features, out_ld, out_size;
-  int64_t input_size;  // of one sample, all inputs
+  int64_t input_size;  // of one sample, all inputs but ids
 
   int64_t full_size, full_t_size, own_size, own_t_size, lr_size;
   int64_t plane_size[kPlanes];  // a sample, batched values

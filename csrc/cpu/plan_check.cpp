@@ -15,13 +15,17 @@ constexpr int64_t kMostElements = int64_t(1) << 40;      // of one tensor
 constexpr double kMostTotal = double(int64_t(1) << 50);  // of all that a task needs; products of 64 bits stay exact
 constexpr double kMostTaps = double(1 << 26);            // runs of a convolution's plan, 24 bytes each
 
-const char* const kOpNames[kOpCount] = {"input", "param",  "view",   "linear",    "act",  "add",  "mul",
-                                        "cat",   "expand", "affine", "transpose", "conv", "norm", "pool"};
+const char* const kOpNames[kOpCount] = {"input",  "param",  "view",      "linear", "act",  "add",  "mul",      "cat",
+                                        "expand", "affine", "transpose", "conv",   "norm", "pool", "embedding"};
 
-bool reads_a(int32_t op) { return op != kInput && op != kParam; }
+bool reads_a(int32_t op) { return op != kInput && op != kParam && op != kEmbedding; }  // a as an earlier node
 bool reads_b(int32_t op) { return op == kAdd || op == kMul || op == kCat; }
-bool reads_weight(int32_t op) { return op == kParam || op == kLinear || op == kConv || op == kNorm; }
+bool reads_weight(int32_t op) {
+  return op == kParam || op == kLinear || op == kConv || op == kNorm || op == kEmbedding;
+}
 bool reads_bias(int32_t op) { return op == kLinear || op == kConv || op == kNorm; }
+
+bool is_count(double c, double least, double most) { return c >= least && c <= most && c == floor(c); }
 
 // One node, and what to say of it.
 class NodeCheck {
@@ -86,6 +90,8 @@ class NodeCheck {
         return true;
       case kNorm:
         return norm();
+      case kEmbedding:
+        return embedding();
       default:
         return window() && (v_.op == kPool ? pool() : conv());
     }
@@ -154,6 +160,17 @@ class NodeCheck {
     if (!(v_.c1 >= 1 && v_.c1 <= double(v_.features)) || v_.features % int64_t(v_.c1) != 0)
       return fails("expected a number of groups that divides the features");
     return (one_row(v_.weight) && one_row(v_.bias)) || fails("expected a weight and a bias of one row of features");
+  }
+
+  bool embedding() const {
+    if (v_.kind < 0 || v_.kind >= plan_.n_inputs) return fails("expected a to be an input of the program");
+    const ParamPlan& table = plan_.params[v_.weight];
+    if ((table.layout != kRows && table.layout != kLinearWeight) || table.cols != v_.features)
+      return fails("expected a table of rows of its features, or a linear weight");
+    if (!v_.batched || v_.rows != plan_.inputs[v_.kind].size)
+      return fails("expected a row for every id that a sample of the input has");
+    return is_count(v_.c0, -1, double(table.rows - 1)) ||
+           fails("expected its padding id to be a row of the table, or -1");
   }
 
   bool window() const {
@@ -261,8 +278,6 @@ bool check_rates(const MtmlkPlanSpec& spec, const Why& why) {
   return true;
 }
 
-bool is_count(double c, double least, double most) { return c >= least && c <= most && c == floor(c); }
-
 }  // namespace
 
 bool Why::operator()(const char* format, ...) const {
@@ -290,6 +305,22 @@ bool check_window(const double* c, const Why& why) {
   return true;
 }
 
+namespace {
+
+// Ids are as wide in either dtype: nothing else can read them.
+bool check_ids(const PlanStorage& plan, const Why& why) {
+  std::vector<bool> ids(size_t(plan.n_inputs), false);
+  for (const ValuePlan& v : plan.value_store)
+    if (v.op == kEmbedding) ids[size_t(v.kind)] = true;
+  for (int64_t i = 0; i < plan.n_values; ++i)
+    if (plan.values[i].op == kInput && ids[size_t(plan.values[i].kind)])
+      return why("node %lld (input): input %d holds ids, which an embedding reads, and cannot be a value as well",
+                 Long(i), plan.values[i].kind);
+  return true;
+}
+
+}  // namespace
+
 bool check_program(const PlanStorage& plan, const Why& why) {
   std::vector<int64_t> taps(size_t(plan.n_params), 0);
   for (int64_t i = 0; i < plan.n_values; ++i) {
@@ -301,6 +332,7 @@ bool check_program(const PlanStorage& plan, const Why& why) {
     if (known && known != own) return why("node %lld (conv): its weight has another kernel elsewhere", Long(i));
     known = own;
   }
+  if (!check_ids(plan, why)) return false;
   const ValuePlan& output = plan.values[plan.output];
   if (!output.batched) return why("expected an output of every sample, got one of parameters alone");
   const bool ids = plan.support_loss.kind == kCrossEntropy || plan.query_loss.kind == kCrossEntropy;

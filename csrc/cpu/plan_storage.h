@@ -50,6 +50,9 @@ bool check_window(const double* consts, const Why& why);       // [kWindowConsts
 bool check_program(const PlanStorage& plan, const Why& why);   // decoded, all indices in range
 bool check_sizes(const Plan& plan, const MtmlkPlanSpec& spec, const Why& why);  // no sum or product overflows
 
+// plan_embedding.cpp: which inputs are ids, and where the gradients of the others lie.
+void mark_ids(PlanStorage& plan);
+
 // plan_images.cpp, in the order of their calls.
 void mark_chains(PlanStorage& plan);  // after the dependences
 bool is_remade(const Plan& plan, const ValuePlan& v);

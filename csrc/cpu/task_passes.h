@@ -149,10 +149,8 @@ Block<T> Runner<T>::block(const Phase& phase, int64_t chunk, int64_t index, int 
   b.fixed[kDeltaTangent] = chunk_fixed + plan->fixed_size[kDelta];
   if (plan->low_rank) return b;
   b.inputs = inputs + worker * plan->n_inputs;
-  for (int64_t i = 0; i < plan->n_inputs; ++i) {
-    const int64_t size = plan->inputs[i].size;
-    inputs[worker * plan->n_inputs + i] = static_cast<const T*>(phase.x[i]) + (task * cut.samples + start) * size;
-  }
+  for (int64_t i = 0; i < plan->n_inputs; ++i)
+    inputs[worker * plan->n_inputs + i] = input_at<T>(plan->inputs[i], phase.x[i], task * cut.samples + start);
   const int64_t aux = plan->out_rows * plan->out_ld * b.stride;
   const int64_t primal = (plan->plane_size[kPrimal] - (b.remake ? plan->remade_size : 0)) * b.stride;
   const int64_t delta = plan->plane_size[kDelta] * b.stride;

@@ -196,6 +196,7 @@ void Runner<T>::run(T* carry_row) {
   sample_weights(true, coef[1]);
   const auto clear = [&](void* out, int64_t samples) {
     for (int64_t i = 0; out && i < plan->n_inputs; ++i) {
+      if (plan->inputs[i].ids) continue;
       const int64_t size = samples * plan->inputs[i].size;
       T* dst = static_cast<T*>(out) + call->tasks * samples * plan->inputs[i].offset + task * size;
       __builtin_memset(dst, 0, sizeof(T) * size_t(size));

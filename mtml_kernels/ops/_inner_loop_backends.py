@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mtml_kernels import native
+from mtml_kernels.checks import check_ids
 from mtml_kernels.ops._backends import REFERENCE, Backend, Registry
 from mtml_kernels.ops._inner_loop_schema import (
     NEED_LR,
@@ -33,6 +34,7 @@ from mtml_kernels.ops._inner_loop_schema import (
     Outputs,
     output_shapes,
 )
+from mtml_kernels.program import decode
 from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
 
 Grads = list[Tensor | None]
@@ -72,6 +74,10 @@ def _tensors(a: InnerLoopArgs) -> list[Tensor]:
 
 
 def _run_reference(a: InnerLoopArgs) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    for at, rows in decode(tuple(a.program)).tables:
+        for name, inputs in (("support_x (sx)", a.support_x if a.steps else []), ("query_x (qx)", a.query_x)):
+            if inputs:
+                check_ids(name, inputs[at], rows)
     loss, output, support_losses, adapted = reference_inner_loop(*a[:-1])[:4]
     return loss, output, support_losses, list(adapted)
 

@@ -39,7 +39,7 @@ def check_arguments(a: InnerLoopArgs) -> None:
         _DOOR.length("query_x", a.query_x, 0, len(program.input_sizes))
         _check_set(a, program, "query", tasks, a.query_x[0].shape[1])
     _DOOR.shape("step_weights", a.step_weights, (a.steps + 1,))
-    _check_kinds(a)
+    _check_kinds(a, program)
 
 
 def check_ranks(a: InnerLoopArgs) -> Encoded:
@@ -71,7 +71,9 @@ def _check_numbers(a: InnerLoopArgs) -> None:
 
 def _decoded(a: InnerLoopArgs) -> Encoded:
     try:
-        return decode(tuple(a.program))
+        program = decode(tuple(a.program))
+        _ = program.tables  # so that what it raises is said at this door
+        return program
     except ValueError as error:
         raise ValueError(f"{_DOOR.op}: {error}") from None
 
@@ -101,11 +103,15 @@ def _check_set(a: InnerLoopArgs, program: Encoded, which: str, tasks: int, sampl
     _DOOR.shape(f"{which}_mask", mask, (tasks, samples))
 
 
-def _check_kinds(a: InnerLoopArgs) -> None:
+def _check_kinds(a: InnerLoopArgs, program: Encoded) -> None:
     like = a.params[0]
-    groups = (("params", a.params), ("lr", a.lr), ("support_x", a.support_x), ("query_x", a.query_x))
+    ids = {at for at, _ in program.tables}
     named: list[tuple[str, Tensor | None, torch.dtype]]
-    named = [(f"{name}[{i}]", t, like.dtype) for name, group in groups for i, t in enumerate(group)]
+    named = [(f"{name}[{i}]", t, like.dtype) for name in ("params", "lr") for i, t in enumerate(getattr(a, name))]
+    for name in ("support_x", "query_x"):
+        for i, t in enumerate(getattr(a, name)):
+            integer = torch.int32 if t.dtype == torch.int32 else torch.int64
+            named.append((f"{name}[{i}]", t, integer if i in ids else like.dtype))
     targets = (("support_y", a.support_y, a.support_loss), ("query_y", a.query_y, a.query_loss))
     named += [(name, y, torch.int64 if loss[0] == _IDS else like.dtype) for name, y, loss in targets]
     others = (("support_mask", a.support_mask), ("query_mask", a.query_mask), ("step_weights", a.step_weights))

@@ -64,7 +64,8 @@ def run_program(
     Args:
         program, consts: the encoding (`Program.ints`, `Program.consts`).
         params: one tensor per program parameter, of any shape with the parameter's elements.
-        inputs: one tensor [N, *] per program input: all samples of one set, over which batch statistics are taken.
+        inputs: one tensor [N, *] per program input: all samples of one set, over which batch statistics are taken; of
+            an embedding integer ids, which PyTorch checks.
         step, query: k at theta_k, and whether the set is a query set; None outside the inner loop. They choose the row
             of parameters that exist once per step (`mtml_kernels.program.step_row`).
 
@@ -139,6 +140,9 @@ def _run_node(
             return normalise(node.b, values[node.a], c0, int(c1), *affine)
         case Op.POOL:
             return pool(node.b, values[node.a], own)
+        case Op.EMBEDDING:
+            table = params[node.weight].reshape(encoded.params[node.weight][1:])
+            return F.embedding(inputs[node.a].reshape(n, node.rows), table, None if c0 < 0 else int(c0))
     raise ValueError(f"program: expected an operation from 0 to {max(Op)}, got {node.op}; trace the module again")
 
 
@@ -170,7 +174,8 @@ def inner_loop(
 
     Args:
         params: one tensor per program parameter, shared by all tasks; adapted: which of them the inner loop changes.
-        support_x, query_x: one tensor [T, S, *] ([T, Q, *]) per program input; query_x may be empty.
+        support_x, query_x: one tensor [T, S, *] ([T, Q, *]) per program input, integer ids where embeddings read it;
+            query_x may be empty.
         support_y, query_y: targets [T, S, *] ([T, Q, *]), class ids [T, S] for cross_entropy; query_y may be None.
         support_mask, query_mask: sample weights [T, S] ([T, Q]) or None.
         lr: one tensor for all ([1] or [K]), or one per adapted parameter: [1], [K], [1, *shape] or [K, *shape].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,12 +25,12 @@ from mtml_kernels._neutral import exclusive, uncompiled, unhooked
 from mtml_kernels._program_split import once_is_dearer, split_head
 from mtml_kernels._trace_checks import SIDE_EFFECTS
 from mtml_kernels._transforms import is_forward_mode
-from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
+from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_ids, check_target, leaves
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
 from mtml_kernels.ops._backends import VARIANT
 from mtml_kernels.ops.inner_loop import BACKENDS, InnerLoopSpec
-from mtml_kernels.program import Norm, Op, Program, Unfusable, trace
+from mtml_kernels.program import InputInfo, Norm, Op, Program, Unfusable, trace
 
 __all__ = ["Batch", "Options", "Path", "Planner"]
 
@@ -318,8 +318,13 @@ class Planner:
         return found[0], found[1]
 
     def _check_dtypes(self, program: Program, batch: Batch, dtype: torch.dtype) -> None:
-        inputs = [pair for pair in batch.tensors() if pair[0].startswith(("sx", "qx"))]
-        check_dtypes(dtype, iter(inputs), f"the model's dtype, which {_first_layer(program)} needs")
+        why = f"the model's dtype, which {_first_layer(program)} needs"
+        for name, x in (("sx", batch.sx), ("qx", batch.qx)):
+            for info, called, tensor in [] if x is None else _inputs(program, name, x):
+                if info.ids:
+                    check_ids(called, tensor)
+                else:
+                    check_dtypes(dtype, iter([(called, tensor)]), why)
         for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
             if isinstance(loss, LossSpec) and loss.kind != "cross_entropy" and target is not None:
                 check_dtypes(dtype, iter([(name, target)]), f"the model's dtype, for loss {loss.kind!r}")
@@ -365,6 +370,13 @@ def _sample_shapes(x: Any) -> Any:
         return None
     shapes = [tuple(value.shape[2:]) for value in values]
     return dict(zip(x, shapes, strict=True)) if isinstance(x, Mapping) else shapes
+
+
+def _inputs(program: Program, name: str, x: Any) -> Iterator[tuple[InputInfo, str, Tensor]]:
+    """The program's inputs, what to call each, and its tensor in x."""
+    picks = _input_names(program, x)
+    for i, info in enumerate(program.inputs):
+        yield (info, name, x) if picks is None else (info, f"{name}[{picks[i]!r}]", x[picks[i]])
 
 
 def _input_names(program: Program, x: Any) -> list[Any] | None:

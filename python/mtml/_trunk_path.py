@@ -60,8 +60,8 @@ class TrunkOnce:
     def features(self, inputs: Sequence[Tensor]) -> Tensor:
         """[T, N, elements of a sample's features] of inputs [T, N, ...]."""
         none = [x[:, :0] for x in inputs]
-        like = inputs[0]
-        targets, rate = like.new_empty(like.shape[0], 0, 1), like.new_zeros(1)
+        like = self.params[0]  # inputs may be ids
+        targets, rate = like.new_empty(inputs[0].shape[0], 0, 1), like.new_zeros(1)
         call = (self.pass_spec, self.params, none, targets, list(inputs), None, None, None, [rate], None, self.backend)
         return inner_loop_call(*call)[1]
 

@@ -22,6 +22,7 @@ enum MtmlkStatus {
   MTMLK_OUT_OF_MEMORY = 3,  // the workspace could not be allocated
   MTMLK_NO_LOW_RANK = 4,    // MTMLK_LOW_RANK was asked for, but no weight admits it
   MTMLK_BAD_CALL = 5,       // a tensor that the plan reads is missing: MtmlkError says which
+  MTMLK_BAD_ID = 8,         // an embedding's id beyond its table: MtmlkError says where
   MTMLK_STOPPED = 16        // by the answer to mtmlk_when_long's question; what the call wrote is undefined
 };
 
@@ -39,9 +40,10 @@ typedef struct {
 
 typedef struct {
   int64_t code;      // MtmlkStatus
-  int64_t is_query;  // which labels were bad
+  int64_t is_query;  // which labels or ids were bad
   int64_t task, sample, label;
-  const char* what;  // MTMLK_BAD_CALL: in words that last as long as the library
+  const char* what;     // MTMLK_BAD_CALL: in words that last as long as the library
+  int64_t input, rows;  // of an id: which input, and how many rows the table has
 } MtmlkError;
 
 typedef struct {
@@ -78,7 +80,7 @@ typedef struct {
   int64_t tasks;
   int32_t threads;
   const void* const* params;     // [n_params] -> [*shape]
-  const void* const* support_x;  // [n_inputs] -> [T, S, size]
+  const void* const* support_x;  // [n_inputs] -> [T, S, size], int64 where an embedding reads it
   const void* const* query_x;    // [n_inputs] -> [T, Q, size]
   const void* support_y;         // int64 class ids [T, S], or values [T, S, out]
   const void* query_y;
@@ -116,6 +118,7 @@ typedef struct {
 MTMLK_API int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** plan, MtmlkReason* reason);
 MTMLK_API void mtmlk_plan_destroy(MtmlkPlan* plan);
 MTMLK_API void mtmlk_plan_info(const MtmlkPlan* plan, MtmlkPlanInfo* info);
+MTMLK_API int32_t mtmlk_reads_ids(const MtmlkPlan* plan, int64_t input);  // whether an input is int64 ids
 MTMLK_API int mtmlk_inner_loop(const MtmlkPlan* plan, const MtmlkCall* call, MtmlkError* error);
 
 // grads[p] = sum_t scale[t] * carry[t], unpacked to [*shape]; lr_grads likewise. Returns 1 (and writes nothing) where

@@ -20,7 +20,8 @@ enum Op : int32_t {
   kConv = 11,
   kNorm = 12,
   kPool = 13,
-  kOpCount = 14
+  kEmbedding = 14,
+  kOpCount = 15
 };
 
 enum Act : int32_t {
