@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from engine_case import draft_case, film
 from head_case import make_head_case
 from image_case import conv_block, headed, image_case
 from inner_loop_case import Case, make_case
+from inner_loop_case import encode as encode_program
 from torch import Tensor, nn
 
 from mtml_kernels import HeadLoss, native
@@ -30,10 +32,27 @@ def conv_case() -> Case:
     return image_case(net, (2, 6, 6), steps=1, loss=LossSpec("cross_entropy"))
 
 
+def words_case() -> Case:
+    """Ids beside numbers."""
+    nodes = [
+        [Op.INPUT, 1, -1, -1, -1, 1, 3, 1, -1],
+        [Op.EMBEDDING, 0, -1, 0, -1, 3, 2, 1, 0],
+        [Op.VIEW, 1, -1, -1, -1, 1, 6, 1, -1],
+        [Op.CAT, 2, 0, -1, -1, 1, 9, 1, -1],
+        [Op.LINEAR, 3, -1, 1, 2, 1, 2, 1, -1],
+    ]
+    params, shapes = [(1, 5, 2), (0, 2, 9), (1, 1, 2)], [(5, 2), (2, 9), (2,)]
+    case = make_case(program=(encode_program([3, 3], params, nodes), shapes), lr="all", dtype=torch.float64)
+    spec = dataclasses.replace(case.spec, consts=[-1.0, 0.0])
+    inputs = [[torch.randint(5, (2, n, 3)), torch.randn(2, n, 3, dtype=torch.float64)] for n in (3, 2)]
+    return dataclasses.replace(case, spec=spec, support_x=inputs[0], query_x=inputs[1])
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "mlp": lambda: make_case(loss=LossSpec("mse"), dtype=torch.float64),
     "film": lambda: draft_case(film(2, 5, 1, latent=3)),
     "conv": conv_case,
+    "words": words_case,
 }
 FIELDS = ("op", "a", "b", "weight", "bias", "rows", "features", "batched", "const")
 
@@ -59,7 +78,7 @@ def first(program: list[int], op: Op) -> int:
 
 # case, operation, field, values that cannot be right, what the message says
 NODES: list[tuple[str, Op, str, list[int], str]] = [
-    ("mlp", Op.LINEAR, "op", [14, 99, -1], "operation|numbers"),
+    ("mlp", Op.LINEAR, "op", [15, 99, -1], "operation|numbers"),
     ("mlp", Op.LINEAR, "weight", [-1, 4, 1, 2**31], "weight|numbers"),
     ("mlp", Op.LINEAR, "bias", [0, 4], "bias"),
     ("mlp", Op.LINEAR, "a", [-1, 1, 3, HUGE], "earlier node|numbers"),
@@ -81,6 +100,15 @@ NODES: list[tuple[str, Op, str, list[int], str]] = [
     ("conv", Op.POOL, "b", [3], "pooling"),
     ("conv", Op.POOL, "rows", [8, 36], "images"),
     ("conv", Op.VIEW, "rows", [2], "elements"),
+    ("words", Op.EMBEDDING, "a", [-1, 2, 99], "embedding.*an input of the program"),
+    ("words", Op.EMBEDDING, "b", [0, 1], "embedding.*b to be"),
+    ("words", Op.EMBEDDING, "weight", [-1, 3], "embedding.*a parameter"),
+    ("words", Op.EMBEDDING, "weight", [1], "embedding.*a table of rows"),
+    ("words", Op.EMBEDDING, "bias", [0], "embedding.*bias"),
+    ("words", Op.EMBEDDING, "rows", [1, 4], "embedding.*a row for every id"),
+    ("words", Op.EMBEDDING, "features", [1, 3], "embedding.*a table of rows"),
+    ("words", Op.EMBEDDING, "batched", [0], "embedding.*a row for every id"),
+    ("words", Op.EMBEDDING, "const", [-1, 1], "constants"),
 ]
 
 
@@ -92,6 +120,36 @@ def test_nodes(name: str, op: Op, field: str, values: list[int], said: str) -> N
         program = [*a.program[:at], value, *a.program[at + 1 :]]
         with pytest.raises(ValueError, match=f"program: .*({said})"):
             run(a._replace(program=program))
+
+
+@pytest.mark.parametrize("value", [-2.0, 0.5, 5.0, 1e300, float("nan"), float("inf")])
+def test_padding_ids(value: float) -> None:
+    with pytest.raises(ValueError, match=r"program: .*embedding.*padding id"):
+        run(arguments("words")._replace(consts=[value, 0.0]))
+
+
+def test_an_input_of_ids_is_read_by_embeddings_alone() -> None:
+    a = arguments("words")
+    program = [*a.program]
+    program[node_at(program, 0, "a")] = 0
+    with pytest.raises(ValueError, match=r"program: node 0 \(input\): input 0 holds ids.* cannot be a value as well"):
+        run(a._replace(program=program))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", ["support_x", "query_x"])
+def test_inputs_of_ids_and_of_numbers_are_told_apart(name: str, backend: str) -> None:
+    a = arguments("words")
+    ids, numbers = getattr(a, name)
+    for i, wrong in ((0, ids.double()), (0, ids.short()), (1, numbers.long()), (1, numbers.float())):
+        xs = [wrong if at == i else x for at, x in enumerate((ids, numbers))]
+        with pytest.raises(TypeError, match=rf"{name}\[{i}\]: expected torch.{'float64' if i else 'int64'}"):
+            run(a._replace(**{name: xs}), backend)
+    for bad in (-1, 5, 2**40):
+        wrong = ids.clone()
+        wrong[1, 1, 2] = bad
+        with pytest.raises(ValueError, match=rf"{name}.*\[0, 5\).*got {bad}"):
+            run(a._replace(**{name: [wrong, numbers]}), backend)
 
 
 WINDOW = ("H", "W", "OH", "OW", "kh", "kw", "sh", "sw", "ph", "pw", "dh", "dw", "groups")

@@ -12,14 +12,14 @@ from engine_case import cotangents_of, draft_case, film, mlp
 from engine_random import random_case
 from head_case import make_head_case
 from heads_case import arguments, random_head
-from image_case import Both, conv_block, headed, image_case, random_image_case
+from image_case import Both, Traced, conv_block, headed, image_case, random_image_case
 from inner_loop_case import Case
 from torch import nn
 
 import mtml_kernels
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops._multihead_schema import encode
-from mtml_kernels.program import Act
+from mtml_kernels.program import Act, trace
 
 OPS = torch.ops.mtml
 
@@ -48,7 +48,29 @@ def _cases() -> list[Case]:
     for net, shape in ((pool, (2, 6, 6)), (groups, (4, 5, 5)), (residual, (3, 4, 4)), (pairs, (16, 6, 8))):
         cases.append(image_case(net, shape, steps=2, loss=loss))
     cases.append(image_case(depthwise, (5, 6, 4), steps=1, lr="element_per_step"))
-    return cases
+    return [*cases, *[_words()] * 6]  # so that it is drawn often
+
+
+def _words() -> Case:
+    """Ids beside numbers: two tables over the same ids, of which a linear layer reads one as well."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Embedding(6, 3, padding_idx=1), nn.Embedding(5, 2)
+            self.mid, self.tied = nn.Linear(4 * (3 + 3 + 2) + 2, 3), nn.Linear(3, 6)
+            self.tied.weight = self.first.weight
+
+        def forward(self, ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            parts = [self.first(ids).sin(), self.first(ids), self.second(ids)]
+            mid: torch.Tensor = self.mid(torch.cat([*(p.flatten(1) for p in parts), x], 1))
+            out: torch.Tensor = self.tied(mid.tanh())
+            return out
+
+    program = trace(Words(), [(4,), (2,)])
+    case = draft_case(Traced(program), steps=2, loss=LossSpec("cross_entropy"))
+    inputs = ([torch.randint(5, xs[0].shape), xs[1]] for xs in (case.support_x, case.query_x))
+    return dataclasses.replace(case, support_x=next(inputs), query_x=next(inputs))
 
 
 def _inner_loop(case: Case, rng: random.Random) -> list[Call]:

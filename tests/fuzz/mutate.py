@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing._internal.two_tensor import TwoTensor
 
 from mtml_kernels.losses import KINDS
+from mtml_kernels.program import Op
 
 INTS = [-(2**63), -(2**31), -100, -2, -1, 0, 1, 2, 3, 4, 7, 16, 17, 100, 1000, 2**20, 2**31 - 1, 2**31, 2**40, 2**62]
 FLOATS = [0.0, -1.0, 1.0, 0.5, 2.0, 3.0, -0.0, 1e300, -1e300, 1e10, float("nan"), float("inf"), float("-inf")]
@@ -154,17 +155,22 @@ def _fit(rng: random.Random, args: list[Any], start: int) -> None:
     if not all(0 < size < 1e4 for size in inputs):
         return
     double = {"dtype": torch.float64}
+    nodes = [program[i : i + 2] for i in range(at + 3 * program[2], len(program), 9)]
+    ids = {node[1] for node in nodes if node[0] == Op.EMBEDDING}
+
+    def drawn(i: int, *shape: int) -> Tensor:
+        return torch.randint(5, shape) if i in ids else torch.randn(*shape, **double)
+
     lead, queries = args[start + 3].shape[:2], qs[0].shape[1] if qs else 0
     args[start] = [
         params[i] if i < len(params) and params[i].numel() == s[0] * s[1] else torch.randn(s, **double)
         for i, s in enumerate(shapes)
     ]
     args[start + 2] = [
-        xs[i] if i < len(xs) and xs[i].shape[2:].numel() == n else torch.randn(*lead, n, **double)
-        for i, n in enumerate(inputs)
+        xs[i] if i < len(xs) and xs[i].shape[2:].numel() == n else drawn(i, *lead, n) for i, n in enumerate(inputs)
     ]
     if qs:
-        args[start + 4] = [torch.randn(lead[0], queries, n, **double) for n in inputs]
+        args[start + 4] = [drawn(i, lead[0], queries, n) for i, n in enumerate(inputs)]
     for y_at, loss_at, samples in ((3, 13, lead[1]), (5, 14, queries)):
         y, loss = args[start + y_at], args[start + loss_at]
         if y is not None and loss and loss[0] != KINDS.index("cross_entropy"):
