@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INSTALL ?=
+PYTEST_WORKERS ?= auto
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -33,7 +34,7 @@ demo: $(BUILT)
 
 # From another folder and without it on the path (-P), so that the tests meet the installed package, not the source tree.
 test: $(BUILT)
-	cd $(VENV) && $(BIN)/python -P -m pytest "$(CURDIR)/tests" $(PYTEST_ARGS)
+	cd $(VENV) && $(BIN)/python -P -m pytest "$(CURDIR)/tests" -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(BUILT)
 	$(BIN)/python -m ruff check .

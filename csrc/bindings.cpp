@@ -54,7 +54,31 @@ const void* const* list_in(const Addresses& a) {
 }
 void* const* list_out(const Addresses& a) { return a.empty() ? nullptr : reinterpret_cast<void* const*>(a.data()); }
 
+// Asked now and then by a call that takes long, in its thread, without the GIL: runs the handlers of signals that have
+// come meanwhile. One that raises ends the call; the exception then waits in the thread's state. Python runs handlers
+// in its main thread only.
+int32_t run_signal_handlers() {
+  const PyGILState_STATE gil = PyGILState_Ensure();
+  int32_t answer = MTMLK_GO_ON;
+  try {
+    const py::object main = py::module_::import("threading").attr("main_thread")().attr("ident");
+    if (main.cast<unsigned long>() != PyThread_get_thread_ident()) answer = MTMLK_ASK_NO_MORE;
+  } catch (py::error_already_set& error) {
+    error.restore();
+    answer = MTMLK_STOP;
+  }
+  if (answer == MTMLK_GO_ON && PyErr_CheckSignals() != 0) answer = MTMLK_STOP;
+  PyGILState_Release(gil);
+  return answer;
+}
+
+// With the GIL: what a handler has raised.
+void check_stopped(int status) {
+  if (status == MTMLK_STOPPED) throw py::error_already_set();
+}
+
 [[noreturn]] void fail(int status, const MtmlkError& error) {
+  check_stopped(status);
   if (status == MTMLK_BAD_LABEL)
     throw BadLabel(std::to_string(error.is_query) + " " + std::to_string(error.task) + " " +
                    std::to_string(error.sample) + " " + std::to_string(error.label));
@@ -140,7 +164,7 @@ class Plan {
       status = mtmlk_carry_to_grads(plan_.get(), as<void>(carry), tasks, as<void>(scale), stride, list_out(grads),
                                     list_out(lr_grads), threads);
     }
-    if (status == MTMLK_OUT_OF_MEMORY) fail(status, {});
+    if (status == MTMLK_OUT_OF_MEMORY || status == MTMLK_STOPPED) fail(status, {});
     return status == MTMLK_OK;
   }
 
@@ -248,6 +272,7 @@ class Heads {
       const py::gil_scoped_release release;
       status = mtmlk_multihead_loss(heads.data(), int64_t(heads.size()), dtype_, threads, as<void>(losses), &error);
     }
+    check_stopped(status);
     if (status == MTMLK_OUT_OF_MEMORY) throw std::bad_alloc();
     if (status == MTMLK_BAD_LABEL)
       throw BadLabel(std::to_string(error.head) + " " + std::to_string(error.row) + " " + std::to_string(error.label));
@@ -353,6 +378,7 @@ class LinearHeads {
   };
 
   static void finish(int status, const MtmlkHeadError& error) {
+    check_stopped(status);
     if (status == MTMLK_OUT_OF_MEMORY) throw std::bad_alloc();
     if (status == MTMLK_BAD_LABEL)
       throw BadLabel(std::to_string(error.head) + " " + std::to_string(error.row) + " " + std::to_string(error.label));
@@ -366,7 +392,12 @@ class LinearHeads {
 // Recycled memory that Python's buffer protocol reads and writes.
 class Memory {
  public:
-  explicit Memory(int64_t bytes) : data_(mtmlk_acquire(bytes)), bytes_(bytes) {
+  explicit Memory(int64_t bytes) : bytes_(bytes) {
+    {
+      const py::gil_scoped_release release;
+      data_ = mtmlk_acquire(bytes);
+    }
+    if (PyErr_Occurred()) throw py::error_already_set();  // a signal's handler has raised meanwhile
     if (!data_) throw std::bad_alloc();
   }
   ~Memory() { mtmlk_release(data_); }
@@ -384,6 +415,7 @@ class Memory {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  mtmlk_when_long(run_signal_handlers);
   m.doc() = "The compiled engine of mtml_kernels; use mtml_kernels.native.";
   py::register_exception<BadLabel>(m, "BadLabel", PyExc_ValueError);
   py::register_exception<NoLowRank>(m, "NoLowRank", PyExc_ValueError);

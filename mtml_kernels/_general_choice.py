@@ -16,17 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtml_kernels._general_state import (
-    batch_norm_mode,
-    call,
-    fresh_buffers,
-    notice_recomputing,
-    tracks,
-    written_buffers,
-)
+from mtml_kernels._general_formulas import formulas
+from mtml_kernels._general_guard import Notice, check_functions, explain
+from mtml_kernels._general_private import Private
+from mtml_kernels._general_state import fresh_buffers, notice_recomputing, tracks, written_buffers
 from mtml_kernels._general_task import TaskRule
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import check_initialised
 from mtml_kernels.general import GeneralPlan, general_inner_loop
 
@@ -35,22 +31,6 @@ __all__ = ["Probe", "choose", "probe"]
 ENOUGH = 2.0  # seconds: a first run this long is measurement enough; vmap's first costs about one second by itself
 FEW = 4  # the loop's time is proportional to the number of tasks: so many tell it
 
-# vmap's rule for the backward of these computes the weight's gradient as sum grad * (x - mean) * rstd from the mean and
-# rstd that the forward returned, whose own derivative formulas drop what arrives at those two outputs: under
-# vmap(grad(...)) they count as constants, and every derivative of that gradient is wrong without a word (torch 2.13:
-# by 1e-3 to 10 relative). Without vmap, without a weight, with running statistics, and in first order it is right, as
-# native_group_norm's formula is throughout.
-NORMS = {
-    "native_layer_norm",
-    "native_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_functional",
-    "_batch_norm_with_update",
-    "_batch_norm_with_update_functional",
-    "cudnn_batch_norm",
-    "miopen_batch_norm",
-}
-
 
 class Probe(NamedTuple):
     """What one forward of one task showed."""
@@ -58,21 +38,7 @@ class Probe(NamedTuple):
     output: tuple[int, ...] | None  # its shape; None if it is no tensor
     written: tuple[str, ...]  # buffers that the model wrote to
     recomputes: bool  # activation checkpointing was at work
-    norm: str | None  # a normalisation that vmap differentiates twice wrongly
-
-
-class _NoticeNorms(TorchDispatchMode):
-    """Within it, `found` names the last operation of `NORMS` that ran with a weight and statistics of its own."""
-
-    found: str | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in NORMS:
-            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
-            if given.get("weight") is not None and given.get("training", True):
-                self.found = name
-        return func(*args, **(kwargs or {}))
+    norm: str | None = None  # a normalisation that no formula can stand in for
 
 
 @contextmanager
@@ -111,27 +77,27 @@ def probe(model: nn.Module, x: Any, batch_norm: str, tensors: Mapping[str, Tenso
     with (
         _same_random_numbers(x),
         torch.enable_grad(),  # without it nothing is checkpointed
-        batch_norm_mode(model, batch_norm),
+        formulas(),
         notice_recomputing() as recomputing,
-        _NoticeNorms() as norms,
+        Notice() as notice,
     ):
         before = {name: value.clone() for name, value in buffers.items()}
         try:
-            output = call(model, {**(tensors or {}), **buffers}, first)
+            output = Private(model, batch_norm)({**(tensors or {}), **buffers}, first)
         except RuntimeError as error:
             _explain_failure(error, x, model)
             raise
     written = () if any(b.is_meta for b in buffers.values()) else written_buffers(before, buffers)
     shape = tuple(output.shape) if isinstance(output, Tensor) else None
-    return Probe(shape, written, bool(recomputing), norms.found)
+    return Probe(shape, written, recomputing.found, notice.norm)
 
 
 def _detached(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), value)
 
 
-def _meta_step(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> None:
-    """One forward and backward on copies, for its time alone."""
+def _meta_step(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> Tensor:
+    """The losses of one forward, and a backward, on copies."""
     theta, rates, data, weights = _detached(args)
     fixed = {name: p.detach().requires_grad_(p.requires_grad) for name, p in rule.model.named_parameters()}
     fixed.update(fresh_buffers(rule.model))
@@ -140,6 +106,7 @@ def _meta_step(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> None
     leaves = [t for t in pytree.tree_leaves((theta, rates, data, fixed)) if isinstance(t, Tensor) and t.requires_grad]
     if leaves and value.requires_grad:
         torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+    return value
 
 
 def _seconds(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> float:
@@ -181,6 +148,51 @@ def _measure(rule: TaskRule, batch_norm: str, args: tuple[Any, ...]) -> GeneralP
     )
 
 
+def _tried(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> GeneralPlan:
+    """The plan for the loop, with what one meta-step of one task shows of the operations that run in model, loss and
+    update rule.
+
+    Operations that `formulas` replaces do not show. A norm that does runs in TorchScript, or in the backward of an
+    autograd.Function: there PyTorch is right up to the second order, but not under vmap.
+    """
+    theta, rates, data, weights = args
+    one = (theta, rates, pytree.tree_map(lambda t: t[:1], data), weights)
+    still = replace(plan, mode="loop", batch_norm="module" if plan.batch_norm == "track" else plan.batch_norm)
+    with _same_random_numbers(args), Notice() as notice:
+        try:
+            check_functions(_meta_step(rule, still, one))
+        except Exception as error:  # what we have no words for says itself what it is, in the call or its backward
+            first = pytree.tree_map(lambda t: t[0].detach(), data["sx"])
+            why = explain(error, rule.model, {**theta, **fresh_buffers(rule.model)}, first)
+            if why:
+                return replace(plan, reason=why.partition(", because ")[2].partition(", and ")[0], blocked=why)
+    if notice.norm is None:
+        return plan
+    once = (
+        f"meta_loss: expected to be differentiated once: {notice.norm} runs in TorchScript or in the backward of "
+        "an autograd.Function, and PyTorch's derivatives of it are wrong from the third order on; call it elsewhere"
+    )
+    return replace(plan, reason=f"PyTorch's vmap gives wrong second derivatives through {notice.norm}", once=once)
+
+
+def _by_rule(
+    rule: TaskRule, data: Mapping[str, Any], batch_norm: str, written: tuple[str, ...], recomputes: bool
+) -> GeneralPlan | None:
+    """The loop, where vmap cannot be had or cannot help."""
+    plan = GeneralPlan("loop", "", batch_norm, written, recomputes, rule.first_order)
+    if batch_norm == "track" and tracks(rule.model):
+        reason = "batch_norm='track' folds the statistics in task after task"
+        return replace(plan, reason=reason, stateful=())
+    if recomputes:
+        return replace(plan, reason="the model checkpoints its activations")
+    if written:
+        names = ", ".join(written[:3])
+        return replace(plan, reason=f"the model writes to its buffers ({names}); each task gets copies")
+    if next(t for t in pytree.tree_leaves(data) if isinstance(t, Tensor)).shape[0] == 1:
+        return replace(plan, reason="there is one task")
+    return None
+
+
 def choose(
     rule: TaskRule,
     theta: Mapping[str, Tensor],
@@ -195,22 +207,17 @@ def choose(
     `found` is what `probe` found. Call it once per signature: it runs the tasks both ways.
     """
     written, recomputes = (found.written, found.recomputes) if found is not None else ((), False)
-    if batch_norm == "track" and tracks(rule.model):
-        reason = "batch_norm='track' folds the statistics in task after task"
-        return GeneralPlan("loop", reason, batch_norm, recomputes=recomputes)
-    if recomputes:
-        return GeneralPlan("loop", "the model checkpoints its activations", batch_norm, written, True)
-    if written:
-        names = ", ".join(written[:3])
-        return GeneralPlan(
-            "loop", f"the model writes to its buffers ({names}); each task gets copies", batch_norm, written
-        )
+    args = (dict(theta), list(rates), dict(data), weights)
+    plan = _by_rule(rule, data, batch_norm, written, recomputes)
     tensors = [t for t in pytree.tree_leaves(data) if isinstance(t, Tensor)]
-    if tensors[0].shape[0] == 1:
-        return GeneralPlan("loop", "there is one task", batch_norm)
-    if found is not None and found.norm and not rule.first_order and torch.is_grad_enabled():
-        reason = f"PyTorch's vmap gives wrong second derivatives through {found.norm} with a weight"
-        return GeneralPlan("loop", reason, batch_norm)
-    if torch._C._functorch.maybe_current_level() is not None or any(t.is_meta for t in tensors):
-        return GeneralPlan("vmap", "nothing can be measured inside a torch.func transform", batch_norm)
-    return _measure(rule, batch_norm, (dict(theta), list(rates), dict(data), weights))
+    blind = torch._C._functorch.maybe_current_level() is not None or is_forward_mode()
+    blind = blind or any(t.is_meta for t in tensors)
+    if blind:
+        reason = "nothing can be measured inside a torch.func transform"
+        mode = "loop" if found is not None and found.norm and not rule.first_order else "vmap"
+        return plan or GeneralPlan(mode, reason, batch_norm, first_order=rule.first_order)
+    if not rule.first_order and torch.is_grad_enabled() and tensors[0].shape[0]:
+        tried = _tried(rule, plan or GeneralPlan("loop", "", batch_norm), args)
+        if tried.blocked or tried.once:
+            return tried
+    return plan or replace(_measure(rule, batch_norm, args), first_order=rule.first_order)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 
+from mtml_kernels._general_twin import relink, twin
 from mtml_kernels.checks import check_choice
 
 __all__ = [
     "BATCH_NORM_MODES",
     "batch_norm_mode",
-    "call",
-    "call_twin",
     "check_batch_norm",
     "fresh_buffers",
     "notice_recomputing",
     "relink",
+    "set_batch_norm",
     "tracks",
     "twin",
     "written_buffers",
@@ -55,85 +54,48 @@ def tracks(model: nn.Module) -> bool:
     )
 
 
+def set_batch_norm(model: nn.Module, mode: str) -> None:
+    """From now on, batch normalisation layers normalise as `mode` says and, unless that is "track", update nothing."""
+    for layer in [] if mode == "track" else [m for m in model.modules() if isinstance(m, _BatchNorm)]:
+        if mode == "running":
+            layer.training = False
+        elif mode in ("batch", "per_step") or layer.training:
+            # a training layer that tracks nothing uses the batch and is handed no buffers, so none can change
+            layer.training, layer.track_running_stats = True, False
+
+
 @contextmanager
 def batch_norm_mode(model: nn.Module, mode: str) -> Iterator[None]:
-    """Within it, batch normalisation layers normalise as `mode` says and, unless that is "track", update nothing."""
-    layers = [] if mode == "track" else [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    saved = [(m, m.training, m.track_running_stats) for m in layers]
+    """Within it, the layers are as `set_batch_norm` makes them."""
+    saved = [(m, m.training, m.track_running_stats) for m in model.modules() if isinstance(m, _BatchNorm)]
     try:
-        for layer in layers:
-            if mode == "running":
-                layer.training = False
-            elif mode in ("batch", "per_step") or layer.training:
-                # a training layer that tracks nothing uses the batch and is handed no buffers, so none can change
-                layer.training, layer.track_running_stats = True, False
+        set_batch_norm(model, mode)
         yield
     finally:
         for layer, training, track in saved:
             layer.training, layer.track_running_stats = training, track
 
 
-def call(model: nn.Module, tensors: Mapping[str, Tensor], x: Any) -> Any:
-    """model(x) with `tensors` in place of its own by name; a tuple is several arguments, a dict keyword arguments."""
-    if isinstance(x, Mapping):
-        return functional_call(model, dict(tensors), (), dict(x))
-    return functional_call(model, dict(tensors), tuple(x) if isinstance(x, list | tuple) else (x,))
-
-
-def twin(
-    module: nn.Module, of: Callable[[Tensor, bool], Tensor], memo: dict[int, nn.Module] | None = None
-) -> nn.Module:
-    """The module again, with `of(tensor, is_parameter)` for its tensors; shared submodules stay shared."""
-    memo = {} if memo is None else memo
-    if id(module) in memo:
-        return memo[id(module)]
-    copy = memo[id(module)] = module.__new__(type(module))
-    copy.__dict__.update(module.__dict__)
-    inner = copy.__dict__
-    inner["_parameters"] = {k: None if p is None else of(p, True) for k, p in module._parameters.items()}
-    inner["_buffers"] = {k: None if b is None else of(b, False) for k, b in module._buffers.items()}
-    inner["_modules"] = {k: None if m is None else twin(m, of, memo) for k, m in module._modules.items()}
-    relink(copy)
-    return copy
-
-
-def relink(module: nn.Module) -> None:
-    """Recurrent layers keep a flat list of their weights, which must hold the present ones."""
-    if isinstance(module, nn.RNNBase):
-        module.__dict__["_flat_weights"] = [module._parameters.get(name) for name in module._flat_weights_names]
-        module.__dict__["_flat_weight_refs"] = [None for _ in module._flat_weights_names]
-
-
-def call_twin(model: nn.Module, tensors: Mapping[str, Tensor], x: Any) -> Any:
-    """As `call`, on a copy that keeps its tensors: activation checkpointing runs the forward again in the backward,
-    when `call` has put the model's own tensors back.
-    """
-    own = dict(model.named_buffers()) | dict(model.named_parameters())
-    new = {id(own[name]): tensor for name, tensor in tensors.items()}
-    copy = twin(model, lambda tensor, _: new.get(id(tensor), tensor))
-    if isinstance(x, Mapping):
-        return copy(**x)
-    return copy(*x) if isinstance(x, list | tuple) else copy(x)
-
-
-@contextmanager
-def notice_recomputing() -> Iterator[list[bool]]:
-    """Within it, the list gets an entry when a module runs under hooks on saved tensors that were not there before.
+class _NoticeRecomputing(TorchFunctionMode):
+    """Within it, `found` turns true when something runs under hooks on saved tensors that were not there before.
 
     That is how activation checkpointing (not the reentrant kind, which autograd.grad refuses by itself) shows.
     """
-    top = torch._C._autograd._top_saved_tensors_default_hooks
-    outside, found = top(False), []
 
-    def look(module: nn.Module, args: Any) -> None:
-        if top(False) != outside:
-            found.append(True)
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = torch._C._autograd._top_saved_tensors_default_hooks
+        self.outside, self.found = self.top(False), False
 
-    handle = register_module_forward_pre_hook(look)
-    try:
-        yield found
-    finally:
-        handle.remove()
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.top(False) != self.outside:
+            self.found = True
+        return func(*args, **(kwargs or {}))
+
+
+def notice_recomputing() -> _NoticeRecomputing:
+    """A context that notices activation checkpointing in what this thread runs."""
+    return _NoticeRecomputing()
 
 
 def fresh_buffers(model: nn.Module, names: tuple[str, ...] | None = None) -> dict[str, Tensor]:

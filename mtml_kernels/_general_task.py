@@ -13,7 +13,6 @@ from torch.func import grad_and_value
 
 from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_rates import rate_at
-from mtml_kernels._general_state import call
 from mtml_kernels.per_step import step_rows
 
 __all__ = ["KEEP_LAST", "KEEP_NONE", "KEEP_STEPS", "TaskRule", "apply_update", "run_task"]
@@ -84,7 +83,12 @@ class _Steps:
     """The gradient steps of one task."""
 
     def __init__(
-        self, rule: TaskRule, fixed: Params, rates: Sequence[Tensor], functional: bool, forward: Callable[..., Any]
+        self,
+        rule: TaskRule,
+        fixed: Params,
+        rates: Sequence[Tensor],
+        functional: bool,
+        forward: Callable[[Mapping[str, Tensor], Any], Any],
     ) -> None:
         self.rule, self.fixed, self.rates, self.functional, self.forward = rule, fixed, rates, functional, forward
         self.recording = torch.is_grad_enabled()
@@ -103,17 +107,16 @@ class _Steps:
         grads, loss = self._gradients(k, theta, data)
         if self.rule.first_order:
             grads = {name: g.detach() for name, g in grads.items()}
-        return self.start(self._next(k, theta, grads)), loss if self.recording else loss.detach()
+        return self.start(self._next(k, theta, grads)), loss if self.recording or self.functional else loss.detach()
 
     def output(self, k: int, theta: Params, x: Any, query: bool) -> Any:
         """The model's at theta_k."""
-        model = self.rule.model
-        return self.forward(model, {**self.fixed, **step_rows(model, k, query, self.fixed), **theta}, x)
+        return self.forward({**self.fixed, **step_rows(self.rule.model, k, query, self.fixed), **theta}, x)
 
     def _gradients(self, k: int, theta: Params, data: Mapping[str, Any]) -> tuple[Params, Tensor]:
         def loss_of(params: Params) -> Tensor:
             output = self.output(k, params, data["sx"], False)
-            loss = self.rule.loss(output, data["sy"], data.get("support_mask"))
+            loss = self.rule.loss(output, data.get("sy"), data.get("support_mask"))
             if loss.ndim:
                 raise ValueError(f"loss: expected a scalar per task, got {list(loss.shape)}")
             return loss
@@ -145,7 +148,7 @@ def run_task(
     weights: Sequence[Any] | None,
     data: Mapping[str, Any],
     functional: bool,
-    forward: Callable[..., Any] = call,
+    forward: Callable[[Mapping[str, Tensor], Any], Any],
 ) -> dict[str, Any]:
     """One task: {"support_losses": [K], "adapted": {...}} and, with a query set, "output" and "loss".
 
@@ -153,14 +156,15 @@ def run_task(
         theta: the adapted tensors at the start, by name.
         fixed: further tensors to use in place of the model's own.
         weights: of the query loss at theta_0 .. theta_K; None for 1 at theta_K alone.
-        data: "sx", "sy" and, where given, "qx", "qy", "support_mask", "query_mask".
+        data: "sx" and, where given, "sy", "qx", "qy", "support_mask", "query_mask".
         functional: gradients by torch.func instead of torch.autograd.
-        forward: runs the model: `call` or `call_twin`.
+        forward: runs the model with tensors in place of its own, by name: a `Private`.
     """
     steps = _Steps(rule, fixed, rates, functional, forward)
     theta = steps.start(theta)
     history, losses = [theta], []
     total: Any = None
+    judged = "qy" in data or rule.query_loss.alone
     result: dict[str, Any] = {}
     for k in range(rule.steps + 1):
         last = k == rule.steps
@@ -170,8 +174,8 @@ def run_task(
             output = steps.output(k, theta, data["qx"], True)
             if last:
                 result["output"] = output
-            if "qy" in data and not (skip and total is not None):
-                loss = rule.query_loss(output, data["qy"], data.get("query_mask"))
+            if judged and not (skip and total is not None):
+                loss = rule.query_loss(output, data.get("qy"), data.get("query_mask"))
                 loss = loss if weights is None else weight * loss
                 total = loss if total is None else total + loss
         if not last:

@@ -1,4 +1,8 @@
-"""Tracing a module with torch.fx into a layer program.
+"""Tracing a module with torch.fx's proxies into a layer program.
+
+A private copy of the module is traced, in a context of its own, and nothing that the process shares is patched but the
+name `len`: whoever else runs the module meanwhile does not notice.
+
 
 Every call that forward makes is interpreted as torch.fx records it, so that shapes are known while forward runs: sizes
 other than the batch's are plain integers to it. What has no counterpart becomes an *unknown* value; tracing goes on, so
@@ -21,7 +25,9 @@ from torch.fx.proxy import Attribute
 
 from mtml_kernels._builder import Builder
 from mtml_kernels._general_state import BATCH_NORM_MODES, batch_norm_mode
-from mtml_kernels._trace_checks import check_module, checked_trace, guarded, in_words, inputs_of
+from mtml_kernels._neutral import exclusive, neutral
+from mtml_kernels._private_copy import PrivateCopy
+from mtml_kernels._trace_checks import check_module, checked_trace, guarded, in_words, inputs_of, raise_if_passing
 from mtml_kernels._values import BatchSize, Cannot, SameType, Value
 from mtml_kernels._vocabulary import ATTRIBUTES, FUNCTIONS, LAYERS, METHODS, REASONS, Handler, InPlace
 from mtml_kernels.checks import check_choice
@@ -29,30 +35,49 @@ from mtml_kernels.program import Program, Shape, Unfusable
 
 UNKNOWN = object()
 _STALE = "a tensor is used after another name of its memory was changed in place"
-_LOCK = threading.RLock()  # torch.fx patches nn.Module while it traces, and the check swaps the model's tensors
 
 
 def trace_module(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], batch_norm: str) -> Program:
     """See `mtml_kernels.program.trace`."""
     check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
-    try:
-        with _LOCK, batch_norm_mode(model, batch_norm):
-            return _traced(model, shapes)
-    except Unfusable:
-        raise
-    except Exception as error:  # exotic modules fail in the strangest places; the general path may still take them
-        raise Unfusable([f"{type(model).__name__}: it cannot be traced: {in_words(error)}"]) from error
+
+    def work() -> Program:
+        try:
+            return _checked(model, shapes, batch_norm)
+        except Unfusable:
+            raise
+        except Exception as error:  # exotic modules fail in the strangest places; the general path may still take them
+            raise_if_passing(error)
+            raise Unfusable([f"{type(model).__name__}: it cannot be traced: {in_words(error)}"]) from error
+
+    with exclusive():
+        return neutral(work)
 
 
-def _traced(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape]) -> Program:
+def _checked(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], batch_norm: str) -> Program:
+    """The trace of one private copy, compared with another one: the first may have been changed by it."""
+    copy = PrivateCopy(model)
+    with batch_norm_mode(copy.module, batch_norm):
+        program = _traced(copy, shapes)
+    if any(t.device.type not in ("cpu", "cuda") for t in _tensors(copy.module).values()):
+        return program  # no float64 there
+    del copy
+    wide = PrivateCopy(model, torch.float64).module
+    with batch_norm_mode(wide, batch_norm):
+        return checked_trace(wide, program, isinstance(shapes, Mapping))
+
+
+def _traced(copy: PrivateCopy, shapes: Sequence[Shape] | Mapping[str, Shape]) -> Program:
+    model = copy.module
     inputs = inputs_of(model, shapes)
     tracer = _Tracer(model, Builder(_tensors(model), inputs))
     names = [info.name for info in inputs] if isinstance(shapes, Mapping) else None
+    tracer.listen_to(copy.modules)
     with guarded(model) as side_effects:
         output = tracer.run(functools.partial(_call, tracer, model, len(inputs), names))
     if output is None or side_effects:
         raise Unfusable(tracer.reasons + side_effects, tracer.records)
-    return checked_trace(model, tracer.builder.finish(output), names is not None)
+    return tracer.builder.finish(output)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -65,17 +90,15 @@ def _call(tracer: _Tracer, model: nn.Module, count: int, names: Sequence[str] | 
     return model(*proxies) if names is None else model(**dict(zip(names, proxies, strict=True)))
 
 
-class _Entry(nn.Module):
-    """The root that torch.fx sees. The user's module is called from it, not registered in it: torch.fx stores
-    constants on its root, and a root's own hooks would not be noticed.
-    """
+class _Recorded(dict[str, Any]):
+    """The tensors of a module that is traced: reading one as an attribute gives a proxy."""
 
-    def __init__(self, call: Callable[[], Any]) -> None:
-        super().__init__()
-        self.call = call
+    def __init__(self, tensors: Mapping[str, Any], read: Callable[[Any], Any]) -> None:
+        super().__init__(tensors)
+        self.read = read
 
-    def forward(self) -> Any:
-        return self.call()
+    def __getitem__(self, name: str) -> Any:
+        return self.read(super().__getitem__(name))
 
 
 class _Proxy(fx.Proxy):
@@ -90,6 +113,9 @@ class _Proxy(fx.Proxy):
 
     def __len__(self) -> int:
         raise Cannot("len() of a tensor; use x.shape[0]")
+
+    def __float__(self) -> float:
+        raise Cannot("forward needs a tensor's value, or the number of samples, as a number")
 
 
 def _in_place(target: Any) -> Callable[[_Proxy, Any], Any]:
@@ -116,17 +142,31 @@ class _Tracer(fx.Tracer):
         self._failed_in = ""
         self._batch_sizes: dict[int, fx.Proxy] = {}
         self._thread = threading.get_ident()
+        self._parameters: dict[str, Any] = {}  # proxies by name
+        self.root, self.graph, self.tensor_attrs = nn.Module(), fx.Graph(tracer_cls=type(self)), {}
+
+    def listen_to(self, modules: Sequence[nn.Module]) -> None:
+        """Record the calls and the parameters of these modules, which must be private: they work no more without.
+
+        torch.fx's own way replaces `nn.Module.__call__` and `__getattr__` for every module and every thread.
+        """
+        for m in modules:
+            inner = m.__dict__
+            inner["_compiled_call_impl"] = functools.partial(self._called_module, m)
+            for table in ("_parameters", "_buffers"):
+                inner[table] = _Recorded(inner[table], self._read)
 
     def run(self, call: Callable[[], Any]) -> Value | None:
         """The value that forward returns, or None with at least one reason."""
         try:
-            self.trace(_Entry(call))
+            returned = self.create_arg(call())
         except Exception as error:  # whatever forward or torch.fx raises: the module stays usable on the general path
+            raise_if_passing(error)
             why = str(error) if isinstance(error, Cannot) else f"it cannot be traced: {in_words(error)}"
             if not self.reasons:  # else a consequence of what is reported already
                 self._refuse(self._failed_in or "forward", why)
             return None
-        output = self._output(next(iter(reversed(self.graph.nodes))).args[0])
+        output = self._output(returned)
         return None if self.reasons else output
 
     def _output(self, returned: Any) -> Value | None:
@@ -160,9 +200,9 @@ class _Tracer(fx.Tracer):
             return True
         return type(m).__module__.startswith(("torch.nn.modules", "torch.ao")) and not isinstance(m, nn.Sequential)
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if isinstance(m, _Entry) or threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
+    def _called_module(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return m._call_impl(*args, **kwargs)
         path = self._paths.get(id(m), f"{self._scope[-1]}:{type(m).__name__}") or "forward"
         leaf = self.is_leaf_module(m, path)
         obstacle = check_module(m, leaf)
@@ -170,20 +210,20 @@ class _Tracer(fx.Tracer):
         try:
             if leaf or obstacle is not None:
                 return self._leaf(m, f"{path} ({type(m).__name__})", obstacle, args, kwargs)
-            return forward(*args, **kwargs)
+            return m._call_impl(*args, **kwargs)
         except Exception:
             self._failed_in = self._failed_in or path
             raise
         finally:
             self._scope.pop()
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        name = self._names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
+    def _read(self, value: Any) -> Any:
+        name = self._names.get(id(value)) if isinstance(value, Tensor) else None
         if name is None or threading.get_ident() != self._thread:
-            return attr_val
-        if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-        return parameter_proxy_cache[name]
+            return value
+        if name not in self._parameters:
+            self._parameters[name] = self.create_proxy("get_attr", name, (), {})
+        return self._parameters[name]
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor):

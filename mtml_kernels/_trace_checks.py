@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrize
 
@@ -25,6 +24,7 @@ _GLOBAL_HOOKS = (
     "_global_backward_pre_hooks",
 )
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+SIDE_EFFECTS = "side effects are not fused"
 _SAMPLES = 2  # samples on which a finished trace is compared with its module
 _BATCH_VALUES = 8  # at least so many values in every batch statistic: those of two samples are ill-conditioned
 _TOLERANCE = 1e-6  # in float64, relative: a wrong trace is off by far more, a chaotic network by less
@@ -58,12 +58,20 @@ def in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
 
 
+def raise_if_passing(error: Exception) -> None:
+    """Raise what says nothing about the module: a verdict made of it would be kept for ever."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        raise error
+
+
 def check_module(m: nn.Module, leaf: bool) -> str | None:
     """Why a call of this module may do something else than its forward, or None. torch.fx would drop the difference."""
     if any(getattr(module_hooks, name) for name in _GLOBAL_HOOKS):
         return "global module hooks are registered"
     if any(getattr(m, name, None) for name in _HOOKS):
         return "it has hooks (weight_norm and spectral_norm of older PyTorch are hooks as well)"
+    if type(m).__module__ == "torch._dynamo.eval_frame":
+        return "it is dynamo-optimized (torch.compile); use the module that was compiled"
     if parametrize.is_parametrized(m) or isinstance(m, parametrize.ParametrizationList):
         return "it has parametrizations"
     if leaf and "forward" in vars(m):
@@ -73,18 +81,16 @@ def check_module(m: nn.Module, leaf: bool) -> str | None:
 
 @contextlib.contextmanager
 def guarded(model: nn.Module) -> Iterator[list[str]]:
-    """The surroundings of a trace: gradients on, `len(x)` recorded, changes to the modules undone and reported."""
+    """The surroundings of a trace: `len(x)` recorded, changes that forward made to the modules reported."""
     problems: list[str] = []
     before = [(path, m, _state(m)) for path, m in model.named_modules()]
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), _symbolic_len(model):
-            yield problems
-    finally:
-        for path, m, state in before:
-            changed = _restore(m, state)
-            if changed:
-                names = ", ".join(sorted(changed))
-                problems.append(f"{path or 'forward'}: forward sets {names} on the module; side effects are not fused")
+    with _symbolic_len(model):
+        yield problems
+    for path, m, state in before:
+        changed = _changed(m, state)
+        if changed:
+            names = ", ".join(sorted(changed))
+            problems.append(f"{path or 'forward'}: forward sets {names} on the module; {SIDE_EFFECTS}")
 
 
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -94,19 +100,11 @@ def _state(m: nn.Module) -> dict[str, dict[str, Any]]:
     return {"": dict(vars(m)), **{table: dict(vars(m)[table]) for table in _TABLES if table in vars(m)}}
 
 
-def _restore(m: nn.Module, state: dict[str, dict[str, Any]]) -> set[str]:
-    """Puts the module's attributes back; returns the names of those that had changed."""
-    changed: set[str] = set()
-    for table, old in state.items():
-        now = vars(m)[table] if table else vars(m)
-        names = {k for k in {*old, *now} if k not in old or k not in now or old[k] is not now[k]}
-        for name in names:
-            if name in old:
-                now[name] = old[name]
-            else:
-                del now[name]
-        changed |= names
-    return changed
+def _changed(m: nn.Module, state: dict[str, dict[str, Any]]) -> set[str]:
+    """Names of the module's attributes that have changed."""
+    now = _state(m)
+    names = ((table, name) for table, old in state.items() for name in {*old, *now.get(table, {})})
+    return {name for table, name in names if state[table].get(name, _state) is not now[table].get(name, _state)}
 
 
 def _length(value: Any) -> Any:
@@ -132,16 +130,15 @@ def _symbolic_len(model: nn.Module) -> Iterator[None]:
 def checked_trace(model: nn.Module, program: Program, keywords: bool) -> Program:
     """The program, after one comparison with the module in float64: output and gradients on random inputs.
 
+    `model` is a private copy in float64.
+
     Python code can look at more than torch.fx sees (the type of an argument, a random number, a global), and a custom
     autograd Function need not leave a mark in the graph. Such a trace must not pass for the module.
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if any(t.device.type not in ("cpu", "cuda") for t in tensors.values()):
-        return program  # no float64 there, or no values at all
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            expected, found = _both(model, program, tensors, keywords)
+        expected, found = _both(model, program, keywords)
     except Exception as error:
+        raise_if_passing(error)
         raise Unfusable([f"forward: it fails on random inputs: {in_words(error)}"]) from error
     if not _close(expected[0], found[0]):
         raise Unfusable(["forward: it computes something else than its trace: it depends on more than its tensors"])
@@ -150,14 +147,14 @@ def checked_trace(model: nn.Module, program: Program, keywords: bool) -> Program
     return program
 
 
-def _both(
-    model: nn.Module, program: Program, tensors: dict[str, Tensor], keywords: bool
-) -> tuple[list[Tensor], list[Tensor]]:
+def _both(model: nn.Module, program: Program, keywords: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Output and gradients of the module, and of its program, at the same random input."""
     from mtml_kernels.reference.inner_loop import run_program
 
     learned = {p.name for p in program.params} - set(program.statistics)
-    wide = {n: _wide(t, n in learned) for n, t in tensors.items()}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name in learned and tensor.is_floating_point())
     samples = _samples(program)
     device = next((t.device for t in tensors.values()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -167,10 +164,9 @@ def _both(
 
     inputs = {info.name: random(samples, *info.shape).requires_grad_() for info in program.inputs}
     direction = random(samples, *program.output_shape)
-    params = [wide[param.name] for param in program.params]
-    leaves = [*(wide[param.name] for param in program.params if param.name in learned), *inputs.values()]
-    args, kwargs = ((), inputs) if keywords else (tuple(inputs.values()), {})
-    expected = functional_call(model, wide, args, kwargs)
+    params = [tensors[param.name].clone() for param in program.params]  # forward may write to its buffers
+    leaves = [*(tensors[param.name] for param in program.params if param.name in learned), *inputs.values()]
+    expected = model(**inputs) if keywords else model(*inputs.values())
     found = run_program(program.ints, program.consts, params, list(inputs.values())).reshape(direction.shape)
     if expected.shape != found.shape:
         return [expected.detach()], [found.detach()]
@@ -180,15 +176,6 @@ def _both(
 def _samples(program: Program) -> int:
     rows = [node.rows for node in program.nodes if node.op == Op.NORM and node.b == Norm.BATCH]
     return max(_SAMPLES, -(-_BATCH_VALUES // min(rows))) if rows else _SAMPLES
-
-
-def _wide(tensor: Tensor, learned: bool) -> Tensor:
-    """A copy, in float64 unless it holds integers, that takes a gradient where the program gives one: a forward may
-    write to its buffers.
-    """
-    if not tensor.is_floating_point():
-        return tensor.detach().clone()
-    return tensor.detach().to(torch.float64, copy=True).requires_grad_(learned)
 
 
 def _with_gradients(output: Tensor, direction: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -22,12 +22,16 @@ __all__ = [
     "check_dtypes",
     "check_finite",
     "check_initialised",
+    "check_leading",
     "check_steps",
     "check_target",
     "leaves",
     "shown",
+    "widened",
 ]
 
+# integers that hold class ids as well as int64, which kernels take
+NARROW = frozenset({torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64})
 NAMES = ("sx", "sy", "qx", "qy", "support_mask", "query_mask")
 
 
@@ -103,7 +107,7 @@ def check_finite(name: str, value: Any) -> None:
     raise ValueError(f"{name}: expected finite rates, got {bad}; lower the outer learning rate or bound the inner one")
 
 
-def _check_leading(name: str, tensor: Tensor, expected: tuple[int, ...], letters: str) -> None:
+def check_leading(name: str, tensor: Tensor, expected: tuple[int, ...], letters: str) -> None:
     """`tensor` must start with the dimensions `expected`, called e.g. "[T, S]"."""
     if tuple(tensor.shape[: len(expected)]) != expected:
         raise ValueError(
@@ -112,9 +116,36 @@ def _check_leading(name: str, tensor: Tensor, expected: tuple[int, ...], letters
         )
 
 
+def _check_inputs_of_a_model(names: Sequence[str], letter: str, x: Sequence[Any], y: Any) -> None:
+    """A list or tuple is several inputs of the model. Raise ValueError where it is the tasks of a batch, one by one."""
+    if not x or not all(isinstance(t, Tensor) and t.ndim for t in x):
+        return
+    targets = [] if y is None else [t for _, t in leaves(names[1], y)]
+    uneven = len({tuple(t.shape[:2]) for t in x}) > 1
+    fitting = all(t.shape[:2] == x[0].shape[:2] for t in targets)
+    if fitting and (targets or not uneven):
+        return
+    several = isinstance(y, list | tuple) and len(y) == len(x)  # targets, task by task as well
+    stacked = isinstance(y, Tensor) and y.shape[:1] == (len(x),)
+    if uneven or several or stacked:
+        raise ValueError(
+            f"{names[0]}: expected tensors [T, {letter}, ...], one for each input of the model, got a "
+            f"{type(x).__name__} of {_sizes(x)}; tasks that stand one by one become a batch by "
+            "mtml.tasks.collate(tasks), which pads those of fewer samples and weighs padding out with support_mask and "
+            "query_mask"
+        )
+
+
+def _sizes(tensors: Sequence[Tensor]) -> str:
+    shapes = ", ".join(str(list(t.shape)) for t in tensors[:4])
+    return shapes + (f" and {len(tensors) - 4} more" if len(tensors) > 4 else "")
+
+
 def _check_set(names: Sequence[str], letter: str, parts: Sequence[Any], tasks: int | None) -> tuple[int, int]:
     """One of the two sets of a batch, (x, y, mask); returns (T, number of samples)."""
     x, y, mask = parts
+    if isinstance(x, list | tuple):
+        _check_inputs_of_a_model(names, letter, x, y)
     tensors = list(leaves(names[0], x))
     if not tensors:
         raise ValueError(f"{names[0]}: expected at least one tensor, got {shown(x)}")
@@ -123,10 +154,10 @@ def _check_set(names: Sequence[str], letter: str, parts: Sequence[Any], tasks: i
         raise ValueError(f"{first}: expected [T, {letter}, ...] (tasks, samples, features), got {list(head.shape)}")
     size = (head.shape[0] if tasks is None else tasks, head.shape[1])
     for name, tensor in tensors:
-        _check_leading(name, tensor, size, f"[T, {letter}]")
+        check_leading(name, tensor, size, f"[T, {letter}]")
     if y is not None:
         for name, tensor in leaves(names[1], y):
-            _check_leading(name, tensor, size, f"[T, {letter}]")
+            check_leading(name, tensor, size, f"[T, {letter}]")
     if mask is not None:
         if not isinstance(mask, Tensor):
             raise TypeError(f"{names[2]}: expected a tensor [T, {letter}] or None, got {shown(mask)}")
@@ -197,12 +228,10 @@ def check_dtypes(expected: torch.dtype, tensors: Iterator[tuple[str, Tensor]], w
 
 def check_class_ids(name: str, target: Tensor, classes: int, ignored: int | None = None) -> None:
     """Raise where class ids are no integers (TypeError) or neither `ignored` nor in [0, classes) (ValueError)."""
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(
-            f"{name}: expected integer class ids [T, N] for cross_entropy, got {shown(target)}; use .long()"
-        )
+    _check_integers(name, target)
     if target.numel() == 0 or target.is_meta:
         return
+    target = widened(target)
     low, high = (int(bound) for bound in target.aminmax())
     if low == ignored:  # look again without them; rare, and only then
         check_class_ids(name, target[target != ignored], classes)
@@ -214,19 +243,33 @@ def check_class_ids(name: str, target: Tensor, classes: int, ignored: int | None
         )
 
 
+def _check_integers(name: str, target: Tensor) -> None:
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(
+            f"{name}: expected integer class ids [T, N] for cross_entropy, got {shown(target)}; use .long()"
+        )
+
+
+def widened(target: Any) -> Any:
+    """Class ids of a narrower integer type as int64, anything else as it is."""
+    return target.long() if isinstance(target, Tensor) and target.dtype in NARROW else target
+
+
 def check_target(name: str, kind: str, target: Any, output: tuple[int, ...]) -> None:
     """The form of a target: integer class ids, or exactly the output's shape [T, N, *out] and floating point."""
     if not isinstance(target, Tensor):
         raise TypeError(f"{name}: expected a tensor for loss {kind!r}, got {shown(target)}")
     if kind == "cross_entropy":
         expected = (*output[:2], *output[3:])
-        if tuple(target.shape) == expected and not target.is_floating_point():
-            return
         if target.is_floating_point() and tuple(target.shape) == tuple(output):
             return  # class probabilities
         if tuple(target.shape) == expected:
-            raise TypeError(f"{name}: expected integer class ids for cross_entropy, got {shown(target)}; use .long()")
-        raise ValueError(f"{name}: expected class ids of shape {list(expected)}, got {shown(target)}")
+            _check_integers(name, target)
+            return
+        raise ValueError(
+            f"{name}: expected class ids of shape {list(expected)}, got {shown(target)}; the shape is the output's "
+            f"{list(output)} without its classes (of one-hot labels: .argmax(2); without a last 1: .squeeze(-1))"
+        )
     if tuple(target.shape) != tuple(output):
         raise ValueError(
             f"{name}: expected the shape of the model's output {list(output)} for loss {kind!r}, got "

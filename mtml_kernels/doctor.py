@@ -278,14 +278,33 @@ def render(found: dict[str, Any]) -> str:
 
 
 def main(json: bool = False) -> None:
-    """Prints the report, as text or as JSON."""
+    """Prints the report, as text or as JSON.
+
+    Raises:
+        OSError: where it cannot be printed.
+    """
     found = report()
-    print(dumps(found, indent=2, default=str) if json else render(found))
+    print(dumps(found, indent=2, default=str) if json else render(found), flush=True)
+
+
+def _command() -> None:
+    """As a program: what hinders it is one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mtml_kernels.doctor", description="What is installed and works here"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    json = parser.parse_args().json
+    try:
+        main(json)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at its end
+        if not isinstance(error, BrokenPipeError):  # who reads it has enough, `head` for one
+            print(f"error: the report cannot be printed: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(
-        prog="python -m mtml_kernels.doctor", description="What is installed and works here"
-    )
-    _parser.add_argument("--json", action="store_true", help="print JSON")
-    main(_parser.parse_args().json)
+    _command()

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels._head_checks import check_head, column, same_length
+from mtml_kernels._transforms import is_forward_mode, tracked
 from mtml_kernels.heads import HeadLoss
 from mtml_kernels.native_heads import read_plain
 from mtml_kernels.ops._backends import REFERENCE, Backend
-from mtml_kernels.ops._multihead_backends import BACKENDS, check_labels, reference_call
+from mtml_kernels.ops._multihead_autograd import gradients_at
+from mtml_kernels.ops._multihead_backends import check_labels, reference_call, resolve
 from mtml_kernels.ops._multihead_schema import HeadsCall, HeadTensors, make_call
 from mtml_kernels.ops.multihead_loss import multihead_loss_call
 
@@ -99,7 +101,8 @@ def multihead_loss_and_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """The losses [H] and the gradient of each head's own loss at its logits, in one pass and without autograd.
 
-    Arguments and errors as in `multihead_loss`; nothing that comes back requires grad. The gradients are the heads'
+    Arguments and errors as in `multihead_loss`. What comes back requires no grad, and is a constant to torch.func's
+    grad and jvp and to forward_ad, as `x.detach()` is; it may be computed under vmap. The gradients are the heads'
     own, before any weighting, as methods that balance tasks by their gradients need them.
 
     Example:
@@ -117,22 +120,29 @@ def multihead_loss_and_gradients(
     call, tensors, plain = found
     chosen = _backend(backend, tensors, plain)
     with torch.no_grad():
+        if torch._C._are_functorch_transforms_active() or is_forward_mode():
+            constants = HeadTensors.of([t if t is None else t.detach() for t in tensors.flat()])
+            ones = constants.logits[0].new_ones(call.total)
+            losses = multihead_loss_call(call, constants, chosen)
+            return losses, list(gradients_at(call, chosen, ones, constants))
         losses, gradients = chosen.forward(call, tensors, True)
     return losses, list(gradients)
 
 
 def _backend(name: str, tensors: HeadTensors, plain: Any) -> Backend:
     like = tensors.logits[0]
-    return BACKENDS.resolve(name, "cpu" if plain is not None else like.device.type, like.dtype)
+    return resolve(name, "cpu" if plain is not None else like.device.type, like.dtype)
 
 
 def _refuse_gradients(call: HeadsCall, tensors: HeadTensors) -> None:
     given = tensors[1:] if call.weighted else tensors[1:2]
-    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for c in given for t in c):
+    transformed = torch._C._are_functorch_transforms_active() and not is_compiling()
+    asks = tracked if transformed else operator.attrgetter("requires_grad")
+    if not torch.is_grad_enabled() or not any(t is not None and asks(t) for c in given for t in c):
         return
     for name, values in zip(tensors._fields[1:], tensors[1:], strict=True):
         for i, t in enumerate(values):
-            if t is not None and t.requires_grad:
+            if t is not None and asks(t):
                 raise ValueError(
                     f"{name}[{i}]: expected a tensor that requires no grad (only the logits get one); detach it, or "
                     "pass backend='reference', which PyTorch differentiates by every tensor"

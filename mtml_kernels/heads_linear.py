@@ -10,15 +10,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from mtml_kernels._head_checks import check_head, column, same_length
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import shown
 from mtml_kernels.heads import HeadLoss
 from mtml_kernels.heads_functional import Kinds, multihead_loss, multihead_loss_and_gradients
 from mtml_kernels.native_linear import LinearHead
-from mtml_kernels.ops._multihead_backends import BACKENDS
+from mtml_kernels.ops._multihead_backends import resolve
 from mtml_kernels.ops.linear_multihead_loss import FUSED, LinearCall, linear_multihead_loss_call
 
 __all__ = ["linear_multihead_gram", "linear_multihead_loss"]
@@ -83,8 +83,8 @@ def linear_multihead_loss(
     if not xs:
         return torch.zeros(0)
     like = xs[0]
-    chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    chosen = resolve(backend, like.device.type, like.dtype)
+    transformed = torch._C._are_functorch_transforms_active() or is_forward_mode()
     tracing = is_compiling() or torch._C._len_torch_dispatch_stack()
     empty = any(t.numel() == 0 for t in (*xs, *columns[0]))
     if chosen.name not in FUSED or transformed or tracing or empty:
@@ -110,8 +110,8 @@ def linear_multihead_gram(
     """The losses [H] of linear heads, and the inner products [H, H] of their gradients at the shared features.
 
     What methods that balance tasks by their gradients (MGDA, PCGrad, CAGrad) need, without a backward pass a head: the
-    gradients at the logits come with the losses. Arguments as in `linear_multihead_loss`, features [..., N, D] shared;
-    nothing that comes back requires grad.
+    gradients at the logits come with the losses. Arguments as in `linear_multihead_loss`, features [..., N, D] shared.
+    What comes back requires no grad, and is a constant to torch.func's grad and jvp, as `x.detach()` is.
 
     Example:
         >>> import torch
@@ -131,10 +131,11 @@ def linear_multihead_gram(
     if not xs:
         return torch.zeros(0), torch.zeros(0, 0)
     with torch.no_grad():
-        logits = [F.linear(features, w, b) for w, b in zip(*columns[:2], strict=True)]
+        x, ws = features.detach(), [w.detach() for w in columns[0]]  # tangents too are dropped by all or by none
+        logits = [F.linear(x, w, b if b is None else b.detach()) for w, b in zip(ws, columns[1], strict=True)]
         weighted = dict(zip(("sample_weights", "class_weights", "pos_weights"), columns[3:], strict=True))
         losses, at_logits = multihead_loss_and_gradients(logits, columns[2], specs, backend=backend, **weighted)
-        rows = torch.stack([(g @ w).flatten() for g, w in zip(at_logits, columns[0], strict=True)])  # [H, N D]
+        rows = torch.stack([(g @ w).flatten() for g, w in zip(at_logits, ws, strict=True)])  # [H, N D]
         return losses, rows @ rows.t()
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtml_kernels._transforms import is_forward_mode
+
 KINDS = ("mse", "cross_entropy", "bce_with_logits", "huber", "l1")
 REDUCTIONS = ("mean", "sum")
 IGNORED = -100  # the class id that F.cross_entropy passes over by default
@@ -180,7 +182,7 @@ def per_sample(spec: LossSpec, output: Tensor, target: Tensor) -> Tensor:
         tensor([1., 1.])
     """
     if spec.kind == "cross_entropy":
-        log_p = F.log_softmax(output, dim=-1)  # [N, C]
+        log_p = log_softmax(output)  # [N, C]
         nll = -log_p.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
         return (1.0 - spec.label_smoothing) * nll - spec.label_smoothing * log_p.mean(-1)
     n = output.shape[0]
@@ -193,8 +195,39 @@ def _elements(spec: LossSpec, output: Tensor, target: Tensor) -> Tensor:
     if spec.kind == "l1":
         return (output - target).abs()
     if spec.kind == "huber":
-        return F.huber_loss(output, target, reduction="none", delta=spec.delta)
-    return F.binary_cross_entropy_with_logits(output, target, reduction="none")
+        return huber(output, target, spec.delta)
+    return bce_with_logits(output, target)
+
+
+def log_softmax(z: Tensor) -> Tensor:
+    """F.log_softmax over the last dimension.
+
+    PyTorch's forward-mode rule for it writes over what autograd kept, so that no gradient of a tangent can be had.
+    """
+    if not is_forward_mode() or z.shape[-1] == 0:
+        return F.log_softmax(z, -1)
+    lower = z - z.detach().amax(-1, keepdim=True)
+    return lower - lower.exp().sum(-1, keepdim=True).log()
+
+
+def huber(output: Tensor, target: Tensor, delta: float) -> Tensor:
+    """F.huber_loss of every element, by operations that every transform differentiates.
+
+    PyTorch's backward of it has no rule for forward mode, and its batching rule fails under vmap of vmap.
+    """
+    apart = output - target
+    size = apart.abs()
+    inside = size < delta
+    near, zero = torch.where(inside, apart, 0.0), torch.zeros_like(size)
+    return 0.5 * near.square() + delta * torch.where(inside, zero, size - 0.5 * delta)
+
+
+def bce_with_logits(output: Tensor, target: Tensor, pos_weight: Tensor | None = None) -> Tensor:
+    """F.binary_cross_entropy_with_logits of every element; PyTorch's works in place, which transforms refuse."""
+    log_p = F.logsigmoid(output)
+    if pos_weight is not None:
+        log_p = log_p * (1 + (pos_weight - 1) * target)
+    return (1 - target) * output - log_p
 
 
 def elements_of(output: Tensor) -> int:

@@ -303,7 +303,10 @@ def trace(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], *, ba
     """The layer program of `model` in its present mode (train or eval).
 
     Args:
-        model: any module. It is traced with torch.fx; nothing is executed on data.
+        model: any module. A private copy of it is traced with torch.fx and compared with its trace on random inputs,
+            in a thread of its own: neither the module nor whoever runs it meanwhile notices, and contexts around the
+            call (autocast, hooks on saved tensors, transforms, modes, a default device) say nothing about the program.
+            What the copy shares: classes, globals, datasets, and objects that cannot be copied (locks, files).
         shapes: the shape of one sample of each input, without the batch dimension: a sequence for positional
             arguments, a mapping for keyword arguments.
         batch_norm: how batch normalisation layers normalise: "module" as they stand; "batch" or "per_step" by batch
@@ -312,6 +315,7 @@ def trace(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], *, ba
 
     Raises:
         Unfusable: some operation has no counterpart in the program; `.reasons` names each.
+        MemoryError: there was no room for the copy, which says nothing about the module.
 
     A program leaves running statistics alone. It describes the module as it was when traced: trace again after
     train()/eval(), after replacing a submodule or changing a Python attribute that forward reads.

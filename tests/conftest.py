@@ -7,6 +7,7 @@ never mistakes the source tree for the installation.
 from __future__ import annotations
 
 import functools
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -21,6 +22,9 @@ settings.register_profile("mtml", derandomize=True, deadline=None, print_blob=Tr
 settings.load_profile("mtml")
 
 PACKAGES = ("mtml", "mtml_kernels")
+
+# Test processes side by side share the cores, instead of each one's threads waiting for all of them.
+torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 # PyTorch notes on first use which functions a default device is for: let it see them before they are replaced below.
 with torch.device("cpu"):

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 Rate = Callable[[str, int], Any]
 
@@ -51,14 +50,14 @@ def oracle(
         fast = {n: tensors[n] if tensors[n].requires_grad else tensors[n].detach().requires_grad_() for n in names}
         path, support, total = [fast], [], torch.zeros((), dtype=torch.float64)
         for k in range(steps + 1):
-            output = functional_call(model, fast, _call(qx, t))
+            output = plain_call(model, fast, _call(qx, t))
             if weights[k]:
                 query_mask = None if masks[1] is None else masks[1][t]
                 total = total + weights[k] * weighted(loss_fn, output, qy[t], query_mask)
             if k == steps:
                 break
             support_mask = None if masks[0] is None else masks[0][t]
-            loss = weighted(loss_fn, functional_call(model, fast, _call(sx, t)), sy[t], support_mask)
+            loss = weighted(loss_fn, plain_call(model, fast, _call(sx, t)), sy[t], support_mask)
             grads = torch.autograd.grad(loss, list(fast.values()), create_graph=True, materialize_grads=True)
             grads = tuple(g.detach() for g in grads) if first_order else grads
             fast = {n: p - at(n, k) * g for (n, p), g in zip(fast.items(), grads, strict=True)}
@@ -72,6 +71,21 @@ def oracle(
         torch.stack(losses, 1),
         [{n: torch.stack([row[3][k][n] for row in rows]) for n in names} for k in range(steps + 1)],
     )
+
+
+def plain_call(model: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...]) -> Any:
+    """model(*args) with tensors in place of its own wherever it holds them (functional_call breaks shared modules)."""
+    own = dict(model.named_buffers()) | dict(model.named_parameters())
+    tables: list[dict[str, Any]] = [t for m in model.modules() for t in (m._parameters, m._buffers)]
+    saved = [dict(table) for table in tables]
+    new = {id(own[name]): tensor for name, tensor in tensors.items()}
+    try:
+        for table in tables:
+            table.update({name: new.get(id(value), value) for name, value in table.items()})
+        return model(*args)
+    finally:
+        for table, before in zip(tables, saved, strict=True):
+            table.update(before)
 
 
 def _call(x: Any, t: int) -> Any:

@@ -158,8 +158,9 @@ class TestOthers:
 
     def test_missing_typer_is_explained_and_the_doctor_works_without_it(self, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "typer", None)
-        with pytest.raises(SystemExit, match=r'pip install "mtml-kernels\[train\]"'):
+        with pytest.raises(SystemExit, match="2"):
             main(["train", "sinusoid"])
+        assert 'pip install "mtml-kernels[train]"' in capsys.readouterr().err
         main(["doctor", "--json"])
         assert json.loads(capsys.readouterr().out)
 

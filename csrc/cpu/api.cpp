@@ -104,11 +104,12 @@ int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError
   call.threads = usable_threads(call.threads);
   const Kernels& k = kernels();
   const bool f32 = p.dtype == MTMLK_F32;
-  const Workspace workspace(
-      (f32 ? k.workspace_f32 : k.workspace_f64)(p, call.tasks, call.threads, call.carry != nullptr));
-  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
-  (f32 ? k.inner_loop_f32 : k.inner_loop_f64)(p, call, workspace.data());
-  return MTMLK_OK;
+  Watch watch = start_watch();
+  const int64_t bytes = (f32 ? k.workspace_f32 : k.workspace_f64)(p, call.tasks, call.threads, call.carry != nullptr);
+  const Workspace workspace(bytes, &watch);
+  if (!workspace.data()) return workspace.status();
+  (f32 ? k.inner_loop_f32 : k.inner_loop_f64)(p, call, workspace.data(), &watch);
+  return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;
 }
 
 int mtmlk_carry_to_grads(const MtmlkPlan* handle, const void* carry, int64_t tasks, const void* scale,
@@ -122,8 +123,9 @@ int mtmlk_carry_to_grads(const MtmlkPlan* handle, const void* carry, int64_t tas
       };
       if (at(t * scale_stride) != at(0)) return 1;
     }
-  const Workspace workspace(p.carry_room * (f32 ? 4 : 8));
-  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
+  Watch watch = start_watch();
+  const Workspace workspace(p.carry_room * (f32 ? 4 : 8), &watch);
+  if (!workspace.data()) return workspace.status();
   std::vector<void*> targets(grads, grads + p.n_params);
   targets.push_back(workspace.data());
   const Kernels& k = kernels();
@@ -143,20 +145,22 @@ int mtmlk_head_loop(const MtmlkHeadCall* given, MtmlkError* error) {
     return MTMLK_BAD_LABEL;
   call.threads = usable_threads(call.threads);
   const Kernels::Head& head = call.dtype == MTMLK_F32 ? kernels().head_f32 : kernels().head_f64;
-  const Workspace workspace(head.loop_bytes(call));
-  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
-  head.loop(call, workspace.data());
-  return MTMLK_OK;
+  Watch watch = start_watch();
+  const Workspace workspace(head.loop_bytes(call), &watch);
+  if (!workspace.data()) return workspace.status();
+  head.loop(call, workspace.data(), &watch);
+  return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;
 }
 
 int mtmlk_head_chain(const MtmlkHeadCall* given) {
   MtmlkHeadCall call = *given;
   call.threads = usable_threads(call.threads);
   const Kernels::Head& head = call.dtype == MTMLK_F32 ? kernels().head_f32 : kernels().head_f64;
-  const Workspace workspace(head.chain_bytes(call));
-  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
-  head.chain(call, workspace.data());
-  return MTMLK_OK;
+  Watch watch = start_watch();
+  const Workspace workspace(head.chain_bytes(call), &watch);
+  if (!workspace.data()) return workspace.status();
+  head.chain(call, workspace.data(), &watch);
+  return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;
 }
 
 double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds) {

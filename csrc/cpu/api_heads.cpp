@@ -24,10 +24,11 @@ void cut(const MtmlkHead& h, int64_t index, std::vector<HeadUnit>& units) {
     }
 }
 
-int team(const MtmlkHead* heads, int64_t n, const std::vector<HeadUnit>& units, int threads) {
+// Less is neither shared by threads nor looked at while it runs.
+bool is_long(const MtmlkHead* heads, int64_t n) {
   int64_t elements = 0;
   for (int64_t i = 0; i < n; ++i) elements += heads[i].rows * heads[i].classes;
-  return elements >= kTogether && units.size() > 1 ? threads : 1;
+  return elements >= kTogether;
 }
 
 // Labels of heads without classes, which have no units.
@@ -43,8 +44,24 @@ bool labels_without_classes(const MtmlkHead& h, int64_t index, MtmlkHeadError* e
 
 }  // namespace
 
-HeadUnits::HeadUnits(const MtmlkHead* heads, int64_t n, int32_t dtype, int threads)
-    : heads_(heads), n_(n), f32_(dtype == MTMLK_F32), threads_(threads), inverse_(size_t(n)), sums_(size_t(n)) {}
+HeadUnits::HeadUnits(const MtmlkHead* heads, int64_t n, int32_t dtype, int threads, Watch* watch)
+    : heads_(heads),
+      n_(n),
+      f32_(dtype == MTMLK_F32),
+      threads_(threads),
+      watch_(watch),
+      inverse_(size_t(n)),
+      sums_(size_t(n)) {}
+
+HeadCall HeadUnits::call(const MtmlkHead* heads, std::vector<HeadUnit>& units) const {
+  const bool together = is_long(heads, n_);
+  return {heads,
+          units.data(),
+          int64_t(units.size()),
+          inverse_.data(),
+          together && units.size() > 1 ? threads_ : 1,
+          together ? watch_ : nullptr};
+}
 
 int HeadUnits::prepare(MtmlkHeadError* error) {
   std::vector<HeadUnit> units;
@@ -52,9 +69,9 @@ int HeadUnits::prepare(MtmlkHeadError* error) {
     if (labels_without_classes(heads_[i], i, error)) return MTMLK_BAD_LABEL;
     cut(heads_[i], i, units);
   }
-  const HeadCall call = {heads_, units.data(), int64_t(units.size()), nullptr, team(heads_, n_, units, threads_)};
   const Kernels& k = kernels();
-  (f32_ ? k.head_norms_f32 : k.head_norms_f64)(call);
+  (f32_ ? k.head_norms_f32 : k.head_norms_f64)(call(heads_, units));
+  if (watch_->stopped) return MTMLK_STOPPED;
   std::vector<double> norms(size_t(n_), 0.0);
   for (const HeadUnit& u : units) {
     if (u.bad >= 0) {
@@ -77,10 +94,11 @@ int HeadUnits::add_losses(const MtmlkHead* heads) {
     if (bytes > scratch) scratch = bytes;
   }
   scratch = (scratch + 127) / 128 * 128;
-  const HeadCall call = {heads, units.data(), int64_t(units.size()), inverse_.data(), team(heads, n_, units, threads_)};
-  const Workspace workspace(scratch * call.threads);
-  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
+  const HeadCall call = this->call(heads, units);
+  const Workspace workspace(scratch * call.threads, watch_);
+  if (!workspace.data()) return workspace.status();
   (f32_ ? k.head_losses_f32 : k.head_losses_f64)(call, workspace.data(), scratch);
+  if (watch_->stopped) return MTMLK_STOPPED;
   for (const HeadUnit& u : units) sums_[size_t(u.head)] += u.loss;
   return MTMLK_OK;
 }
@@ -103,14 +121,18 @@ extern "C" {
 
 int mtmlk_multihead_loss(const MtmlkHead* heads, int64_t n, int32_t dtype, int32_t threads, void* losses,
                          MtmlkHeadError* error) {
-  HeadUnits units(heads, n, dtype, usable_threads(threads));
+  Watch watch = start_watch();
+  HeadUnits units(heads, n, dtype, usable_threads(threads), &watch);
   int status = units.prepare(error);
   if (status == MTMLK_OK) status = units.add_losses(heads);
   if (status == MTMLK_OK) units.put_losses(losses);
   return status;
 }
 
-void* mtmlk_acquire(int64_t bytes) { return acquire_workspace(bytes); }
+void* mtmlk_acquire(int64_t bytes) {
+  Watch watch = start_watch();
+  return acquire_workspace(bytes, &watch);
+}
 void mtmlk_release(void* memory) { release_workspace(memory); }
 
 }  // extern "C"

@@ -22,11 +22,12 @@ int64_t block_rows(int64_t ld, int64_t itemsize) {
 // A call's heads, whose logits and gradients lie in z, and what the kernels need besides.
 class LinearRun {
  public:
-  LinearRun(const MtmlkLinear& linear, int32_t dtype, int threads, int64_t most_rows)
+  LinearRun(const MtmlkLinear& linear, int32_t dtype, int threads, int64_t most_rows, Watch* watch)
       : linear_(linear), f32_(dtype == MTMLK_F32), itemsize_(f32_ ? 4 : 8), starts_(1, 0) {
     for (int64_t h = 0; h < linear.n_heads; ++h) starts_.push_back(starts_.back() + linear.heads[h].classes);
     call_.linear = &linear_, call_.starts = starts_.data(), call_.ld = stride(f32_, starts_.back());
-    call_.threads = linear.rows * linear.features * starts_.back() >= kParallel ? usable_threads(threads) : 1;
+    const bool is_long = linear.rows * linear.features * starts_.back() >= kParallel;
+    call_.threads = is_long ? usable_threads(threads) : 1, call_.watch = is_long ? watch : nullptr;
     int64_t thread = 0, shared = 0;
     (f32_ ? kernels().linear_bytes_f32 : kernels().linear_bytes_f64)(linear.features, most_rows, &thread, &shared);
     call_.thread_bytes = (thread + 127) / 128 * 128;
@@ -92,51 +93,55 @@ int64_t mtmlk_linear_stride(int32_t dtype, int64_t columns) { return stride(dtyp
 
 int mtmlk_linear_keep(const MtmlkLinear* linear, int32_t dtype, int32_t threads, void* losses, void* kept,
                       MtmlkHeadError* error) {
-  HeadUnits units(linear->heads, linear->n_heads, dtype, usable_threads(threads));
+  Watch watch = start_watch();
+  HeadUnits units(linear->heads, linear->n_heads, dtype, usable_threads(threads), &watch);
   int status = units.prepare(error);
   if (status != MTMLK_OK) return status;
-  LinearRun run(*linear, dtype, threads, 0);
-  const Workspace workspace(run.bytes());
-  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
+  LinearRun run(*linear, dtype, threads, 0, &watch);
+  const Workspace workspace(run.bytes(), &watch);
+  if (!workspace.data()) return workspace.status();
   run.use(workspace.data());
   run.at(0, linear->rows, kept);
   run.logits();
-  status = units.add_losses(run.heads(true).data());
+  status = watch.stopped ? MTMLK_STOPPED : units.add_losses(run.heads(true).data());
   if (status == MTMLK_OK) units.put_losses(losses);
   return status;
 }
 
 int mtmlk_linear_back(const MtmlkLinear* linear, int32_t dtype, int32_t threads, const void* kept,
                       const double* cotangents, void* dx, void* const* dw, void* const* db) {
-  LinearRun run(*linear, dtype, threads, linear->rows);
-  const Workspace workspace(run.bytes());
-  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
+  Watch watch = start_watch();
+  LinearRun run(*linear, dtype, threads, linear->rows, &watch);
+  const Workspace workspace(run.bytes(), &watch);
+  if (!workspace.data()) return workspace.status();
   run.use(workspace.data());
   run.at(0, linear->rows, const_cast<void*>(kept));
   run.gradients(cotangents, dx, dw, db, false);
-  return MTMLK_OK;
+  return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;
 }
 
 int mtmlk_linear_blocks(const MtmlkLinear* linear, int32_t dtype, int32_t threads, void* losses, void* dx,
                         void* const* dw, void* const* db, MtmlkHeadError* error) {
   const std::vector<double> ones(size_t(linear->n_heads), 1.0);
-  HeadUnits units(linear->heads, linear->n_heads, dtype, usable_threads(threads));
+  Watch watch = start_watch();
+  HeadUnits units(linear->heads, linear->n_heads, dtype, usable_threads(threads), &watch);
   int status = units.prepare(error);
   if (status != MTMLK_OK) return status;
   bool gradient = dx;
   for (int64_t h = 0; h < linear->n_heads; ++h) gradient |= dw[h] || db[h];
   const int64_t itemsize = dtype == MTMLK_F32 ? 4 : 8;
-  LinearRun run(*linear, dtype, threads, kBlockRows);
+  LinearRun run(*linear, dtype, threads, kBlockRows, &watch);
   const int64_t most = block_rows(run.ld() ? run.ld() : 1, itemsize), rows = most < linear->rows ? most : linear->rows;
   const int64_t z_bytes = (rows * run.ld() * itemsize + 127) / 128 * 128;
-  const Workspace workspace(z_bytes + run.bytes());
-  if (!workspace.data()) return MTMLK_OUT_OF_MEMORY;
+  const Workspace workspace(z_bytes + run.bytes(), &watch);
+  if (!workspace.data()) return workspace.status();
   run.use(static_cast<char*>(workspace.data()) + z_bytes);
   for (int64_t row = 0; row < linear->rows && status == MTMLK_OK; row += rows) {
     run.at(row, linear->rows - row < rows ? linear->rows - row : rows, workspace.data());
     run.logits();
-    status = units.add_losses(run.heads(gradient).data());
+    status = watch.stopped ? MTMLK_STOPPED : units.add_losses(run.heads(gradient).data());
     if (status == MTMLK_OK && gradient) run.gradients(ones.data(), dx, dw, db, row > 0);
+    if (watch.stopped) status = MTMLK_STOPPED;
   }
   if (status == MTMLK_OK) units.put_losses(losses);
   return status;

@@ -34,19 +34,22 @@ struct Block {
   bool tangent;                  // false: V = 0 (first order)
   bool remake;                   // outputs of `remade` convolutions have no plane: they are made where they are needed
   int workers;                   // threads that may share the block's nodes
+  Watch* watch;                  // of the call, where a pass takes long enough to be looked at inside
   T* scratch;                    // [plan->scratch_size], of the block
   T* own;                        // [workers, plan->worker_scratch_size]
 };
 
-// body(i, worker) for i < n. What i covers never depends on how many workers there are.
+// body(i, worker) for i < n, less what is left when the call is stopped. What i covers never depends on how many
+// workers there are.
 template <class T, class Body>
 void share(const Block<T>& b, int64_t n, Body body) {
   if (b.workers == 1 || n == 1) {
-    for (int64_t i = 0; i < n; ++i) body(i, 0);
+    for (int64_t i = 0; i < n && !stops(b.watch); ++i) body(i, 0);
     return;
   }
 #pragma omp parallel for num_threads(b.workers) schedule(static)
-  for (int64_t i = 0; i < n; ++i) body(i, omp_get_thread_num());
+  for (int64_t i = 0; i < n; ++i)
+    if (!stops(b.watch)) body(i, omp_get_thread_num());
 }
 
 template <class T>

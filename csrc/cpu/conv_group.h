@@ -18,14 +18,14 @@ MTMLK_INLINE bool is_depthwise(const ValuePlan& v) { return v.window[kGroups] ==
 // Calls pair(element of z, element of a, element of W) for all that the outputs of some samples read. For a depthwise
 // convolution each stands for a vector of elements.
 template <class T, bool kDepthwise, class Pair>
-void each_pair(const Plan& plan, const ValuePlan& v, Range samples, Pair pair) {
-  const ValuePlan& a = plan.values[v.a];
+void each_pair(const Block<T>& b, const ValuePlan& v, Range samples, Pair pair) {
+  const ValuePlan& a = b.plan->values[v.a];
   const Strides to = strides_of(v, v.window[kOutWidth], v.ld), from = strides_of(a, v.window[kWidth], a.ld);
   const int64_t outputs = v.features / v.window[kGroups], channels = v.conv->channels;
-  const int64_t step = kDepthwise ? Simd<T>::kLanes : 1, rows = plan.params[v.weight].cols;
+  const int64_t step = kDepthwise ? Simd<T>::kLanes : 1, rows = b.plan->params[v.weight].cols;
   for (int64_t i = 0; i < v.conv->forward.n_rects; ++i) {
     const TapRect& r = v.conv->forward.rects[i];
-    for (int64_t n = samples.first; n < samples.end; ++n)
+    for (int64_t n = samples.first; n < samples.end && !stops(b.watch); ++n)
       for (int64_t y = 0; y < r.y_count; ++y)
         for (int64_t x = 0; x < r.x_count; ++x) {
           const int64_t at_z = n * to.sample + (r.y + y * r.y_step) * to.row + (r.x + x * r.x_step) * to.pixel;
@@ -57,7 +57,7 @@ void group_forward(const Block<T>& b, const ValuePlan& v, T* z, const T* bias, T
     const TapProduct<T> products[2] = {p1, p2};
     for (const TapProduct<T>& p : products)
       if (p.a)
-        each_pair<T, kDepthwise>(*b.plan, v, {n, n + 1}, [&](int64_t iz, int64_t ia, int64_t iw) {
+        each_pair<T, kDepthwise>(b, v, {n, n + 1}, [&](int64_t iz, int64_t ia, int64_t iw) {
           add_product<T, kDepthwise>(z + iz, p.a + ia, p.w + iw);
         });
   });
@@ -75,7 +75,7 @@ void group_conv_forward(const Block<T>& b, const ValuePlan& v, bool tangent) {
 template <class T, bool kDepthwise>
 void group_weight_gradient(const Block<T>& b, const ValuePlan& v, const T* a, const T* dz, T* out) {
   if (!a) return;
-  each_pair<T, kDepthwise>(*b.plan, v, {0, b.samples}, [&](int64_t iz, int64_t ia, int64_t iw) {
+  each_pair<T, kDepthwise>(b, v, {0, b.samples}, [&](int64_t iz, int64_t ia, int64_t iw) {
     add_product<T, kDepthwise>(out + iw, a + ia, dz + iz);
   });
 }
@@ -84,7 +84,7 @@ template <class T, bool kDepthwise>
 void group_input_gradient(const Block<T>& b, const ValuePlan& v, T* da, const T* dz, const T* weight) {
   if (!weight) return;
   share(b, b.samples, [&](int64_t n, int) {
-    each_pair<T, kDepthwise>(*b.plan, v, {n, n + 1}, [&](int64_t iz, int64_t ia, int64_t iw) {
+    each_pair<T, kDepthwise>(b, v, {n, n + 1}, [&](int64_t iz, int64_t ia, int64_t iw) {
       add_product<T, kDepthwise>(da + ia, dz + iz, weight + iw);
     });
   });

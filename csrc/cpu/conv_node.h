@@ -188,7 +188,7 @@ void conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sin
   share(b, parts, [&](int64_t part, int worker) {
     T* own = b.scratch + part * size;
     fill_zero<T>(own, size);
-    for (int64_t group = part * each; group < groups && group < (part + 1) * each; ++group) {
+    for (int64_t group = part * each; group < groups && group < (part + 1) * each && !stops(b.watch); ++group) {
       Range n, rows;
       unit_range(conv.groups, group, b.samples, v.window[kOutHeight], n, rows);
       const OutputGrads<T> d = grads(n, rows, worker);

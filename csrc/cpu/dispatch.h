@@ -3,6 +3,7 @@
 
 #include "mtml/abi.h"
 #include "plan.h"
+#include "watch.h"
 
 namespace mtmlk {
 
@@ -19,6 +20,7 @@ struct HeadCall {
   int64_t n_units;
   const double* inverse;  // [heads] 1 / norm, 0 where the norm is 0
   int threads;
+  Watch* watch;
 };
 
 // Rows [row0, row0 + rows) of linear heads; z [rows, ld] are their logits, and then the gradients at them.
@@ -32,6 +34,7 @@ struct LinearCall {
   void *const *dw, *const *db;
   bool add;  // to what dw and db hold
   int threads;
+  Watch* watch;
   void *shared, *scratch;
   int64_t thread_bytes;
 };
@@ -39,8 +42,8 @@ struct LinearCall {
 struct Kernels {
   const char* name;
   int lanes_f32, lanes_f64;
-  void (*inner_loop_f32)(const Plan&, const MtmlkCall&, void* workspace);
-  void (*inner_loop_f64)(const Plan&, const MtmlkCall&, void* workspace);
+  void (*inner_loop_f32)(const Plan&, const MtmlkCall&, void* workspace, Watch*);
+  void (*inner_loop_f64)(const Plan&, const MtmlkCall&, void* workspace, Watch*);
   void (*carry_f32)(const Plan&, const void* carry, int64_t rows, const void* scale, int64_t stride, void* const* grads,
                     void* const* lr_grads, int threads);
   void (*carry_f64)(const Plan&, const void* carry, int64_t rows, const void* scale, int64_t stride, void* const* grads,
@@ -50,9 +53,9 @@ struct Kernels {
   double (*fma_peak)(int32_t dtype, int threads, double seconds);
   struct Head {
     int64_t (*loop_bytes)(const MtmlkHeadCall&);
-    void (*loop)(const MtmlkHeadCall&, void* workspace);
+    void (*loop)(const MtmlkHeadCall&, void* workspace, Watch*);
     int64_t (*chain_bytes)(const MtmlkHeadCall&);
-    void (*chain)(const MtmlkHeadCall&, void* workspace);
+    void (*chain)(const MtmlkHeadCall&, void* workspace, Watch*);
   } head_f32, head_f64;
   void (*head_norms_f32)(const HeadCall&);
   void (*head_norms_f64)(const HeadCall&);
@@ -89,7 +92,7 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** plan, MtmlkReason* 
 void destroy_plan(Plan* plan);
 
 // A pool of large buffers: first-touch page faults cost 35 ms per 256 MB, so buffers are handed from call to call.
-void* acquire_workspace(int64_t bytes);  // nullptr when memory is short
+void* acquire_workspace(int64_t bytes, Watch* watch);  // nullptr when memory is short, or the call is stopped meanwhile
 void release_workspace(void* buffer);
 
 }  // namespace mtmlk

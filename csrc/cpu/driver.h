@@ -158,11 +158,12 @@ void write_losses(const Plan& p, const MtmlkCall& call, const Layout<T>& l) {
 
 // lambda_0 of the low weights, over tasks [first, last) whose planes are at hand.
 template <class T>
-void sum_low_rank(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last) {
+void sum_low_rank(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last, Watch* watch) {
   int64_t units = 0;
   each_low_rank_unit<T>(p, [&](const LowRankUnit<T>&) { ++units; });
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
   for (int64_t unit = 0; unit < units; ++unit) {
+    if (stops(watch)) continue;
     LowRankUnit<T> own = {};
     int64_t nth = 0;
     each_low_rank_unit<T>(p, [&](const LowRankUnit<T>& u) {
@@ -177,34 +178,38 @@ void sum_low_rank(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int6
 }
 
 template <class T>
-void prepare(const Plan& p, const MtmlkCall& call, const Layout<T>& l, Team<T>& team) {
+void prepare(const Plan& p, const MtmlkCall& call, const Layout<T>& l, Team<T>& team, Watch* watch) {
   for (int64_t i = 0; l.alone && i < p.n_params; ++i) pack_one(p, call, team.shared, i);
   if (l.alone) pack_rates(p, call, team.shared);
   team.call = call;
   team.runner.plan = &p, team.runner.call = &team.call, team.runner.shared = &team.shared;
+  team.runner.watch = watch;
 }
 
 // Groups [first, last) of tasks.
 template <class T>
-void run_groups(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last) {
+void run_groups(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last, Watch* watch) {
   const int64_t size = group_size(p);
   if (l.count == 1) {
-    prepare(p, call, l, l.teams[0]);
-    for (int64_t g = first; g < last; ++g) run_group(p, l, l.teams[0], g, size);
+    prepare(p, call, l, l.teams[0], watch);
+    for (int64_t g = first; g < last && !stops(watch); ++g) run_group(p, l, l.teams[0], g, size);
     return;
   }
+  int32_t finished = 0;
 #pragma omp parallel num_threads(int(l.count))
   {
     const Layout<T> own = l;
     Team<T>& team = own.teams[omp_get_thread_num()];
-    prepare(p, call, own, team);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t g = first; g < last; ++g) run_group(*team.runner.plan, own, team, g, size);
+    prepare(p, call, own, team, watch);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t g = first; g < last; ++g)
+      if (!stops(watch)) run_group(*team.runner.plan, own, team, g, size);
+    if (p.watched) wait_for_others(watch, &finished, omp_get_num_threads());
   }
 }
 
 template <class T>
-void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace) {
+void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace, Watch* watch) {
   Carver c = {static_cast<char*>(workspace), 0};
   Layout<T> l = lay_out<T>(c, p, call.tasks, call.threads, call.carry != nullptr);
   const int64_t size = group_size(p), groups = (call.tasks + size - 1) / size;
@@ -217,8 +222,9 @@ void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace) {
   const int64_t wave = p.low_rank ? l.wave : groups;  // of groups, which are single tasks in low-rank form
   for (int64_t g = 0; g < groups; g += wave) {
     const int64_t end = g + wave < groups ? g + wave : groups;
-    run_groups(p, call, l, g, end);
-    if (p.low_rank && call.carry) sum_low_rank(p, call, l, g, end);
+    run_groups(p, call, l, g, end, watch);
+    if (stops(watch)) return;  // planes that were to be summed are not there
+    if (p.low_rank && call.carry) sum_low_rank(p, call, l, g, end, watch);
   }
   if (l.groups) sum_groups(p, call, l.groups, groups);
   write_losses(p, call, l);

@@ -32,6 +32,7 @@ void head_carry(const HeadTask<T>& t, T* carry) {
 template <class T>
 struct HeadChain {
   const MtmlkHeadCall* call;
+  Watch* watch;
   int64_t begin, end;           // columns
   T *small, *dq;                // a task's [S, S + 2 C] and [Q, C], scaled
   T *rows, *queries, *weights;  // one panel of [F_s; W; P], F_q and W_K
@@ -131,7 +132,7 @@ void HeadChain<T>::run() {
   for (int64_t t = 0; t < call->tasks; ++t) {
     const T* u = static_cast<const T*>(call->carry) + t * head_carry_size(*call) + S * k + Q * C;
     scale(t);
-    for (int64_t col = begin; col < end;) {
+    for (int64_t col = begin; col < end && !stops(watch);) {
       const int64_t vecs = panel_vecs(round_up(end - col, kLanes) / kLanes), width = vecs * kLanes;
       const bool last = col + width >= end, done = last && t + 1 == call->tasks;
       const auto ahead = [&](int64_t n) { return done ? 0 : last ? n * D + begin - col : width; };

@@ -72,7 +72,7 @@ int64_t head_loop_bytes(const MtmlkHeadCall& call) {
 }
 
 template <class T>
-void run_head_loop(const MtmlkHeadCall& call, void* workspace) {
+void run_head_loop(const MtmlkHeadCall& call, void* workspace, Watch* watch) {
   const int threads = head_threads(call, call.tasks);
   Carver c = {static_cast<char*>(workspace), 0};
   const HeadTables<T> tables = head_tables<T>(c, call);
@@ -85,9 +85,10 @@ void run_head_loop(const MtmlkHeadCall& call, void* workspace) {
     Carver own = {c.base + c.used + omp_get_thread_num() * size.used, 0};
     HeadTask<T> task = {};
     task.carve(own, call);
-    task.call = &call, task.tables = &tables;
+    task.call = &call, task.tables = &tables, task.watch = watch;
 #pragma omp for schedule(static)
-    for (int64_t t = 0; t < call.tasks; ++t) run_head_task<T>(task, t);
+    for (int64_t t = 0; t < call.tasks; ++t)
+      if (!stops(watch)) run_head_task<T>(task, t);
   }
 }
 
@@ -120,7 +121,7 @@ void head_small_sums(const MtmlkHeadCall& call) {
 }
 
 template <class T>
-void run_head_chain(const MtmlkHeadCall& call, void* workspace) {
+void run_head_chain(const MtmlkHeadCall& call, void* workspace, Watch* watch) {
   const int parts = head_threads(call, call.features);
   char* base = static_cast<char*>(workspace);
   if (call.grad_support_x || call.grad_query_x || call.grad_weight) {
@@ -133,6 +134,7 @@ void run_head_chain(const MtmlkHeadCall& call, void* workspace) {
         chain.carve(c, call, head_column<T>(call.features, before, parts),
                     head_column<T>(call.features, before + 1, parts));
       }
+      chain.watch = watch;
       chain.run();
     }
   }

@@ -101,7 +101,7 @@ void HeadTask<T>::reverse(int64_t task) {
     for (int64_t c = 0; c < C; ++c)
       for (int64_t s = 0; s < S; ++s) da[c * wide + g * ls + s] = outer[((task * groups + g) * C + c) * S + s];
   reverse_query(task);
-  for (int64_t k = K - 1; k >= 0; --k) reverse_step(task, k);
+  for (int64_t k = K - 1; k >= 0 && !stops(watch); --k) reverse_step(task, k);
   const int64_t later = K > 1 ? (K - 1) * C : 0;  // dG = -sum_k A_k^T dz_k as one product; A_0 = 0
   Gemm<T> to_gram = {dgram, ls, nullptr, 0, T(-1), nullptr, 0, {stack + C * wide, wide, probs + C * ls, ls, later}, {}};
   multiply_rows<T, true>(S, ls, to_gram);

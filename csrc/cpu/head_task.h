@@ -26,6 +26,7 @@ template <class T>
 struct HeadTask {
   const MtmlkHeadCall* call;
   const HeadTables<T>* tables;
+  Watch* watch;
   int64_t S, Q, C, D, K, groups, ls, lq, ld, wide;  // rows padded to vectors; wide: A and B side by side
   T *packed, *product;                              // [D, S + C] panels; [S, lp] = F_s [F_s; W]^T
   T *own, *pulled, *rows;                           // W_K and P [C, ld]; a panel of features
@@ -114,7 +115,7 @@ void HeadTask<T>::adapt(int64_t task) {
   T* losses = static_cast<T*>(call->support_losses);
   fill_zero<T>(stack, C * wide);
   head_base<T>(*this, 0);
-  for (int64_t k = 0; k < K; ++k) {
+  for (int64_t k = 0; k < K && !stops(watch); ++k) {
     if (k && decays()) head_base<T>(*this, k);
     T *p = probs + k * C * ls, *a = stack + k * C * wide, *next = a + C * wide;
     head_logits<T>(*this, k, p);

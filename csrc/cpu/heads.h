@@ -37,6 +37,7 @@ template <class T>
 void head_norms(const HeadCall& call) {
 #pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
   for (int64_t i = 0; i < call.n_units; ++i) {
+    if (stops(call.watch)) continue;
     HeadUnit& u = call.units[i];
     const MtmlkHead& h = call.heads[u.head];
     u.bad = h.ids ? first_bad_label(h, u.row0, u.row1) : -1;
@@ -70,6 +71,7 @@ void head_losses(const HeadCall& call, void* workspace, int64_t thread_bytes) {
   const int64_t few = call.n_units / (8 * call.threads), at_once = few > 1 ? few : 1;
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, at_once) if (call.threads > 1)
   for (int64_t i = 0; i < call.n_units; ++i) {
+    if (stops(call.watch)) continue;
     HeadUnit& u = call.units[i];
     char* mine = static_cast<char*>(workspace) + thread_bytes * (call.threads > 1 ? omp_get_thread_num() : 0);
     u.loss = unit_loss<T>(call.heads[u.head], u, call.inverse[u.head], reinterpret_cast<T*>(mine));

@@ -87,6 +87,7 @@ void linear_logits(const LinearCall& call) {
   const int64_t depth = call.linear->features, panels = panels_of<T>(call.starts[call.linear->n_heads]);
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
   for (int64_t p = 0; p < panels; ++p) {
+    if (stops(call.watch)) continue;
     const int64_t col = p * kPanel<T>, width = panel_width<T>(call.ld, p);
     T *const bias = scratch_of<T>(call), *const packed = bias + kPanel<T>;
     pack_panel<T>(call, col, width, packed, bias);
@@ -138,6 +139,7 @@ void linear_features(const LinearCall& call) {
   const int64_t panels = panels_of<T>(call.linear->features), groups = (call.rows + kRowGroup - 1) / kRowGroup;
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
   for (int64_t u = 0; u < panels * groups; ++u) {
+    if (stops(call.watch)) continue;
     const int64_t row = u % groups * kRowGroup;
     features_unit<T>(call, u / groups, row, call.rows - row < kRowGroup ? call.rows - row : kRowGroup);
   }
@@ -158,6 +160,7 @@ void pack_features(const LinearCall& call) {
   const int64_t blocks = (call.rows + kRowBlock - 1) / kRowBlock;
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
   for (int64_t u = 0; u < blocks * panels; ++u) {
+    if (stops(call.watch)) continue;
     const int64_t panel = u % panels, row0 = u / panels * kRowBlock, from = panel * kPanel<T>;
     const int64_t width = panel_width<T>(depth, panel);
     const int64_t rows = call.rows - row0 < kRowBlock ? call.rows - row0 : kRowBlock;
@@ -229,7 +232,7 @@ void weights_unit(const LinearCall& call, int64_t col, int64_t first) {
   T *const found = scratch_of<T>(call), *const packed = found + kPanelGroup * kPanel<T> * kPanel<T>;
   T* const sums = packed + kRowBlock * kPanel<T>;
   for (int64_t i = 0; i < width; ++i) sums[i] = T(0);
-  for (int64_t row = 0; row < call.rows; row += kRowBlock) {
+  for (int64_t row = 0; row < call.rows && !stops(call.watch); row += kRowBlock) {
     const int64_t rows = call.rows - row < kRowBlock ? call.rows - row : kRowBlock;
     pack_gradients<T>(static_cast<const T*>(call.z) + row * call.ld + col, call.ld, rows, width, packed, sums);
     for (int64_t p = first; p < last; ++p) {
@@ -250,7 +253,8 @@ void linear_weights(const LinearCall& call) {
   const int64_t groups = (panels_of<T>(call.linear->features) + kPanelGroup - 1) / kPanelGroup;
   const int64_t chunks = panels_of<T>(call.starts[call.linear->n_heads]);
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
-  for (int64_t u = 0; u < chunks * groups; ++u) weights_unit<T>(call, u / groups * kPanel<T>, u % groups * kPanelGroup);
+  for (int64_t u = 0; u < chunks * groups; ++u)
+    if (!stops(call.watch)) weights_unit<T>(call, u / groups * kPanel<T>, u % groups * kPanelGroup);
 }
 
 // Bytes: of a thread's scratch, and of what the threads share.

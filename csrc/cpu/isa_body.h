@@ -15,6 +15,7 @@ namespace mtmlk {
 namespace {
 
 #include "simd.h"
+#include "stops.h"
 #include "vmath.h"
 #include "gemm.h"
 #include "dots.h"

@@ -395,6 +395,7 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out, MtmlkReason* r
   plan->out_size = output.rows * output.features;
   plan->support = cut_rows(*plan, spec.support);
   plan->query = cut_rows(*plan, spec.query);
+  plan->watched = worth_watching(*plan);
   place_scratch(*plan);
   place_state(*plan);
   // A row a task lets the backward pass weigh tasks freely; beyond 64 KiB a row only the sum over the tasks is kept.

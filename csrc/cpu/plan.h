@@ -166,7 +166,8 @@ struct Plan {
   int64_t carry_end;            // and the low weights', which are summed over the tasks at once
   int64_t carry_room;           // what a row of the carry is given: enough for the layout of any instruction set
   bool carry_per_task;
-  bool heavy;  // has convolutions
+  bool heavy;    // has convolutions
+  bool watched;  // a pass takes so long that its nodes look at the call's Watch
   // Low-rank form: a task's planes of all steps, then of its query set, are kept until its wave's gradients are summed.
   bool low_rank;
   int64_t query_at, task_size, gram_size, kept_size;

@@ -44,6 +44,7 @@ struct Runner {
   const Plan* plan;
   const MtmlkCall* call;
   const Shared<T>* shared;
+  Watch* watch;
   int64_t task;
   T* losses;  // [steps + 1] of this task: support losses, then the query loss
 
@@ -83,6 +84,8 @@ struct Runner {
   T cotangent() const { return call->grad_loss ? static_cast<const T*>(call->grad_loss)[task] : T(1); }
   T step_weight(int64_t k) const;
   bool differentiate() const { return call->differentiate != 0; }
+  // Of short passes, only some are followed by a look.
+  bool stops_at(int64_t k) const { return (plan->watched || k % 16 == 0) && stops(watch); }
   bool segmented() const { return plan->needs && plan->slots < plan->steps; }
 
   T* state(int64_t k) const { return states + k % plan->slots * plan->state_size; }

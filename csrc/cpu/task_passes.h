@@ -140,7 +140,7 @@ Block<T> Runner<T>::block(const Phase& phase, int64_t chunk, int64_t index, int 
   }
   b.plan = plan, b.samples = end > start ? end - start : 0, b.stride = cut.block_samples;
   b.params = now, b.direction = along, b.tangent = false, b.remake = phase.query;
-  b.workers = plan->mixes ? shared->workers : 1;
+  b.workers = plan->mixes ? shared->workers : 1, b.watch = plan->watched ? watch : nullptr;
   b.scratch = workers[worker].scratch, b.own = workers[worker].own;
   T* chunk_fixed = chunk_grads + chunk * plan->chunk_size + plan->lambda_size;
   b.fixed[kPrimal] = phase.query ? fixed_query[0] : state(k) + plan->state_fixed;
@@ -210,19 +210,19 @@ void Runner<T>::fixed_nodes(const Phase& phase, int64_t k, Plane plane, const Si
 
 template <class T>
 void forward_block(const Block<T>& b) {
-  for (int32_t i = 0; i < b.plan->n_values; ++i)
+  for (int32_t i = 0; i < b.plan->n_values && !stops(b.watch); ++i)
     if (b.plan->values[i].live && b.plan->values[i].batched) node_forward<T>(b, i);
 }
 
 template <class T>
 void tangent_block(const Block<T>& b) {
-  for (int32_t i = 0; i < b.plan->n_values; ++i)
+  for (int32_t i = 0; i < b.plan->n_values && !stops(b.watch); ++i)
     if (b.plan->values[i].live && b.plan->values[i].batched) node_tangent<T>(b, i);
 }
 
 template <class T>
 void backward_block(const Block<T>& b, Plane plane, const Sink<T>& sink, bool inner) {
-  for (int32_t i = int32_t(b.plan->n_values) - 1; i >= 0; --i)
+  for (int32_t i = int32_t(b.plan->n_values) - 1; i >= 0 && !stops(b.watch); --i)
     if (b.plan->values[i].live && b.plan->values[i].batched) node_backward<T>(b, i, plane, sink, inner);
 }
 

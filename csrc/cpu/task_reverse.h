@@ -157,7 +157,7 @@ void Runner<T>::write_adapted(int64_t k) const {
 // Recomputes the steps between two checkpoints.
 template <class T>
 void Runner<T>::replay(int64_t start, int64_t end) {
-  for (int64_t k = start; k < end; ++k) {
+  for (int64_t k = start; k < end && !stops_at(k); ++k) {
     inner_step(k, false);
     take_step(k);
   }
@@ -178,7 +178,7 @@ void Runner<T>::reverse(T* carry_row) {
     if (!plan->params[i].used) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
   add_external(steps);
   const T* seeds = static_cast<const T*>(call->grad_support_losses);
-  for (int64_t k = steps - 1; k >= 0; --k) {
+  for (int64_t k = steps - 1; k >= 0 && !stops_at(k); --k) {
     if (segmented() && k < steps - 1 && (k + 1) % plan->slots == 0) replay(k + 1 - plan->slots, k + 1);
     point_along(k);
     if (plan->needs & MTMLK_NEED_LR) rate_gradients(k);
@@ -205,6 +205,7 @@ void Runner<T>::run(T* carry_row) {
   clear(call->grad_query_x, plan->query.samples);
   losses[steps] = 0;
   for (int64_t k = 0; k < steps; ++k) {
+    if (stops_at(k)) return;
     if (call->query_x && !differentiate() && step_weight(k) != 0) query_pass(k, false);
     write_adapted(k);
     inner_step(k, true);

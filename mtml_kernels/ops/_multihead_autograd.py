@@ -7,23 +7,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from mtml_kernels import native_heads
+from mtml_kernels._transforms import abstract, alive, is_forward_mode
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._multihead_backends import along, reference_call, scaled
 from mtml_kernels.ops._multihead_schema import HeadsCall, HeadTensors, make_call
 
-__all__ = ["Eager", "Losses", "abstract", "gradient_formula", "plain_losses"]
+__all__ = ["Eager", "Losses", "gradient_formula", "gradients_at", "plain_losses"]
 
 
 def gradient_formula(call: HeadsCall, tensors: HeadTensors, cotangent: Tensor) -> tuple[Tensor, ...]:
     """The gradients at the logits, of PyTorch operations: differentiable any number of times."""
+    tensors = HeadTensors.of(alive(tensors.flat()))
 
     def losses(*logits: Tensor) -> Tensor:
         return reference_call(call, tensors._replace(logits=logits))
 
     gradients: tuple[Tensor, ...] = torch.func.vjp(losses, *tensors.logits)[1](cotangent)
+    return gradients
+
+
+def gradients_at(call: HeadsCall, backend: Backend, cotangent: Tensor, tensors: HeadTensors) -> tuple[Tensor, ...]:
+    """The gradients at the logits by the way that every transform around it follows."""
+    if is_forward_mode():
+        return gradient_formula(call, tensors, cotangent)
+    gradients: tuple[Tensor, ...] = _Gradients.apply(call, backend, cotangent, *tensors.flat())
     return gradients
 
 
@@ -45,7 +54,7 @@ class Eager(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         call: HeadsCall = ctx.call
         if torch.is_grad_enabled():  # create_graph=True
-            return (None, None, None, *_Gradients.apply(call, ctx.backend, cotangent, *_saved(ctx).flat()))
+            return (None, None, None, *gradients_at(call, ctx.backend, cotangent, _saved(ctx)))
         gradients = ctx.gradients
         if gradients is None:
             gradients = ctx.backend.forward(call, _saved(ctx), True)[1]
@@ -99,12 +108,6 @@ def _saved(ctx: Any) -> HeadTensors:
     return HeadTensors.of((*ctx.saved_tensors, *none))
 
 
-def abstract(t: Tensor) -> bool:
-    """Whether a tensor stands for a batch of them (is_grads_batched, torch.func) or is being traced."""
-    batched: bool = torch._C._functorch.is_legacy_batchedtensor(t)
-    return batched or torch._C._are_functorch_transforms_active() or is_compiling()
-
-
 # --- torch.func, and gradients that are differentiated ----------------------------------------------------------------
 
 
@@ -120,7 +123,11 @@ def _stacks(info: Any, in_dims: Sequence[Any], call: HeadsCall, flat: Sequence[A
 
 
 class Losses(torch.autograd.Function):
-    """The losses under torch.func's grad, vjp, jvp, jacrev, jacfwd and vmap, in any nesting."""
+    """The losses under torch.func's grad, vjp, jacrev and vmap, in any nesting.
+
+    Neither this nor `_Gradients` has a rule for forward mode: PyTorch runs such a rule with forward mode switched off,
+    so that the tangents of the levels around it would be lost. There the formulas run.
+    """
 
     @staticmethod
     def forward(call: HeadsCall, backend: Backend, *flat: Tensor | None) -> Tensor:
@@ -130,23 +137,11 @@ class Losses(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.call, ctx.backend = inputs[:2]
         ctx.save_for_backward(*inputs[2:])
-        ctx.save_for_forward(*inputs[2:])
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        found = _Gradients.apply(ctx.call, ctx.backend, cotangent, *ctx.saved_tensors)
+        found = gradients_at(ctx.call, ctx.backend, cotangent, HeadTensors.of(ctx.saved_tensors))
         return (None, None, *found, *(None,) * (len(ctx.saved_tensors) - len(found)))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        """Of every head <gradient, tangent of its logits>."""
-        call: HeadsCall = ctx.call
-        ones = ctx.saved_tensors[0].new_ones(call.total)
-        parts = []
-        gradients = _Gradients.apply(call, ctx.backend, ones, *ctx.saved_tensors)
-        for g, t, count in zip(gradients, tangents[2:], call.counts, strict=False):
-            parts.append(g.new_zeros(count) if t is None else (g * t).reshape(count, -1).sum(1))
-        return torch.cat(parts)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: HeadsCall, backend: Backend, *flat: Any) -> tuple[Tensor, int]:
@@ -168,22 +163,17 @@ class _Gradients(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call = inputs[0]
         ctx.save_for_backward(*inputs[2:])
-        ctx.save_for_forward(*inputs[2:])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        formula, primals = _formula_of(ctx)
-        found = torch.func.vjp(formula, *primals)[1](cotangents)
-        return (None, None, *found, *(None,) * (4 * len(cotangents)))
+        cotangent, *flat = alive(ctx.saved_tensors)
+        tensors = HeadTensors.of(flat)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        formula, primals = _formula_of(ctx)
-        given = zip(primals, tangents[2:], strict=False)
-        found: tuple[Tensor, ...] = torch.func.jvp(
-            formula, primals, tuple(torch.zeros_like(p) if t is None else t for p, t in given)
-        )[1]
-        return found
+        def formula(cotangent: Tensor, *logits: Tensor) -> tuple[Tensor, ...]:
+            return gradient_formula(ctx.call, tensors._replace(logits=logits), cotangent)
+
+        found = torch.func.vjp(formula, cotangent, *tensors.logits)[1](cotangents)
+        return (None, None, *found, *(None,) * (4 * len(cotangents)))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: HeadsCall, backend: Backend, *rest: Any) -> tuple[Any, Any]:
@@ -195,14 +185,3 @@ class _Gradients(torch.autograd.Function):
         found = _Gradients.apply(together, backend, every, *tensors.flat())
         apart = [g.unflatten(0, (size, -1)) if k else g for g, k in zip(found, call.stacked, strict=True)]
         return tuple(apart), (0,) * len(apart)
-
-
-def _formula_of(ctx: Any) -> tuple[Any, tuple[Tensor, ...]]:
-    """`gradient_formula` as a function of cotangent and logits, and those."""
-    cotangent, *flat = ctx.saved_tensors
-    tensors = HeadTensors.of(flat)
-
-    def formula(cotangent: Tensor, *logits: Tensor) -> tuple[Tensor, ...]:
-        return gradient_formula(ctx.call, tensors._replace(logits=logits), cotangent)
-
-    return formula, (cotangent, *tensors.logits)

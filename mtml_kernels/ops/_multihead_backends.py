@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from mtml_kernels import native, native_heads
 from mtml_kernels.ops._backends import REFERENCE, Backend, Registry
@@ -24,6 +25,20 @@ from mtml_kernels.reference.multihead_loss import multihead_loss as reference_lo
 from mtml_kernels.triton._register import register_multihead_loss
 
 BACKENDS = Registry("multihead_loss")
+
+
+def _resolved_name(backend: str, device_type: str, dtype: torch.dtype) -> str:
+    return BACKENDS.resolve(backend, device_type, dtype).name
+
+
+_resolved_name._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in ops/inner_loop.py
+
+
+def resolve(backend: str, device_type: str, dtype: torch.dtype) -> Backend:
+    """`BACKENDS.resolve`, of which torch.compile sees the result alone."""
+    if is_compiling():
+        return BACKENDS.named(_resolved_name(backend, device_type, dtype))
+    return BACKENDS.resolve(backend, device_type, dtype)
 
 
 def unstack(call: HeadsCall, tensors: HeadTensors) -> tuple[list[Any], ...]:
@@ -48,6 +63,8 @@ def check_labels(call: HeadsCall, tensors: HeadTensors) -> None:
     for i, (spec, z, y, stack) in enumerate(zip(call.specs, *tensors[:2], call.stacked, strict=True)):
         if not is_ids(spec, y) or y.is_meta:
             continue
+        while torch._C._functorch.is_functorch_wrapped_tensor(y):  # the values of a batch are those below
+            y = torch._C._functorch.get_unwrapped(y)
         classes = z.shape[1:][spec.class_dim if spec.class_dim < 0 else 1] if stack else z.shape[spec.class_dim]
         wrong = ((y < 0) | (y >= classes)) & (y != spec.ignore_index)
         if bool(wrong.any()):

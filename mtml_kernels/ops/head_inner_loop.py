@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from mtml_kernels import native, native_head
+from mtml_kernels._transforms import OpLibrary, abstract, has_tangents, no_rule
 from mtml_kernels.ops._backends import REFERENCE, Backend, Registry
 from mtml_kernels.ops._head_loop_checks import check_arguments, check_cotangents, check_ranks
 from mtml_kernels.ops._head_schema import (
@@ -38,7 +38,7 @@ __all__ = ["BACKENDS", "backend_for", "head_inner_loop_call"]
 
 WAY_OUT = 'mtml.MAML(head, ..., backend="general") on the features, which is made of PyTorch operations.'
 ONCE = f"mtml::head_inner_loop is differentiable once, and its gradient was differentiated again. Way out: {WAY_OUT}"
-UNDER_FUNC = f"mtml::head_inner_loop has no rule for torch.func transforms (grad, vmap, ...). Way out: {WAY_OUT}"
+UNDER_FUNC = no_rule("head_inner_loop", WAY_OUT)
 
 BACKENDS = Registry("head_inner_loop")
 
@@ -86,7 +86,7 @@ BACKENDS.register(Backend(REFERENCE, lambda: None, _reference_forward, _referenc
 
 # --- the registered ops -----------------------------------------------------------------------------------------------
 
-_lib = torch.library.Library("mtml", "FRAGMENT")
+_lib = OpLibrary(WAY_OUT)
 _lib.define(FORWARD_SCHEMA)
 _lib.define(BACKWARD_SCHEMA)
 
@@ -194,7 +194,7 @@ class HeadInnerLoop(torch.autograd.Function):
         options, needs, backend = ctx.fixed
         *tensors, carry = ctx.saved_tensors
         a = HeadArgs._make((*tensors, options, needs))
-        if torch.is_grad_enabled() or is_compiling():  # create_graph=True, or compiled autograd
+        if torch.is_grad_enabled() or abstract(*grads):  # create_graph=True, or no plain cotangents
             return (None, *_gradients_by_op(a, carry, backend.name, grads))
         return (None, *backend.backward(tuple(_contiguous(g) for g in grads), a, carry))
 
@@ -238,10 +238,10 @@ def head_inner_loop_call(a: HeadArgs, backend: str = "auto") -> tuple[Tensor, Te
     if is_compiling() or torch._C._len_torch_dispatch_stack():
         loss, logits, support_losses, coefficients, _ = torch.ops.mtml.head_inner_loop(*a, name)
         return loss, logits, support_losses, coefficients
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or has_tangents(a):
         raise RuntimeError(UNDER_FUNC)
     chosen = BACKENDS.named(name)
-    if a.needs or forward_ad._current_level >= 0:  # the Function raises where a direct call would drop tangents
+    if a.needs:
         loss, logits, support_losses, coefficients = HeadInnerLoop.apply((chosen, a), *a[:5])
     else:
         loss, logits, support_losses, coefficients, _ = chosen.forward(*a)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
+from mtml_kernels._transforms import OpLibrary, abstract, has_tangents, no_rule
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._inner_loop_backends import BACKENDS
 from mtml_kernels.ops._inner_loop_checks import check_arguments, check_cotangents, check_ranks
@@ -36,14 +36,12 @@ from mtml_kernels.ops._inner_loop_schema import (
 
 __all__ = ["BACKENDS", "InnerLoop", "InnerLoopSpec", "inner_loop_call"]
 
-ONCE = (
-    "mtml::inner_loop is differentiable once, and its meta-gradient was differentiated again. Way out: the general "
-    'path, which is differentiable any number of times: mtml.MAML(..., backend="general").'
+GENERAL = (
+    "the general path, which is made of PyTorch operations and differentiable any number of times: "
+    'mtml.MAML(..., backend="general").'
 )
-UNDER_FUNC = (
-    "mtml::inner_loop has no rule for torch.func transforms (grad, vmap, jvp, ...). Way out: the general path, which "
-    'is made of PyTorch operations: mtml.MAML(..., backend="general").'
-)
+ONCE = f"mtml::inner_loop is differentiable once, and its meta-gradient was differentiated again. Way out: {GENERAL}"
+UNDER_FUNC = no_rule("inner_loop", GENERAL)
 
 _N_ARGS = len(InnerLoopArgs._fields)
 _N_COTANGENTS = 5  # grad_loss, grad_output, grad_support_losses, grad_adapted, grad_adapted_given
@@ -53,7 +51,7 @@ Result = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 
 # --- the registered ops --------------------------------------------------------------------------------------------
 
-_lib = torch.library.Library("mtml", "FRAGMENT")
+_lib = OpLibrary(GENERAL)
 _lib.define(FORWARD_SCHEMA)
 _lib.define(BACKWARD_SCHEMA)
 
@@ -204,7 +202,7 @@ class InnerLoop(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: _Plan = ctx.plan
-        if torch.is_grad_enabled() or is_compiling():  # create_graph=True, or compiled autograd
+        if torch.is_grad_enabled() or abstract(*grads):  # create_graph=True, or no plain cotangents
             params, lr, support_x, query_x = _gradients_by_op(plan, ctx.saved_tensors, (*grads[:3], grads[3:]))
         else:
             cotangents = [_contiguous(g) for g in grads]
@@ -260,11 +258,10 @@ def inner_loop_call(
     if tracing or torch._C._len_torch_dispatch_stack():
         name = _resolved_name(backend, like.device.type, like.dtype)
         return torch.ops.mtml.inner_loop(*args, name)[:4]
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or has_tangents(args):
         raise RuntimeError(UNDER_FUNC)
     chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
-    # Forward-mode AD goes through the Function too: that one raises where a direct call would drop the tangents.
-    if needs or forward_ad._current_level >= 0:
+    if needs:
         plan = _plan(static, needs, chosen, params, lr, support_x, query_x)
         out = InnerLoop.apply((plan, args), *params, *lr, *support_x, *query_x)
         return out[0], out[1], out[2], list(out[3:])

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtml_kernels._transforms import abstract
 from mtml_kernels.native_heads import recycled_like
 from mtml_kernels.native_linear import Grads, LinearHead, Problem, Wants
-from mtml_kernels.ops._multihead_autograd import abstract
 from mtml_kernels.reference.multihead_loss import multihead_loss as reference_losses
 from mtml_kernels.triton._register import linear_heads
 

@@ -2,9 +2,11 @@
 
 Three doors lead to the same backends: eager code takes `Eager` (small heads of plain tensors on the CPU `Plain`);
 torch.func transforms take `Losses`, whose vmap rule makes stacks of equal heads of the batch; whatever traces takes the
-registered op. The gradient comes with the loss; backward passes it on, times the cotangent. Where that pass is
-differentiated itself, `_Gradients` takes its place, whose own derivative is that of PyTorch operations
-(`gradient_formula`): any number of times. The registered op is differentiable once and raises beyond.
+registered op. Forward mode, and a transform that is traced, take the PyTorch formulas themselves.
+
+The gradient comes with the loss; backward passes it on, times the cotangent. Where that pass is differentiated itself,
+`_Gradients` takes its place, whose own derivative is that of PyTorch operations (`gradient_formula`): any number of
+times. The registered op is differentiable once and raises beyond.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from mtml_kernels import native_heads
+from mtml_kernels._transforms import OpLibrary, is_forward_mode
 from mtml_kernels.ops._backends import Backend
 from mtml_kernels.ops._multihead_autograd import Eager, Losses, plain_losses
-from mtml_kernels.ops._multihead_backends import BACKENDS
+from mtml_kernels.ops._multihead_backends import BACKENDS, check_labels, reference_call
 from mtml_kernels.ops._multihead_checks import check_arguments, check_gradients, gathered, specifications
 from mtml_kernels.ops._multihead_schema import (
     BACKWARD_SCHEMA,
@@ -41,7 +43,7 @@ ONCE = (
 
 # --- the registered ops -----------------------------------------------------------------------------------------------
 
-_lib = torch.library.Library("mtml", "FRAGMENT")
+_lib = OpLibrary("mtml_kernels.multihead_loss, which every transform differentiates any number of times.")
 _lib.define(FORWARD_SCHEMA)
 _lib.define(BACKWARD_SCHEMA)
 
@@ -126,14 +128,20 @@ def multihead_loss_call(
 
     `plain`: what `native_heads.read_plain` gives of them.
     """
-    if is_compiling() or torch._C._len_torch_dispatch_stack():
+    tracing = is_compiling() or torch._C._len_torch_dispatch_stack()
+    transformed = torch._C._are_functorch_transforms_active()
+    if is_forward_mode() or (transformed and tracing):  # neither the Function nor the op has a rule for these
+        if not tracing:
+            check_labels(call, tensors)
+        return reference_call(call, tensors)
+    if tracing:
         others = [*tensors.sample_weights, *tensors.class_weights, *tensors.pos_weights]
         places = [i for i, t in enumerate(others) if t is not None]
         wanted = torch.is_grad_enabled() and any(z.requires_grad for z in tensors.logits)
         lists = (list(tensors.logits), list(tensors.targets), [t for t in others if t is not None])
         losses: Tensor = torch.ops.mtml.multihead_loss(*lists, places, call.text, wanted, backend.name)[0]
         return losses
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transformed:
         return Losses.apply(call, backend, *tensors.flat())
     wanted = torch.is_grad_enabled() and any(z.requires_grad for z in tensors.logits)
     if plain is not None and call.small and backend.forward is native_heads.multihead_forward:

@@ -17,10 +17,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mtml_kernels.heads import CLASS_KINDS, HeadLoss, rows_shape
+from mtml_kernels.losses import bce_with_logits, huber, log_softmax
 
 __all__ = ["head_loss", "multihead_loss"]
 
@@ -83,7 +83,7 @@ def _softmax_rows(
 ) -> tuple[Tensor, Tensor]:
     """Loss of every row and what it counts, both of `rows_shape`."""
     z = logits.movedim(spec.class_dim, -1)  # [..., C]
-    log_p = F.log_softmax(z, -1)
+    log_p = log_softmax(z)
     classes = z.shape[-1]
     c = torch.ones(classes, dtype=z.dtype, device=z.device) if class_weights is None else class_weights.to(z.dtype)
     if spec.kind == "kl":
@@ -109,12 +109,12 @@ def _element_rows(logits: Tensor, target: Tensor, spec: HeadLoss, pos_weight: Te
         mean, log_var = logits.chunk(2, -1)
         each = 0.5 * (log_var + (target - mean).square() * torch.exp(-log_var))
     elif spec.kind == "bce_with_logits":
-        each = F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight, reduction="none")
+        each = bce_with_logits(logits, target, pos_weight)
     elif spec.kind == "mse":
         each = (logits - target).square()
     elif spec.kind == "l1":
         each = (logits - target).abs()
     else:
-        each = F.huber_loss(logits, target, reduction="none", delta=spec.delta)
+        each = huber(logits, target, spec.delta)
     rows = each.reshape(each.shape[0], math.prod(each.shape[1:])).sum(-1)
     return rows if spec.reduction == "sum" else rows / max(math.prod(each.shape[1:]), 1)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mtml._contents import Contents
+from mtml._notices import warn_of_fallback, warn_of_statistics
 from mtml._plan import Batch, Options, Path, Planner
 from mtml._watch import structure
+from mtml_kernels._general_loss import takes
+from mtml_kernels._neutral import uncompiled
+from mtml_kernels._transforms import is_forward_mode
 from mtml_kernels.checks import check_initialised, check_steps, shown
-from mtml_kernels.errors import FallbackWarning
 
-__all__ = ["PathCache", "unpacked", "weights_list"]
+__all__ = ["PathCache", "Six", "unpacked", "weights_list"]
 
 STATES = 8  # of a model (train and eval, say) whose paths are kept
 CALLS = 64  # signatures per state
@@ -43,7 +45,6 @@ class PathCache:
         self.owner = owner
         self.now: Planner | None = None
         self.states: dict[Hashable, Planner] = {}
-        self.warned: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PathCache, (None,)
@@ -68,7 +69,10 @@ class PathCache:
         """How to run this call, and its step weights in the form that both paths take."""
         planner = self.now
         if planner is None or not planner.fresh():
-            planner = self.planner()
+            planner = uncompiled(self.planner)
+        planner.left -= 1
+        if planner.left == 0:
+            uncompiled(planner.verify)
         own = self.owner.__dict__
         if steps is None:
             steps = own["steps"]
@@ -86,7 +90,9 @@ class PathCache:
             first_order,
             keep,
             torch.is_grad_enabled(),
-            torch._C._are_functorch_transforms_active(),
+            torch._C._are_functorch_transforms_active() or is_forward_mode(),
+            torch._C._len_torch_dispatch_stack(),
+            torch._C._is_any_autocast_enabled() and planner.autocast(),
         )
         path = planner.calls.get(key)
         weights = None
@@ -96,57 +102,40 @@ class PathCache:
             batch = Batch(sx, sy, qx, qy, support_mask, query_mask, weights)
             path = planner.prepare(batch, Options(check_steps(steps), bool(first_order), keep))
             if len(planner.calls) >= CALLS:
-                planner.calls.pop(next(iter(planner.calls)))
-            planner.calls[key] = path
+                planner.calls.pop(list(planner.calls)[0], None)  # noqa: RUF015 - other threads may add to it meanwhile
+            if not torch._C._len_torch_dispatch_stack():  # a path made under FakeTensorMode, say, holds its tensors
+                planner.calls[key] = path
+            warn_of_statistics(self.owner.module, planner.batch_norm)
         if path.notice is not None and not quiet:
-            self._warn(path)
+            (mode, reasons), path.notice = path.notice, None
+            warn_of_fallback(self.owner.module, mode, reasons)
         return path, weights
 
     def planner(self) -> Planner:
         """The planner of the module as it stands."""
         maml = self.owner
         check_initialised(maml.module)
-        losses = tuple(_loss_key(loss) for loss in (maml.loss, maml.query_loss))
-        settings = tuple(map(id, (maml.lr, maml.params, maml.update)))
-        key = (structure(maml.module, attributes=False), losses, settings, maml.batch_norm, maml.backend)
+        options = _options(maml)
+        words = (maml.batch_norm, maml.backend, maml.allow_unused)
+        key = (structure(maml.module), tuple(options.tokens), words)
         planner = self.states.pop(key, None)
         if planner is None:
             planner = Planner(maml)
             while len(self.states) >= STATES:
                 self.states.pop(next(iter(self.states)))
-        else:
-            planner.observe(maml)
+        planner.observe(maml, options)
         self.states[key] = self.now = planner
         return planner
 
-    def _warn(self, path: Path) -> None:
-        """Once for each set of reasons: which form of the general path is faster differs from one batch to the next."""
-        if path.notice is None:
-            return
-        (mode, reasons), path.notice = path.notice, None
-        if reasons in self.warned:
-            return
-        self.warned.add(reasons)
-        warnings.warn(
-            f"general path ({mode}): {reasons}. It is exact but slower than the fused engine; backend='general' "
-            "chooses it silently, and explain() shows every layer.",
-            FallbackWarning,
-            stacklevel=_caller_level(),
-        )
 
-
-def _loss_key(loss: Any) -> Hashable:
-    """A loss as part of a key: an nn loss may change its options after it was passed in."""
-    values = getattr(loss, "__dict__", {}).items()
-    return loss if isinstance(loss, str) else id(loss), tuple((k, v) for k, v in values if isinstance(v, float | str))
-
-
-def _caller_level() -> int:
-    """The stacklevel of the first frame outside this package and the engine: the line that the user wrote."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("mtml", "mtml_kernels"):
-        frame, level = frame.f_back, level + 1
-    return level
+def _options(maml: Any) -> Contents:
+    """What a MAML was given beside its model, looked into: any of it may be changed in place."""
+    options = Contents(versions=False)  # tensors among them are read at every call
+    for given in (maml.lr, maml.loss, maml.query_loss, maml.params, maml.update):
+        options.visit(given)
+        if isinstance(given, nn.Module) and given is not maml.update:
+            options.visit(given.__dict__)
+    return options.settle()
 
 
 def _weights_signature(weights: Any) -> Hashable:
@@ -180,30 +169,60 @@ def weights_list(weights: Any, steps: int) -> Any:
     )
 
 
-def unpacked(sx: Any, sy: Any, qx: Any, qy: Any, support_mask: Any, query_mask: Any, adapting: bool = False) -> Six:
+def unpacked(
+    sx: Any,
+    sy: Any,
+    qx: Any,
+    qy: Any,
+    support_mask: Any,
+    query_mask: Any,
+    adapting: bool = False,
+    losses: tuple[Any, Any] = (None, None),
+) -> Six:
     """The six parts of a batch, given one by one or as one TaskBatch (or an equal tuple) in the place of sx.
 
+    `losses` of the support and the query set may do without targets, where they take the output alone.
     Raises TypeError where parts are missing or given twice.
     """
-    if sy is not None:
-        if adapting or (qx is not None and qy is not None):
-            return sx, sy, qx, qy, support_mask, query_mask
-        raise TypeError(
-            "qx, qy: expected the query sets beside sx, sy (or one TaskBatch); use adapt_tasks without them"
-        )
-    if isinstance(sx, Tensor | Mapping) or not (hasattr(sx, "sx") or isinstance(sx, list | tuple)):
-        raise TypeError(f"sy: expected targets beside sx, or one TaskBatch in place of both; got sx = {shown(sx)}")
-    parts = tuple(getattr(sx, n, None) for n in Batch._fields[:6]) if hasattr(sx, "sx") else tuple(sx)
-    if not (2 if adapting else 4) <= len(parts) <= 6 or any(p is None for p in parts[: 2 if adapting else 4]):
+    if not _is_batch(sx, sy, qx):
+        _check_parts(sx, sy, qx, qy, adapting, losses)
+        return sx, sy, qx, qy, support_mask, query_mask
+    named = hasattr(sx, "sx")
+    parts = tuple(getattr(sx, n, None) for n in Batch._fields[:6]) if named else tuple(sx)
+    tasks = not named and any(hasattr(part, "sx") for part in parts)
+    if tasks or not (2 if adapting else 4) <= len(parts) <= 6 or parts[0] is None:
         raise TypeError(
             "sx: expected a batch (sx, sy, qx, qy, support_mask=None, query_mask=None) where sy is not given, got "
-            f"{len(parts)} parts; inputs of several arguments need their targets beside them"
+            f"{len(parts)} parts; inputs of several arguments need their targets beside them, and tasks that stand one "
+            "by one become a batch by mtml.tasks.collate(tasks), padded with support_mask and query_mask"
         )
     if qx is not None or qy is not None:
         raise TypeError("qx, qy: expected none of them beside a batch that holds them")
     found = [*parts, *(None,) * (6 - len(parts))]
+    _check_parts(found[0], found[1], found[2], found[3], adapting, losses)
     for index, (name, mask) in enumerate((("support_mask", support_mask), ("query_mask", query_mask)), 4):
         if mask is not None and found[index] is not None:
             raise TypeError(f"{name}: given both in the batch and as an argument; pass one of them")
         found[index] = found[index] if mask is None else mask
     return found[0], found[1], found[2], found[3], found[4], found[5]
+
+
+def _is_batch(sx: Any, sy: Any, qx: Any) -> bool:
+    """Whether sx stands for a whole batch: a TaskBatch, or where nothing is beside it a tuple."""
+    if sy is not None or isinstance(sx, Tensor | Mapping):
+        return False
+    return hasattr(sx, "sx") or (qx is None and isinstance(sx, list | tuple))
+
+
+def _check_parts(sx: Any, sy: Any, qx: Any, qy: Any, adapting: bool, losses: tuple[Any, Any]) -> None:
+    """Raise TypeError where a set, or its targets, are missing and needed."""
+    way_out = "; a loss of the output alone, loss(output), goes without"
+    if sy is None and not takes(losses[0], 1):
+        raise TypeError(
+            f"sy: expected targets beside sx, or one TaskBatch in place of both; got sx = {shown(sx)}{way_out}"
+        )
+    if not adapting and (qx is None or (qy is None and not takes(losses[1], 1))):
+        raise TypeError(
+            "qx, qy: expected the query sets beside sx, sy (or one TaskBatch); use adapt_tasks without them"
+            + ("" if qx is None else way_out)
+        )

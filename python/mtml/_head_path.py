@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtml._paths import Fused, Outcome
+from mtml._paths import Fused, Outcome, in_our_words
 from mtml_kernels._head_forms import gram_is_cheaper
 from mtml_kernels.checks import Sizes
 from mtml_kernels.losses import LossSpec
@@ -59,13 +59,16 @@ class FusedHead(Fused):
         if sw is not None:
             return super().__call__(sx, sy, qx, qy, sm, qm, sw)
         if self.classes != (0, 0):
-            self._check_labels(sy, qy)
+            sy, qy = self._labels(sy, qy)
         support = self._rows(sx, self.support_names)
         query = support[:, :0] if qx is None else self._rows(qx, self.query_names)
         masks = (m if m is None or m.dtype is self.dtype else m.to(self.dtype) for m in (sm, qm))
         tensors = (support, query, self.weight, self.bias, self._table(), sy, qy, *masks)
         args = HeadArgs._make((*tensors, self.options, 0))
-        loss, logits, support_losses, coefficients = head_inner_loop_call(args, self.backend)
+        try:
+            loss, logits, support_losses, coefficients = head_inner_loop_call(args, self.backend)
+        except (TypeError, ValueError) as error:
+            raise in_our_words(error) from None
         kept = self._kept(support, coefficients) if self.spec.keep else []
         return Outcome(loss, logits, support_losses, self._named(kept, support_losses) if self.spec.keep else {})
 

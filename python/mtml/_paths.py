@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mtml._select import by_first_name
 from mtml.inner_lr import InnerLR
 from mtml_kernels import native
 from mtml_kernels._general_rates import op_rates
 from mtml_kernels._general_task import TaskRule
-from mtml_kernels.checks import Sizes, check_class_ids, check_finite
+from mtml_kernels._neutral import hooked
+from mtml_kernels.checks import Sizes, check_class_ids, check_finite, widened
 from mtml_kernels.general import GeneralPlan, general_inner_loop
 from mtml_kernels.losses import IGNORED
 from mtml_kernels.ops._inner_loop_backends import FORMS
 from mtml_kernels.ops.inner_loop import InnerLoopSpec, inner_loop_call
 from mtml_kernels.program import Program
 
-__all__ = ["Fused", "General", "Outcome", "Rates"]
+__all__ = ["Fused", "General", "Outcome", "Rates", "in_our_words"]
+
+
+def in_our_words(error: Exception) -> Exception:
+    """An error of the engine about targets, which its own functions call by other names, by the names used here."""
+    argument, found, rest = str(error).partition(":")
+    known = {"support_y": "sy", "query_y": "qy", "labels": "sy", "query_labels": "qy"}
+    return type(error)(f"{known[argument]}:{rest}") if found and argument in known else error
 
 
 class Outcome(NamedTuple):
@@ -35,9 +45,15 @@ class Rates:
     """Reads the inner learning rates of one call, in the op's form. Numbers are converted once, tensors every time."""
 
     def __init__(
-        self, lr: Any, shapes: Mapping[str, torch.Size], steps: int, like: Tensor, known: Sequence[str]
+        self,
+        lr: Any,
+        shapes: Mapping[str, torch.Size],
+        steps: int,
+        like: Tensor,
+        known: Sequence[str],
+        others: Mapping[str, str],  # further names of shared tensors, with their first
     ) -> None:
-        self.lr, self.shapes, self.steps, self.known = lr, shapes, steps, known
+        self.lr, self.shapes, self.steps, self.known, self.others = lr, shapes, steps, known, others
         self.dtype, self.device, self.names = like.dtype, like.device, list(shapes)
         self._checked: list[int] | None = None
         first = self._read()
@@ -51,7 +67,8 @@ class Rates:
 
     def _read(self) -> list[Tensor]:
         if not isinstance(self.lr, InnerLR):
-            return op_rates(self.lr, self.shapes, self.steps, self.dtype, self.device, self.known)
+            lr = by_first_name(self.lr, self.others) if self.others and hasattr(self.lr, "items") else self.lr
+            return op_rates(lr, self.shapes, self.steps, self.dtype, self.device, self.known)
         if self.lr.steps is not None and self.lr.steps < self.steps:
             raise ValueError(
                 f"lr: expected at least steps={self.steps} rates, got InnerLR(steps={self.lr.steps}); "
@@ -102,7 +119,8 @@ class Fused:
         self.dtype = self.params[0].dtype
         self.support_names, self.query_names = names  # None: one tensor; else keys of a dict or indices of a tuple
         self.reshape = len(program.output_shape) != 1
-        self.classes = classes  # > 0: class ids that are checked here, because the backend indexes without a look
+        # > 0: class ids that are checked here, because the backend indexes without a look, or that are not int64
+        self.classes = classes
 
     def low_rank(self, sizes: Sizes) -> int:
         """How many weights are held as the shared ones plus a low-rank correction for each task, in training."""
@@ -116,26 +134,20 @@ class Fused:
 
     def __call__(self, sx: Any, sy: Any, qx: Any, qy: Any, sm: Any, qm: Any, sw: Any) -> Outcome:
         if self.classes != (0, 0):
-            self._check_labels(sy, qy)
+            sy, qy = self._labels(sy, qy)
         if sm is not None and sm.dtype is not self.dtype:
             sm = sm.to(self.dtype)
         if qm is not None and qm.dtype is not self.dtype:
             qm = qm.to(self.dtype)
         if sw is not None:
             sw = torch.as_tensor(sw, dtype=self.dtype, device=self.params[0].device)
-        loss, output, support_losses, adapted = inner_loop_call(
-            self.spec,
-            self.params,
-            self.inputs(sx, self.support_names),
-            sy,
-            [] if qx is None else self.inputs(qx, self.query_names),
-            qy,
-            sm,
-            qm,
-            self.rates(),
-            sw,
-            self.backend,
-        )
+        queries = [] if qx is None else self.inputs(qx, self.query_names)
+        data = (self.inputs(sx, self.support_names), sy, queries, qy, sm, qm)
+        try:
+            found = inner_loop_call(self.spec, self.params, *data, self.rates(), sw, self.backend)
+        except (TypeError, ValueError) as error:
+            raise in_our_words(error) from None
+        loss, output, support_losses, adapted = found
         return Outcome(loss, output, support_losses, self._named(adapted, support_losses) if self.spec.keep else {})
 
     def shaped(self, output: Tensor) -> Tensor:
@@ -149,11 +161,15 @@ class Fused:
         found |= {name: t.expand(*lead, *t.shape).clone() for name, t in self.idle.items()}
         return {name: found[name] for name in self.order}
 
-    def _check_labels(self, sy: Tensor, qy: Tensor | None) -> None:
+    def _labels(self, sy: Tensor, qy: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The targets, class ids among them checked and as int64."""
         if self.classes[0]:
             check_class_ids("sy", sy, self.classes[0], IGNORED)
+            sy = widened(sy)
         if self.classes[1] and qy is not None:
             check_class_ids("qy", qy, self.classes[1], IGNORED)
+            qy = widened(qy)
+        return sy, qy
 
 
 class General:
@@ -178,8 +194,10 @@ class General:
             check_class_ids("sy", sy, self.classes[0], IGNORED)
         if self.classes[1] and qy is not None:
             check_class_ids("qy", qy, self.classes[1], IGNORED)
-        data = batch_dict(sx, sy, qx, qy, sm, qm)
-        return Outcome(*general_inner_loop(self.rule, self.plan, self.theta, self.rates(), data, sw))
+        data, plan = batch_dict(sx, sy, qx, qy, sm, qm), self.plan
+        if plan.mode == "vmap" and hooked():  # which torch.func's grad refuses
+            plan = replace(plan, mode="loop")
+        return Outcome(*general_inner_loop(self.rule, plan, self.theta, self.rates(), data, sw))
 
     def shaped(self, output: Any) -> Any:
         """The output as the model gave it."""

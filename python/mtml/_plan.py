@@ -9,17 +9,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtml._contents import Contents
 from mtml._head_path import FusedHead, is_head
 from mtml._paths import Fused, General, Rates, batch_dict
-from mtml._select import adaptable, select
+from mtml._reach import Reach
+from mtml._select import adaptable, aliases, select
 from mtml._trunk_path import TrunkOnce
-from mtml._watch import Watch, structure
+from mtml._watch import Watch
 from mtml_kernels._general_choice import choose, probe
 from mtml_kernels._general_loss import TaskLoss
 from mtml_kernels._general_state import check_batch_norm
 from mtml_kernels._general_task import TaskRule
+from mtml_kernels._general_unused import refuse_unused
+from mtml_kernels._neutral import exclusive, uncompiled, unhooked
 from mtml_kernels._program_split import once_is_dearer, split_head
-from mtml_kernels.checks import Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
+from mtml_kernels._trace_checks import SIDE_EFFECTS
+from mtml_kernels._transforms import is_forward_mode
+from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_target, leaves
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
 from mtml_kernels.ops._backends import VARIANT
@@ -29,6 +35,7 @@ from mtml_kernels.program import Norm, Op, Program, Unfusable, trace
 __all__ = ["Batch", "Options", "Path", "Planner"]
 
 GENERAL = "general"
+FIRST_LOOK = 64  # calls of a model with code of the user's before its program is traced again; then 4 times as many
 Path = Fused | TrunkOnce | General
 
 
@@ -61,6 +68,12 @@ class _Traced(NamedTuple):
     program: Program | None
     reasons: list[str]
     nodes: list[dict[str, object]]
+    shapes: Any = None  # of one sample, as `trace` takes them
+
+
+def _writes(traced: _Traced) -> bool:
+    """Whether forward changes the module, so that it differs at every call and never can be fused."""
+    return any(SIDE_EFFECTS in reason for reason in traced.reasons)
 
 
 class Planner:
@@ -70,35 +83,61 @@ class Planner:
         self.model: nn.Module = maml.module
         # held, so that nothing else can take their place in memory: a cache knows them by their ids
         self.lr, self.update, self.held = maml.lr, maml.update, (maml.loss, maml.query_loss, maml.params)
-        self.batch_norm, self.backend = maml.batch_norm, maml.backend
+        self.batch_norm, self.backend, self.allow_unused = maml.batch_norm, maml.backend, maml.allow_unused
         check_batch_norm(self.model, self.batch_norm)
         self.losses = tuple(map(resolve, (maml.loss, maml.loss if maml.query_loss is None else maml.query_loss)))
-        self.names = select(self.model, maml.params)
+        self.names, self.others = select(self.model, maml.params), aliases(self.model)
         self.tensors = adaptable(self.model) | dict(self.model.named_buffers()) | dict(self.model.named_parameters())
+        self.device_type = next((t.device.type for t in self.tensors.values() if t.is_floating_point()), "cpu")
         self.calls: dict[Hashable, Path] = {}
         self.programs: dict[Hashable, _Traced] = {}
-        self.attributes: Hashable = None
-        self.observe(maml)
+        self.reach, self.changes = Reach(self.model), 0
+        self.interval = FIRST_LOOK if self.reach.foreign or not self.reach.complete else 0
+        self.left = self.interval  # calls until `verify`; from 0 on down there is none
 
-    def observe(self, maml: Any) -> None:
+    def observe(self, maml: Any, options: Contents) -> None:
         """Take the model as it stands for the state to compare with from now on."""
-        attributes = structure(self.model, attributes=True)
-        # a traced program may have read one of them; the general path reads them live
-        if attributes != self.attributes:
-            self.calls = {key: path for key, path in self.calls.items() if path.kind == GENERAL}
-            self.programs = {key: traced for key, traced in self.programs.items() if traced.program is None}
-        self.attributes, self.fresh = attributes, Watch(maml)
+        if not self.reach.same():  # a traced program may have read what changed; the general path reads it live
+            self.reach, self.changes = Reach(self.model), self.changes + 1
+            self.forget()
+        self.fresh = Watch(maml, self.reach, options)
+
+    def forget(self) -> None:
+        """Drop what was traced; what could not be is tried again, but ever more rarely."""
+        failed = {key: traced for key, traced in self.programs.items() if traced.program is None}
+        self.programs = failed
+        self.calls = {key: path for key, path in self.calls.items() if path.kind == GENERAL}
+        if failed and self.changes & (self.changes - 1) == 0 and not any(map(_writes, failed.values())):
+            self.programs = {key: self._program(traced.shapes) for key, traced in failed.items()}
+            if any(traced.program for traced in self.programs.values()):
+                self.calls = {}
+
+    def verify(self) -> None:
+        """Trace once more, now and then: code can read a file, the environment or another library's state, which no
+        name shows.
+        """
+        self.interval *= 4
+        self.left = self.interval
+        for traced in self.programs.values():
+            if traced.program is not None and self._program(traced.shapes).program != traced.program:
+                self.changes += 1
+                self.forget()
+                return
 
     # --- deciding ---------------------------------------------------------------------------------------------------
 
     def prepare(self, batch: Batch, options: Options) -> Path:
         """The path for calls like this one, after all checks that only need shapes, dtypes and devices."""
+        return uncompiled(self._prepare, batch, options)
+
+    def _prepare(self, batch: Batch, options: Options) -> Path:
         sizes = check_batch(*batch[:6], options.steps)
         like = next(t for t in self.tensors.values() if t.is_floating_point())
         check_devices(like.device, iter(batch.tensors()))
         rates = self._rates(self.names, options, like)
         if self.requested() == GENERAL:
-            return self._general(batch, options, rates)
+            with unhooked():  # what is measured here is not run again by activation checkpointing around this call
+                return self._general(batch, options, rates)
         traced = self.obstacles(batch)
         if not traced.reasons:
             assert traced.program is not None
@@ -108,13 +147,14 @@ class Planner:
                 f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(traced.reasons)}. "
                 "Use backend='auto' or 'general' for the general path, which runs any module and loss"
             )
-        path = self._general(batch, options, rates)
+        with unhooked():
+            path = self._general(batch, options, rates)
         path.notice = path.plan.mode, "; ".join(traced.reasons)
         return path
 
     def _rates(self, names: Sequence[str], options: Options, like: Tensor) -> Rates:
         shapes = {name: self.tensors[name].shape for name in names}
-        return Rates(self.lr, shapes, options.steps, like, [*self.tensors])
+        return Rates(self.lr, shapes, options.steps, like, [*self.tensors], self.others)
 
     def requested(self) -> str:
         """The argument, else MTML_BACKEND, else "auto"."""
@@ -128,6 +168,12 @@ class Planner:
         reasons += dict.fromkeys(loss.reason for loss in self.losses if isinstance(loss, Opaque))
         if torch._C._are_functorch_transforms_active():
             reasons.append("torch.func: the call is inside a transform (grad, vmap, ...), which needs the general path")
+        elif is_forward_mode():
+            reasons.append("forward_ad: the call is inside a dual level, which needs the general path")
+        if (dtype := self.autocast()) is not None:
+            reasons.append(
+                f"autocast: the call is inside torch.autocast to {dtype}, and the fused engine casts nothing"
+            )
         if torch.is_grad_enabled():
             wanted = [n for n, t in batch.tensors() if n[:2] in ("sy", "qy", "su", "qu") and t.requires_grad]
             if isinstance(batch.weights, Tensor) and batch.weights.requires_grad:
@@ -146,13 +192,22 @@ class Planner:
         if shapes is None:
             return _Traced(None, ["sx: inputs nested deeper than one tuple or dict are not fused"], [])
         key = tuple(shapes.items()) if isinstance(shapes, dict) else tuple(shapes)
-        if key not in self.programs:
-            try:
-                program = trace(self.model, shapes, batch_norm=self.batch_norm)
-                self.programs[key] = _Traced(program, [], program.describe())
-            except Unfusable as error:
-                self.programs[key] = _Traced(None, error.reasons, error.nodes)
-        return self.programs[key]
+        with exclusive():  # threads that make the first call together wait for one trace
+            if key not in self.programs:
+                self.programs[key] = self._program(shapes)
+            return self.programs[key]
+
+    def autocast(self) -> torch.dtype | None:
+        """What torch.autocast, where it is on, casts to on the model's device."""
+        device = self.device_type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def _program(self, shapes: Any) -> _Traced:
+        try:
+            program = trace(self.model, shapes, batch_norm=self.batch_norm)
+        except Unfusable as error:
+            return _Traced(None, error.reasons, error.nodes, shapes)
+        return _Traced(program, [], program.describe(), shapes)
 
     def _unfused_targets(self, program: Program, batch: Batch) -> list[str]:
         reasons = []
@@ -223,7 +278,9 @@ class Planner:
         )
         moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
         rates = self._rates(moving, options, self.tensors[program.params[0].name])
-        classes = self._classes(program.output_shape[-1:], batch) if backend == "reference" else (0, 0)
+        narrow = any(isinstance(y, Tensor) and y.dtype in NARROW for y in (batch.sy, batch.qy))
+        looks = backend == "reference" or narrow
+        classes = self._classes(program.output_shape[-1:], batch) if looks else (0, 0)
         asked = VARIANT in backend  # for a way of holding weights, of which the Gram form has none
         kind = FusedHead if not asked and is_head(program, spec, rates(), self.losses, sizes) else Fused
         return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
@@ -236,8 +293,12 @@ class Planner:
         rule = TaskRule(
             self.model, self.names, support, query, options.steps, options.first_order, self.update, options.keep
         )
-        theta = {name: self.tensors[name] for name in self.names}
-        plan = choose(rule, theta, rates(), batch_dict(*batch[:6]), batch.weights, self.batch_norm, found)
+        theta, data = {name: self.tensors[name] for name in self.names}, batch_dict(*batch[:6])
+        # a loss that is known by name depends on all of an output that is one tensor
+        partial = found.output is None or support.spec is None
+        if partial and options.steps and not self.allow_unused and _plain_autograd():
+            refuse_unused(rule, theta, data, self.batch_norm, found.recomputes)
+        plan = choose(rule, theta, rates(), data, batch.weights, self.batch_norm, found)
         classes = (0, 0) if found.output is None else self._classes(found.output[1:2], batch)
         return General(rule, plan, self.tensors, rates, classes)
 
@@ -262,6 +323,11 @@ class Planner:
         for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
             if isinstance(loss, LossSpec) and loss.kind != "cross_entropy" and target is not None:
                 check_dtypes(dtype, iter([(name, target)]), f"the model's dtype, for loss {loss.kind!r}")
+
+
+def _plain_autograd() -> bool:
+    """Whether torch.autograd.grad works here: not within a torch.func transform, and not in inference mode."""
+    return not torch._C._are_functorch_transforms_active() and not torch.is_inference_mode_enabled()
 
 
 def _single_values(program: Program, batch: Batch) -> list[str]:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from mtml_kernels._general_loss import TaskLoss
-from mtml_kernels.checks import check_class_ids, check_target, leaves
+from mtml._notices import warn_of_statistics
+from mtml_kernels._general_loss import TaskLoss, refuse_several
+from mtml_kernels.checks import check_class_ids, check_devices, check_leading, check_target, leaves
 from mtml_kernels.general import GeneralPlan, forward_tasks
-from mtml_kernels.losses import IGNORED, LossSpec, resolve
+from mtml_kernels.losses import IGNORED, LossSpec, Opaque, resolve
 from mtml_kernels.per_step import step_rows
 
 __all__ = ["Adapted"]
@@ -90,6 +91,7 @@ class Adapted:
         Raises ValueError where x holds another number of tasks; else as `params_at`.
         """
         self._check_tasks("x", x)
+        warn_of_statistics(self.model, self._plan.batch_norm)
         params, rows = self.params_at(step), self._rows(step)
         if self._plan.mode == "loop":
             return forward_tasks(self.model, params, x, self._plan, rows)
@@ -106,7 +108,7 @@ class Adapted:
         """The query loss of every task [T].
 
         Args:
-            qx, qy: [T, Q, ...], or one TaskBatch.
+            qx, qy: [T, Q, ...], or one TaskBatch; qy is None where the loss takes the output alone.
             query_mask: weights of the samples [T, Q].
 
         Raises:
@@ -114,20 +116,34 @@ class Adapted:
         """
         if qy is None and hasattr(qx, "qx"):
             qx, qy, query_mask = qx.qx, qx.qy, qx.query_mask if query_mask is None else query_mask
-        output = self(qx, step)
         resolved = resolve(self._loss)
-        if isinstance(resolved, LossSpec):
-            check_target("qy", resolved.kind, qy, tuple(output.shape))
-            if resolved.kind == "cross_entropy" and not qy.is_floating_point():
-                check_class_ids("qy", qy, output.shape[2], IGNORED)
-        self._check_tasks("qy", qy)
         loss = TaskLoss(resolved)
-        parts = (output, qy) if query_mask is None else (output, qy, query_mask)
+        if qy is None and not loss.alone:
+            raise TypeError("qy: expected targets for this loss, got None; a loss of the output alone goes without")
+        self._check_tasks("qx", qx)
+        output = self(qx, step)
+        if qy is not None:
+            self._check_targets(resolved, qx, output, qy)
         if isinstance(resolved, LossSpec):
-            result: Tensor = vmap(loss)(*parts)
+            result: Tensor = vmap(loss)(*((output, qy) if query_mask is None else (output, qy, query_mask)))
             return result
-        rows = [pytree.tree_map(lambda part, t=t: part[t], parts) for t in range(self.tasks)]
+        rows = [self._of_task(t, (output, qy, query_mask)) for t in range(self.tasks)]
         return torch.stack([loss(*row) for row in rows])
+
+    def _of_task(self, t: int, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda part: part[t], parts)
+        return found
+
+    def _check_targets(self, loss: LossSpec | Opaque, qx: Any, output: Any, qy: Any) -> None:
+        if isinstance(loss, LossSpec):
+            refuse_several("loss", loss.kind, output)
+            check_target("qy", loss.kind, qy, tuple(output.shape))
+        _, first = next(leaves("qx", qx))
+        for label, tensor in leaves("qy", qy):
+            check_leading(label, tensor, tuple(first.shape[:2]), "[T, Q]")
+        check_devices(self.support_losses.device, leaves("qy", qy))
+        if isinstance(loss, LossSpec) and loss.kind == "cross_entropy" and not qy.is_floating_point():
+            check_class_ids("qy", qy, output.shape[2], IGNORED)
 
     def task(self, t: int, step: int = -1) -> nn.Module:
         """Task t's model as a module of its own: a deep copy holding the adapted values, cut off from the graph.

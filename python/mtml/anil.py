@@ -10,13 +10,25 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mtml._cache import unpacked
+from mtml._paths import in_our_words
 from mtml.adapted import Adapted
 from mtml.explain import Explanation
 from mtml.inner_lr import InnerLR
 from mtml.maml import MetaOutput
 from mtml_kernels._head import HeadResult, head_inner_loop
 from mtml_kernels._head_forms import gram_is_cheaper
-from mtml_kernels.checks import check_batch, check_choice, check_finite, check_steps, shown
+from mtml_kernels.checks import (
+    check_batch,
+    check_choice,
+    check_devices,
+    check_dtypes,
+    check_finite,
+    check_steps,
+    check_target,
+    leaves,
+    shown,
+    widened,
+)
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.losses import KINDS, LossSpec, Opaque, resolve
 from mtml_kernels.ops.head_inner_loop import backend_for
@@ -210,24 +222,45 @@ class ANIL(nn.Module):
         query_mask: Tensor | None,
         adapted: bool,
     ) -> HeadResult:
-        return head_inner_loop(
-            support,
-            sy,
-            query,
-            self.head.weight,
-            self.head.bias,
-            self._rate(steps),
-            steps=steps,
-            loss=self.loss,
-            query_labels=qy,
-            query_loss=self.query_loss,
-            support_mask=support_mask,
-            query_mask=query_mask,
-            weight_decay=self.weight_decay,
-            proximal=self.proximal,
-            adapted=adapted,
-            backend=self.backend,
-        )
+        try:
+            return head_inner_loop(
+                support,
+                widened(sy),
+                query,
+                self.head.weight,
+                self.head.bias,
+                self._rate(steps),
+                steps=steps,
+                loss=self.loss,
+                query_labels=widened(qy),
+                query_loss=self.query_loss,
+                support_mask=support_mask,
+                query_mask=query_mask,
+                weight_decay=self.weight_decay,
+                proximal=self.proximal,
+                adapted=adapted,
+                backend=self.backend,
+            )
+        except (TypeError, ValueError) as error:
+            self._check_targets(support, sy, query, qy)
+            raise in_our_words(error) from None
+
+    def _check_targets(self, support: Tensor, sy: Any, query: Tensor, qy: Any) -> None:
+        """Raise where targets do not fit, by the names that they have here."""
+        weight, losses = self.head.weight, (self.loss, self.loss if self.query_loss is None else self.query_loss)
+        for name, loss, features, y in zip(("sy", "qy"), losses, (support, query), (sy, qy), strict=True):
+            if y is None:
+                continue
+            kind = _fused(loss).kind
+            check_devices(weight.device, leaves(name, y))
+            check_target(name, kind, y, (*features.shape[:2], weight.shape[0]))
+            if kind != "cross_entropy":
+                check_dtypes(weight.dtype, leaves(name, y), f"the model's dtype, for loss {kind!r}")
+            elif y.is_floating_point():
+                raise ValueError(
+                    f"{name}: expected class ids [T, N], got probabilities {list(y.shape)}; use mtml.MAML(head, ...) "
+                    "on features that require grad, which takes them, or .argmax(2)"
+                )
 
     def _rate(self, steps: int) -> Any:
         """The rate in a form that `head_inner_loop` takes."""

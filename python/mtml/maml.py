@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from mtml._cache import PathCache, unpacked
+from mtml._cache import PathCache, Six, unpacked
 from mtml._paths import General
 from mtml._plan import Batch, Path
-from mtml._select import ParamsArg, select
+from mtml._select import ParamsArg, aliases, by_first_name, select
 from mtml.adapted import Adapted
 from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
 from mtml.explain import Explanation, explain_path
 from mtml.inner_lr import InnerLR
 from mtml_kernels._general_rates import op_rates, rate_at
-from mtml_kernels._general_state import check_batch_norm
+from mtml_kernels._general_state import check_batch_norm, twin
 from mtml_kernels._general_task import apply_update
 from mtml_kernels.checks import check_batch, check_choice, check_finite, check_steps, shown
 from mtml_kernels.general import GeneralPlan
@@ -46,6 +45,7 @@ class MAML(nn.Module):
     Each call takes a batch of T tasks at once: support sets sx [T, S, ...], sy [T, S, ...] to adapt on, query sets
     qx [T, Q, ...], qy [T, Q, ...] to judge the adapted models by. Inputs are a tensor, or a tuple (several arguments of
     the model) or dict (keyword arguments) of such. A `TaskBatch`, or an equal tuple, may take the place of the four.
+    Targets may be None where the loss takes the output alone: loss(output), such as an entropy.
     Gradients through the inner loop are exact, second order included, unless `first_order`.
 
     Models of known layers run in the fused engine (`explain` says which layers those are), everything else in PyTorch
@@ -56,16 +56,22 @@ class MAML(nn.Module):
         lr: the inner learning rate: a number; a scalar tensor; [K], one per step; {name: rate} with each rate a scalar,
             [*shape], or per step with exactly 1 + ndim dimensions; or an `InnerLR`. Tensors may require grad.
         first_order: treat inner gradients as constants (FOMAML).
-        allow_unused, allow_nograd: for `adapt`: accept parameters that the loss does not depend on, or that require no
-            grad. `allow_unused` defaults to `allow_nograd`.
+        allow_unused: leave parameters as they are that the model's output depends on and the inner loss does not, such
+            as a head for the query loss alone; without it that is an error, at the first call of its kind. What no
+            output depends on stays as it is in any case, but for `adapt`, which sees the loss alone. Defaults to
+            `allow_nograd`.
+        allow_nograd: for `adapt`: leave parameters as they are that require no grad. Batches of tasks need no such
+            permission: by default they adapt what requires grad, and `params` may name what does not.
         steps: K, the number of inner gradient steps.
         loss: of a task: "cross_entropy", "mse", "bce_with_logits", "huber", "l1"; an ``nn.*Loss`` or ``F.*`` function;
-            or a callable(output [N, ...], target [N, ...]) -> scalar, or losses [N, ...] per sample.
+            or a callable(output [N, ...], target [N, ...]) -> scalar, or losses [N, ...] per sample. One that takes the
+            output alone needs no targets. The callable alone knows what to do with outputs of several tensors.
         query_loss: the same for the query set; None: as `loss`.
         params: which tensors the inner loop changes: None for all trainable parameters; names or patterns ("head.*");
             or predicate(name, tensor). Buffers and frozen parameters may be named: they are adapted for each task and
-            not meta-trained (CAVIA, functa). Of the last linear layer alone (ANIL): the layers before it run once where
-            that is exact and cheaper.
+            not meta-trained (CAVIA, functa). A tensor with several names is meant by each of them, here and in a dict
+            of rates, and is called by its first in results. Of the last linear layer alone (ANIL): the layers before it
+            run once where that is exact and cheaper.
         batch_norm: "module": batch normalisation normalises as its layers' train()/eval() mode and track_running_stats
             say, and running statistics stay as they are; "track": they are updated, task by task; "batch": always batch
             statistics; "running": always running statistics; "per_step" (MAML++): batch statistics, and a weight and
@@ -82,6 +88,7 @@ class MAML(nn.Module):
     Raises:
         ValueError: an unknown name in loss, backend or batch_norm; params that match nothing; rates that are not
             finite, are missing, or are fewer than the steps; shapes that disagree; labels out of range; no task at all.
+        RuntimeError: the inner loss does not depend on a parameter (see allow_unused).
         TypeError: an argument or a tensor of the wrong type, such as integers where the first layer needs floats.
         BackendUnavailable: the backend asked for by name cannot run the model, the loss, or on this machine.
 
@@ -158,7 +165,7 @@ class MAML(nn.Module):
         """Adapt to every support set and judge the results on the query sets.
 
         Args:
-            sx, sy, qx, qy: a batch of tasks, or a TaskBatch alone.
+            sx, sy, qx, qy: a batch of tasks, or a TaskBatch alone; targets as the losses take them.
             steps, first_order: instead of the module's own.
             support_mask, query_mask: weights of the samples [T, S], [T, Q]: a task's loss is sum(w l) / sum(w), and 0
                 where all its weights are 0.
@@ -169,7 +176,7 @@ class MAML(nn.Module):
             loss [T] (not averaged), output [T, Q, ...] after the last step, support_losses [K, T].
         """
         if sy is None or qx is None or qy is None:
-            sx, sy, qx, qy, support_mask, query_mask = unpacked(sx, sy, qx, qy, support_mask, query_mask)
+            sx, sy, qx, qy, support_mask, query_mask = self._unpacked(sx, sy, qx, qy, support_mask, query_mask)
         path, weights = self._cache().find(
             sx, sy, qx, qy, support_mask, query_mask, step_weights, steps, first_order, 0
         )
@@ -191,7 +198,7 @@ class MAML(nn.Module):
     ) -> Tensor:
         """The query loss of every task [T]: `meta_forward` for when nothing else of it is needed."""
         if sy is None or qx is None or qy is None:
-            sx, sy, qx, qy, support_mask, query_mask = unpacked(sx, sy, qx, qy, support_mask, query_mask)
+            sx, sy, qx, qy, support_mask, query_mask = self._unpacked(sx, sy, qx, qy, support_mask, query_mask)
         path, weights = self._cache().find(
             sx, sy, qx, qy, support_mask, query_mask, step_weights, steps, first_order, 0
         )
@@ -211,11 +218,12 @@ class MAML(nn.Module):
         """Adapt to every support set and return the adapted models (`Adapted`), differentiable back to everything.
 
         Args:
-            sx, sy: the support sets, or a TaskBatch alone.
+            sx, sy: the support sets, or a TaskBatch alone. A tuple alone is a batch (sx, sy): several inputs without
+                targets go in as a dict, or as (inputs, None).
             keep_steps: keep the parameters before and after every step, not only the last.
         """
         if sy is None:
-            sx, sy, _, _, support_mask, _ = unpacked(sx, sy, None, None, support_mask, None, adapting=True)
+            sx, sy, _, _, support_mask, _ = self._unpacked(sx, sy, None, None, support_mask, None, adapting=True)
         keep = 2 if keep_steps else 1
         path, _ = self._cache().find(sx, sy, None, None, support_mask, None, None, steps, first_order, keep)
         result = path(sx, sy, None, None, support_mask, None, None)
@@ -225,7 +233,7 @@ class MAML(nn.Module):
     def explain(self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None) -> Explanation:
         """Print and return how calls with such data run: path, kernel, why, and every layer."""
         if sy is None:
-            sx, sy, qx, qy, _, _ = unpacked(sx, sy, qx, qy, None, None, adapting=True)
+            sx, sy, qx, qy, _, _ = self._unpacked(sx, sy, qx, qy, None, None, adapting=True)
         path, _ = self._cache().find(
             sx, sy, qx, qy, None, None, None, None, None, 0 if qx is not None else 1, quiet=True
         )
@@ -234,6 +242,12 @@ class MAML(nn.Module):
         explanation = explain_path(path, traced.reasons, traced.nodes, self, sizes)
         print(explanation)
         return explanation
+
+    def _unpacked(
+        self, sx: Any, sy: Any, qx: Any, qy: Any, support_mask: Any, query_mask: Any, adapting: bool = False
+    ) -> Six:
+        losses = (self.loss, self.loss if self.query_loss is None else self.query_loss)
+        return unpacked(sx, sy, qx, qy, support_mask, query_mask, adapting, losses)
 
     def _cache(self) -> PathCache:
         paths: PathCache = self.__dict__["_paths"]
@@ -246,7 +260,11 @@ class MAML(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward; of a clone that took k steps, with row k of what exists once per step."""
         rows = step_rows(self.module, self._taken, query=False)
-        return functional_call(self.module, rows, args, kwargs) if rows else self.module(*args, **kwargs)
+        if not rows:
+            return self.module(*args, **kwargs)
+        own = dict(self.module.named_parameters())
+        new = {id(own[name]): row for name, row in rows.items()}
+        return twin(self.module, lambda tensor, _: new.get(id(tensor), tensor))(*args, **kwargs)
 
     def clone(
         self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
@@ -266,10 +284,10 @@ class MAML(nn.Module):
             torch.Size([1, 2])
         """
         named = frozenset() if self.params is None else frozenset(select(self.module, self.params))
-        twin: MAML = shallow(self, clone_module(self.module, named))
+        learner: MAML = shallow(self, clone_module(self.module, named))
         given = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
-        twin.__dict__.update({name: value for name, value in given.items() if value is not None})
-        return twin
+        learner.__dict__.update({name: value for name, value in given.items() if value is not None})
+        return learner
 
     def adapt(
         self,
@@ -307,9 +325,11 @@ class MAML(nn.Module):
         """The tensors after one step of the update rule."""
         if not tensors:
             return {}
-        k, lr, names = self._taken, self.lr, list(tensors)
+        k, names = self._taken, list(tensors)
         like = next(iter(tensors.values()))
-        lr = lr.as_dict() if isinstance(lr, InnerLR) else lr
+        lr: Any = self.lr.as_dict() if isinstance(self.lr, InnerLR) else self.lr
+        if hasattr(lr, "items"):
+            lr = by_first_name(lr, aliases(self.module))
         shapes = {name: t.shape for name, t in tensors.items()}
         table = op_rates(lr, shapes, k + 1, like.dtype, like.device, _names_of(lr))
         rates = {name: rate_at(table, i, k) for i, name in enumerate(names)}

@@ -21,7 +21,8 @@ enum MtmlkStatus {
   MTMLK_BAD_LABEL = 2,      // a class id outside [0, C): MtmlkError says where
   MTMLK_OUT_OF_MEMORY = 3,  // the workspace could not be allocated
   MTMLK_NO_LOW_RANK = 4,    // MTMLK_LOW_RANK was asked for, but no weight admits it
-  MTMLK_BAD_CALL = 5        // a tensor that the plan reads is missing: MtmlkError says which
+  MTMLK_BAD_CALL = 5,       // a tensor that the plan reads is missing: MtmlkError says which
+  MTMLK_STOPPED = 16        // by the answer to mtmlk_when_long's question; what the call wrote is undefined
 };
 
 enum MtmlkDtype { MTMLK_F32 = 0, MTMLK_F64 = 1 };
@@ -199,9 +200,15 @@ MTMLK_API int mtmlk_linear_back(const MtmlkLinear* linear, int32_t dtype, int32_
 MTMLK_API int mtmlk_linear_blocks(const MtmlkLinear* linear, int32_t dtype, int32_t threads, void* losses, void* dx,
                                   void* const* dw, void* const* db, MtmlkHeadError* error);
 
-// Memory that is recycled, for gradients: fresh pages cost 35 ms per 256 MB.
+// Memory that is recycled, for gradients: fresh pages cost 35 ms per 256 MB. NULL: none is left, or the answer was
+// MTMLK_STOP.
 MTMLK_API void* mtmlk_acquire(int64_t bytes);
 MTMLK_API void mtmlk_release(void* memory);
+
+// Every 100 ms a call asks, in the thread that made it, whether it is to go on. One question for the process; NULL:
+// none.
+enum MtmlkAnswer { MTMLK_GO_ON = 0, MTMLK_STOP = 1, MTMLK_ASK_NO_MORE = 2 };
+MTMLK_API void mtmlk_when_long(int32_t (*ask)(void));
 
 MTMLK_API double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds);  // GFLOP/s
 MTMLK_API const char* mtmlk_isa(void);                                            // "avx512", "avx2" or "base"

@@ -14,13 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 from mtml.tasks._files import atomic_write, cache_folder
+from mtml.tasks._seal import sealed, unsealed
 from mtml.tasks.errors import DataError
 
 __all__ = ["PARTS", "Characters", "read_omniglot"]
 
 log = logging.getLogger("mtml")
 PARTS = ("images_background", "images_evaluation")
-FORMAT = 1  # part of the cache key: raise it when what is stored changes
+CACHE = "omniglot"  # what its seal says
+FORMAT = 2  # of the cache and part of its key: raise it when what is stored changes
 LAYOUT = (
     "expected a folder with images_background/ and images_evaluation/ (or their .zip files, not unpacked), one of the "
     "two, or a folder alphabet/character/drawing.png"
@@ -58,12 +60,14 @@ def read_omniglot(
         sources = _of_part(sources, part)
     key = hashlib.sha256(repr((FORMAT, side, [_fingerprint(s) for s in sources])).encode()).hexdigest()[:16]
     stored = (cache or cache_folder()) / f"omniglot-{side}-{key}.npz"
-    if (found := _load_cache(stored)) is not None:
+    if (found := _load_cache(stored, side)) is not None:
         return found
     characters = _decode(sources, side)
+    memory = io.BytesIO()
+    np.savez_compressed(memory, images=characters.images, names=np.array(characters.names))
     try:
         with atomic_write(stored) as file:
-            np.savez_compressed(file, images=characters.images, names=np.array(characters.names))
+            file.write(sealed(memory.getvalue(), CACHE, FORMAT))
     except OSError as error:  # a read-only home is no reason not to train
         log.warning("cannot cache the decoded drawings at %s: %s", stored, error)
     return characters
@@ -104,16 +108,32 @@ def _fingerprint(source: Path) -> tuple[object, ...]:
     return source.name, [(str(p.relative_to(source)), p.stat().st_size, p.stat().st_mtime_ns) for p in drawings]
 
 
-def _load_cache(stored: Path) -> Characters | None:
-    """What is cached; None where there is nothing, or nothing whole."""
+def _load_cache(stored: Path, side: int) -> Characters | None:
+    """What is cached; None where there is nothing, or anything but what was written."""
     try:
-        with np.load(stored) as data:
-            return Characters(data["images"], data["names"].tolist())
+        content = unsealed(stored.read_bytes(), CACHE, FORMAT)
+        with np.load(io.BytesIO(content)) as data:
+            return _checked(data["images"], data["names"], side)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("the cache %s cannot be read (%s); decoding the drawings again", stored, error)
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds
+        why = " ".join(str(error).split())
+        log.warning("the cache %s cannot be used (%s); decoding the drawings again", stored, why)
         return None
+
+
+def _checked(images: np.ndarray, names: np.ndarray, side: int) -> Characters:
+    """The arrays of a cache, if they are what `_decode` makes: one that another program made may have any content."""
+    found = Characters(images, names.tolist())
+    if images.dtype != np.uint8 or images.ndim != 3 or 0 in images.shape or images.shape[2] != side * side:
+        raise ValueError(
+            f"expected uint8 [characters, drawings, {side * side}], got {images.dtype} {list(images.shape)}"
+        )
+    if names.dtype.kind != "U" or names.shape != images.shape[:1]:
+        raise ValueError(f"expected {len(images)} names, got {names.dtype} {list(names.shape)}")
+    if found.names != sorted(set(found.names)):
+        raise ValueError("expected sorted names, each once")
+    return found
 
 
 def _drawings(source: Path) -> Iterator[_Drawing]:
@@ -123,10 +143,12 @@ def _drawings(source: Path) -> Iterator[_Drawing]:
             yield _Drawing(f"{file.parent.parent.name}/{file.parent.name}", file.name, file.read_bytes)
         return
     with zipfile.ZipFile(source) as archive:
-        for name in archive.namelist():
-            parts = name.split("/")
-            if name.endswith(".png") and len(parts) >= 3 and "__MACOSX" not in parts:
-                yield _Drawing("/".join(parts[-3:-1]), parts[-1], partial(archive.read, name))
+        for entry in archive.infolist():
+            parts = entry.filename.split("/")
+            if entry.filename.endswith(".png") and len(parts) >= 3 and "__MACOSX" not in parts:
+                yield _Drawing("/".join(parts[-3:-1]), parts[-1], partial(archive.read, entry))
+            elif not entry.is_dir():
+                archive.read(entry)  # raises where it is a drawing whose name is damaged
 
 
 def _decode(sources: list[Path], side: int) -> Characters:
@@ -137,12 +159,15 @@ def _decode(sources: list[Path], side: int) -> Characters:
             for drawing in _drawings(source):
                 pixels = _pixels(drawing, side, source)
                 by_character.setdefault(drawing.character, []).append((drawing.name, pixels))
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise DataError(
-                f"data: {source} is not a whole zip file ({error}); it was probably cut short: download it again"
-            ) from error
+        except DataError:
+            raise
         except OSError as error:
-            raise DataError(f"data: {source} cannot be read: {error}") from error
+            raise DataError(f"data: {source} cannot be read: {error}; check the disk, or download it again") from error
+        except Exception as error:  # of zipfile and zlib, which raise a dozen kinds
+            why = " ".join(str(error).split())
+            raise DataError(
+                f"data: {source} is not a whole zip file ({why}); it was probably cut short: download it again"
+            ) from error
     if not by_character:
         raise DataError(f"data: no drawings in {', '.join(map(str, sources))}; {LAYOUT}")
     names = sorted(by_character)
@@ -157,14 +182,14 @@ def _decode(sources: list[Path], side: int) -> Characters:
 def _pixels(drawing: _Drawing, side: int, source: Path) -> np.ndarray:
     """One drawing as uint8 [side * side], ink = 255."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise DataError('reading drawings needs Pillow: pip install "mtml-kernels[train]"') from error
     data = drawing.read()
     try:
         with Image.open(io.BytesIO(data)) as image:
             grey = image.convert("L").resize((side, side), Image.Resampling.LANCZOS)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        where = f"{drawing.character}/{drawing.name} in {source}"
-        raise DataError(f"data: {where} is not a whole picture ({error}); unpack or download it again") from error
+    except Exception as error:  # Pillow's readers raise what they meet
+        where, why = f"{drawing.character}/{drawing.name} in {source}", " ".join(str(error).split())
+        raise DataError(f"data: {where} is not a whole picture ({why}); unpack or download it again") from error
     return 255 - np.asarray(grey, dtype=np.uint8).reshape(-1)

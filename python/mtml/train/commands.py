@@ -11,42 +11,50 @@ from typing import Annotated, Any
 import typer
 
 from mtml.tasks.errors import DataError
+from mtml.train.failures import line_of, missing, with_notes
+from mtml.train.options import Backend, Iterations, Minutes, Out, PlainSeconds, Resume, Seed, Threads, count, number
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Meta-learning with fused inner loops.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Meta-learning with fused inner loops.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich" if find_spec("rich") else None,
+)
 train = typer.Typer(help="Run a published experiment in the fused engine.", no_args_is_help=True)
 app.add_typer(train, name="train")
 
-Iterations = Annotated[int | None, typer.Option(min=1, help="Meta-iterations to train for.", show_default=False)]
-Minutes = Annotated[float | None, typer.Option(min=0.001, help="Time to train for.", show_default=False)]
-Seed = Annotated[int, typer.Option(min=0, help="Of the weights and the tasks.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; PyTorch's own choice by default.", show_default=False)
-]
-Out = Annotated[Path | None, typer.Option(help="Folder for checkpoint, log and picture.", show_default=False)]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the folder.")]
-Backend = Annotated[str, typer.Option(help="auto, cpu, reference or general.")]
-PlainSeconds = Annotated[float, typer.Option(min=0.1, help="Time for the comparison with the plain PyTorch loop.")]
-
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What the user can put right ends with one line and status 2, not with a traceback."""
+def _clear_errors() -> Iterator[list[str]]:
+    """What the user can put right ends with one line on stderr and status 2 (130 after Ctrl-C), not with a traceback.
+
+    Gives a list to which the command adds what the line shall end with, such as what is already saved.
+    """
     from mtml.train.loop import Diverged
     from mtml_kernels.errors import BackendUnavailable
 
+    notes: list[str] = []
     try:
-        yield
-    except (DataError, Diverged, BackendUnavailable) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
+        yield notes
+    except BrokenPipeError:  # who reads our output has enough of it, `head` for one
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        for note in notes:
+            error.add_note(note)
+        known = isinstance(error, DataError | Diverged | BackendUnavailable)
+        line = with_notes(str(error), error) if known else line_of(error)
+        if line is None:
+            raise
+        typer.echo(f"error: {line}", err=True)
+        raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 2) from error
 
 
 def _need(*modules: str) -> None:
     """Find out at the start, not after an hour of training, that a library of the extra is missing."""
-    if missing := [name for name in modules if find_spec(name) is None]:
-        raise DataError(f'{", ".join(missing)} is needed and not installed: pip install "mtml-kernels[train]"')
+    if gone := [name for name in modules if find_spec(name) is None]:
+        raise DataError(missing(*gone))
 
 
 def _threads(count: int | None) -> int:
@@ -58,8 +66,9 @@ def _threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
-def _trained(progress: Any, folder: Path, command: str) -> None:
+def _trained(progress: Any, folder: Path, command: str, notes: list[str]) -> None:
     """Say how far training came; after Ctrl-C leave with the status of an interrupted program."""
+    notes.append(f"what was trained is saved in {folder}: `{command} --out {folder} --resume` goes on from there")
     rate = progress.iteration / max(progress.seconds, 1e-9)
     typer.echo(f"{progress.iteration} meta-iterations in {progress.seconds:.1f} s ({rate:.0f}/s)")
     if progress.stopped:
@@ -78,11 +87,11 @@ def _report(comparison: Any) -> None:
 def sinusoid(
     iterations: Annotated[int, typer.Option(min=1, help="Meta-iterations to train for.")] = 70_000,
     minutes: Minutes = None,
-    meta_batch: Annotated[int, typer.Option(min=1, help="Tasks per meta-iteration.")] = 25,
-    shots: Annotated[int, typer.Option(min=1, help="Points to adapt on in training.")] = 10,
-    steps: Annotated[int, typer.Option(min=1, help="Inner steps.")] = 1,
-    inner_lr: Annotated[float, typer.Option(help="Inner learning rate.")] = 0.01,
-    outer_lr: Annotated[float, typer.Option(min=0.0, help="Adam's learning rate.")] = 1e-3,
+    meta_batch: Annotated[int, count("Tasks per meta-iteration.")] = 25,
+    shots: Annotated[int, count("Points to adapt on in training.")] = 10,
+    steps: Annotated[int, count("Inner steps.")] = 1,
+    inner_lr: Annotated[float, number("Inner learning rate.")] = 0.01,
+    outer_lr: Annotated[float, number("Adam's learning rate.", min=0.0)] = 1e-3,
     init: Annotated[str, typer.Option(help="Initial weights: torch, finn2017 or he.")] = "torch",
     tasks: Annotated[str, typer.Option(help="finn2017, or meta-sgd: frequencies 0.8 to 1.2 too.")] = "finn2017",
     meta_sgd: Annotated[bool, typer.Option("--meta-sgd", help="Learn an inner rate for every weight.")] = False,
@@ -104,7 +113,7 @@ def sinusoid(
         if value not in known:
             raise typer.BadParameter(f"expected one of {', '.join(known)}; got {value!r}", param_hint=option)
     folder = out or Path("runs/sinusoid")
-    with _clear_errors():
+    with _clear_errors() as notes:
         _need("matplotlib", "tqdm")
         used = _threads(threads)
         settings = SinusoidSettings(
@@ -129,7 +138,7 @@ def sinusoid(
         )
         run = SinusoidRun(settings, folder)
         progress = run.train(resume)
-        _trained(progress, folder, "mtml train sinusoid")
+        _trained(progress, folder, "mtml train sinusoid", notes)
         table = run.table()
         typer.echo("\n" + table_text(table, settings, progress.iteration))
         picture = run.plot()
@@ -145,8 +154,8 @@ def omniglot(
         Path | None,
         typer.Option(help="Omniglot: folder or zips. Without it, scikit-learn's digits.", show_default=False),
     ] = None,
-    ways: Annotated[int, typer.Option(min=2, help="Classes per task.")] = 5,
-    shots: Annotated[int, typer.Option(min=1, help="Drawings per class to adapt on.")] = 1,
+    ways: Annotated[int, count("Classes per task.", least=2)] = 5,
+    shots: Annotated[int, count("Drawings per class to adapt on.")] = 1,
     net: Annotated[str, typer.Option(help="mlp (784-256-128-64-64-N) or conv4 (four convolutions).")] = "mlp",
     preset: Annotated[
         str | None,
@@ -159,12 +168,12 @@ def omniglot(
     split: Annotated[
         str, typer.Option(help="maml: 1200/423 characters of all alphabets; background: 964/659, new alphabets.")
     ] = "maml",
-    queries: Annotated[int | None, typer.Option(min=1, help="Query drawings per class.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Inner steps in training.")] = None,
-    test_steps: Annotated[int | None, typer.Option(min=0, help="Inner steps in the test.")] = None,
-    meta_batch: Annotated[int | None, typer.Option(min=1, help="Tasks per meta-iteration.")] = None,
-    inner_lr: Annotated[float | None, typer.Option(help="Inner rate, under the mean cross-entropy.")] = None,
-    outer_lr: Annotated[float | None, typer.Option(min=0.0, help="Adam's learning rate.")] = None,
+    queries: Annotated[int | None, count("Query drawings per class.")] = None,
+    steps: Annotated[int | None, count("Inner steps in training.")] = None,
+    test_steps: Annotated[int | None, count("Inner steps in the test.", least=0)] = None,
+    meta_batch: Annotated[int | None, count("Tasks per meta-iteration.")] = None,
+    inner_lr: Annotated[float | None, number("Inner rate, under the mean cross-entropy.")] = None,
+    outer_lr: Annotated[float | None, number("Adam's learning rate.", min=0.0)] = None,
     init: Annotated[
         str | None, typer.Option(help="Initial weights: torch, finn2017, he, learn2learn or maml++.")
     ] = None,
@@ -174,15 +183,15 @@ def omniglot(
     ] = None,
     learn_lr: Annotated[str | None, typer.Option(help="Learn the inner rates: no, all, tensor or element.")] = None,
     meta_sgd: Annotated[bool, typer.Option("--meta-sgd", help="The same as --learn-lr element.")] = False,
-    shift: Annotated[int | None, typer.Option(min=0, help="Pixels to move training drawings by at random.")] = None,
+    shift: Annotated[int | None, count("Pixels to move training drawings by at random.", least=0)] = None,
     cosine: Annotated[bool | None, typer.Option(help="Let the outer rate decay to nothing along a cosine.")] = None,
     minutes: Minutes = None,
     iterations: Iterations = None,
-    validation: Annotated[int, typer.Option(min=0, help="Training characters kept for validation.")] = 0,
-    test_tasks: Annotated[int, typer.Option(min=1, help="Tasks to test on; published: at least 600.")] = 1000,
+    validation: Annotated[int, count("Training characters kept for validation.", least=0)] = 0,
+    test_tasks: Annotated[int, count("Tasks to test on; published: at least 600.")] = 1000,
     test_queries: Annotated[
         int | None,
-        typer.Option(min=1, help="Query drawings per class in the test; where it is not 15, a second test has 15."),
+        count("Query drawings per class in the test; where it is not 15, a second test has 15."),
     ] = None,
     seed: Seed = 0,
     threads: Threads = None,
@@ -200,10 +209,10 @@ def omniglot(
     from mtml.train.omniglot import OmniglotRun, OmniglotSettings, table_text
     from mtml.train.presets import default_preset, resolve
 
-    with _clear_errors():
+    with _clear_errors() as notes:
         _need("matplotlib", "sklearn", "tqdm")
         chosen = resolve(
-            preset or default_preset(net),
+            default_preset(net) if preset is None else preset,
             ways,
             shots,
             net=net,
@@ -241,7 +250,7 @@ def omniglot(
         typer.echo(f"{settings.title}, {used} thread(s)")
         run = OmniglotRun(settings, folder)
         progress = run.train(resume)
-        _trained(progress, folder, "mtml train omniglot")
+        _trained(progress, folder, "mtml train omniglot", notes)
         found, wide = run.evaluate(), run.evaluate_wide()
         classes = run.per_class(wide or found)
         typer.echo("\n" + table_text(run, found, wide, classes))
@@ -259,7 +268,7 @@ def omniglot(
 def record(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished `mtml train`.")],
     prefix: Annotated[Path, typer.Argument(help="Where to, without a suffix: bench/results/training/NAME.")],
-    rows: Annotated[int, typer.Option(min=2, help="Rows to keep of the log, besides those with an accuracy.")] = 400,
+    rows: Annotated[int, count("Rows to keep of the log, besides those with an accuracy.", least=2)] = 400,
 ) -> None:
     """Copy what a run leaves to be kept (results, log, characters, pictures) to PREFIX.json, PREFIX.csv and so on."""
     from mtml.train.record import record_run
@@ -281,7 +290,7 @@ def plot(
 
     with _clear_errors():
         _need("matplotlib")
-        typer.echo(str(plot_log(log, out or log.with_suffix(".png"))))
+        typer.echo(str(plot_log(log, out or log.parent / f"{log.stem}.png")))
 
 
 @app.command()

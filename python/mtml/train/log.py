@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,26 @@ class CsvLog:
 
     def __init__(self, path: Path, columns: list[str], keep_until: int | None = None) -> None:
         self.path, self.columns = path, columns
-        kept = [] if keep_until is None else _lines_until(path, keep_until)
+        header = ",".join(columns)
+        kept = [] if keep_until is None else _lines_until(path, header, keep_until)
         with atomic_write(path) as file:
-            file.write("".join(line + "\n" for line in [",".join(columns), *kept]).encode())
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+            file.write("".join(line + "\n" for line in [header, *kept]).encode())
+        self._file = path.open("ab", buffering=0)  # without a buffer, of which closing would fail once more
 
     def write(self, **row: Any) -> None:
-        """Append one row; columns that are not named stay empty."""
-        self._file.write(",".join(_text(row.get(name)) for name in self.columns) + "\n")
+        """Append one row; columns that are not named stay empty.
+
+        Raises:
+            OSError: where it could not be written as a whole; half of it may be there, which readers skip.
+        """
+        line = (",".join(_text(row.get(name)) for name in self.columns) + "\n").encode()
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
         """Close the file."""
@@ -41,12 +55,13 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _lines_until(path: Path, iteration: int) -> list[str]:
-    """The rows of an existing log as they stand, without its header."""
+def _lines_until(path: Path, header: str, iteration: int) -> list[str]:
+    """The rows of an existing log as they stand, without its header and what a crash or a full disk cut short."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()[1:]
-    return [line for line in lines if line.partition(",")[0].isdigit() and int(line.partition(",")[0]) <= iteration]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[1:-1]  # no newline, no whole row
+    whole = [line for line in lines if line.count(",") == header.count(",")]
+    return [line for line in whole if line.partition(",")[0].isdigit() and int(line.partition(",")[0]) <= iteration]
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

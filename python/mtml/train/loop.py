@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,11 +19,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mtml.tasks._files import remove_stale
 from mtml.tasks.errors import DataError
 from mtml.train.checkpoint import load_checkpoint, save_checkpoint
 from mtml.train.log import CsvLog
 
 __all__ = ["Budget", "Diverged", "Loop", "Progress"]
+
+PATIENCE = 0.5  # seconds an iteration may last before who presses Ctrl-C is told that it is waited for
 
 
 class Diverged(RuntimeError):
@@ -89,6 +94,7 @@ class Loop:
     save_seconds: float = 20.0
     progress: Progress = field(default_factory=Progress)
     _pending: list[Tensor] = field(default_factory=list)
+    _saved: int | None = None  # the iteration that the checkpoint holds, of this run
 
     @property
     def checkpoint(self) -> Path:
@@ -101,29 +107,52 @@ class Loop:
         Raises:
             DataError: where there is no checkpoint to resume that fits.
             Diverged: where the loss is no longer finite.
+            OSError: where the folder cannot be written to.
+            KeyboardInterrupt: at a second Ctrl-C. These say in a note what the checkpoint holds.
         """
+        remove_stale(self.folder)
         if resume:
             self._load()
+        elif self.checkpoint.is_dir():  # which saving would find only after some training
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.checkpoint))
         elif self.checkpoint.exists():
             print(f"{self.checkpoint} of an earlier run will be replaced (--resume would continue it)", file=sys.stderr)
         keep = self.progress.iteration if resume else None
+        self._saved = keep
         log = CsvLog(self.folder / "log.csv", ["iteration", "seconds", "loss", *self.columns], keep)
         try:
-            with _interrupts() as interrupted, _bar(self.budget, self.progress) as bar:
-                self._train(log, bar, interrupted)
+            with _interrupts(self.progress) as stop, _bar(self.budget, self.progress) as bar:
+                self._train(log, bar, stop)
+                self._save()
+                self.progress.stopped = stop.asked
+        except OSError as error:
+            with suppress(OSError, Diverged):  # where the log could not be written, perhaps this still can
+                if self._pending:
+                    self._mean_loss()  # raises where there is nothing worth saving
+                self._save()
+            error.add_note(self._kept())
+            raise
+        except (KeyboardInterrupt, MemoryError, RuntimeError) as error:
+            error.add_note(self._kept())
+            raise
         finally:
             log.close()
-        self._save()
         return self.progress
 
-    def _train(self, log: CsvLog, bar: Any, interrupted: threading.Event) -> None:
+    def _kept(self) -> str:
+        """What a run that ends early leaves behind."""
+        if self._saved is None:
+            return "nothing was saved yet"
+        return f"{self.checkpoint} holds iteration {self._saved}, from which --resume continues"
+
+    def _train(self, log: CsvLog, bar: Any, stop: _Stop) -> None:
         """The iterations; everything but the step itself happens once per row of the log."""
         saved = evaluated = reported = self.progress.seconds
         offset = time.perf_counter() - self.progress.seconds
         limit = math.inf if self.budget.iterations is None else self.budget.iterations
         deadline = math.inf if self.budget.minutes is None else 60.0 * self.budget.minutes
         progress = self.progress
-        while progress.iteration < limit and progress.seconds < deadline and not interrupted.is_set():
+        while progress.iteration < limit and progress.seconds < deadline and not stop.asked:
             if self.schedule is not None:
                 self.schedule(self.budget.share(progress))
             self._pending.append(self.step())
@@ -135,16 +164,28 @@ class Loop:
             loss = self._mean_loss()
             due = self.evaluate is not None and progress.seconds - evaluated >= self.evaluate_seconds
             pause = time.perf_counter()
-            values = self.evaluate() if due and self.evaluate is not None else {}
+            values = self._evaluated(stop) if due else {}
             if progress.seconds - saved >= self.save_seconds:
                 self._save()
                 saved = progress.seconds
             offset += time.perf_counter() - pause  # neither evaluating nor saving is training time
             evaluated = progress.seconds if due else evaluated
             self._report(log, bar, loss, values)
-        progress.stopped = interrupted.is_set()
         if self._pending:
-            self._report(log, bar, self._mean_loss(), self.evaluate() if self.evaluate is not None else {})
+            self._report(log, bar, self._mean_loss(), self._evaluated(stop))
+
+    def _evaluated(self, stop: _Stop) -> dict[str, float]:
+        """The values of the log's own columns; none once the user wants to stop, who need not wait for them."""
+        if self.evaluate is None or stop.asked:
+            return {}
+        try:
+            stop.at_once = True
+            values = self.evaluate()
+            stop.at_once = False
+        except KeyboardInterrupt:
+            stop.at_once = False
+            return {}
+        return values
 
     def _mean_loss(self) -> float:
         """Over the iterations since it was last asked for; raises before a diverged state could be saved."""
@@ -152,8 +193,7 @@ class Loop:
         self._pending.clear()
         if not math.isfinite(loss):
             raise Diverged(
-                f"the loss is {loss} at iteration {self.progress.iteration}: try a lower --inner-lr or --outer-lr "
-                f"(the last checkpoint, if any, is {self.checkpoint})"
+                f"the loss is {loss} at iteration {self.progress.iteration}: try a lower --inner-lr or --outer-lr"
             )
         return loss
 
@@ -171,6 +211,7 @@ class Loop:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state["progress"] = {"iteration": self.progress.iteration, "seconds": self.progress.seconds}
         save_checkpoint(self.checkpoint, state, self.config)
+        self._saved = self.progress.iteration
 
     def _load(self) -> None:
         state = load_checkpoint(self.checkpoint, self.config)
@@ -178,9 +219,10 @@ class Loop:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             self.progress = Progress(**state["progress"])
-        except (KeyError, RuntimeError, TypeError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())
             raise DataError(
-                f"resume: {self.checkpoint} does not fit this run ({error}); start without --resume"
+                f"resume: {self.checkpoint} does not fit this run ({why}); start without --resume"
             ) from error
 
 
@@ -212,23 +254,36 @@ def _bar(budget: Budget, progress: Progress) -> Iterator[Any]:
         yield bar
 
 
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C (or SIGTERM) into an event that the loop looks at between iterations; a second one ends."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
+class _Stop:
+    """What the user wants: the first Ctrl-C (or SIGTERM) is looked at between iterations, so that the one in progress
+    is neither lost nor half done; the second ends at once, and so does the first where `at_once` says that nothing can
+    be lost."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
+    def __init__(self, progress: Progress) -> None:
+        self.asked = self.at_once = False
+        self._progress = progress
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        first, self.asked = not self.asked, True
+        if self.at_once or not first:
             raise KeyboardInterrupt
-        event.set()
+        if self._progress.seconds > PATIENCE * self._progress.iteration:
+            os.write(
+                2, b"\nstopping after this iteration; Ctrl-C again ends at once, without it\n"
+            )  # safe in a handler
 
+
+@contextmanager
+def _interrupts(progress: Progress) -> Iterator[_Stop]:
+    """Ctrl-C and SIGTERM as wishes, in the main thread; others get no signals."""
+    stop = _Stop(progress)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
     signals = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(s, handle) for s in signals]
+    previous = [signal.signal(s, stop.handle) for s in signals]
     try:
-        yield event
+        yield stop
     finally:
         for number, handler in zip(signals, previous, strict=True):
             signal.signal(number, handler)

@@ -92,9 +92,12 @@ def plot_log(log: Path, out: Path) -> Path:
     """The curves of a log: the loss, and the accuracy where there is one.
 
     Raises:
-        DataError: where the log is missing or empty or is no log, or where matplotlib is not installed.
+        DataError: where the log is missing or empty or is no log, where `out` is the log itself, or where matplotlib is
+            not installed.
     """
     rows = read_log(log)
+    if out.resolve() == log.resolve():
+        raise DataError(f"out: expected another file than the log {log}, which the picture would replace")
     if not rows:
         raise DataError(f"{log} has no rows yet: train for at least one reporting interval first")
     accuracy = any("accuracy" in row for row in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from mtml.tasks._files import atomic_write
@@ -27,15 +28,24 @@ def record_run(folder: Path, prefix: Path, rows: int = 400) -> list[Path]:
     The log keeps about `rows` rows, evenly spread, and besides them every row with an accuracy.
 
     Raises:
-        DataError: where the folder has no finished run.
+        DataError: where the folder has no finished run, or the prefix names no files but those of the run.
+        OSError: where a file cannot be read or written.
     """
     if not (folder / "results.json").exists():
         raise DataError(f"folder: expected a finished run with results.json in {folder}; train to the end first")
-    written = []
-    for name, suffix in COPIED.items():
-        if (folder / name).exists():
-            written.append(_write(prefix, suffix, (folder / name).read_bytes()))
-    return [*written, _write(prefix, ".csv", _thinned(folder / "log.csv", rows))]
+    if prefix.name in ("", "..") or prefix.parent.resolve() == folder.resolve():
+        raise DataError(f"prefix: expected the start of a file's name outside {folder}, got {str(prefix)!r}")
+    found = [(suffix, (folder / name).read_bytes()) for name, suffix in COPIED.items() if (folder / name).exists()]
+    _check_results(folder / "results.json", found[0][1])
+    found.append((".csv", _thinned(folder / "log.csv", rows)))  # all is read and checked before anything is written
+    return [_write(prefix, suffix, content) for suffix, content in found]
+
+
+def _check_results(path: Path, content: bytes) -> None:
+    try:
+        json.loads(content)
+    except ValueError as error:
+        raise DataError(f"folder: {path} is not JSON ({error}); `mtml train --resume` writes it again") from error
 
 
 def _write(prefix: Path, suffix: str, content: bytes) -> Path:
@@ -48,7 +58,9 @@ def _write(prefix: Path, suffix: str, content: bytes) -> Path:
 def _thinned(log: Path, rows: int) -> bytes:
     """The log's text without most of its rows."""
     found = read_log(log)
-    header, *lines = log.read_text(encoding="utf-8").splitlines()
+    if not found:
+        raise DataError(f"folder: expected rows in {log}, found none; train to the end first")
+    header, *lines = (line for line in log.read_text(encoding="utf-8").splitlines() if line)
     every = -(-len(lines) // rows) or 1
     last = len(lines) - 1
     kept = [

@@ -1,0 +1,32 @@
+// Whether a call is to end early. A call makes a Watch; its threads look at it between pieces of work (MTMLK_INLINE
+// stops() in stops.h), and what is left is then skipped. Only the thread that called may ask its caller about it.
+#pragma once
+
+#include <pthread.h>
+#include <stdint.h>
+
+namespace mtmlk {
+
+struct Plan;
+
+// In cache lines of its own: all threads read it, and its neighbours on a stack are written.
+struct alignas(128) Watch {
+  int32_t stopped;  // atomic
+  int32_t asks;     // whether there is somebody to ask
+  pthread_t caller;
+  int64_t next;  // ms, the caller's: when it asks again
+};
+
+Watch start_watch();
+
+// In the calling thread, and where it is time: asks. Returns whether the call has been stopped.
+bool ask_caller(Watch* watch);
+
+// A thread of a team is through with its work. The one that called stays awake to ask until all are: in a barrier it
+// could not.
+void wait_for_others(Watch* watch, int32_t* finished, int32_t team);
+
+// Whether a pass over one set of a task takes long enough to be looked at inside.
+bool worth_watching(const Plan& plan);
+
+}  // namespace mtmlk
