@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,12 +13,30 @@ from mtml_kernels.checks import shown
 
 __all__ = ["Door"]
 
+_looks = operator.attrgetter("shape", "dtype", "device", "layout")  # all that the checks of a tensor look at
+_MOST = 512
+
 
 class Door:
     """The checks of one op, whose messages begin with its name and end with the way out."""
 
     def __init__(self, op: str, way_out: str) -> None:
         self.op, self.way_out = op, way_out
+        self._passed: set[Hashable] = set()
+
+    def passed(self, tensors: Iterable[Tensor | None], *others: Hashable) -> Hashable:
+        """True where arguments that look like these have passed, else the key to `remember` them by once they have."""
+        try:
+            key = (*[t if t is None else _looks(t) for t in tensors], *others)
+        except AttributeError:  # something is no tensor: the checks say so
+            return None
+        return True if key in self._passed else key
+
+    def remember(self, key: Hashable) -> None:
+        """To be called when all checks have passed."""
+        if len(self._passed) >= _MOST:
+            self._passed.clear()
+        self._passed.add(key)
 
     def given(self, name: str, *tensors: Tensor | None) -> None:
         """TypeError where one is None: the dispatcher takes it for a tensor without memory."""

@@ -16,8 +16,15 @@ __all__ = ["check_arguments", "check_cotangents", "check_ranks"]
 _DOOR = Door("mtml::head_inner_loop", "mtml_kernels.head_inner_loop prepares these arguments")
 
 
-def check_arguments(a: HeadArgs) -> HeadOptions:
-    """The options; raises ValueError or TypeError where an argument does not fit the others, and names it."""
+def check_arguments(a: HeadArgs) -> None:
+    """Raises ValueError or TypeError where an argument does not fit the others, and names it."""
+    key = _DOOR.passed(a[:9], a.options, a.needs)
+    if key is not True:
+        _check_all(a)
+        _DOOR.remember(key)
+
+
+def _check_all(a: HeadArgs) -> None:
     options = _options(a.options)
     check_ranks(a)
     _DOOR.floats(a.weight, "weight")
@@ -40,7 +47,6 @@ def check_arguments(a: HeadArgs) -> HeadOptions:
         _DOOR.shape(mask_name, mask, (tasks, samples))
         named += [(name, y, torch.int64 if ids else a.weight.dtype), (mask_name, mask, a.weight.dtype)]
     _DOOR.kinds(named, a.weight.device)
-    return options
 
 
 def check_ranks(a: HeadArgs) -> None:

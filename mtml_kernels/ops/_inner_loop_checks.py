@@ -7,6 +7,7 @@ at the ops' own door. That a program is sound in itself the engine checks when i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -26,6 +27,17 @@ Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
 
 def check_arguments(a: InnerLoopArgs) -> None:
     """Raises ValueError or TypeError where an argument does not fit the program or the others; it names it."""
+    groups = (a.params, a.lr, a.support_x, a.query_x)
+    others = (a.support_y, a.query_y, a.support_mask, a.query_mask, a.step_weights)
+    lists = (a.adapted, a.program, a.support_loss, a.query_loss)
+    counts = (*map(len, groups), len(a.loss_args), a.steps, a.keep, a.needs)
+    key = _DOOR.passed((*chain.from_iterable(groups), *others), *(tuple(values) for values in lists), *counts)
+    if key is not True:
+        _check_all(a)
+        _DOOR.remember(key)
+
+
+def _check_all(a: InnerLoopArgs) -> None:
     program = check_ranks(a)
     _check_numbers(a)
     _DOOR.floats(a.params[0], "params[0]")

@@ -46,7 +46,15 @@ def specifications(heads: str, count: int) -> tuple[tuple[HeadLoss, ...], tuple[
 
 def check_arguments(tensors: HeadTensors, heads: str) -> tuple[tuple[HeadLoss, ...], tuple[bool, ...]]:
     """The losses and stacks; raises ValueError or TypeError where a tensor does not fit, and names it."""
+    key = _DOOR.passed(tensors.flat(), heads)
     specs, stacked = specifications(heads, len(tensors.logits))
+    if key is not True:
+        _check_all(tensors, specs, stacked)
+        _DOOR.remember(key)
+    return specs, stacked
+
+
+def _check_all(tensors: HeadTensors, specs: Sequence[HeadLoss], stacked: Sequence[bool]) -> None:
     like = tensors.logits[0]
     _DOOR.floats(like, "logits[0]")
     for i, (spec, stack, *head) in enumerate(zip(specs, stacked, *tensors, strict=True)):
@@ -61,7 +69,6 @@ def check_arguments(tensors: HeadTensors, heads: str) -> tuple[tuple[HeadLoss, .
         _DOOR.kinds([*named, *((f"{n}[{i}]", t, like.dtype) for n, t in weights)], like.device)
         samples = (head[0].shape[0], *head[0].shape[2:]) if stack else head[0].shape[1:]
         _DOOR.shape(f"pos_weights[{i}]", head[4], samples)
-    return specs, stacked
 
 
 def check_gradients(

@@ -51,6 +51,10 @@ class MAML(nn.Module):
     Models of known layers run in the fused engine (`explain` says which layers those are), everything else in PyTorch
     operations with the same results (one `FallbackWarning` says so).
 
+    The model and everything given here may change between two calls: the next call takes them as they are. Only what no
+    name in the forward's code shows (a file, the environment, thread-local state) is noticed late, by tracing the model
+    again after 64 calls, then after 4 times as many, and so on.
+
     Args:
         model: any module. It is registered as ``module``: state_dict keys start with "module.".
         lr: the inner learning rate: a number; a scalar tensor; [K], one per step; {name: rate} with each rate a scalar,

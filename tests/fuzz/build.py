@@ -5,6 +5,7 @@ The base instruction set in one type (float64), which is half the compilation; t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shlex
@@ -67,11 +68,18 @@ def build() -> Path:
     key = hashlib.sha256(text.encode() + b"".join(p.read_bytes() for p in inputs)).hexdigest()[:12]
     folder = ROOT / "build" / f"fuzz-{key}"
     module = folder / "_C.so"
-    if module.exists():
-        return module
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.parent / "fuzz.lock", "w") as lock:  # test processes side by side: one compiles, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not module.exists():
+            _compile(sources, folder, module)
+    return module
+
+
+def _compile(sources: list[Path], folder: Path, module: Path) -> None:
     for old in (ROOT / "build").glob("fuzz-*"):
         shutil.rmtree(old, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     include = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
 
     def compiled(source: Path) -> str:
@@ -82,7 +90,6 @@ def build() -> Path:
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         objects = list(pool.map(compiled, sources))
     _run([*compiler(), *objects, "-shared", "-fopenmp", f"-fsanitize={OF_PLANNING}"], module)
-    return module
 
 
 if __name__ == "__main__":
