@@ -43,7 +43,8 @@ def multihead_loss(
 
     Differentiable any number of times by the logits, in forward mode and under torch.func's transforms in any mixture
     too, and under torch.compile once (any number of times where a transform is compiled). Forward mode, and transforms
-    that are compiled, run PyTorch's operations. What each kind computes is in `HeadLoss`; definitions are in `mtml_kernels.reference.multihead_loss`.
+    that are compiled, run PyTorch's operations. What each kind computes is in `HeadLoss`; definitions are in
+    `mtml_kernels.reference.multihead_loss`.
 
     Args:
         logits: one tensor a head, shapes as in `HeadLoss`; or one tensor [H, ...], a stack of H equal heads.
