@@ -17,6 +17,8 @@ typedef float F32Vec __attribute__((vector_size(kVecBytes)));
 typedef double F64Vec __attribute__((vector_size(kVecBytes)));
 typedef int32_t I32Vec __attribute__((vector_size(kVecBytes)));
 typedef int64_t I64Vec __attribute__((vector_size(kVecBytes)));
+typedef uint32_t U32Vec __attribute__((vector_size(kVecBytes)));
+typedef uint64_t U64Vec __attribute__((vector_size(kVecBytes)));
 
 template <class T>
 struct Simd;
@@ -25,6 +27,7 @@ template <>
 struct Simd<float> {
   using Vec = F32Vec;
   using Int = I32Vec;
+  using Unsigned = U32Vec;
   using Lane = int32_t;
   static constexpr int kLanes = kVecBytes / 4;
   static constexpr int kMantissa = 23, kBias = 127;
@@ -34,6 +37,7 @@ template <>
 struct Simd<double> {
   using Vec = F64Vec;
   using Int = I64Vec;
+  using Unsigned = U64Vec;
   using Lane = int64_t;
   static constexpr int kLanes = kVecBytes / 8;
   static constexpr int kMantissa = 52, kBias = 1023;

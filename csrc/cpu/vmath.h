@@ -33,7 +33,8 @@ MTMLK_INLINE VecOf<T> at_least(VecOf<T> x, T lo) {
   return x < lo ? splat<T>(lo) : x;
 }
 
-// Adding 1.5 * 2^mantissa rounds to an integer, which then stands in the low bits.
+// Adding 1.5 * 2^mantissa rounds to an integer, which then stands in the low bits. Of a NaN, or beyond all integers, it
+// is any number: differences of unsigned ones wrap.
 template <class T>
 struct Rounded {
   VecOf<T> value;
@@ -43,7 +44,8 @@ template <class T>
 MTMLK_INLINE Rounded<T> round_to_int(VecOf<T> x) {
   const T magic = T(1.5) * T(int64_t(1) << Simd<T>::kMantissa);
   const VecOf<T> shifted = x + magic;
-  return {shifted - magic, bits<T>(shifted) - bits<T>(splat<T>(magic))};
+  using Bits = typename Simd<T>::Unsigned;
+  return {shifted - magic, (IntOf<T>)((Bits)shifted - (Bits)splat<T>(magic))};
 }
 
 template <class T>
