@@ -17,6 +17,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 __all__ = ["OpLibrary", "abstract", "alive", "differentiated", "has_tangents", "is_forward_mode", "no_rule", "tracked"]
 
+_transformed = torch._C._are_functorch_transforms_active
+_is_batch = torch._C._functorch.is_legacy_batchedtensor
+
 
 def is_forward_mode() -> bool:
     """Whether a dual level is entered, by forward_ad or by torch.func's jvp, jacfwd or hessian at any depth."""
@@ -59,9 +62,12 @@ def differentiated(t: Tensor) -> bool:
 
 def abstract(*tensors: Tensor | None) -> bool:
     """Whether cotangents stand for a batch (is_grads_batched, torch.func), may have tangents, or are being traced."""
-    if torch._C._are_functorch_transforms_active() or is_forward_mode() or is_compiling():
+    if _transformed() or forward_ad._current_level >= 0 or is_compiling():
         return True
-    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
+    for t in tensors:  # noqa: SIM110  # every backward of a small loss comes by here, and a generator takes as long
+        if t is not None and _is_batch(t):
+            return True
+    return False
 
 
 def no_rule(op: str, way_out: str) -> str:
