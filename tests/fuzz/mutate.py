@@ -15,6 +15,7 @@ from mtml_kernels.program import Op
 
 INTS = [-(2**63), -(2**31), -100, -2, -1, 0, 1, 2, 3, 4, 7, 16, 17, 100, 1000, 2**20, 2**31 - 1, 2**31, 2**40, 2**62]
 FLOATS = [0.0, -1.0, 1.0, 0.5, 2.0, 3.0, -0.0, 1e300, -1e300, 1e10, float("nan"), float("inf"), float("-inf")]
+MOST_STEPS = 256  # of a call that may be right: a million of them take minutes, and memory bounds what is beyond
 
 
 def copied(value: Any) -> Any:
@@ -138,6 +139,8 @@ def faults(rng: random.Random, name: str, args: list[Any]) -> list[Any]:
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         at = rng.randrange(len(args))
         args[at] = mutated(rng, args[at])
+    if start is not None and isinstance(args[start + 12], int) and MOST_STEPS < args[start + 12] <= 2**20:
+        args[start + 12] = MOST_STEPS
     return args
 
 
