@@ -300,6 +300,24 @@ ATTRIBUTES: dict[str, tuple[Callable[[], Any], Callable[[], Any], Get, InPlace]]
         lambda held: held.__closure__[0].__setattr__("cell_contents", 2.0),
     ),
     "class": (lambda: _own_class(1.0), lambda: _own_class(2.0), lambda s: s.held.gain, _set("gain", 2.0)),
+    "child of a module in a list": (
+        lambda: [nn.Sequential(nn.Sequential(nn.LeakyReLU(0.1)))],
+        lambda: [nn.Sequential(nn.Sequential(nn.LeakyReLU(0.7)))],
+        lambda s: 1.0 + s.held[0][0][0].negative_slope,
+        lambda held: setattr(held[0][0][0], "negative_slope", 0.7),
+    ),
+    "child of a module in a list swapped": (
+        lambda: [nn.Sequential(nn.LeakyReLU(0.1))],
+        lambda: [nn.Sequential(nn.Tanh())],
+        lambda s: float(isinstance(s.held[0][0], nn.Tanh)),
+        lambda held: held[0].__setitem__(0, nn.Tanh()),
+    ),
+    "mode of a module in a list": (
+        lambda: [nn.Sequential(nn.Dropout(1.0))],
+        lambda: [nn.Sequential(nn.Dropout(1.0)).eval()],
+        lambda s: 2.0 if s.held[0].training else 1.0,
+        lambda held: held[0].eval(),
+    ),
     "module in a list": (
         lambda: [nn.LeakyReLU(0.1)],
         lambda: [nn.LeakyReLU(0.7)],

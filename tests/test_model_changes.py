@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import mtml
-from mtml import MAML, _plan
+from mtml import MAML, _cache, _plan
+from mtml._contents import LIMIT, Contents
 from mtml._plan import FIRST_LOOK
 from mtml_kernels.ops.inner_loop import BACKENDS
 
@@ -165,6 +166,30 @@ def test_a_model_that_becomes_fusable_is_fused() -> None:
     assert_same(maml.meta_loss(*batch), oracle(model, batch, F.mse_loss, 0.1, 1).loss)
 
 
+def test_a_model_that_begins_to_read_what_no_name_shows_is_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTML_TEST_GAIN", "1.0")
+    model = scaled(lambda self: self.gain, gain=1.0)
+    maml, batch = MAML(model, 0.1, steps=2, loss="mse"), batch_for(Case(model, lambda: None))
+    maml.meta_loss(*batch)
+    type(model).number = lambda self: float(os.environ["MTML_TEST_GAIN"])
+    maml.meta_loss(*batch)
+    monkeypatch.setenv("MTML_TEST_GAIN", "2.0")
+    for _ in range(FIRST_LOOK):
+        after = maml.meta_loss(*batch)
+    assert_same(after, expected(model, batch)[0])
+
+
+def test_a_long_list_is_not_copied_at_every_call() -> None:
+    """A replay buffer that forward looks at: beyond a size the model is traced again now and then instead."""
+    model = scaled(lambda self: float(len(self.held) > 0), held=[0.0] * (2 * LIMIT))
+    contents = Contents()
+    contents.visit(model.held)
+    assert not contents.complete and len(contents.tokens) < 10
+    maml, batch = MAML(model, 0.1, steps=2, loss="mse"), batch_for(Case(model, lambda: None))
+    assert_same(results(maml, batch), expected(model, batch))
+    assert maml._paths.now is not None and maml._paths.now.left > 0
+
+
 # --- the options of a MAML --------------------------------------------------------------------------------------------
 
 
@@ -257,6 +282,30 @@ def test_a_change_of_the_options_is_followed(name: str) -> None:
     assert not all(a.allclose(b, rtol=1e-6) for a, b in zip(before, after, strict=True)), "the change must show"
     assert_same(results(maml, batch), after)
     assert_same(results(maml, batch), after)
+
+
+@pytest.mark.parametrize("option", ["loss", "query_loss", "update"])
+def test_what_a_live_callable_holds_costs_no_preparation(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that logs, a rule that counts: they run as they are at every call, so nothing was read in advance."""
+    log: list[float] = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        log.append(1.0)
+        return F.cross_entropy(output, target)
+
+    def update(params: dict[str, Tensor], grads: Any, rates: Any, step: int) -> dict[str, Tensor]:
+        log.append(1.0)
+        return {name: value - rates[name] * grads[name] for name, value in params.items()}
+
+    model = _linear()
+    maml = MAML(model, 0.1, steps=2, **{option: update if option == "update" else loss})
+    batch = classes(model)
+    first = maml.meta_loss(*batch)
+    monkeypatch.setattr(_cache, "Planner", lambda *_: pytest.fail("prepared again"))
+    for _ in range(3):
+        length = len(log)
+        assert_same(maml.meta_loss(*batch), first)
+        assert len(log) > length
 
 
 @pytest.mark.parametrize("kind", [nn.HuberLoss, nn.SmoothL1Loss])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtml._contents import Contents
+from mtml._contents import Contents, package_of
 from mtml._notices import warn_of_fallback, warn_of_statistics
 from mtml._plan import Batch, Options, Path, Planner
 from mtml._watch import structure
@@ -129,12 +130,19 @@ class PathCache:
 
 
 def _options(maml: Any) -> Contents:
-    """What a MAML was given beside its model, looked into: any of it may be changed in place."""
+    """What a MAML was given beside its model; where that was read in advance it is looked into, for it may be changed
+    in place. Callables run live: what they hold is their own affair, and may change at every call.
+    """
     options = Contents(versions=False)  # tensors among them are read at every call
-    for given in (maml.lr, maml.loss, maml.query_loss, maml.params, maml.update):
-        options.visit(given)
-        if isinstance(given, nn.Module) and given is not maml.update:
-            options.visit(given.__dict__)
+    options.visit(maml.lr)
+    options.visit(maml.params)
+    for loss in (maml.loss, maml.query_loss):
+        if isinstance(loss, nn.Module) and package_of(type(loss)) == "torch":
+            options.visit(loss.__dict__)
+        if isinstance(loss, str | functools.partial):
+            options.visit(loss)
+    live = (maml.loss, maml.query_loss, maml.update)
+    options.tokens += [None if given is None or isinstance(given, str) else id(given) for given in live]
     return options.settle()
 
 

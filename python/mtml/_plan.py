@@ -91,14 +91,20 @@ class Planner:
         self.device_type = next((t.device.type for t in self.tensors.values() if t.is_floating_point()), "cpu")
         self.calls: dict[Hashable, Path] = {}
         self.programs: dict[Hashable, _Traced] = {}
-        self.reach, self.changes = Reach(self.model), 0
+        self.changes = 0
+        self._look()
+
+    def _look(self) -> None:
+        """Find out what the model's forward can read, and whether it may read more than that."""
+        self.reach = Reach(self.model)
         self.interval = FIRST_LOOK if self.reach.foreign or not self.reach.complete else 0
         self.left = self.interval  # calls until `verify`; from 0 on down there is none
 
     def observe(self, maml: Any, options: Contents) -> None:
         """Take the model as it stands for the state to compare with from now on."""
         if not self.reach.same():  # a traced program may have read what changed; the general path reads it live
-            self.reach, self.changes = Reach(self.model), self.changes + 1
+            self.changes += 1
+            self._look()
             self.forget()
         self.fresh = Watch(maml, self.reach, options)
 

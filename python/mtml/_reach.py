@@ -89,6 +89,12 @@ class Reach:
         self._spaces[id(module)] = _Space(module.__dict__, layer)
         self._class(type(module))
 
+    def _unregistered(self, module: nn.Module) -> None:
+        """One in a plain list, say: `Watch` and `structure` do not know of it."""
+        self._module(module)
+        for name in ("training", "_modules", "_forward_hooks", "_forward_pre_hooks"):
+            self._add((id(module), name), module.__dict__)
+
     def _class(self, kind: type) -> None:
         """The classes whose attributes an instance of `kind` has."""
         for base in kind.__mro__:
@@ -109,9 +115,10 @@ class Reach:
             for kind in self._seen.classes:
                 if package_of(kind) not in _OTHERS:
                     self._class(kind)
-            for module in self._seen.modules:  # in a plain list, say: `Watch` does not know of them
-                if id(module) not in self._spaces:
-                    self._module(module)
+            for held in self._seen.modules:
+                for module in held.modules():
+                    if id(module) not in self._spaces:
+                        self._unregistered(module)
 
     def _add(self, pair: tuple[int, str], space: Namespace) -> None:
         if pair not in self._pairs:
