@@ -42,8 +42,8 @@ COMMON_FLAGS = (
     "-Wextra",
     "-Wno-psabi",
 )
-# A file csrc/cpu/isa_<name>.cpp or isa_<name>_<part>.cpp is compiled with the flags of <name>, all others with none of
-# them: which body runs is decided at run time, so every flag here needs its test of the CPU in the dispatcher.
+# A file csrc/cpu/isa/isa_<name>.cpp or isa_<name>_<part>.cpp is compiled with the flags of <name>, all others with none
+# of them: which body runs is decided at run time, so every flag here needs its test of the CPU in the dispatcher.
 ISA_FLAGS = {
     "base": (),
     "avx2": ("-mavx2", "-mfma"),
@@ -167,8 +167,8 @@ def parallel_jobs() -> int:
 
 def sources(isas: tuple[str, ...]) -> list[Path]:
     """Translation units, the per-ISA ones first: they take longest, and the parallel compilation ends sooner."""
-    found = [path for path in sorted(CSRC.glob("cpu/*.cpp")) if isa_of(path) in {None, *isas}]
-    return [*sorted(found, key=lambda path: isa_of(path) is None), CSRC / "bindings.cpp"]
+    found = [path for path in sorted((CSRC / "cpu").rglob("*.cpp")) if isa_of(path) in {None, *isas}]
+    return [*sorted(found, key=lambda path: isa_of(path) is None), CSRC / "bindings" / "module.cpp"]
 
 
 def shared_inputs() -> list[Path]:
@@ -202,10 +202,10 @@ class Compilation:
     def flags(self, source: Path) -> list[str]:
         isa = isa_of(source)
         built = [f"-DMTMLK_HAVE_{name.upper()}" for name in self.config.isa_flags]
-        flags = [*self.config.flags, f"-I{CSRC / 'include'}", f"-I{CSRC}", *built]
+        flags = [*self.config.flags, f"-I{CSRC / 'include'}", f"-I{CSRC}", f"-I{CSRC / 'cpu'}", *built]
         if isa is not None:
             flags += self.config.isa_flags[isa]
-        if source.name == "bindings.cpp":
+        if source.parent.name == "bindings":
             import pybind11  # the one build requirement besides setuptools; a source archive is made without it
 
             flags += [f"-I{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]

@@ -34,7 +34,9 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench import providers, record, runner
+    from bench import providers
+    from bench.measure import runner
+    from bench.report import record
 
     options = runner.Options(args.providers, args.seconds, args.threads, _dtype(args.dtype), args.device)
     records = runner.run(args.workloads or DEFAULT_WORKLOADS, options)
@@ -46,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    from bench import compare as comparing
-    from bench import record
+    from bench.report import compare as comparing
+    from bench.report import record
 
     base, head = record.read_csv(args.base), record.read_csv(args.head)
     verdicts = comparing.compare(base, head, args.tolerance, args.metric, args.peers)
@@ -62,8 +64,8 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def plot(args: argparse.Namespace) -> int:
-    from bench import plot as plotting
-    from bench import record
+    from bench.report import plot as plotting
+    from bench.report import record
 
     out = args.out or str(Path(args.csv).with_suffix(".png"))
     plotting.plot(record.read_csv(args.csv), out)
@@ -72,8 +74,8 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def readme(args: argparse.Namespace) -> int:
-    from bench import readme as writing
-    from bench import record
+    from bench.report import readme as writing
+    from bench.report import record
 
     writing.write(args.readme, record.read_csv(args.csv), args.table)
     print(f"wrote the table into {args.readme}")
@@ -81,7 +83,7 @@ def readme(args: argparse.Namespace) -> int:
 
 
 def kernel(args: argparse.Namespace) -> int:
-    from bench import kernel as kernels
+    from bench.measure import kernel as kernels
 
     if args.op not in kernels.OPS:
         raise ValueError(f"op: expected one of {', '.join(kernels.OPS)}; got {args.op!r}")
@@ -112,7 +114,7 @@ def kernel(args: argparse.Namespace) -> int:
 def memory(args: argparse.Namespace) -> int:
     import torch
 
-    from bench import memory as remembering
+    from bench.measure import memory as remembering
     from bench.workloads import select
 
     steps, names = [int(s) for s in _names(args.steps)], args.providers or remembering.PROVIDERS
@@ -128,7 +130,7 @@ def memory(args: argparse.Namespace) -> int:
 def host(args: argparse.Namespace) -> int:
     import torch
 
-    from bench import host as hosting
+    from bench.measure import host as hosting
 
     t = hosting.measure(args.workload, args.threads or torch.get_num_threads(), args.seconds)
     print(

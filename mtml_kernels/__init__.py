@@ -11,25 +11,26 @@ from mtml_kernels._version import __version__
 
 if TYPE_CHECKING:
     from mtml_kernels.errors import BackendUnavailable, FallbackWarning
-    from mtml_kernels.functional import head_inner_loop, inner_loop
-    from mtml_kernels.heads import HeadLoss
-    from mtml_kernels.heads_functional import multihead_loss
-    from mtml_kernels.heads_linear import linear_multihead_gram, linear_multihead_loss
+    from mtml_kernels.functional.head_inner_loop import head_inner_loop
+    from mtml_kernels.functional.inner_loop import inner_loop
+    from mtml_kernels.functional.linear_multihead_loss import linear_multihead_gram, linear_multihead_loss
+    from mtml_kernels.functional.multihead_loss import multihead_loss
     from mtml_kernels.losses import LossSpec
+    from mtml_kernels.losses.heads import HeadLoss
     from mtml_kernels.program import Program, Unfusable, trace
 
 _HOME = {
     "BackendUnavailable": "errors",
     "FallbackWarning": "errors",
-    "HeadLoss": "heads",
+    "HeadLoss": "losses.heads",
     "LossSpec": "losses",
     "Program": "program",
     "Unfusable": "program",
-    "head_inner_loop": "functional",
-    "inner_loop": "functional",
-    "linear_multihead_gram": "heads_linear",
-    "linear_multihead_loss": "heads_linear",
-    "multihead_loss": "heads_functional",
+    "head_inner_loop": "functional.head_inner_loop",
+    "inner_loop": "functional.inner_loop",
+    "linear_multihead_gram": "functional.linear_multihead_loss",
+    "linear_multihead_loss": "functional.linear_multihead_loss",
+    "multihead_loss": "functional.multihead_loss",
     "trace": "program",
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mtml_kernels._memory import in_memory, lost
+from mtml_kernels.memory import in_memory, lost
 
 __all__ = [
     "NAMES",

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from mtml_kernels import native, native_head
-from mtml_kernels._transforms import OpLibrary, abstract, has_tangents, no_rule
-from mtml_kernels.ops._backends import REFERENCE, Backend, Registry
-from mtml_kernels.ops._head_loop_checks import check_arguments, check_cotangents, check_ranks
-from mtml_kernels.ops._head_schema import (
+from mtml_kernels import native
+from mtml_kernels.native import head_inner_loop as native_head
+from mtml_kernels.ops.head_inner_loop_checks import check_arguments, check_cotangents, check_ranks
+from mtml_kernels.ops.inner_loop_backends import _own_memory, _recording
+from mtml_kernels.reference.head_inner_loop import gram_form
+from mtml_kernels.registry import REFERENCE, Backend, Registry
+from mtml_kernels.schema.head_inner_loop import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
     Cotangents,
@@ -29,10 +31,9 @@ from mtml_kernels.ops._head_schema import (
     parse_options,
     wanted,
 )
-from mtml_kernels.ops._inner_loop_backends import _own_memory, _recording
-from mtml_kernels.reference.head_inner_loop import gram_form
-from mtml_kernels.triton._head_plan import refusal
-from mtml_kernels.triton._register import register_head_inner_loop
+from mtml_kernels.transforms import OpLibrary, abstract, has_tangents, no_rule
+from mtml_kernels.triton.backends import register_head_inner_loop
+from mtml_kernels.triton.head_inner_loop.policy import refusal
 
 __all__ = ["BACKENDS", "backend_for", "head_inner_loop_call"]
 

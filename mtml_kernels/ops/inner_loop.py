@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from mtml_kernels._transforms import OpLibrary, abstract, has_tangents, no_rule
-from mtml_kernels.ops._backends import Backend
-from mtml_kernels.ops._inner_loop_backends import BACKENDS
-from mtml_kernels.ops._inner_loop_checks import check_arguments, check_cotangents, check_ranks
-from mtml_kernels.ops._inner_loop_schema import (
+from mtml_kernels.ops.inner_loop_backends import BACKENDS
+from mtml_kernels.ops.inner_loop_checks import check_arguments, check_cotangents, check_ranks
+from mtml_kernels.registry import Backend
+from mtml_kernels.schema.inner_loop import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
     InnerLoopArgs,
@@ -33,6 +32,7 @@ from mtml_kernels.ops._inner_loop_schema import (
     refuse_gradients,
     wanted_gradients,
 )
+from mtml_kernels.transforms import OpLibrary, abstract, has_tangents, no_rule
 
 __all__ = ["BACKENDS", "InnerLoop", "InnerLoopSpec", "inner_loop_call"]
 

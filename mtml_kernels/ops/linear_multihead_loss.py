@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtml_kernels._transforms import abstract
-from mtml_kernels.native_heads import recycled_like
-from mtml_kernels.native_linear import Grads, LinearHead, Problem, Wants
+from mtml_kernels.native.linear_multihead_loss import Grads, LinearHead, Problem, Wants
+from mtml_kernels.native.multihead_loss import recycled_like
 from mtml_kernels.reference.multihead_loss import multihead_loss as reference_losses
-from mtml_kernels.triton._register import linear_heads
+from mtml_kernels.transforms import abstract
+from mtml_kernels.triton.backends import linear_heads
 
 __all__ = ["FUSED", "LinearCall", "linear_multihead_loss_call"]
 

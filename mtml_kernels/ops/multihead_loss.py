@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from mtml_kernels import native_heads
-from mtml_kernels._transforms import OpLibrary, is_forward_mode
-from mtml_kernels.ops._backends import Backend
-from mtml_kernels.ops._multihead_autograd import Eager, Losses, plain_losses
-from mtml_kernels.ops._multihead_backends import BACKENDS, check_labels, reference_call
-from mtml_kernels.ops._multihead_checks import check_arguments, check_gradients, gathered, specifications
-from mtml_kernels.ops._multihead_schema import (
+from mtml_kernels.native import multihead_loss as native_heads
+from mtml_kernels.ops.multihead_loss_autograd import Eager, Losses, plain_losses
+from mtml_kernels.ops.multihead_loss_backends import BACKENDS, check_labels, reference_call
+from mtml_kernels.ops.multihead_loss_checks import check_arguments, check_gradients, gathered, specifications
+from mtml_kernels.registry import Backend
+from mtml_kernels.schema.multihead_loss import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
     HeadsCall,
@@ -32,6 +31,7 @@ from mtml_kernels.ops._multihead_schema import (
     decode,
     make_call,
 )
+from mtml_kernels.transforms import OpLibrary, is_forward_mode
 
 __all__ = ["BACKENDS", "multihead_loss_call"]
 

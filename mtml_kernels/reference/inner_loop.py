@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtml_kernels.losses import LossSpec, task_loss
 from mtml_kernels.program import LAYOUT_STEPS, Act, Encoded, Node, Op, constants_of, decode, step_row
-from mtml_kernels.reference._images import convolve, normalise, pool
+from mtml_kernels.reference.layers import convolve, normalise, pool
 
 _ACTIVATIONS: dict[int, Callable[[Tensor, float, float], Tensor]] = {
     Act.RELU: lambda x, c0, c1: torch.relu(x),

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtml_kernels.heads import CLASS_KINDS, HeadLoss, rows_shape
 from mtml_kernels.losses import huber, log_softmax
+from mtml_kernels.losses.heads import CLASS_KINDS, HeadLoss, rows_shape
 
 __all__ = ["head_loss", "multihead_loss"]
 

@@ -19,17 +19,17 @@ from mtml_kernels._version import __version__
 if TYPE_CHECKING:
     from mtml import balance, tasks, weighting
     from mtml.adapted import Adapted
-    from mtml.anil import ANIL
+    from mtml.algorithms.anil import ANIL
+    from mtml.algorithms.maml import MAML, MetaOutput
+    from mtml.algorithms.meta_sgd import MetaSGD
     from mtml.balance.affinity import task_affinity
-    from mtml.explain import Explanation
-    from mtml.heads import Classification, MultiLabel, Regression, Segmentation, Tokens
     from mtml.inner_lr import InnerLR
-    from mtml.maml import MAML, MetaOutput
-    from mtml.meta_sgd import MetaSGD
     from mtml.multihead import HeadLosses, MultiHead
+    from mtml.multihead.heads import Classification, MultiLabel, Regression, Segmentation, Tokens
+    from mtml.paths.explain import Explanation
     from mtml.tasks import TaskBatch
+    from mtml_kernels.batch_norm import PerStepBatchNorm
     from mtml_kernels.errors import BackendUnavailable, FallbackWarning
-    from mtml_kernels.per_step import PerStepBatchNorm
 
 __all__ = [
     "ANIL",
@@ -58,23 +58,23 @@ __all__ = [
 ]
 
 _WHERE = {
-    "ANIL": "mtml.anil",
-    "MAML": "mtml.maml",
-    "MetaOutput": "mtml.maml",
+    "ANIL": "mtml.algorithms.anil",
+    "MAML": "mtml.algorithms.maml",
+    "MetaOutput": "mtml.algorithms.maml",
     "Adapted": "mtml.adapted",
-    "Explanation": "mtml.explain",
+    "Explanation": "mtml.paths.explain",
     "InnerLR": "mtml.inner_lr",
-    "MetaSGD": "mtml.meta_sgd",
+    "MetaSGD": "mtml.algorithms.meta_sgd",
     "MultiHead": "mtml.multihead",
     "HeadLosses": "mtml.multihead",
-    "Classification": "mtml.heads",
-    "MultiLabel": "mtml.heads",
-    "Regression": "mtml.heads",
-    "Segmentation": "mtml.heads",
-    "Tokens": "mtml.heads",
+    "Classification": "mtml.multihead.heads",
+    "MultiLabel": "mtml.multihead.heads",
+    "Regression": "mtml.multihead.heads",
+    "Segmentation": "mtml.multihead.heads",
+    "Tokens": "mtml.multihead.heads",
     "task_affinity": "mtml.balance.affinity",
     "TaskBatch": "mtml.tasks",
-    "PerStepBatchNorm": "mtml_kernels.per_step",
+    "PerStepBatchNorm": "mtml_kernels.batch_norm",
     "BackendUnavailable": "mtml_kernels.errors",
     "FallbackWarning": "mtml_kernels.errors",
 }

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from mtml._notices import warn_of_statistics
-from mtml_kernels._general_loss import TaskLoss, refuse_several
+from mtml.notices import warn_of_statistics
+from mtml_kernels.batch_norm import step_rows
 from mtml_kernels.checks import check_class_ids, check_devices, check_leading, check_target, leaves
 from mtml_kernels.general import GeneralPlan, forward_tasks
 from mtml_kernels.losses import IGNORED, LossSpec, Opaque, resolve
-from mtml_kernels.per_step import step_rows
+from mtml_kernels.losses.task import TaskLoss, refuse_several
 
 __all__ = ["Adapted"]
 

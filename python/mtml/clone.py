@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtml_kernels._general_state import relink, twin
+from mtml_kernels.general.modules import relink, twin
 
 __all__ = ["clone_module", "inner_gradients", "replace_tensors"]
 

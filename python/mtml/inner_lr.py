@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtml._select import ParamsArg, adaptable, select
+from mtml.params import ParamsArg, adaptable, select
 from mtml_kernels.checks import check_choice, check_finite, check_initialised, check_steps
 
 __all__ = ["InnerLR"]

@@ -44,7 +44,7 @@ def runtime() -> str | None:
 
 
 def _flags(source: Path) -> list[str]:
-    if source.name == "bindings.cpp":
+    if source.parent.name == "bindings":
         return ["-O0", f"-I{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
     kernels = source.name.startswith("isa_")
     sanitize = OF_KERNELS if kernels else OF_PLANNING
@@ -61,8 +61,8 @@ def _run(command: list[str], target: Path) -> None:
 
 def build() -> Path:
     """The module under sanitizers, compiled where no equal one lies under build/."""
-    sources = [s for s in sorted(ROOT.glob("csrc/cpu/*.cpp")) if not s.name.startswith("isa_avx")]
-    sources = sorted([*sources, ROOT / "csrc/bindings.cpp"], key=lambda s: not s.name.startswith("isa_"))
+    sources = [s for s in sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")) if not s.name.startswith("isa_avx")]
+    sources = sorted([*sources, ROOT / "csrc/bindings/module.cpp"], key=lambda s: not s.name.startswith("isa_"))
     inputs = [*sources, *sorted((ROOT / "csrc").rglob("*.h"))]
     text = shlex.join(compiler()) + sysconfig.get_config_var("SOABI")
     key = hashlib.sha256(text.encode() + b"".join(p.read_bytes() for p in inputs)).hexdigest()[:12]
@@ -80,10 +80,10 @@ def _compile(sources: list[Path], folder: Path, module: Path) -> None:
     for old in (ROOT / "build").glob("fuzz-*"):
         shutil.rmtree(old, ignore_errors=True)
     folder.mkdir()
-    include = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
+    include = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cpu'}"]
 
     def compiled(source: Path) -> str:
-        target = folder / f"{source.stem}.o"
+        target = folder / ("-".join(source.relative_to(ROOT / "csrc").with_suffix(".o").parts))
         _run([*compiler(), *COMMON, *DEFINES, *include, *_flags(source), "-c", str(source)], target)
         return str(target)
 

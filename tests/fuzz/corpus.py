@@ -8,18 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from engine_case import cotangents_of, draft_case, film, mlp
-from engine_random import random_case
-from head_case import make_head_case
-from heads_case import arguments, random_head
-from image_case import Both, Traced, conv_block, headed, image_case, random_image_case
-from inner_loop_case import Case
+from cases.engine import cotangents_of, draft_case, film, mlp
+from cases.engine_random import random_case
+from cases.head_inner_loop import make_head_case
+from cases.images import Both, Traced, conv_block, headed, image_case, random_image_case
+from cases.inner_loop import Case
+from cases.multihead_loss import arguments, random_head
 from torch import nn
 
 import mtml_kernels
 from mtml_kernels.losses import LossSpec
-from mtml_kernels.ops._multihead_schema import encode
 from mtml_kernels.program import Act, trace
+from mtml_kernels.schema.multihead_loss import encode
 
 OPS = torch.ops.mtml
 

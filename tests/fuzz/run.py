@@ -72,7 +72,9 @@ def _load(path: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["mtml_kernels._C"] = module
     spec.loader.exec_module(module)
-    from mtml_kernels import native, native_head, native_heads
+    from mtml_kernels import native
+    from mtml_kernels.native import head_inner_loop as native_head
+    from mtml_kernels.native import multihead_loss as native_heads
 
     for owner in (native, native_head, native_heads):
         owner._DTYPES = {torch.float64: 1}

@@ -55,7 +55,7 @@ typedef struct {
 // Everything that fixes a plan. Arrays are copied.
 typedef struct {
   int32_t dtype;
-  const int64_t* program;  // encoded layer program, see mtml_kernels/program.py
+  const int64_t* program;  // encoded layer program, see mtml_kernels/program/__init__.py
   int64_t n_program;
   const double* consts;
   int64_t n_consts;
@@ -126,7 +126,7 @@ MTMLK_API int mtmlk_inner_loop(const MtmlkPlan* plan, const MtmlkCall* call, Mtm
 MTMLK_API int mtmlk_carry_to_grads(const MtmlkPlan* plan, const void* carry, int64_t tasks, const void* scale,
                                    int64_t scale_stride, void* const* grads, void* const* lr_grads, int32_t threads);
 
-// A linear head on given features, adapted in the Gram matrix of each task's support features (csrc/cpu/head_task.h).
+// A linear head on given features, adapted in the Gram matrix of each task's support features (csrc/cpu/head_inner_loop/task.h).
 // All tensors are contiguous and of one dtype, class ids int64. NULL where absent.
 typedef struct {
   int32_t dtype, threads;
@@ -159,7 +159,7 @@ MTMLK_API int mtmlk_head_chain(const MtmlkHeadCall* call);
 // One head. A row is what has one class or is one sample: logits [rows / inner, classes, inner]; where inner is 1, a
 // row begins `ld` elements after the one before it. Targets are contiguous.
 typedef struct {
-  int32_t kind;  // position in mtml_kernels/heads.py's KINDS
+  int32_t kind;  // position in mtml_kernels/losses/heads.py's KINDS
   int32_t mean;  // 0: sum
   int32_t ids;   // the target is int64 class ids [rows], else values like logits
   int64_t rows, classes, inner, ld;

@@ -1,4 +1,4 @@
-// The encoded layer program (written by mtml_kernels/program.py): op codes and record widths.
+// The encoded layer program (written by mtml_kernels/program/__init__.py): op codes and record widths.
 #pragma once
 
 #include <stdint.h>

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtml
-from mtml._select import select
+from mtml.params import select
 from mtml.tasks.task_batch import TaskBatch
-from mtml_kernels.per_step import step_rows
+from mtml_kernels.batch_norm import step_rows
 
 __all__ = ["engine_step", "inner_rates", "make_maml", "plain_losses", "plain_step"]
 

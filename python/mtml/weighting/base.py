@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtml_kernels.checks import shown
 
 if TYPE_CHECKING:
-    from mtml.heads import Head
+    from mtml.multihead.heads import Head
 
 __all__ = ["Weighting", "make_weighting"]
 

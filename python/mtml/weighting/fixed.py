@@ -18,7 +18,7 @@ from mtml.weighting.base import Weighting
 from mtml_kernels.checks import check_steps
 
 if TYPE_CHECKING:
-    from mtml.heads import Head
+    from mtml.multihead.heads import Head
 
 __all__ = ["GLS", "RLW", "Fixed"]
 

@@ -17,7 +17,7 @@ from mtml.weighting.base import Weighting
 from mtml_kernels.checks import check_finite
 
 if TYPE_CHECKING:
-    from mtml.heads import Head
+    from mtml.multihead.heads import Head
 
 __all__ = ["DWA", "GradNorm"]
 

@@ -16,7 +16,7 @@ from mtml.weighting.base import Weighting
 from mtml_kernels.checks import check_finite
 
 if TYPE_CHECKING:
-    from mtml.heads import Head
+    from mtml.multihead.heads import Head
 
 __all__ = ["Uncertainty"]
 
@@ -48,7 +48,7 @@ class Uncertainty(Weighting):
         self.init = float(init)
 
     def setup(self, heads: Mapping[str, Head]) -> None:
-        from mtml.heads import Regression
+        from mtml.multihead.heads import Regression
 
         self.log_vars = nn.Parameter(torch.full((len(heads),), self.init))
         factors = torch.tensor([0.5 if isinstance(head, Regression) else 1.0 for head in heads.values()])

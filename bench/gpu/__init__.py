@@ -1,0 +1,1 @@
+"""Benchmarks of single ops on a GPU, each a command."""

@@ -1,0 +1,1 @@
+"""Records of measurements, and what is made of them: comparisons, plots, tables."""

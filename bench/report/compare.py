@@ -1,0 +1,87 @@
+"""``python -m bench compare BASE HEAD``: two recorded runs, a verdict per row, and whether anything regressed.
+
+A row's figure is its ratio: the time of the fastest peer that both runs have, over its own time. Both times come from
+the same run, so a machine that drifted between the two runs does not decide. Where no common peer exists, or with
+``metric="ms"``, it is the time itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.providers.base import is_ours
+from bench.report.record import Record
+
+Metric = Literal["auto", "ms"]
+Key = tuple[str, str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One compared row. ``change``: how much faster head is than base (1.1: ten per cent faster)."""
+
+    key: Key
+    figure: str
+    base: float
+    head: float
+    change: float
+    verdict: str
+    note: str = ""
+
+    @property
+    def regressed(self) -> bool:
+        return self.verdict in ("slower", "gone", "mismatch", "failed")
+
+
+def _latest(records: Iterable[Record]) -> dict[Key, Record]:
+    """The last record of each key: an appended file holds several runs."""
+    return {r.key: r for r in records}
+
+
+def _common_peer(key: Key, base: dict[Key, Record], head: dict[Key, Record]) -> Key | None:
+    """The peer of this workload that both runs timed and that was fastest in base."""
+
+    def comparable(k: Key) -> bool:
+        return k[0] == key[0] and k[2:] == key[2:] and not is_ours(k[1]) and base[k].ok and k in head and head[k].ok
+
+    return min(filter(comparable, base), key=lambda k: base[k].ms, default=None)
+
+
+def _judge(key: Key, base: dict[Key, Record], head: dict[Key, Record], tolerance: float, metric: Metric) -> Verdict:
+    old, new = base[key], head.get(key)
+    if new is None or not new.ok:
+        verdict = "gone" if new is None or new.status == "skipped" else new.status
+        return Verdict(key, "ms", old.ms, float("nan"), float("nan"), verdict, new.note if new else "not in head")
+    peer = _common_peer(key, base, head) if metric == "auto" and is_ours(key[1]) else None
+    if peer is None:
+        figure, before, after, change = "ms", old.ms, new.ms, old.ms / new.ms
+    else:
+        figure, before, after = f"x {peer[1]}", base[peer].ms / old.ms, head[peer].ms / new.ms
+        change = after / before
+    verdict = "slower" if change < 1 / (1 + tolerance) else "faster" if change > 1 + tolerance else "same"
+    return Verdict(key, figure, before, after, change, verdict)
+
+
+def compare(
+    base: Iterable[Record],
+    head: Iterable[Record],
+    tolerance: float = 0.05,
+    metric: Metric = "auto",
+    peers: bool = False,
+) -> list[Verdict]:
+    """Judge every row of base that was timed: ours only, or with ``peers`` all providers.
+
+    A row that head does not have, or that no longer matches, counts as a regression.
+    """
+    old, new = _latest(base), _latest(head)
+    return [_judge(key, old, new, tolerance, metric) for key in old if old[key].ok and (peers or is_ours(key[1]))]
+
+
+def line(v: Verdict) -> str:
+    """A verdict in one printed line."""
+    name = f"{v.key[0]:20s} {v.key[1]:14s} {v.key[4]} threads"
+    return f"{name}  {v.base:9.3f} -> {v.head:9.3f} {v.figure:10s} {v.change:6.3f}  {v.verdict}" + (
+        f" ({v.note})" if v.note else ""
+    )

@@ -1,0 +1,177 @@
+// The C ABI: checks, workspace, dispatch.
+#include <pthread.h>
+
+#include <vector>
+
+#include "isa/dispatch.h"
+#include "multihead_loss/units.h"
+
+namespace mtmlk {
+namespace {
+
+// A forked child inherits OpenMP's bookkeeping but not its threads: a parallel region of several threads would hang.
+bool forked = false;
+const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+// What a call lacks, or nullptr. Tensors without elements need no memory.
+const char* missing(const Plan& p, const MtmlkCall& call) {
+  const auto lacks = [](const void* const* list, int64_t n) {
+    for (int64_t i = 0; i < n; ++i)
+      if (!list || !list[i]) return true;
+    return false;
+  };
+  if (lacks(call.params, p.n_params)) return "params";
+  if (p.steps > 0 && lacks(call.lr, p.n_lr)) return "lr";
+  if (p.steps > 0 && p.support.samples > 0) {
+    if (lacks(call.support_x, p.n_inputs)) return "support_x";
+    if (!call.support_y) return "support_y";
+  }
+  if (p.query.samples > 0 && lacks(call.query_x, p.n_inputs)) return "query_x";
+  if (call.differentiate && !call.carry) return "carry";
+  if (call.differentiate && !p.needs) return "needs";  // the plan has no room for tangents
+  if (call.grad_support_x && !(p.needs & MTMLK_NEED_SUPPORT_X)) return "needs";
+  if (call.grad_query_x && !(p.needs & MTMLK_NEED_QUERY_X)) return "needs";
+  return nullptr;
+}
+
+bool labels_ok(const void* labels, int64_t tasks, int64_t samples, int64_t classes, bool query, MtmlkError* error) {
+  const int64_t* y = static_cast<const int64_t*>(labels);
+  for (int64_t i = 0; y && i < tasks * samples; ++i)
+    if ((y[i] < 0 && y[i] != -100) || y[i] >= classes) {
+      *error = {MTMLK_BAD_LABEL, query, i / samples, i % samples, y[i], nullptr, 0, 0};
+      return false;
+    }
+  return true;
+}
+
+}  // namespace
+
+int usable_threads(int threads) {
+  (void)registered;
+  return forked || threads < 1 ? 1 : threads;
+}
+
+}  // namespace mtmlk
+
+using namespace mtmlk;
+
+struct MtmlkPlan {
+  Plan* plan;
+};
+
+extern "C" {
+
+int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** out, MtmlkReason* reason) {
+  const Kernels& k = kernels();
+  Plan* plan = nullptr;
+  const int status = create_plan(*spec, spec->dtype == MTMLK_F32 ? k.lanes_f32 : k.lanes_f64, &plan, reason);
+  if (status == MTMLK_OK) *out = new MtmlkPlan{plan};
+  return status;
+}
+
+void mtmlk_plan_destroy(MtmlkPlan* plan) {
+  destroy_plan(plan->plan);
+  delete plan;
+}
+
+void mtmlk_plan_info(const MtmlkPlan* handle, MtmlkPlanInfo* info) {
+  const Plan& p = *handle->plan;
+  int64_t low = 0;
+  for (int64_t i = 0; i < p.n_params; ++i) low += p.params[i].low;
+  *info = {p.carry_room,
+           p.carry_per_task ? 1 : 0,
+           p.support.samples * p.input_size,
+           p.query.samples * p.input_size,
+           low,
+           p.n_params,
+           p.n_inputs,
+           p.n_lr,
+           p.n_adapted};
+}
+
+int32_t mtmlk_reads_ids(const MtmlkPlan* handle, int64_t input) { return handle->plan->inputs[input].ids; }
+
+int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError* error) {
+  const Plan& p = *handle->plan;
+  MtmlkCall call = *given;
+  if (call.tasks == 0) return MTMLK_OK;
+  error->what = call.tasks < 0 ? "tasks" : missing(p, call);
+  if (error->what) return MTMLK_BAD_CALL;
+  if (p.support_loss.kind == kCrossEntropy && p.steps > 0 &&
+      !labels_ok(call.support_y, call.tasks, p.support.samples, p.out_features, false, error))
+    return MTMLK_BAD_LABEL;
+  if (p.query_loss.kind == kCrossEntropy &&
+      !labels_ok(call.query_y, call.tasks, p.query.samples, p.out_features, true, error))
+    return MTMLK_BAD_LABEL;
+  if (!ids_ok(p, call, error)) return MTMLK_BAD_ID;
+  call.threads = usable_threads(call.threads);
+  const Kernels& k = kernels();
+  const bool f32 = p.dtype == MTMLK_F32;
+  Watch watch = start_watch();
+  const int64_t bytes = (f32 ? k.workspace_f32 : k.workspace_f64)(p, call.tasks, call.threads, call.carry != nullptr);
+  const Workspace workspace(bytes, &watch);
+  if (!workspace.data()) return workspace.status();
+  (f32 ? k.inner_loop_f32 : k.inner_loop_f64)(p, call, workspace.data(), &watch);
+  return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;
+}
+
+int mtmlk_carry_to_grads(const MtmlkPlan* handle, const void* carry, int64_t tasks, const void* scale,
+                         int64_t scale_stride, void* const* grads, void* const* lr_grads, int32_t threads) {
+  const Plan& p = *handle->plan;
+  const bool f32 = p.dtype == MTMLK_F32;
+  if (!p.carry_per_task)
+    for (int64_t t = 1; t < tasks && scale_stride; ++t) {
+      const auto at = [&](int64_t i) {
+        return f32 ? double(static_cast<const float*>(scale)[i]) : static_cast<const double*>(scale)[i];
+      };
+      if (at(t * scale_stride) != at(0)) return 1;
+    }
+  Watch watch = start_watch();
+  const Workspace workspace(p.carry_room * (f32 ? 4 : 8), &watch);
+  if (!workspace.data()) return workspace.status();
+  std::vector<void*> targets(grads, grads + p.n_params);
+  targets.push_back(workspace.data());
+  const Kernels& k = kernels();
+  (f32 ? k.carry_f32 : k.carry_f64)(p, carry, p.carry_per_task ? tasks : 1, scale, scale_stride, targets.data(),
+                                    lr_grads, usable_threads(threads));
+  return MTMLK_OK;
+}
+
+int mtmlk_head_loop(const MtmlkHeadCall* given, MtmlkError* error) {
+  MtmlkHeadCall call = *given;
+  if (call.tasks == 0) return MTMLK_OK;
+  if (call.support_loss.kind == kCrossEntropy &&
+      !labels_ok(call.support_y, call.tasks, call.support, call.classes, false, error))
+    return MTMLK_BAD_LABEL;
+  if (call.query_loss.kind == kCrossEntropy &&
+      !labels_ok(call.query_y, call.tasks, call.query, call.classes, true, error))
+    return MTMLK_BAD_LABEL;
+  call.threads = usable_threads(call.threads);
+  const Kernels::Head& head = call.dtype == MTMLK_F32 ? kernels().head_f32 : kernels().head_f64;
+  Watch watch = start_watch();
+  const Workspace workspace(head.loop_bytes(call), &watch);
+  if (!workspace.data()) return workspace.status();
+  head.loop(call, workspace.data(), &watch);
+  return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;
+}
+
+int mtmlk_head_chain(const MtmlkHeadCall* given) {
+  MtmlkHeadCall call = *given;
+  call.threads = usable_threads(call.threads);
+  const Kernels::Head& head = call.dtype == MTMLK_F32 ? kernels().head_f32 : kernels().head_f64;
+  Watch watch = start_watch();
+  const Workspace workspace(head.chain_bytes(call), &watch);
+  if (!workspace.data()) return workspace.status();
+  head.chain(call, workspace.data(), &watch);
+  return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;
+}
+
+double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds) {
+  return kernels().fma_peak(dtype, usable_threads(threads), seconds);
+}
+
+const char* mtmlk_isa(void) { return isa_ok() ? kernels().name : ""; }
+const char* mtmlk_isa_reason(void) { return isa_reason(); }
+const char* mtmlk_isa_available(void) { return isa_available(); }
+
+}  // extern "C"

@@ -1,4 +1,0 @@
-#define MTMLK_ISA_AVX512
-#define MTMLK_ISA_NAME "avx512"
-#define MTMLK_KERNELS kAvx512Kernels
-#include "isa_body.h"

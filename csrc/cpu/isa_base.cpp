@@ -1,4 +1,0 @@
-#define MTMLK_ISA_BASE
-#define MTMLK_ISA_NAME "base"
-#define MTMLK_KERNELS kBaseKernels
-#include "isa_body.h"

@@ -1,0 +1,138 @@
+// The C ABI of the head losses: units, workspace, dispatch.
+#include "multihead_loss/units.h"
+
+namespace mtmlk {
+namespace {
+
+constexpr int64_t kUnit = 1 << 15;      // elements; a multiple of every tile's columns
+constexpr int64_t kTogether = 1 << 16;  // elements of all heads, 100 us of one core, from which threads are started
+constexpr int kCe = 0, kKl = 6, kGaussian = 5;
+
+void cut(const MtmlkHead& h, int64_t index, std::vector<HeadUnit>& units) {
+  const bool softmax = h.kind == kCe || h.kind == kKl;
+  const int64_t cols = h.kind == kGaussian ? h.classes / 2 : h.classes;
+  if (h.rows == 0 || cols == 0) return;
+  int64_t rows = kUnit / cols;
+  if (softmax && h.inner == 1 && rows >= 64) rows = rows / 64 * 64;  // whole tiles
+  if (softmax && h.inner > 1) rows = rows < 256 ? 256 : rows / 256 * 256;
+  if (rows < 1) rows = 1;
+  const int64_t step = softmax || cols <= kUnit ? cols : kUnit;
+  for (int64_t r = 0; r < h.rows; r += rows)
+    for (int64_t c = 0; c < cols; c += step) {
+      const int64_t row1 = r + rows < h.rows ? r + rows : h.rows, col1 = c + step < cols ? c + step : cols;
+      units.push_back({index, r, row1, c, col1, 0, 0, -1});
+    }
+}
+
+// Less is neither shared by threads nor looked at while it runs.
+bool is_long(const MtmlkHead* heads, int64_t n) {
+  int64_t elements = 0;
+  for (int64_t i = 0; i < n; ++i) elements += heads[i].rows * heads[i].classes;
+  return elements >= kTogether;
+}
+
+// Labels of heads without classes, which have no units.
+bool labels_without_classes(const MtmlkHead& h, int64_t index, MtmlkHeadError* error) {
+  const int64_t* y = static_cast<const int64_t*>(h.target);
+  for (int64_t r = 0; h.ids && h.classes == 0 && r < h.rows; ++r)
+    if (y[r] != h.ignore_index) {
+      *error = {index, r, y[r]};
+      return true;
+    }
+  return false;
+}
+
+}  // namespace
+
+HeadUnits::HeadUnits(const MtmlkHead* heads, int64_t n, int32_t dtype, int threads, Watch* watch)
+    : heads_(heads),
+      n_(n),
+      f32_(dtype == MTMLK_F32),
+      threads_(threads),
+      watch_(watch),
+      inverse_(size_t(n)),
+      sums_(size_t(n)) {}
+
+HeadCall HeadUnits::call(const MtmlkHead* heads, std::vector<HeadUnit>& units) const {
+  const bool together = is_long(heads, n_);
+  return {heads,
+          units.data(),
+          int64_t(units.size()),
+          inverse_.data(),
+          together && units.size() > 1 ? threads_ : 1,
+          together ? watch_ : nullptr};
+}
+
+int HeadUnits::prepare(MtmlkHeadError* error) {
+  std::vector<HeadUnit> units;
+  for (int64_t i = 0; i < n_; ++i) {
+    if (labels_without_classes(heads_[i], i, error)) return MTMLK_BAD_LABEL;
+    cut(heads_[i], i, units);
+  }
+  const Kernels& k = kernels();
+  (f32_ ? k.head_norms_f32 : k.head_norms_f64)(call(heads_, units));
+  if (watch_->stopped) return MTMLK_STOPPED;
+  std::vector<double> norms(size_t(n_), 0.0);
+  for (const HeadUnit& u : units) {
+    if (u.bad >= 0) {
+      *error = {u.head, u.bad, static_cast<const int64_t*>(heads_[u.head].target)[u.bad]};
+      return MTMLK_BAD_LABEL;
+    }
+    norms[size_t(u.head)] += u.norm;
+  }
+  for (size_t i = 0; i < norms.size(); ++i) inverse_[i] = heads_[i].mean ? inverse_norm(norms[i]) : 1;
+  return MTMLK_OK;
+}
+
+int HeadUnits::add_losses(const MtmlkHead* heads) {
+  const Kernels& k = kernels();
+  std::vector<HeadUnit> units;
+  int64_t scratch = 0;
+  for (int64_t i = 0; i < n_; ++i) {
+    cut(heads[i], i, units);
+    const int64_t bytes = (f32_ ? k.head_scratch_f32 : k.head_scratch_f64)(heads[i]);
+    if (bytes > scratch) scratch = bytes;
+  }
+  scratch = (scratch + 127) / 128 * 128;
+  const HeadCall call = this->call(heads, units);
+  const Workspace workspace(scratch * call.threads, watch_);
+  if (!workspace.data()) return workspace.status();
+  (f32_ ? k.head_losses_f32 : k.head_losses_f64)(call, workspace.data(), scratch);
+  if (watch_->stopped) return MTMLK_STOPPED;
+  for (const HeadUnit& u : units) sums_[size_t(u.head)] += u.loss;
+  return MTMLK_OK;
+}
+
+void HeadUnits::put_losses(void* losses) const {
+  for (size_t i = 0; i < sums_.size(); ++i) {
+    const double loss = counts_nothing(inverse_[i]) ? 0 : sums_[i] * inverse_[i];
+    if (f32_)
+      static_cast<float*>(losses)[i] = float(loss);
+    else
+      static_cast<double*>(losses)[i] = loss;
+  }
+}
+
+}  // namespace mtmlk
+
+using namespace mtmlk;
+
+extern "C" {
+
+int mtmlk_multihead_loss(const MtmlkHead* heads, int64_t n, int32_t dtype, int32_t threads, void* losses,
+                         MtmlkHeadError* error) {
+  Watch watch = start_watch();
+  HeadUnits units(heads, n, dtype, usable_threads(threads), &watch);
+  int status = units.prepare(error);
+  if (status == MTMLK_OK) status = units.add_losses(heads);
+  if (status == MTMLK_OK) units.put_losses(losses);
+  return status;
+}
+
+void* mtmlk_acquire(int64_t bytes) {
+  Watch watch = start_watch();
+  return acquire_workspace(bytes, &watch);
+}
+void mtmlk_release(void* memory) { release_workspace(memory); }
+
+}  // extern "C"

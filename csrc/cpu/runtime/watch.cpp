@@ -1,0 +1,83 @@
+// See watch.h.
+#include "runtime/watch.h"
+
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "mtml/abi.h"
+#include "inner_loop/plan/plan.h"
+
+namespace mtmlk {
+namespace {
+
+constexpr int64_t kEveryMs = 100;  // to ask may take the GIL, which another thread gives away after 5 ms
+
+std::atomic<int32_t (*)(void)> asked{nullptr};
+
+// To a few milliseconds, which takes a quarter of the time that the exact one does.
+int64_t now_ms() {
+#if defined(CLOCK_MONOTONIC_COARSE)
+  constexpr clockid_t kClock = CLOCK_MONOTONIC_COARSE;
+#else
+  constexpr clockid_t kClock = CLOCK_MONOTONIC;
+#endif
+  timespec t;
+  clock_gettime(kClock, &t);
+  return int64_t(t.tv_sec) * 1000 + t.tv_nsec / 1000000;
+}
+
+bool is_stopped(const Watch* watch) { return __atomic_load_n(&watch->stopped, __ATOMIC_RELAXED) != 0; }
+
+// Multiply-adds of a sample in one node; ten for an element of what is no product.
+double node_work(const Plan& plan, const ValuePlan& v) {
+  const double outputs = double(v.rows) * double(v.features);
+  const bool product = v.op == kLinear || v.op == kConv;
+  return outputs * (product ? double(plan.params[v.weight].cols) : 10.0);
+}
+
+}  // namespace
+
+Watch start_watch() {
+  Watch watch = {};
+  watch.asks = asked.load(std::memory_order_relaxed) != nullptr;
+  watch.caller = pthread_self();
+  watch.next = watch.asks ? now_ms() + kEveryMs : 0;
+  return watch;
+}
+
+bool ask_caller(Watch* watch) {
+  if (!pthread_equal(pthread_self(), watch->caller) || !watch->asks) return is_stopped(watch);
+  const int64_t now = now_ms();
+  if (now < watch->next) return false;
+  const int32_t answer = asked.load(std::memory_order_relaxed)();
+  watch->next = now_ms() + kEveryMs;
+  watch->asks = answer == MTMLK_GO_ON;
+  if (answer == MTMLK_STOP) __atomic_store_n(&watch->stopped, 1, __ATOMIC_RELAXED);
+  return answer == MTMLK_STOP;
+}
+
+void wait_for_others(Watch* watch, int32_t* finished, int32_t team) {
+  constexpr int kTurns = 1 << 20;  // a millisecond or two, about as long as a barrier stays awake
+  __atomic_add_fetch(finished, 1, __ATOMIC_RELAXED);
+  if (!pthread_equal(pthread_self(), watch->caller)) return;
+  for (int turn = 0; __atomic_load_n(finished, __ATOMIC_RELAXED) < team && !is_stopped(watch); ++turn) {
+    if (turn < kTurns) continue;
+    if (ask_caller(watch)) return;
+    usleep(200);
+  }
+}
+
+bool worth_watching(const Plan& plan) {
+  constexpr double kWork = 1 << 20;  // 30 us at the least
+  double sample = 0;
+  for (int64_t i = 0; i < plan.n_values; ++i)
+    if (plan.values[i].live && plan.values[i].batched) sample += node_work(plan, plan.values[i]);
+  return sample * double(std::max(plan.support.samples, plan.query.samples)) >= kWork;
+}
+
+}  // namespace mtmlk
+
+extern "C" void mtmlk_when_long(int32_t (*ask)(void)) { mtmlk::asked.store(ask, std::memory_order_relaxed); }

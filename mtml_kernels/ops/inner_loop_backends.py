@@ -1,0 +1,151 @@
+"""The backends of `mtml::inner_loop`: the compiled CPU engine and the plain PyTorch reference.
+
+A backend's two callables:
+
+    forward(<op arguments>) -> (loss, output, support_losses, [adapted parameters], [carry])
+    backward(grad_loss, grad_output, grad_support_losses, [grad or None per adapted output], <op arguments>, carry)
+        -> (grads of params, of lr, of support_x, of query_x)
+
+with <op arguments> those of `InnerLoopArgs`, positionally. Cotangents may be None and are contiguous otherwise; inputs
+may have any strides. Outputs, carry and gradients are contiguous, each in memory of its own. The carry is empty where
+`needs` is 0, and has the shapes and dtypes of `carry_shapes(<op arguments>)` otherwise. A group of gradients that
+`needs` does not ask for is a list of None; in one that it does, None may stand for zeros and for integer tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtml_kernels import native
+from mtml_kernels.checks import check_ids
+from mtml_kernels.program import decode
+from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
+from mtml_kernels.registry import REFERENCE, Backend, Registry
+from mtml_kernels.schema.inner_loop import (
+    NEED_LR,
+    NEED_PARAMS,
+    NEED_QUERY_X,
+    NEED_SUPPORT_X,
+    InnerLoopArgs,
+    Outputs,
+    output_shapes,
+)
+
+Grads = list[Tensor | None]
+GradGroups = tuple[Grads, Grads, Grads, Grads]
+
+BACKENDS = Registry("inner_loop")
+
+
+def _cpu_supports(device_type: str, dtype: torch.dtype) -> str | None:
+    if device_type != "cpu":
+        return f"it runs on the CPU, the tensors are on {device_type!r}"
+    if dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 and float64, the parameters are {dtype}"
+    return None
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd inside an op: the dispatcher switches it off below the op's own formula, grad mode included."""
+    key = torch._C.DispatchKey.AutogradFunctionality
+    with torch._C._SetExcludeDispatchKeyGuard(key, False), torch.enable_grad():
+        yield
+
+
+def _own_memory(tensor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """The tensor, detached, contiguous and in memory of its own."""
+    tensor = tensor.detach()
+    storages = {t.untyped_storage().data_ptr() for t in inputs}
+    if tensor.is_contiguous() and tensor.untyped_storage().data_ptr() not in storages:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _tensors(a: InnerLoopArgs) -> list[Tensor]:
+    optional = [t for t in (a.query_y, a.support_mask, a.query_mask, a.step_weights) if t is not None]
+    return [*a.params, *a.lr, *a.support_x, *a.query_x, a.support_y, *optional]
+
+
+def _run_reference(a: InnerLoopArgs) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    for at, rows in decode(tuple(a.program)).tables:
+        for name, inputs in (("support_x (sx)", a.support_x if a.steps else []), ("query_x (qx)", a.query_x)):
+            if inputs:
+                check_ids(name, inputs[at], rows)
+    loss, output, support_losses, adapted = reference_inner_loop(*a[:-1])[:4]
+    return loss, output, support_losses, list(adapted)
+
+
+def _reference_forward(*args: Any) -> Outputs:
+    a = InnerLoopArgs(*args)
+    with _recording(), torch.no_grad():
+        loss, output, support_losses, adapted = _run_reference(a)
+    inputs = _tensors(a)
+    *shapes, kept_shapes = output_shapes(a)
+    # A loop over no tasks has nothing to stack, so that the other sizes of an empty result are not known there.
+    loss, output, support_losses, *kept = (
+        _own_memory(t.reshape(shape), inputs)
+        for t, shape in zip((loss, output, support_losses, *adapted), (*shapes, *kept_shapes), strict=True)
+    )
+    return loss, output, support_losses, kept, []
+
+
+def _leaves(tensors: Sequence[Tensor], wanted: bool) -> list[Tensor]:
+    return [t.detach().requires_grad_(wanted and t.is_floating_point()) for t in tensors]
+
+
+def _reference_backward(
+    grad_loss: Tensor | None,
+    grad_output: Tensor | None,
+    grad_support_losses: Tensor | None,
+    grad_adapted: list[Tensor | None],
+    *args_and_carry: Any,
+) -> GradGroups:
+    a = InnerLoopArgs(*args_and_carry[:-1])
+    cotangents = [grad_loss, grad_output, grad_support_losses, *grad_adapted]
+    with _recording():
+        leaves = a._replace(
+            params=_leaves(a.params, bool(a.needs & NEED_PARAMS)),
+            lr=_leaves(a.lr, bool(a.needs & NEED_LR)),
+            support_x=_leaves(a.support_x, bool(a.needs & NEED_SUPPORT_X)),
+            query_x=_leaves(a.query_x, bool(a.needs & NEED_QUERY_X)),
+        )
+        loss, output, support_losses, adapted = _run_reference(leaves)
+        return _pull_back([loss, output, support_losses, *adapted], cotangents, leaves)
+
+
+def _pull_back(outputs: list[Tensor], cotangents: list[Tensor | None], a: InnerLoopArgs) -> GradGroups:
+    pairs = [(o, g) for o, g in zip(outputs, cotangents, strict=True) if g is not None and o.requires_grad]
+    groups = (a.params, a.lr, a.support_x, a.query_x)
+    wanted = [t for group in groups for t in group if t.requires_grad]
+    found: Sequence[Tensor | None] = [None] * len(wanted)
+    if pairs and wanted:
+        found = torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
+    inputs = [*_tensors(a), *(g for g in cotangents if g is not None)]
+    fresh = (torch.zeros_like(t) if g is None else _own_memory(g, inputs) for t, g in zip(wanted, found, strict=True))
+    filled: list[Grads] = [[next(fresh) if t.requires_grad else None for t in group] for group in groups]
+    return filled[0], filled[1], filled[2], filled[3]
+
+
+def _cpu_backend(name: str, form: int) -> Backend:
+    return Backend(
+        name,
+        available=native.availability,
+        forward=partial(native.inner_loop_forward, form=form),
+        backward=partial(native.inner_loop_backward, form=form),
+        supports=_cpu_supports,
+        carry_shapes=partial(native.inner_loop_carry_shapes, form=form),
+    )
+
+
+# How tasks' weights are held: as a cost model says, or as asked for.
+FORMS = {"cpu": native.AUTO, "cpu:weights": native.WEIGHTS, "cpu:low_rank": native.LOW_RANK}
+for _name, _form in FORMS.items():
+    BACKENDS.register(_cpu_backend(_name, _form))
+BACKENDS.register(Backend(REFERENCE, available=lambda: None, forward=_reference_forward, backward=_reference_backward))

@@ -1,0 +1,165 @@
+"""What `torch.ops.mtml.inner_loop` and its backward op ask of their arguments before a backend reads them.
+
+`mtml.MAML` and `mtml_kernels.inner_loop` check in their callers' words and go to a backend directly; these checks stand
+at the ops' own door. That a program is sound in itself the engine checks when it makes a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from mtml_kernels.losses import KINDS, REDUCTIONS
+from mtml_kernels.ops.checks import Door
+from mtml_kernels.program import Encoded, decode
+from mtml_kernels.schema.inner_loop import InnerLoopArgs, output_shapes
+
+__all__ = ["check_arguments", "check_cotangents", "check_ranks"]
+
+_DOOR = Door("mtml::inner_loop", "mtml_kernels.inner_loop and mtml.MAML prepare these arguments")
+_IDS = KINDS.index("cross_entropy")
+
+Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
+
+
+def check_arguments(a: InnerLoopArgs) -> None:
+    """Raises ValueError or TypeError where an argument does not fit the program or the others; it names it."""
+    groups = (a.params, a.lr, a.support_x, a.query_x)
+    others = (a.support_y, a.query_y, a.support_mask, a.query_mask, a.step_weights)
+    lists = (a.adapted, a.program, a.support_loss, a.query_loss)
+    counts = (*map(len, groups), len(a.loss_args), a.steps, a.keep, a.needs)
+    key = _DOOR.passed((*chain.from_iterable(groups), *others), *(tuple(values) for values in lists), *counts)
+    if key is not True:
+        _check_all(a)
+        _DOOR.remember(key)
+
+
+def _check_all(a: InnerLoopArgs) -> None:
+    program = check_ranks(a)
+    _check_numbers(a)
+    _DOOR.floats(a.params[0], "params[0]")
+    for i, (t, (_, rows, cols)) in enumerate(zip(a.params, program.params, strict=True)):
+        _DOOR.expect(t.numel() == rows * cols, f"params[{i}]", f"{rows * cols} elements", t)
+    _check_rates(a)
+    tasks, support = a.support_y.shape[:2]
+    _DOOR.length("support_x", a.support_x, len(program.input_sizes))
+    _check_set(a, program, "support", tasks, support)
+    if a.query_x:
+        _DOOR.length("query_x", a.query_x, 0, len(program.input_sizes))
+        _check_set(a, program, "query", tasks, a.query_x[0].shape[1])
+    _DOOR.shape("step_weights", a.step_weights, (a.steps + 1,))
+    _check_kinds(a, program)
+
+
+def check_ranks(a: InnerLoopArgs) -> Encoded:
+    """The program, and what the shapes of the results are read from: all that tracing checks, which has no sizes."""
+    for name in ("params", "lr", "support_x", "query_x"):
+        _DOOR.given(name, *getattr(a, name))
+    _DOOR.given("support_y", a.support_y)
+    for name, tensors in (("params", a.params), ("support_x", a.support_x)):
+        _DOOR.expect(bool(tensors), name, "at least one tensor", "none")
+    for name, tensors in (("support_x", a.support_x), ("query_x", a.query_x), ("support_y", [a.support_y])):
+        for t in tensors:
+            _DOOR.expect(t.ndim >= 2, name, "tasks and samples first, [T, N, ...]", t)
+    _DOOR.expect(0 <= a.keep <= 2, "keep", "a number from 0 to 2", a.keep)
+    for name, codes in (("support_loss", a.support_loss), ("query_loss", a.query_loss), ("loss_args", a.loss_args)):
+        _DOOR.length(name, codes, 2)
+    program = _decoded(a)
+    for name, values in (("params", a.params), ("adapted", a.adapted)):
+        _DOOR.length(name, values, len(program.params))
+    return program
+
+
+def _check_numbers(a: InnerLoopArgs) -> None:
+    for name, codes in (("support_loss", a.support_loss), ("query_loss", a.query_loss)):
+        right = 0 <= codes[0] < len(KINDS) and 0 <= codes[1] < len(REDUCTIONS)
+        _DOOR.expect(right, name, "[kind 0 to 4, reduction 0 or 1]", codes)
+    for name, value, most in (("steps", a.steps, 2**31 - 1), ("needs", a.needs, 15)):
+        _DOOR.expect(0 <= value <= most, name, f"a number from 0 to {most}", value)
+
+
+def _decoded(a: InnerLoopArgs) -> Encoded:
+    try:
+        program = decode(tuple(a.program))
+        _ = program.tables  # so that what it raises is said at this door
+        return program
+    except ValueError as error:
+        raise ValueError(f"{_DOOR.op}: {error}") from None
+
+
+def _check_rates(a: InnerLoopArgs) -> None:
+    changed = [p for p, flag in zip(a.params, a.adapted, strict=True) if flag]
+    _DOOR.length("lr", a.lr, 1, len(changed))
+    for i, t in enumerate(a.lr):
+        steps = t.ndim >= 1 and t.shape[0] in (1, a.steps)
+        of = changed[i] if len(a.lr) == len(changed) else None
+        fits = t.ndim == 1 or (of is not None and t.shape[1:] == of.shape)
+        shape = f"[1 or {a.steps}]" + ("" if of is None else f" or [1 or {a.steps}, *{list(of.shape)}]")
+        _DOOR.expect(steps and fits, f"lr[{i}]", f"rates {shape}", t)
+
+
+def _check_set(a: InnerLoopArgs, program: Encoded, which: str, tasks: int, samples: int) -> None:
+    support = which == "support"
+    inputs, y, mask = (a.support_x, a.support_y, a.support_mask) if support else (a.query_x, a.query_y, a.query_mask)
+    ids = (a.support_loss if support else a.query_loss)[0] == _IDS
+    for i, (x, size) in enumerate(zip(inputs, program.input_sizes, strict=True)):
+        right = tuple(x.shape[:2]) == (tasks, samples) and x.numel() == tasks * samples * size
+        _DOOR.expect(right, f"{which}_x[{i}]", f"[{tasks}, {samples}, ...] of {size} elements a sample", x)
+    if y is not None:
+        each = 1 if ids else program.output_size
+        right = tuple(y.shape[:2]) == (tasks, samples) and y.numel() == tasks * samples * each
+        _DOOR.expect(right, f"{which}_y", f"[{tasks}, {samples}, ...] of {each} elements a sample", y)
+    _DOOR.shape(f"{which}_mask", mask, (tasks, samples))
+
+
+def _check_kinds(a: InnerLoopArgs, program: Encoded) -> None:
+    like = a.params[0]
+    ids = {at for at, _ in program.tables}
+    named: list[tuple[str, Tensor | None, torch.dtype]]
+    named = [(f"{name}[{i}]", t, like.dtype) for name in ("params", "lr") for i, t in enumerate(getattr(a, name))]
+    for name in ("support_x", "query_x"):
+        for i, t in enumerate(getattr(a, name)):
+            integer = torch.int32 if t.dtype == torch.int32 else torch.int64
+            named.append((f"{name}[{i}]", t, integer if i in ids else like.dtype))
+    targets = (("support_y", a.support_y, a.support_loss), ("query_y", a.query_y, a.query_loss))
+    named += [(name, y, torch.int64 if loss[0] == _IDS else like.dtype) for name, y, loss in targets]
+    others = (("support_mask", a.support_mask), ("query_mask", a.query_mask), ("step_weights", a.step_weights))
+    named += [(name, t, like.dtype) for name, t in others]
+    _DOOR.kinds(named, like.device)
+
+
+def check_cotangents(
+    a: InnerLoopArgs,
+    cotangents: Sequence[Tensor | None],
+    grad_adapted: Sequence[Tensor],
+    given: Sequence[bool],
+    carry: Sequence[Tensor],
+    shapes: Carry,
+) -> None:
+    """The same for what the backward op is given beside checked arguments; `shapes`: what the forward pass leaves."""
+    like = a.params[0]
+    _DOOR.given("grad_adapted", *grad_adapted)
+    _DOOR.given("carry", *carry)
+    *fixed, kept = output_shapes(a)
+    _DOOR.length("grad_adapted_given", given, len(kept))
+    _DOOR.length("grad_adapted", grad_adapted, sum(given))
+    names = [
+        "grad_loss",
+        "grad_output",
+        "grad_support_losses",
+        *(f"grad_adapted[{i}]" for i in range(len(grad_adapted))),
+    ]
+    wanted = [*fixed, *(shape for shape, flag in zip(kept, given, strict=True) if flag)]
+    for name, t, shape in zip(names, (*cotangents, *grad_adapted), wanted, strict=True):
+        _DOOR.shape(name, t, shape)
+        _DOOR.kinds([(name, t, like.dtype)], like.device)
+    _DOOR.memory(zip(names, (*cotangents, *grad_adapted), strict=True))
+    if carry:
+        _DOOR.length("carry", carry, len(shapes))
+        for i, (t, (size, dtype)) in enumerate(zip(carry, shapes, strict=True)):
+            _DOOR.shape(f"carry[{i}]", t, size)
+            _DOOR.kinds([(f"carry[{i}]", t, dtype)], like.device)
+            _DOOR.memory([(f"carry[{i}]", t)])

@@ -1,0 +1,183 @@
+"""Handlers of the operations that change only a tensor's shape, or ask for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mtml_kernels.program import Shape
+from mtml_kernels.program.builder import Builder
+from mtml_kernels.program.values import BatchSize, Cannot, Value, as_int, dimension, fill
+
+__all__ = [
+    "as_int", "dimension", "flatten", "getitem", "listed", "ndim", "numel", "permute", "size", "squeeze", "t",
+    "transpose", "unflatten", "unsqueeze", "view", "view_as",
+]  # fmt: skip
+
+
+def listed(sizes: Sequence[Any]) -> list[Any]:
+    """Sizes given one by one or as one sequence."""
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+        return list(sizes[0])
+    return list(sizes)
+
+
+def _value(x: object) -> Value:
+    if not isinstance(x, Value):
+        raise Cannot(f"an operand is a {type(x).__name__}, not a tensor")
+    return x
+
+
+def _insides(value: Value) -> int:
+    """Where the dimensions of one sample begin."""
+    return 1 if value.batched else 0
+
+
+def _inner(value: Value, dim: object, extra: int = 0) -> int:
+    """`dim` as an index into `value.shape`; the batch dimension itself is refused."""
+    at = dimension(value, dim, extra) - _insides(value)
+    if at < 0:
+        raise Cannot("it changes the batch dimension")
+    return at
+
+
+def view(b: Builder, input: Any, *size: Any, shape: Any = None) -> Any:
+    return b.view(_value(input), listed(size) if shape is None else list(shape))
+
+
+def view_as(b: Builder, input: Any, other: Any) -> Any:
+    return b.view(_value(input), _value(other).sizes())
+
+
+def flatten(b: Builder, input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    value = _value(input)
+    if value.ndim == 0:
+        return b.reshape(value, 0, (1,))
+    start, end = dimension(value, start_dim), dimension(value, end_dim)
+    if start > end:
+        raise Cannot(f"flatten from dimension {start_dim} to {end_dim}")
+    if value.batched and start == 0:  # points move into the batch: [N, P, F] -> [N * P, F]
+        return b.reshape(value, value.lead * math.prod(value.shape[:end]), value.shape[end:])
+    start, end = start - _insides(value), end - _insides(value)
+    merged = math.prod(value.shape[start : end + 1])
+    return b.reshape(value, value.lead, (*value.shape[:start], merged, *value.shape[end + 1 :]))
+
+
+def unflatten(b: Builder, input: Any, dim: int, sizes: Any) -> Any:
+    value = _value(input)
+    if value.batched and dimension(value, dim) == 0:
+        return b.view(value, [*sizes, *value.shape])
+    at = _inner(value, dim)
+    if not isinstance(sizes, list | tuple) or not all(isinstance(s, int) for s in sizes):
+        raise Cannot("unflatten needs plain sizes")
+    return b.reshape(value, value.lead, (*value.shape[:at], *fill(sizes, value.shape[at]), *value.shape[at + 1 :]))
+
+
+def squeeze(b: Builder, input: Any, dim: Any = None) -> Any:
+    value = _value(input)
+    if dim is None and value.batched:
+        raise Cannot("squeeze() without a dimension drops the batch dimension of a single sample; name it: squeeze(-1)")
+    named = range(value.ndim) if dim is None else dim if isinstance(dim, tuple) else (dim,)
+    dims = [_inner(value, d) for d in named]
+    kept = tuple(s for i, s in enumerate(value.shape) if s != 1 or i not in dims)
+    return b.reshape(value, value.lead, kept)
+
+
+def unsqueeze(b: Builder, input: Any, dim: int) -> Any:
+    value = _value(input)
+    at = _inner(value, dim, extra=1)
+    return b.reshape(value, value.lead, (*value.shape[:at], 1, *value.shape[at:]))
+
+
+def permute(b: Builder, input: Any, *dims: Any) -> Any:
+    """Dimensions of size 1 go anywhere; the others may be rotated, which is the transposition of a matrix."""
+    value = _value(input)
+    order = [dimension(value, d) for d in listed(dims)]
+    if sorted(order) != list(range(value.ndim)):
+        raise Cannot(f"{listed(dims)} does not permute {value.ndim} dimensions")
+    if value.param and not value.transposed and order == [1, 0]:
+        return Value(-1, value.shape[::-1], 0, value.memory, value.version, value.param, transposed=True)
+    if value.transposed and order == [1, 0]:
+        return b.param(value.param)
+    if value.batched and order[0] != 0:
+        raise Cannot("it moves the batch dimension")
+    inner = [d - _insides(value) for d in order[_insides(value) :]]
+    moving = [d for d in inner if value.shape[d] != 1]
+    still = sorted(moving)
+    shape = tuple(value.shape[d] for d in inner)
+    if moving == still:
+        return b.reshape(value, value.lead, shape)
+    count = still.index(moving[0])
+    if moving != still[count:] + still[:count]:
+        raise Cannot(f"transposing the elements of {value} is not fused (rotating its dimensions is)")
+    turned = b.rotate(b.reshape(value, value.lead, tuple(value.shape[d] for d in still)), count)
+    return b.reshape(turned, value.lead, shape)
+
+
+def transpose(b: Builder, input: Any, dim0: int, dim1: int) -> Any:
+    value = _value(input)
+    order = list(range(value.ndim))
+    first, second = dimension(value, dim0), dimension(value, dim1)
+    order[first], order[second] = order[second], order[first]
+    return permute(b, value, order)
+
+
+def t(b: Builder, input: Any) -> Any:
+    """`.T`, `.mT`, `.t()` of a matrix; of fewer dimensions it is the tensor itself."""
+    value = _value(input)
+    if value.ndim > 2:
+        raise Cannot(f"the transpose of {value} is not fused")
+    return permute(b, value, [1, 0]) if value.ndim == 2 else value
+
+
+def getitem(b: Builder, input: Any, index: Any) -> Any:
+    """x[:, None], x[..., None], x[None] on a parameter, and [0] on a dimension of size 1: indexing as a reshape."""
+    value = _value(input)
+    keys = list(index) if isinstance(index, tuple) else [index]
+    if any(isinstance(key, Value | BatchSize) for key in keys):
+        raise Cannot("indexing by a tensor is not fused")
+    consumed = sum(key is not None and key is not Ellipsis for key in keys)
+    if Ellipsis not in keys:
+        keys.append(Ellipsis)
+    at = keys.index(Ellipsis)
+    keys[at : at + 1] = [slice(None)] * (value.ndim - consumed)
+    shape: list[Any] = []
+    sizes = iter(value.sizes())
+    for key in keys:
+        shape += [1] if key is None else _selected(next(sizes), key)
+    return _with_batch_first(b, value, shape)
+
+
+def _selected(size: Any, key: Any) -> list[Any]:
+    """What is left of a dimension under one index."""
+    if isinstance(key, slice) and key in (slice(None), slice(0, None), slice(None, None, 1)):
+        return [size]
+    if isinstance(key, slice) and isinstance(size, int) and key.indices(size) == (0, size, 1):
+        return [size]
+    if isinstance(key, int) and size == 1 and key in (0, -1):
+        return []
+    raise Cannot("slices of a tensor are not fused")
+
+
+def _with_batch_first(b: Builder, value: Value, shape: list[Any]) -> Value:
+    if not value.batched:
+        return b.reshape(value, 0, tuple(shape))
+    if not shape or not isinstance(shape[0], BatchSize):
+        raise Cannot("it moves the batch dimension away from the front")
+    inner: Shape = tuple(shape[1:])
+    return b.reshape(value, value.lead, inner)
+
+
+def size(b: Builder, input: Any, dim: int | None = None) -> Any:
+    value = _value(input)
+    return value.sizes() if dim is None else value.sizes()[dimension(value, dim)]
+
+
+def ndim(b: Builder, input: Any) -> int:
+    return _value(input).ndim
+
+
+def numel(b: Builder, input: Any) -> Any:
+    value = _value(input)
+    return BatchSize(value.elements) if value.batched else value.elements

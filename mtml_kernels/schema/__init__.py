@@ -1,0 +1,1 @@
+"""The arguments of every op by name: pure data, which every layer above reads."""

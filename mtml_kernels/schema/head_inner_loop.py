@@ -1,0 +1,92 @@
+"""The arguments of `mtml::head_inner_loop` and its backward op: their order and the shapes that follow from them."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from mtml_kernels.losses import LossSpec
+from mtml_kernels.reference.head_inner_loop import HeadOptions
+
+ARGUMENTS = (
+    "Tensor support, Tensor query, Tensor weight, Tensor? bias, Tensor rates, Tensor labels, Tensor? query_labels, "
+    "Tensor? support_mask, Tensor? query_mask, str options, int needs"
+)
+FORWARD_SCHEMA = f"head_inner_loop({ARGUMENTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+BACKWARD_SCHEMA = (
+    "head_inner_loop_backward(Tensor? grad_loss, Tensor? grad_logits, Tensor? grad_support_losses, "
+    f"Tensor? grad_coefficients, {ARGUMENTS}, Tensor carry, str backend) -> Tensor[]"
+)
+NEEDS_RATES = 16
+
+HeadOutputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Cotangents: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+class HeadArgs(NamedTuple):
+    """The op's arguments in schema order, less the backend's name. Bit i of `needs`: tensor i wants a gradient."""
+
+    support: Tensor  # [T, S, D]
+    query: Tensor  # [T, Q, D]
+    weight: Tensor  # [C, D]
+    bias: Tensor | None  # [C]
+    rates: Tensor  # [1 or 2, K, C]
+    labels: Tensor  # [T, S] or [T, S, C]
+    query_labels: Tensor | None
+    support_mask: Tensor | None  # [T, S]
+    query_mask: Tensor | None  # [T, Q]
+    options: str
+    needs: int
+
+
+def encode_options(options: HeadOptions) -> str:
+    """A string: torch.compile takes it for a constant, where it would make a symbol of every number."""
+    numbers = (*options.support_loss.encode(), *options.query_loss.encode(), options.decay, options.proximal)
+    return " ".join(map(repr, numbers))
+
+
+@functools.lru_cache(maxsize=256)
+def parse_options(text: str) -> HeadOptions:
+    """The inverse of `encode_options`."""
+    kind, reduction, p0, query_kind, query_reduction, query_p0, decay, proximal = text.split()
+    return HeadOptions(
+        LossSpec.decode(int(kind), int(reduction), float(p0)),
+        LossSpec.decode(int(query_kind), int(query_reduction), float(query_p0)),
+        float(decay),
+        float(proximal),
+    )
+
+
+def carry_size(a: HeadArgs) -> int:
+    """Elements a task of what the compiled forward leaves for its backward (csrc/cpu/head_inner_loop/chain.h)."""
+    support, query, classes = a.support.shape[1], a.query.shape[1], a.weight.shape[0]
+    return support * (support + 2 * classes) + query * classes + 2 * classes + a.rates.numel()
+
+
+def wanted(a: HeadArgs) -> list[Tensor]:
+    """The tensors whose gradients `needs` asks for, in the order in which the backward op returns them."""
+    return [t for i, t in enumerate(a[:5]) if t is not None and a.needs >> i & 1]
+
+
+def empty_outputs(a: HeadArgs, carried: bool) -> HeadOutputs:
+    """Uninitialised outputs of the right shapes: what the fake returns."""
+    tasks, support, _ = a.support.shape
+    groups, steps, classes = a.rates.shape
+    like = a.weight
+    return (
+        like.new_empty(0 if a.query_labels is None else tasks),
+        like.new_empty((tasks, a.query.shape[1], classes)),
+        like.new_empty((steps, tasks)),
+        like.new_empty((tasks, groups, classes, support)),
+        like.new_empty((tasks, carry_size(a)) if carried and a.needs and a.query_labels is not None else 0),
+    )
+
+
+def no_dtype_but_floats(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the compiled engine cannot take such tensors, or None."""
+    if device_type != "cpu":
+        return f"it runs on the CPU, the tensors are on {device_type!r}"
+    return None if dtype in (torch.float32, torch.float64) else f"it computes in float32 and float64, not {dtype}"

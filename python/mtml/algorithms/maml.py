@@ -1,0 +1,374 @@
+"""MAML as a module: batches of tasks in, meta-losses and their exact gradients out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from mtml.adapted import Adapted
+from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
+from mtml.inner_lr import InnerLR
+from mtml.params import ParamsArg, aliases, by_first_name, select
+from mtml.paths.cache import PathCache, Six, unpacked
+from mtml.paths.explain import Explanation, explain_path
+from mtml.paths.fused import General
+from mtml.paths.planner import Batch, Path
+from mtml_kernels.batch_norm import per_step_batch_norm, per_step_names, step_rows
+from mtml_kernels.checks import check_batch, check_choice, check_finite, check_steps, shown
+from mtml_kernels.general import GeneralPlan
+from mtml_kernels.general.modules import check_batch_norm, twin
+from mtml_kernels.general.task import apply_update
+from mtml_kernels.losses import resolve
+from mtml_kernels.rates import op_rates, rate_at
+
+__all__ = ["MAML", "MetaOutput"]
+
+BACKENDS = ("auto", "cpu", "cpu:weights", "cpu:low_rank", "triton", "cuda", "reference", "general")
+
+Loss = str | Callable[..., Tensor]
+Rate = float | Tensor | Mapping[str, Any] | InnerLR
+
+
+class MetaOutput(NamedTuple):
+    """One meta-step: loss [T], output [T, Q, ...] of the adapted models, support_losses [K, T] before each step."""
+
+    loss: Tensor
+    output: Any
+    support_losses: Tensor
+
+
+class MAML(nn.Module):
+    """Model-agnostic meta-learning: adapt a model to each task by K gradient steps, and learn where to start.
+
+    Each call takes a batch of T tasks at once: support sets sx [T, S, ...], sy [T, S, ...] to adapt on, query sets
+    qx [T, Q, ...], qy [T, Q, ...] to judge the adapted models by. Inputs are a tensor, or a tuple (several arguments of
+    the model) or dict (keyword arguments) of such. A `TaskBatch`, or an equal tuple, may take the place of the four.
+    Targets may be None where the loss takes the output alone: loss(output), such as an entropy.
+    Gradients through the inner loop are exact, second order included, unless `first_order`.
+
+    Models of known layers run in the fused engine (`explain` says which layers those are), everything else in PyTorch
+    operations with the same results (one `FallbackWarning` says so).
+
+    The model and everything given here may change between two calls: the next call takes them as they are. Only what no
+    name in the forward's code shows (a file, the environment, thread-local state) is noticed late, by tracing the model
+    again after 64 calls, then after 4 times as many, and so on.
+
+    Args:
+        model: any module. It is registered as ``module``: state_dict keys start with "module.".
+        lr: the inner learning rate: a number; a scalar tensor; [K], one per step; {name: rate} with each rate a scalar,
+            [*shape], or per step with exactly 1 + ndim dimensions; or an `InnerLR`. Tensors may require grad.
+        first_order: treat inner gradients as constants (FOMAML).
+        allow_unused: leave parameters as they are that the model's output depends on and the inner loss does not, such
+            as a head for the query loss alone; without it that is an error, at the first call of its kind. What no
+            output depends on stays as it is in any case, but for `adapt`, which sees the loss alone. Defaults to
+            `allow_nograd`.
+        allow_nograd: for `adapt`: leave parameters as they are that require no grad. Batches of tasks need no such
+            permission: by default they adapt what requires grad, and `params` may name what does not.
+        steps: K, the number of inner gradient steps.
+        loss: of a task: "cross_entropy", "mse", "bce_with_logits", "huber", "l1"; an ``nn.*Loss`` or ``F.*`` function;
+            or a callable(output [N, ...], target [N, ...]) -> scalar, or losses [N, ...] per sample. One that takes the
+            output alone needs no targets. The callable alone knows what to do with outputs of several tensors.
+        query_loss: the same for the query set; None: as `loss`.
+        params: which tensors the inner loop changes: None for all trainable parameters; names or patterns ("head.*");
+            or predicate(name, tensor). Buffers and frozen parameters may be named: they are adapted for each task and
+            not meta-trained (CAVIA, functa). A tensor with several names is meant by each of them, here and in a dict
+            of rates, and is called by its first in results. Of the last linear layer alone (ANIL): the layers before it
+            run once where that is exact and cheaper.
+        batch_norm: "module": batch normalisation normalises as its layers' train()/eval() mode and track_running_stats
+            say, and running statistics stay as they are; "track": they are updated, task by task; "batch": always batch
+            statistics; "running": always running statistics; "per_step" (MAML++): batch statistics, and a weight and
+            bias for every one of the steps: the model's BatchNorm layers are replaced, in the model itself, by
+            `PerStepBatchNorm` layers, which are meta-trained and not adapted.
+        backend: "auto"; "cpu", "triton" or "cuda" for that engine or an error; "cpu:weights" or "cpu:low_rank" for the
+            engine with each task's own weights, or with shared ones and low-rank corrections, where "cpu" chooses by a
+            cost model; "reference" for the engine's plain PyTorch specification; "general" for PyTorch operations on
+            the module itself, differentiable any number of times.
+        update: another rule than gradient descent, update(params, grads, lr, step) -> params on dicts by name. A rule
+            with a fifth parameter `state` gets what it returned before (None at first) and returns (params, state). A
+            module is registered, so that its own parameters are learned. Runs on the general path.
+
+    Raises:
+        ValueError: an unknown name in loss, backend or batch_norm; params that match nothing; rates that are not
+            finite, are missing, or are fewer than the steps; shapes that disagree; labels out of range; no task at all.
+        RuntimeError: the inner loss does not depend on a parameter (see allow_unused).
+        TypeError: an argument or a tensor of the wrong type, such as integers where the first layer needs floats.
+        BackendUnavailable: the backend asked for by name cannot run the model, the loss, or on this machine.
+
+    Example:
+        >>> import torch, mtml
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+        >>> maml = mtml.MAML(model, lr=0.01, steps=5, loss="mse")
+        >>> x, y = torch.randn(4, 10, 1), torch.randn(4, 10, 1)
+        >>> loss = maml.meta_loss(x, y, x, y)
+        >>> loss.shape
+        torch.Size([4])
+        >>> loss.mean().backward()
+
+    Paper: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: Rate,
+        first_order: bool = False,
+        allow_unused: bool | None = None,
+        allow_nograd: bool = False,
+        *,
+        steps: int = 1,
+        loss: Loss = "cross_entropy",
+        query_loss: Loss | None = None,
+        params: ParamsArg = None,
+        batch_norm: str = "module",
+        backend: str = "auto",
+        update: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected an nn.Module, got {shown(model)}")
+        check_choice("backend", backend, BACKENDS)
+        if batch_norm == "per_step":
+            model = per_step_batch_norm(model, check_steps(steps))
+        check_batch_norm(model, batch_norm)
+        resolve(loss)  # raises for what is no loss at all
+        if query_loss is not None:
+            resolve(query_loss)
+        if update is not None and not callable(update):
+            raise TypeError(f"update: expected a callable or None, got {shown(update)}")
+        if params is not None:
+            select(model, params)
+        _check_rate(lr)
+        self.module = model
+        self.lr = lr
+        self.first_order = first_order
+        self.allow_nograd = allow_nograd
+        self.allow_unused = allow_nograd if allow_unused is None else allow_unused
+        self.steps = check_steps(steps)
+        self.loss, self.query_loss = loss, query_loss
+        self.params, self.batch_norm, self.backend, self.update = params, batch_norm, backend, update
+        self._taken, self._rule_state = 0, None  # of the per-task loop: inner steps so far, the update rule's state
+        self._paths = PathCache(self)
+
+    # --- batches of tasks -------------------------------------------------------------------------------------------
+
+    def meta_forward(
+        self,
+        sx: Any,
+        sy: Any = None,
+        qx: Any = None,
+        qy: Any = None,
+        *,
+        steps: int | None = None,
+        first_order: bool | None = None,
+        support_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        step_weights: Sequence[float] | Tensor | None = None,
+    ) -> MetaOutput:
+        """Adapt to every support set and judge the results on the query sets.
+
+        Args:
+            sx, sy, qx, qy: a batch of tasks, or a TaskBatch alone; targets as the losses take them.
+            steps, first_order: instead of the module's own.
+            support_mask, query_mask: weights of the samples [T, S], [T, Q]: a task's loss is sum(w l) / sum(w), and 0
+                where all its weights are 0.
+            step_weights: loss = sum_k w_k L_q(theta_k): [K] for the parameters after each step (the multi-step loss of
+                MAML++), or [K+1] with those before adaptation first. None: those after the last step alone.
+
+        Returns:
+            loss [T] (not averaged), output [T, Q, ...] after the last step, support_losses [K, T].
+        """
+        if sy is None or qx is None or qy is None:
+            sx, sy, qx, qy, support_mask, query_mask = self._unpacked(sx, sy, qx, qy, support_mask, query_mask)
+        path, weights = self._cache().find(
+            sx, sy, qx, qy, support_mask, query_mask, step_weights, steps, first_order, 0
+        )
+        result = path(sx, sy, qx, qy, support_mask, query_mask, weights)
+        return MetaOutput(result.loss, path.shaped(result.output), result.support_losses)
+
+    def meta_loss(
+        self,
+        sx: Any,
+        sy: Any = None,
+        qx: Any = None,
+        qy: Any = None,
+        *,
+        steps: int | None = None,
+        first_order: bool | None = None,
+        support_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        step_weights: Sequence[float] | Tensor | None = None,
+    ) -> Tensor:
+        """The query loss of every task [T]: `meta_forward` for when nothing else of it is needed."""
+        if sy is None or qx is None or qy is None:
+            sx, sy, qx, qy, support_mask, query_mask = self._unpacked(sx, sy, qx, qy, support_mask, query_mask)
+        path, weights = self._cache().find(
+            sx, sy, qx, qy, support_mask, query_mask, step_weights, steps, first_order, 0
+        )
+        loss: Tensor = path(sx, sy, qx, qy, support_mask, query_mask, weights).loss
+        return loss
+
+    def adapt_tasks(
+        self,
+        sx: Any,
+        sy: Any = None,
+        *,
+        steps: int | None = None,
+        first_order: bool | None = None,
+        support_mask: Tensor | None = None,
+        keep_steps: bool = False,
+    ) -> Adapted:
+        """Adapt to every support set and return the adapted models (`Adapted`), differentiable back to everything.
+
+        Args:
+            sx, sy: the support sets, or a TaskBatch alone. A tuple alone is a batch (sx, sy): several inputs without
+                targets go in as a dict, or as (inputs, None).
+            keep_steps: keep the parameters before and after every step, not only the last.
+        """
+        if sy is None:
+            sx, sy, _, _, support_mask, _ = self._unpacked(sx, sy, None, None, support_mask, None, adapting=True)
+        keep = 2 if keep_steps else 1
+        path, _ = self._cache().find(sx, sy, None, None, support_mask, None, None, steps, first_order, keep)
+        result = path(sx, sy, None, None, support_mask, None, None)
+        loss = self.loss if self.query_loss is None else self.query_loss
+        return Adapted(self.module, result.adapted, result.support_losses, loss, keep_steps, _forward_plan(self, path))
+
+    def explain(self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None) -> Explanation:
+        """Print and return how calls with such data run: path, kernel, why, and every layer."""
+        if sy is None:
+            sx, sy, qx, qy, _, _ = self._unpacked(sx, sy, qx, qy, None, None, adapting=True)
+        path, _ = self._cache().find(
+            sx, sy, qx, qy, None, None, None, None, None, 0 if qx is not None else 1, quiet=True
+        )
+        traced = self._cache().planner().obstacles(Batch(sx, sy, qx, qy, None, None, None))
+        sizes = check_batch(sx, sy, qx, qy)
+        explanation = explain_path(path, traced.reasons, traced.nodes, self, sizes)
+        print(explanation)
+        return explanation
+
+    def _unpacked(
+        self, sx: Any, sy: Any, qx: Any, qy: Any, support_mask: Any, query_mask: Any, adapting: bool = False
+    ) -> Six:
+        losses = (self.loss, self.loss if self.query_loss is None else self.query_loss)
+        return unpacked(sx, sy, qx, qy, support_mask, query_mask, adapting, losses)
+
+    def _cache(self) -> PathCache:
+        paths: PathCache = self.__dict__["_paths"]
+        if paths.owner is not self:  # a copy of a MAML looks after itself
+            paths = self.__dict__["_paths"] = PathCache(self)
+        return paths
+
+    # --- one task at a time -----------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward; of a clone that took k steps, with row k of what exists once per step."""
+        rows = step_rows(self.module, self._taken, query=False)
+        if not rows:
+            return self.module(*args, **kwargs)
+        own = dict(self.module.named_parameters())
+        new = {id(own[name]): row for name, row in rows.items()}
+        return twin(self.module, lambda tensor, _: new.get(id(tensor), tensor))(*args, **kwargs)
+
+    def clone(
+        self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
+    ) -> MAML:
+        """A copy to adapt to one task; gradients of what it computes arrive in this module's parameters.
+
+        Buffers, and so running statistics, are shared. The arguments replace this module's settings in the copy.
+
+        Example:
+            >>> import torch, mtml
+            >>> maml = mtml.MAML(torch.nn.Linear(2, 1), lr=0.1)
+            >>> x, y = torch.randn(8, 2), torch.randn(8, 1)
+            >>> learner = maml.clone()
+            >>> learner.adapt((learner(x) - y).square().mean())
+            >>> (learner(x) - y).square().mean().backward()
+            >>> maml.module.weight.grad.shape
+            torch.Size([1, 2])
+        """
+        named = frozenset() if self.params is None else frozenset(select(self.module, self.params))
+        learner: MAML = shallow(self, clone_module(self.module, named))
+        given = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
+        learner.__dict__.update({name: value for name, value in given.items() if value is not None})
+        return learner
+
+    def adapt(
+        self,
+        loss: Tensor,
+        first_order: bool | None = None,
+        allow_unused: bool | None = None,
+        allow_nograd: bool | None = None,
+    ) -> None:
+        """One inner gradient step on a task's loss, in place; call it on a clone.
+
+        Raises:
+            RuntimeError: the loss does not depend on a parameter (unless `allow_unused`), or a parameter requires no
+                grad (unless `allow_nograd`).
+            ValueError: the loss is no scalar, or there is no learning rate for this step.
+        """
+        allow_nograd = self.allow_nograd if allow_nograd is None else allow_nograd
+        allow_unused = self.allow_unused if allow_unused is None else allow_unused
+        first_order = self.first_order if first_order is None else first_order
+        tensors = self._adapted_tensors()
+        grads = inner_gradients(loss, tensors, first_order, allow_unused, allow_nograd)
+        moved = [name for name, grad in grads.items() if grad is not None]
+        new = self._stepped({n: tensors[n] for n in moved}, {n: g for n, g in grads.items() if g is not None})
+        replace_tensors(self.module, {id(tensors[name]): new[name] for name in moved})
+        self._taken += 1
+
+    def _adapted_tensors(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = dict(self.module.named_parameters())
+        if self.params is None:
+            fixed = per_step_names(self.module)
+            return {name: p for name, p in found.items() if p.is_floating_point() and name not in fixed}
+        found = dict(self.module.named_buffers()) | found
+        return {name: found[name] for name in select(self.module, self.params)}
+
+    def _stepped(self, tensors: dict[str, Tensor], grads: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors after one step of the update rule."""
+        if not tensors:
+            return {}
+        k, names = self._taken, list(tensors)
+        like = next(iter(tensors.values()))
+        lr: Any = self.lr.as_dict() if isinstance(self.lr, InnerLR) else self.lr
+        if hasattr(lr, "items"):
+            lr = by_first_name(lr, aliases(self.module))
+        shapes = {name: t.shape for name, t in tensors.items()}
+        table = op_rates(lr, shapes, k + 1, like.dtype, like.device, _names_of(lr))
+        rates = {name: rate_at(table, i, k) for i, name in enumerate(names)}
+        new, self._rule_state = apply_update(self.update, tensors, grads, rates, k, self._rule_state)
+        return new
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "module":
+                raise
+            return getattr(super().__getattr__("module"), name)
+
+    def extra_repr(self) -> str:
+        lr = self.lr if isinstance(self.lr, float | int) else type(self.lr).__name__
+        return f"lr={lr}, steps={self.steps}, first_order={self.first_order}, backend={self.backend!r}"
+
+
+def _names_of(lr: Any) -> list[str]:
+    """Names in a dict of rates: in the per-task loop a tensor may have a rate and no gradient."""
+    return list(lr) if isinstance(lr, Mapping) else []
+
+
+def _check_rate(lr: Any) -> None:
+    """Raise for what can be no learning rate of any model; whether it fits this one is known at the first call."""
+    if isinstance(lr, InnerLR):
+        return
+    items = lr.items() if hasattr(lr, "items") else [(None, lr)]
+    for name, rate in items:
+        check_finite("lr" if name is None else f"lr[{name!r}]", rate)
+
+
+def _forward_plan(maml: MAML, path: Path) -> GeneralPlan:
+    """How adapted models are run: layers of the fused engine batch well, the rest as it was adapted."""
+    if isinstance(path, General):
+        return path.plan
+    return GeneralPlan("vmap", "", maml.batch_norm)

@@ -1,0 +1,97 @@
+"""A fused path for models that are one linear layer: their inner loop in the Gram matrix of the support inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtml.paths.fused import Fused, Outcome, in_our_words
+from mtml_kernels.checks import Sizes
+from mtml_kernels.functional.head_forms import gram_is_cheaper
+from mtml_kernels.losses import LossSpec
+from mtml_kernels.ops.head_inner_loop import head_inner_loop_call
+from mtml_kernels.ops.inner_loop import InnerLoopSpec
+from mtml_kernels.program import Op, Program
+from mtml_kernels.reference.head_inner_loop import KINDS, HeadOptions
+from mtml_kernels.schema.head_inner_loop import HeadArgs, encode_options
+
+__all__ = ["FusedHead", "is_head"]
+
+
+def is_head(program: Program, spec: InnerLoopSpec, rates: Sequence[Tensor], losses: Any, sizes: Sizes) -> bool:
+    """Whether `FusedHead` computes the same as `Fused`, at a lower cost."""
+    if [node.op for node in program.nodes] != [Op.INPUT, Op.LINEAR] or len(program.output_shape) != 1:
+        return False
+    layer = program.nodes[1]
+    adapted = spec.adapted[layer.weight]
+    if not adapted or spec.first_order or spec.keep == 2 or any(rate.ndim > 1 for rate in rates):
+        return False
+    known = all(isinstance(loss, LossSpec) and loss.kind in KINDS for loss in losses)
+    if not known or len(program.inputs) != 1:
+        return False
+    return gram_is_cheaper(sizes.support, sizes.query, program.nodes[0].features, layer.features, spec.steps)
+
+
+class FusedHead(Fused):
+    """One call of `mtml::head_inner_loop`. Made like a `Fused`, which it falls back to for a multi-step loss."""
+
+    how = ", in the Gram matrix of the support inputs"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        layer, spec = self.program.nodes[1], self.spec
+        losses = [
+            LossSpec.decode(codes[0], codes[1], p0)
+            for codes, p0 in zip((spec.support_loss, spec.query_loss), spec.loss_args, strict=True)
+        ]
+        self.options = encode_options(HeadOptions(losses[0], losses[1]))
+        self.weight = self.params[layer.weight]
+        self.bias = None if layer.bias < 0 else self.params[layer.bias]
+        self.moves = layer.bias >= 0 and spec.adapted[layer.bias]
+
+    def low_rank(self, sizes: Sizes) -> int:
+        return 0
+
+    def __call__(self, sx: Any, sy: Any, qx: Any, qy: Any, sm: Any, qm: Any, sw: Any) -> Outcome:
+        if sw is not None:
+            return super().__call__(sx, sy, qx, qy, sm, qm, sw)
+        if self.classes != (0, 0):
+            sy, qy = self._labels(sy, qy)
+        support = self._rows(sx, self.support_names)
+        query = support[:, :0] if qx is None else self._rows(qx, self.query_names)
+        masks = (m if m is None or m.dtype is self.dtype else m.to(self.dtype) for m in (sm, qm))
+        tensors = (support, query, self.weight, self.bias, self._table(), sy, qy, *masks)
+        args = HeadArgs._make((*tensors, self.options, 0))
+        try:
+            loss, logits, support_losses, coefficients = head_inner_loop_call(args, self.backend)
+        except (TypeError, ValueError) as error:
+            raise in_our_words(error) from None
+        kept = self._kept(support, coefficients) if self.spec.keep else []
+        return Outcome(loss, logits, support_losses, self._named(kept, support_losses) if self.spec.keep else {})
+
+    def _rows(self, x: Any, names: Any) -> Tensor:
+        """The model's input [T, N, ...] as [T, N, D]."""
+        found = self.inputs(x, names)[0]
+        return found if found.ndim == 3 else found.reshape(*found.shape[:2], self.weight.shape[1])
+
+    def _table(self) -> Tensor:
+        """The rates as the op takes them, [1 or 2, K, C]."""
+        rates = [rate.expand(self.spec.steps) for rate in self.rates()]
+        if self.bias is not None and not self.moves:
+            rates = [rates[0], torch.zeros_like(rates[0])]
+        elif len(rates) == 2 and self.adapted[0] != self.program.params[self.program.nodes[1].weight].name:
+            rates.reverse()
+        return torch.stack(rates)[:, :, None].expand(-1, -1, self.weight.shape[0])
+
+    def _kept(self, support: Tensor, coefficients: Tensor) -> list[Tensor]:
+        """The adapted parameters [T, *shape], in the order of `adapted`; support [T, S, D]."""
+        weight_name = self.program.params[self.program.nodes[1].weight].name
+        weight = self.weight - coefficients[:, 0] @ support
+        return [weight if name == weight_name else self._own_bias(coefficients) for name in self.adapted]
+
+    def _own_bias(self, coefficients: Tensor) -> Tensor:
+        assert self.bias is not None
+        return self.bias - coefficients[:, -1].sum(-1)

@@ -1,0 +1,392 @@
+"""From a MAML and the signature of a call to the path that runs it, prepared once and found again in microseconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtml.params import adaptable, aliases, select
+from mtml.paths.contents import Contents
+from mtml.paths.fused import Fused, General, Rates, batch_dict
+from mtml.paths.gram import FusedHead, is_head
+from mtml.paths.reach import Reach
+from mtml.paths.trunk import TrunkOnce
+from mtml.paths.watch import Watch
+from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_ids, check_target, leaves
+from mtml_kernels.errors import BackendUnavailable
+from mtml_kernels.general.choice import choose, probe
+from mtml_kernels.general.modules import check_batch_norm
+from mtml_kernels.general.task import TaskRule
+from mtml_kernels.general.unused import refuse_unused
+from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
+from mtml_kernels.losses.task import TaskLoss
+from mtml_kernels.neutral import exclusive, uncompiled, unhooked
+from mtml_kernels.ops.inner_loop import BACKENDS, InnerLoopSpec
+from mtml_kernels.program import InputInfo, Norm, Op, Program, Unfusable, trace
+from mtml_kernels.program.guards import SIDE_EFFECTS
+from mtml_kernels.program.split import once_is_dearer, split_head
+from mtml_kernels.registry import VARIANT
+from mtml_kernels.transforms import is_forward_mode
+
+__all__ = ["Batch", "Options", "Path", "Planner"]
+
+GENERAL = "general"
+FIRST_LOOK = 64  # calls of a model with code of the user's before its program is traced again; then 4 times as many
+Path = Fused | TrunkOnce | General
+
+
+class Options(NamedTuple):
+    """What a call asks for beside its data."""
+
+    steps: int
+    first_order: bool
+    keep: int
+
+
+class Batch(NamedTuple):
+    """The data of a call. `weights` is None, or numbers or a tensor [K+1] over theta_0 .. theta_K."""
+
+    sx: Any
+    sy: Any
+    qx: Any
+    qy: Any
+    support_mask: Tensor | None
+    query_mask: Tensor | None
+    weights: Any
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """Every tensor with its name."""
+        named = [(n, v) for n, v in zip(self._fields[:6], self[:6], strict=True) if v is not None]
+        return [pair for name, value in named for pair in leaves(name, value)]
+
+
+class _Traced(NamedTuple):
+    program: Program | None
+    reasons: list[str]
+    nodes: list[dict[str, object]]
+    shapes: Any = None  # of one sample, as `trace` takes them
+
+
+def _writes(traced: _Traced) -> bool:
+    """Whether forward changes the module, so that it differs at every call and never can be fused."""
+    return any(SIDE_EFFECTS in reason for reason in traced.reasons)
+
+
+class Planner:
+    """Paths for one state of one model and one set of options; `fresh()` says whether that state still holds."""
+
+    def __init__(self, maml: Any) -> None:
+        self.model: nn.Module = maml.module
+        # held, so that nothing else can take their place in memory: a cache knows them by their ids
+        self.lr, self.update, self.held = maml.lr, maml.update, (maml.loss, maml.query_loss, maml.params)
+        self.batch_norm, self.backend, self.allow_unused = maml.batch_norm, maml.backend, maml.allow_unused
+        check_batch_norm(self.model, self.batch_norm)
+        self.losses = tuple(map(resolve, (maml.loss, maml.loss if maml.query_loss is None else maml.query_loss)))
+        self.names, self.others = select(self.model, maml.params), aliases(self.model)
+        self.tensors = adaptable(self.model) | dict(self.model.named_buffers()) | dict(self.model.named_parameters())
+        self.device_type = next((t.device.type for t in self.tensors.values() if t.is_floating_point()), "cpu")
+        self.calls: dict[Hashable, Path] = {}
+        self.programs: dict[Hashable, _Traced] = {}
+        self.changes = 0
+        self._look()
+
+    def _look(self) -> None:
+        """Find out what the model's forward can read, and whether it may read more than that."""
+        self.reach = Reach(self.model)
+        self.interval = FIRST_LOOK if self.reach.foreign or not self.reach.complete else 0
+        self.left = self.interval  # calls until `verify`; from 0 on down there is none
+
+    def observe(self, maml: Any, options: Contents) -> None:
+        """Take the model as it stands for the state to compare with from now on."""
+        if not self.reach.same():  # a traced program may have read what changed; the general path reads it live
+            self.changes += 1
+            self._look()
+            self.forget()
+        self.fresh = Watch(maml, self.reach, options)
+
+    def forget(self) -> None:
+        """Drop what was traced; what could not be is tried again, but ever more rarely."""
+        failed = {key: traced for key, traced in self.programs.items() if traced.program is None}
+        self.programs = failed
+        self.calls = {key: path for key, path in self.calls.items() if path.kind == GENERAL}
+        if failed and self.changes & (self.changes - 1) == 0 and not any(map(_writes, failed.values())):
+            self.programs = {key: self._program(traced.shapes) for key, traced in failed.items()}
+            if any(traced.program for traced in self.programs.values()):
+                self.calls = {}
+
+    def verify(self) -> None:
+        """Trace once more, now and then: code can read a file, the environment or another library's state, which no
+        name shows.
+        """
+        self.interval *= 4
+        self.left = self.interval
+        for traced in self.programs.values():
+            if traced.program is not None and self._program(traced.shapes).program != traced.program:
+                self.changes += 1
+                self.forget()
+                return
+
+    # --- deciding ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch, options: Options) -> Path:
+        """The path for calls like this one, after all checks that only need shapes, dtypes and devices."""
+        return uncompiled(self._prepare, batch, options)
+
+    def _prepare(self, batch: Batch, options: Options) -> Path:
+        sizes = check_batch(*batch[:6], options.steps)
+        like = next(t for t in self.tensors.values() if t.is_floating_point())
+        check_devices(like.device, iter(batch.tensors()))
+        rates = self._rates(self.names, options, like)
+        if self.requested() == GENERAL:
+            with unhooked():  # what is measured here is not run again by activation checkpointing around this call
+                return self._general(batch, options, rates)
+        traced = self.obstacles(batch)
+        if not traced.reasons:
+            assert traced.program is not None
+            return self._fused(traced.program, batch, options, sizes)
+        if self.backend != "auto":
+            raise BackendUnavailable(
+                f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(traced.reasons)}. "
+                "Use backend='auto' or 'general' for the general path, which runs any module and loss"
+            )
+        with unhooked():
+            path = self._general(batch, options, rates)
+        path.notice = path.plan.mode, "; ".join(traced.reasons)
+        return path
+
+    def _rates(self, names: Sequence[str], options: Options, like: Tensor) -> Rates:
+        shapes = {name: self.tensors[name].shape for name in names}
+        return Rates(self.lr, shapes, options.steps, like, [*self.tensors], self.others)
+
+    def requested(self) -> str:
+        """The argument, else MTML_BACKEND, else "auto"."""
+        return self.backend if self.backend != "auto" else os.environ.get("MTML_BACKEND") or "auto"
+
+    def obstacles(self, batch: Batch) -> _Traced:
+        """The program, or every reason why these calls cannot be fused."""
+        reasons = []
+        if self.update is not None:
+            reasons.append("update: a rule other than plain gradient steps is not fused")
+        reasons += dict.fromkeys(loss.reason for loss in self.losses if isinstance(loss, Opaque))
+        if torch._C._are_functorch_transforms_active():
+            reasons.append("torch.func: the call is inside a transform (grad, vmap, ...), which needs the general path")
+        elif is_forward_mode():
+            reasons.append("forward_ad: the call is inside a dual level, which needs the general path")
+        if (dtype := self.autocast()) is not None:
+            reasons.append(
+                f"autocast: the call is inside torch.autocast to {dtype}, and the fused engine casts nothing"
+            )
+        if torch.is_grad_enabled():
+            wanted = [n for n, t in batch.tensors() if n[:2] in ("sy", "qy", "su", "qu") and t.requires_grad]
+            if isinstance(batch.weights, Tensor) and batch.weights.requires_grad:
+                wanted.append("step_weights")
+            reasons += [f"{name} requires grad, which the fused path does not give" for name in wanted]
+        traced = self._trace(batch)
+        reasons += traced.reasons
+        if traced.program is not None:
+            reasons += self._unfused_targets(traced.program, batch)
+            reasons += self._unfused_tensors(traced.program)
+            reasons += _single_values(traced.program, batch) + _other_shapes(batch)
+        return _Traced(traced.program, reasons, traced.nodes)
+
+    def _trace(self, batch: Batch) -> _Traced:
+        shapes = _sample_shapes(batch.sx)
+        if shapes is None:
+            return _Traced(None, ["sx: inputs nested deeper than one tuple or dict are not fused"], [])
+        key = tuple(shapes.items()) if isinstance(shapes, dict) else tuple(shapes)
+        with exclusive():  # threads that make the first call together wait for one trace
+            if key not in self.programs:
+                self.programs[key] = self._program(shapes)
+            return self.programs[key]
+
+    def autocast(self) -> torch.dtype | None:
+        """What torch.autocast, where it is on, casts to on the model's device."""
+        device = self.device_type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def _program(self, shapes: Any) -> _Traced:
+        try:
+            program = trace(self.model, shapes, batch_norm=self.batch_norm)
+        except Unfusable as error:
+            return _Traced(None, error.reasons, error.nodes, shapes)
+        return _Traced(program, [], program.describe(), shapes)
+
+    def _unfused_targets(self, program: Program, batch: Batch) -> list[str]:
+        reasons = []
+        for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
+            if target is None or isinstance(loss, Opaque):
+                continue
+            if not isinstance(target, Tensor):
+                reasons.append(f"{name}: a tuple or dict of targets is not fused")
+                continue
+            check_target(name, loss.kind, target, (*target.shape[:2], *program.output_shape))
+            reason = unfused_target(loss, program.output_shape, target, tuple(target.shape[2:]))
+            reasons += [f"{name}: {reason}"] if reason else []
+        return reasons
+
+    def _unfused_tensors(self, program: Program) -> list[str]:
+        params = [self.tensors[p.name] for p in program.params]
+        if not any(p.name in self.names for p in program.params):
+            return ["params: the model reads none of the adapted tensors"]
+        for name in program.statistics:
+            if name in self.names or self.tensors[name].requires_grad:
+                return [f"{name}: a running statistic, which PyTorch gives no gradient, is adapted or requires grad"]
+        kinds = {(t.dtype, t.device) for t in params}
+        if len(kinds) > 1:
+            return [f"model: its parameters differ in dtype or device ({sorted(map(str, kinds))})"]
+        dtype, device = kinds.pop()
+        backends = [BACKENDS.named(name) for name in BACKENDS.names() if name != "reference"]
+        refusals = [backend.supports(device.type, dtype) for backend in backends]
+        if self.requested() == "auto" and refusals and all(refusals):
+            return [f"no compiled backend takes {dtype} on {device.type!r}: {refusals[0]}"]
+        return []
+
+    # --- building ---------------------------------------------------------------------------------------------------
+
+    def _fused(self, program: Program, batch: Batch, options: Options, sizes: Sizes) -> Fused | TrunkOnce:
+        """The engine's path: the whole program in every step, or its trunk once where that is exact and cheaper."""
+        like = self.tensors[program.params[0].name]
+        backend = BACKENDS.resolve(self.requested(), like.device.type, like.dtype).name
+        self._check_dtypes(program, batch, like.dtype)
+        names = (_input_names(program, batch.sx), _input_names(program, batch.sx if batch.qx is None else batch.qx))
+        parts = split_head(program, [p.name in self.names for p in program.params])
+        if isinstance(parts, str):
+            why = parts
+        else:
+            why = once_is_dearer(parts.trunk, sizes.support, sizes.query, options.steps, options.first_order)
+            if not why:
+                head = self._in_engine(parts.head, batch, options, sizes, backend, (None, None))
+                return TrunkOnce(parts, self.tensors, head, names)
+        path = self._in_engine(program, batch, options, sizes, backend, names)
+        path.trunk = f"it runs in every step: {why}" if why else ""
+        return path
+
+    def _in_engine(
+        self, program: Program, batch: Batch, options: Options, sizes: Sizes, backend: str, names: tuple[Any, Any]
+    ) -> Fused:
+        """One call of the engine for every step of this program."""
+        adapted = [p.name in self.names for p in program.params]
+        codes = [loss.encode() for loss in self.losses if isinstance(loss, LossSpec)]
+        spec = InnerLoopSpec(
+            adapted=adapted,
+            program=list(program.ints),
+            consts=list(program.consts),
+            steps=options.steps,
+            support_loss=list(codes[0][:2]),
+            query_loss=list(codes[1][:2]),
+            loss_args=[codes[0][2], codes[1][2]],
+            first_order=options.first_order,
+            keep=options.keep,
+        )
+        moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
+        rates = self._rates(moving, options, self.tensors[program.params[0].name])
+        narrow = any(isinstance(y, Tensor) and y.dtype in NARROW for y in (batch.sy, batch.qy))
+        looks = backend == "reference" or narrow
+        classes = self._classes(program.output_shape[-1:], batch) if looks else (0, 0)
+        asked = VARIANT in backend  # for a way of holding weights, of which the Gram form has none
+        kind = FusedHead if not asked and is_head(program, spec, rates(), self.losses, sizes) else Fused
+        return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
+
+    def _general(self, batch: Batch, options: Options, rates: Rates) -> General:
+        found = probe(self.model, batch.sx, self.batch_norm)
+        support, query = (TaskLoss(loss) for loss in self.losses)
+        if found.output is not None:
+            self._check_targets(batch, found.output[1:])
+        rule = TaskRule(
+            self.model, self.names, support, query, options.steps, options.first_order, self.update, options.keep
+        )
+        theta, data = {name: self.tensors[name] for name in self.names}, batch_dict(*batch[:6])
+        # a loss that is known by name depends on all of an output that is one tensor
+        partial = found.output is None or support.spec is None
+        if partial and options.steps and not self.allow_unused and _plain_autograd():
+            refuse_unused(rule, theta, data, self.batch_norm, found.recomputes)
+        plan = choose(rule, theta, rates(), data, batch.weights, self.batch_norm, found)
+        classes = (0, 0) if found.output is None else self._classes(found.output[1:2], batch)
+        return General(rule, plan, self.tensors, rates, classes)
+
+    def _check_targets(self, batch: Batch, output: tuple[int, ...]) -> None:
+        for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
+            if isinstance(loss, LossSpec) and target is not None:
+                lead = target.shape[:2] if isinstance(target, Tensor) else ()
+                check_target(name, loss.kind, target, (*lead, *output))
+
+    def _classes(self, count: Sequence[int], batch: Batch) -> tuple[int, int]:
+        """How many classes the ids in sy and qy may name; 0 where they are none."""
+        found = []
+        for loss, target in zip(self.losses, (batch.sy, batch.qy), strict=True):
+            ids = isinstance(loss, LossSpec) and loss.kind == "cross_entropy"
+            ids = ids and isinstance(target, Tensor) and not target.is_floating_point()
+            found.append(count[0] if ids and count else 0)
+        return found[0], found[1]
+
+    def _check_dtypes(self, program: Program, batch: Batch, dtype: torch.dtype) -> None:
+        why = f"the model's dtype, which {_first_layer(program)} needs"
+        for name, x in (("sx", batch.sx), ("qx", batch.qx)):
+            for info, called, tensor in [] if x is None else _inputs(program, name, x):
+                if info.ids:
+                    check_ids(called, tensor)
+                else:
+                    check_dtypes(dtype, iter([(called, tensor)]), why)
+        for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
+            if isinstance(loss, LossSpec) and loss.kind != "cross_entropy" and target is not None:
+                check_dtypes(dtype, iter([(name, target)]), f"the model's dtype, for loss {loss.kind!r}")
+
+
+def _plain_autograd() -> bool:
+    """Whether torch.autograd.grad works here: not within a torch.func transform, and not in inference mode."""
+    return not torch._C._are_functorch_transforms_active() and not torch.is_inference_mode_enabled()
+
+
+def _single_values(program: Program, batch: Batch) -> list[str]:
+    """PyTorch refuses batch statistics of a single value, in words that the general path passes on."""
+    batch_norms = [node for node in program.nodes if node.op == Op.NORM and node.b == Norm.BATCH]
+    rows = min((node.rows for node in batch_norms), default=2)
+    sets = [(name, t) for name, t in batch.tensors() if name.startswith(("sx", "qx"))]
+    return [f"{name}: batch statistics of a single sample" for name, t in sets if rows * t.shape[1] == 1]
+
+
+def _other_shapes(batch: Batch) -> list[str]:
+    """A program knows one shape of samples: the engine would read others past their end."""
+    if batch.qx is None:
+        return []
+    support, query = _sample_shapes(batch.sx), _sample_shapes(batch.qx)
+    return [] if query == support else [f"qx: samples of shape {query}, in sx of {support}; a program takes one shape"]
+
+
+def _first_layer(program: Program) -> str:
+    """What the first layer that reads an input is called."""
+    records = program.describe()
+    inputs = {r["node"] for r in records if r["op"] == "input"}
+    for record in records:
+        if inputs & set(record["operands"]):  # type: ignore[call-overload]
+            return f"the first layer {str(record['path'])!r} ({record['op']})"
+    return "the model"
+
+
+def _sample_shapes(x: Any) -> Any:
+    """Per-sample shapes as `trace` takes them; None for an input that is nested deeper than it can take."""
+    if isinstance(x, Tensor):
+        return [tuple(x.shape[2:])]
+    values = list(x.values()) if isinstance(x, Mapping) else list(x)
+    if not all(isinstance(value, Tensor) for value in values):
+        return None
+    shapes = [tuple(value.shape[2:]) for value in values]
+    return dict(zip(x, shapes, strict=True)) if isinstance(x, Mapping) else shapes
+
+
+def _inputs(program: Program, name: str, x: Any) -> Iterator[tuple[InputInfo, str, Tensor]]:
+    """The program's inputs, what to call each, and its tensor in x."""
+    picks = _input_names(program, x)
+    for i, info in enumerate(program.inputs):
+        yield (info, name, x) if picks is None else (info, f"{name}[{picks[i]!r}]", x[picks[i]])
+
+
+def _input_names(program: Program, x: Any) -> list[Any] | None:
+    """How to pick the program's inputs out of x, in their order; None for a single tensor."""
+    if isinstance(x, Tensor):
+        return None
+    return [p.name for p in program.inputs] if isinstance(x, Mapping) else list(range(len(program.inputs)))

@@ -1,0 +1,69 @@
+"""explain(): which path, which kernel, and why."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+from cases.maml_oracle import mlp, regression
+from torch import Tensor, nn
+
+from mtml import MAML, FallbackWarning
+from mtml_kernels.ops.inner_loop import BACKENDS
+
+
+@pytest.mark.parametrize("backend", BACKENDS.available())
+def test_fused(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    maml, batch = MAML(mlp(3, 6, 2), 0.1, steps=2, loss="mse", backend=backend), regression()
+    explanation = maml.explain(*batch)
+    content = explanation.to_dict()
+    assert content["path"] == "fused" and content["kernel"].startswith(backend) and content["reasons"] == []
+    assert [node["op"] for node in content["nodes"]] == ["input", "linear", "tanh", "linear"]
+    assert content["adapted"] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert (content["steps"], content["first_order"], content["loss"]) == (2, False, "mse")
+    printed = capsys.readouterr().out
+    assert printed.strip() == str(explanation).strip()
+    assert "path: fused" in printed and "0.weight 0.bias" in printed and "2 steps, exact second order" in printed
+    json.dumps(content)
+
+
+def test_general_names_every_obstacle() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(3, 4), nn.RMSNorm(4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.cumsum(self.norm(self.a(x)), -1))
+
+    maml, batch = (
+        MAML(Net().double(), 0.1, loss=nn.MSELoss(), query_loss=lambda o, t: (o - t).abs().mean()),
+        regression(),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        content = maml.explain(*batch).to_dict()
+    assert content["path"] == "general" and content["kernel"] in ("loop", "vmap")
+    reasons = "\n".join(content["reasons"])
+    for word in ("norm", "cumsum", "lambda"):
+        assert word in reasons
+    assert any(not node["fused"] for node in content["nodes"])
+    assert content["loss"] == "MSELoss" and content["query_loss"] == "<lambda>"
+    json.dumps(content)
+    # the warning of the first real call has explain()'s line
+    with pytest.warns(FallbackWarning) as caught:
+        maml.meta_loss(*batch)
+    assert content["reasons"][0] in str(caught[0].message) and len(caught) == 1
+
+
+def test_without_queries_and_from_a_batch() -> None:
+    maml, batch = MAML(mlp(3, 6, 2), 0.1, loss="mse"), regression()
+    assert maml.explain(*batch[:2]).path == "fused"
+    assert maml.explain(batch).path == "fused"
+    assert MAML(mlp(3, 6, 2), 0.1, loss="mse", backend="general").explain(*batch).reasons == [
+        "backend: 'general' was asked for"
+    ]
+    with pytest.raises(AttributeError):
+        _ = maml.explain(*batch).nothing

@@ -1,0 +1,57 @@
+"""The Triton losses: computed by Triton's interpreter, compiled for GPUs that are not here, announced to registries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases.triton_process import SHARED_KB, compiled_by, interpret, python
+
+from mtml_kernels.errors import BackendUnavailable
+from mtml_kernels.registry import Backend, Registry
+from mtml_kernels.triton.backends import register_multihead_loss
+
+pytest.importorskip("triton", reason="triton is required on Linux only")
+
+REGISTERS, RESIDENT = 65536, {"heads": 4, "vocabulary": 2}  # programs a multiprocessor must hold: see tile_of
+
+
+def test_through_the_interpreter() -> None:
+    interpret("multihead_loss.py")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    return compiled_by("multihead_loss.py", tmp_path_factory.mktemp("triton"))
+
+
+@pytest.mark.parametrize("capability", SHARED_KB)
+def test_compiles_without_a_gpu(capability: int, compiled: dict[str, list[dict[str, Any]]]) -> None:
+    kernels = compiled[str(capability)]
+    assert {k["name"] for k in kernels} == {"norm", "finish", "scale", "heads", "vocabulary"}
+    for kernel in kernels:
+        assert kernel["shared"] <= SHARED_KB[capability] * 1024, kernel
+        if kernel["usage"] is None:  # this triton comes without cuobjdump
+            continue
+        assert kernel["usage"]["STACK"] <= 64 and kernel["usage"]["LOCAL"] == 0, kernel
+        programs = RESIDENT.get(kernel["name"], 1)
+        assert kernel["usage"]["REG"] * 32 * kernel["warps"] * programs <= REGISTERS, kernel
+
+
+def test_registers_for_gpus_alone_and_without_importing_triton() -> None:
+    registry = Registry("multihead_loss")
+    register_multihead_loss(registry)
+    registry.register(Backend("reference", lambda: None, lambda *a: None, lambda *a: None))
+    with pytest.raises(BackendUnavailable, match="triton"):
+        registry.resolve("triton", "cpu", torch.float32)
+    backend = registry.named("triton")
+    assert backend.supports("cuda", torch.bfloat16) is None
+    assert "float64" in str(backend.supports("cuda", torch.float64))
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "import mtml_kernels.triton.backends\n"
+        "assert 'triton' not in set(sys.modules) - before"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
