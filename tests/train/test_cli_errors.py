@@ -350,7 +350,7 @@ class TestStandardOutput:
 
     @pytest.fixture(autouse=True)
     def prepared(self, folder, monkeypatch, quick):
-        from mtml_kernels import doctor
+        from mtml_kernels.doctor import probes as doctor
 
         monkeypatch.setattr(doctor, "PROBES", {"cpu": doctor._cpu})
         (folder / "log.csv").write_text("iteration,seconds,loss\n10,1,0.5\n")
@@ -381,7 +381,7 @@ class TestStandardOutput:
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
     def test_doctor_by_itself(self, folder):
-        code = "from mtml_kernels import doctor; doctor.PROBES = {'cpu': doctor._cpu}; doctor._command()"
+        code = "from mtml_kernels.doctor import probes; probes.PROBES = {'cpu': probes._cpu}; probes.command()"
         with open("/dev/full", "w") as full:
             done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 1
