@@ -445,7 +445,7 @@ class TestMissing:
 
     def test_doctor_reports_what_is_missing(self):
         code = WITHOUT.replace(
-            "mtml.cli.main(", "from mtml_kernels import doctor; doctor.PROBES.pop('self_test')\nmtml.cli.main("
+            "mtml.cli.main(", "from mtml_kernels.doctor.probes import PROBES; PROBES.pop('self_test')\nmtml.cli.main("
         )
         run = [sys.executable, "-c", code, "numpy,typer,rich,triton", "doctor"]
         done = subprocess.run(run, capture_output=True, text=True, timeout=300)
