@@ -99,10 +99,6 @@ class SavedLayout(NamedTuple):
     n_support_x: int
     n_query_x: int
 
-    @staticmethod
-    def of(a: InnerLoopArgs, backend: Backend) -> SavedLayout:
-        return SavedLayout(a.spec, a.needs, backend, len(a.params), len(a.lr), len(a.support_x), len(a.query_x))
-
     def arguments(self, saved: Sequence[Tensor]) -> tuple[InnerLoopArgs, list[Tensor]]:
         """The arguments and the carry, from the saved tensors."""
         lr = self.n_params
@@ -195,7 +191,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     ctx.mark_non_differentiable(*carry)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*a.params, *a.lr, *a.support_x, *a.query_x, *a.fixed, *carry)
-    ctx.layout = SavedLayout.of(a, BACKENDS.named(backend))
+    sizes = map(len, (a.params, a.lr, a.support_x, a.query_x))
+    ctx.layout = SavedLayout(a.spec, a.needs, BACKENDS.named(backend), *sizes)
 
 
 def _gradient(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -221,9 +218,11 @@ class InnerLoop(torch.autograd.Function):
     def forward(ctx: Any, a: InnerLoopArgs, backend: Backend, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """`tensors` = params, lr, support_x, query_x, which autograd tracks."""
         loss, output, support_losses, adapted, carry = backend.forward(a)
-        ctx.layout = SavedLayout.of(a, backend)
+        sizes = map(len, (a.params, a.lr, a.support_x, a.query_x))
+        ctx.layout = SavedLayout(a.spec, a.needs, backend, *sizes)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *a.fixed, *carry)
+        fixed = (a.support_y, a.query_y, a.support_mask, a.query_mask, a.step_weights)
+        ctx.save_for_backward(*tensors, *fixed, *carry)
         return (loss, output, support_losses, *adapted)
 
     @staticmethod
