@@ -228,6 +228,6 @@ def _check_set(
 
 def _check_labels(a: HeadArgs, options: HeadOptions) -> None:
     sets = (("labels", a.labels), ("query_labels", a.query_labels))
-    for spec, (name, target) in zip(options[:2], sets, strict=True):
+    for spec, (name, target) in zip((options.support_loss, options.query_loss), sets, strict=True):
         if spec.kind == "cross_entropy" and target is not None:
             check_class_ids(name, target, a.weight.shape[0], IGNORED)

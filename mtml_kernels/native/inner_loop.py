@@ -22,6 +22,7 @@ from mtml_kernels.native.tensors import (
 )
 from mtml_kernels.schema.dtypes import DTYPES
 from mtml_kernels.schema.inner_loop import (
+    CLASS_IDS,
     KEEP_LAST,
     KEEP_NONE,
     NEED_LR,
@@ -53,7 +54,6 @@ NO_LOW_RANK = (
     'backend: expected a call that low-rank form can run, got "cpu:low_rank" where {}. Use backend="cpu", which takes '
     "each task's own weights there"
 )
-CLASS_IDS = 1  # the code of a loss whose targets are class ids (csrc/include/mtml/abi.h)
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

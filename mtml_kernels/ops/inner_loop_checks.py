@@ -16,6 +16,7 @@ from mtml_kernels.losses import KINDS, REDUCTIONS
 from mtml_kernels.ops.checks import Door
 from mtml_kernels.program import Encoded, decode
 from mtml_kernels.schema.inner_loop import (
+    CLASS_IDS,
     KEEP_NONE,
     KEEP_STEPS,
     NEED_LR,
@@ -29,7 +30,6 @@ from mtml_kernels.schema.inner_loop import (
 __all__ = ["check_arguments", "check_cotangents", "check_ranks"]
 
 _DOOR = Door("mtml::inner_loop", "mtml_kernels.inner_loop and mtml.MAML prepare these arguments")
-_IDS = KINDS.index("cross_entropy")
 _ALL = NEED_PARAMS | NEED_LR | NEED_SUPPORT_X | NEED_QUERY_X
 
 Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
@@ -117,7 +117,7 @@ def _check_rates(a: InnerLoopArgs) -> None:
 def _check_set(a: InnerLoopArgs, program: Encoded, which: str, tasks: int, samples: int) -> None:
     support = which == "support"
     inputs, y, mask = (a.support_x, a.support_y, a.support_mask) if support else (a.query_x, a.query_y, a.query_mask)
-    ids = (a.spec.support_loss if support else a.spec.query_loss)[0] == _IDS
+    ids = (a.spec.support_loss if support else a.spec.query_loss)[0] == CLASS_IDS
     for i, (x, size) in enumerate(zip(inputs, program.input_sizes, strict=True)):
         right = tuple(x.shape[:2]) == (tasks, samples) and x.numel() == tasks * samples * size
         _DOOR.expect(right, f"{which}_x[{i}]", f"[{tasks}, {samples}, ...] of {size} elements a sample", x)
@@ -138,7 +138,7 @@ def _check_kinds(a: InnerLoopArgs, program: Encoded) -> None:
             integer = torch.int32 if t.dtype == torch.int32 else torch.int64
             named.append((f"{name}[{i}]", t, integer if i in ids else like.dtype))
     targets = (("support_y", a.support_y, a.spec.support_loss), ("query_y", a.query_y, a.spec.query_loss))
-    named += [(name, y, torch.int64 if loss[0] == _IDS else like.dtype) for name, y, loss in targets]
+    named += [(name, y, torch.int64 if loss[0] == CLASS_IDS else like.dtype) for name, y, loss in targets]
     others = (("support_mask", a.support_mask), ("query_mask", a.query_mask), ("step_weights", a.step_weights))
     named += [(name, t, like.dtype) for name, t in others]
     _DOOR.kinds(named, like.device)

@@ -130,12 +130,13 @@ class Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(call: HeadsCall, backend: Backend, *flat: Tensor | None) -> Tensor:
-        return backend.forward(call, HeadTensors.of(flat), False)[0]
+        losses, _ = backend.forward(call, HeadTensors.of(flat), False)
+        return losses
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.call, ctx.backend = inputs[:2]
-        ctx.save_for_backward(*inputs[2:])
+        ctx.call, ctx.backend, *flat = inputs
+        ctx.save_for_backward(*flat)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -155,13 +156,13 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(call: HeadsCall, backend: Backend, cotangent: Tensor, *flat: Tensor | None) -> tuple[Tensor, ...]:
-        gradients = backend.forward(call, HeadTensors.of(flat), True)[1]
+        _, gradients = backend.forward(call, HeadTensors.of(flat), True)
         return tuple(backend.backward(gradients, cotangent, call.counts))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.call = inputs[0]
-        ctx.save_for_backward(*inputs[2:])
+        ctx.call, _, *tensors = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
@@ -176,9 +177,10 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: HeadsCall, backend: Backend, *rest: Any) -> tuple[Any, Any]:
-        cotangent, flat = rest[0], rest[1:]
-        together, tensors = _stacks(info, in_dims[3:], call, flat)
-        size, dim = info.batch_size, in_dims[2]
+        cotangent, *flat = rest
+        _, _, dim, *dims = in_dims
+        together, tensors = _stacks(info, dims, call, flat)
+        size = info.batch_size
         moved = cotangent.expand(size, *cotangent.shape) if dim is None else cotangent.movedim(dim, 0)
         every = torch.cat([part.flatten() for part in moved.split(call.counts, 1)])
         found = _Gradients.apply(together, backend, every, *tensors.flat())

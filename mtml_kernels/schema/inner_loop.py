@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from mtml_kernels.losses import KINDS
 from mtml_kernels.schema.program import output_size
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARGUMENTS",
     "BACKWARD_SCHEMA",
+    "CLASS_IDS",
     "FIXED",
     "FORWARD_SCHEMA",
     "KEEP_LAST",
@@ -59,6 +61,8 @@ BACKWARD_SCHEMA = (
 NEED_PARAMS, NEED_LR, NEED_SUPPORT_X, NEED_QUERY_X = 1, 2, 4, 8
 # Which adapted parameters come back: none, theta_K, or theta_0 .. theta_K.
 KEEP_NONE, KEEP_LAST, KEEP_STEPS = 0, 1, 2
+
+CLASS_IDS = KINDS.index("cross_entropy")  # the kind of the losses whose targets are class ids
 
 # adapted, program, consts, steps, support_loss, query_loss, loss_args, first_order, keep
 StaticValues: TypeAlias = tuple[list[bool], list[int], list[float], int, list[int], list[int], list[float], bool, int]
