@@ -168,7 +168,8 @@ def parallel_jobs() -> int:
 def sources(isas: tuple[str, ...]) -> list[Path]:
     """Translation units, the per-ISA ones first: they take longest, and the parallel compilation ends sooner."""
     found = [path for path in sorted((CSRC / "cpu").rglob("*.cpp")) if isa_of(path) in {None, *isas}]
-    return [*sorted(found, key=lambda path: isa_of(path) is None), CSRC / "bindings" / "module.cpp"]
+    bindings = sorted((CSRC / "bindings").glob("*.cpp"))
+    return [*sorted(found, key=lambda path: isa_of(path) is None), *bindings]
 
 
 def shared_inputs() -> list[Path]:

@@ -275,6 +275,14 @@ def id_message(name: str, found: int, rows: int, where: str = "") -> str:
     )
 
 
+def label_message(name: str, row: int, label: int, classes: int, ignored: int) -> str:
+    """What is wrong with a class id of a head."""
+    return (
+        f"{name}: expected class ids in [0, {classes}), as the logits have classes, or ignore_index = {ignored}; got "
+        f"{label} in row {row}; relabel the classes from 0, or pass a HeadLoss whose ignore_index is that id"
+    )
+
+
 def check_target(name: str, kind: str, target: Any, output: tuple[int, ...]) -> None:
     """The form of a target: integer class ids, or exactly the output's shape [T, N, *out] and floating point."""
     if not isinstance(target, Tensor):

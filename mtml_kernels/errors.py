@@ -1,5 +1,7 @@
 """Errors and warnings that callers may want to catch by type."""
 
+__all__ = ["BackendUnavailable", "FallbackWarning"]
+
 
 class BackendUnavailable(RuntimeError):
     """The backend that was asked for by name cannot run this call here; the message says why and names the way out.

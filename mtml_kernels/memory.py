@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["in_memory", "lost"]
+__all__ = ["LARGE", "in_memory", "lost"]
+
+LARGE = 1 << 20  # bytes from which memory is recycled: PyTorch's own comes with fresh pages
 
 
 def in_memory(name: str, t: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ may fall through to the plain PyTorch reference, and it says so once.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import warnings
 from collections.abc import Callable
@@ -15,6 +17,8 @@ from typing import Any
 import torch
 
 from mtml_kernels.errors import BackendUnavailable, FallbackWarning
+
+__all__ = ["AUTO", "CONTRACT_NAMES", "ENV", "REFERENCE", "VARIANT", "Backend", "Registry", "ShapeAndType", "imported"]
 
 ENV = "MTML_BACKEND"
 AUTO = "auto"
@@ -31,6 +35,16 @@ _KEY: Any = ENV if _VARIABLES is os.environ else os.environ.encodekey(ENV)
 ShapeAndType = tuple[tuple[int, ...], torch.dtype]
 
 
+def imported(module: str, name: str) -> Callable[..., Any]:
+    """`module.name`, imported when it is first called: a backend may be announced where its package is not loaded."""
+
+    @functools.cache
+    def found() -> Any:
+        return getattr(importlib.import_module(module), name)
+
+    return lambda *args: found()(*args)
+
+
 def _supports_everything(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
@@ -39,12 +53,13 @@ def _supports_everything(device_type: str, dtype: torch.dtype) -> str | None:
 class Backend:
     """One implementation of one op.
 
-    `forward` and `backward` take the op's arguments positionally, without the trailing backend name (the op's module
-    gives the exact signatures). `available()` and `supports(device_type, dtype)` return None, or the reason why not.
-    `carry_shapes(*forward arguments)` gives (shape, dtype) of every tensor that `forward` leaves for `backward`; it is
+    `forward` and `backward` take the op's arguments (the op's module gives the exact signatures). `available()` and
+    `supports(device_type, dtype)` return None, or the reason why not.
+    `carry_shapes(forward arguments)` gives (shape, dtype) of every tensor that `forward` leaves for `backward`; it is
     called with fake tensors and symbolic sizes, so it may only do arithmetic on sizes.
     `hand_out` (multi-head losses): as `backward`, but the gradients that `forward` gave are written over and handed
     out. A backend has it whose tensors lie on a device, where a look at the cotangents would wait for all its work.
+    `fast_lane` (multi-head losses): a way for small calls that looks at the tensors itself (`FastLane` in the schema).
     """
 
     name: str
@@ -54,6 +69,7 @@ class Backend:
     supports: Callable[[str, torch.dtype], str | None] = _supports_everything
     carry_shapes: Callable[..., list[ShapeAndType]] | None = None
     hand_out: Callable[..., Any] | None = None
+    fast_lane: Any = None
 
     def refusal(self, device_type: str, dtype: torch.dtype) -> str | None:
         """None where this backend can run tensors of that kind, else the reason."""

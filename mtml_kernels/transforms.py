@@ -1,21 +1,25 @@
-"""Transforms of a call: which it is under, and ops that refuse a tangent instead of dropping it.
-
-`torch.library.register_autograd` gives an op a rule for backward alone: what carries a tangent and requires no grad
-runs through it, and the tangent is gone without a word.
-"""
+"""Transforms of a call: which it is under, and what they make of its tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["OpLibrary", "abstract", "alive", "differentiated", "has_tangents", "is_forward_mode", "no_rule", "tracked"]
+__all__ = [
+    "abstract",
+    "alive",
+    "differentiated",
+    "has_tangents",
+    "is_forward_mode",
+    "no_rule",
+    "tensors_in",
+    "tracked",
+]
 
 _transformed = torch._C._are_functorch_transforms_active
 _is_batch = torch._C._functorch.is_legacy_batchedtensor
@@ -29,7 +33,7 @@ def is_forward_mode() -> bool:
 
 def has_tangents(values: Iterable[Any]) -> bool:
     """Whether one of the tensors, alone or in a list, has a tangent at the level that is looked at."""
-    return is_forward_mode() and any(torch._unpack_dual(t, level=0)[1] is not None for t in _tensors(values))
+    return is_forward_mode() and any(torch._unpack_dual(t, level=0)[1] is not None for t in tensors_in(values))
 
 
 def alive(saved: Sequence[Any]) -> list[Any]:
@@ -78,62 +82,10 @@ def no_rule(op: str, way_out: str) -> str:
     )
 
 
-class OpLibrary(torch.library.Library):
-    """A fragment of the namespace `mtml` whose ops raise for tangents and torch.func's reverse mode; vmap is a loop."""
-
-    def __init__(self, way_out: str) -> None:
-        super().__init__("mtml", "FRAGMENT")
-        self._way_out = way_out
-
-    def impl(self, op_name: Any, fn: Any, dispatch_key: str = "", **options: Any) -> None:
-        """As torch's, with a look at the arguments before what `register_autograd` made."""
-        if dispatch_key == "Autograd":
-            fn = _watched(fn, no_rule(op_name, self._way_out))
-            torch.library.register_vmap(f"mtml::{op_name}", _one_by_one(op_name), lib=self)
-        super().impl(op_name, fn, dispatch_key, **options)
-
-
-def _watched(kernel: Callable[..., Any], message: str) -> Callable[..., Any]:
-    def watched(keyset: Any, *args: Any, **options: Any) -> Any:
-        # One transform's level at a time comes by here, the innermost first, with the tensors as that level sees them.
-        transformed = torch._C._are_functorch_transforms_active()
-        if has_tangents(args):
-            raise RuntimeError(message)
-        if transformed and torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
-            raise RuntimeError(message)
-        return kernel(keyset, *args, **options)
-
-    return watched
-
-
-def _one_by_one(op_name: str) -> Callable[..., Any]:
-    """A rule for vmap, which has none of its own for ops that take lists: a call for each of the batch."""
-
-    def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
-        if info.batch_size == 0:
-            raise ValueError(f"mtml::{op_name}: expected a batch of at least one under vmap, got none")
-        op = getattr(torch.ops.mtml, op_name)
-        found = [op(*_selected(args, in_dims, i)) for i in range(info.batch_size)]
-        flat = [tree_flatten(outputs)[0] for outputs in found]
-        together = [torch.stack(parts) for parts in zip(*flat, strict=True)]
-        structure = tree_flatten(found[0])[1]
-        return tree_unflatten(together, structure), tree_unflatten([0] * len(together), structure)
-
-    return rule
-
-
-def _selected(values: Any, dims: Any, i: int) -> Any:
-    """The i-th of a batch of arguments; `dims`: None where a value is the same for all."""
-    if dims is None:
-        return values
-    if isinstance(values, list | tuple):
-        return [_selected(v, d, i) for v, d in zip(values, dims, strict=True)]
-    return values.select(dims, i)
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among values and in lists of them, at any depth."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            yield from tensors_in(value)

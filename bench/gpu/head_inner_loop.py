@@ -28,8 +28,8 @@ from bench.measure import timing
 from bench.workloads.heads import Draw
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.head_inner_loop import head_inner_loop_call
-from mtml_kernels.reference.head_inner_loop import HeadOptions, gram_form
-from mtml_kernels.schema.head_inner_loop import HeadArgs, encode_options
+from mtml_kernels.reference.head_inner_loop import gram_form
+from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions, encode_options
 
 PROVIDERS = ("vmap", "compile", "compile:graphs", "compile:gram", "mtml", "mtml:graphs")
 MOST_COMPILED = 20  # steps: the compiler unrolls the loop, and its time grows faster than they do

@@ -101,27 +101,18 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def inner_loop(o: Options, mode: flops.Mode) -> Callable[[], object]:
     """A call of ``mtml::inner_loop`` by its eager door."""
     from mtml_kernels.losses import LossSpec
-    from mtml_kernels.ops.inner_loop import InnerLoopSpec, inner_loop_call
+    from mtml_kernels.ops.inner_loop import inner_loop_call
     from mtml_kernels.program import trace
+    from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_NONE, InnerLoopSpec
 
     w = o.workload
     net = make_network(w, o.dtype)
     sx, sy, qx, qy = make_data(w, o.dtype)
     program, named = trace(net, [w.x]), dict(net.named_parameters())
     params: list[Tensor] = [named[info.name] for info in program.params]
-    kind, reduction, p0 = LossSpec(w.loss).encode()
     adapting, gradient = mode == "adapt", mode == "forward+backward"
-    spec = InnerLoopSpec(
-        [True] * len(params),
-        list(program.ints),
-        list(program.consts),
-        w.steps,
-        [kind, reduction],
-        [kind, reduction],
-        [p0, p0],
-        False,
-        int(adapting),
-    )
+    loss, keep = LossSpec(w.loss), KEEP_LAST if adapting else KEEP_NONE
+    spec = InnerLoopSpec.of(program, [True] * len(params), (loss, loss), steps=w.steps, keep=keep)
     lr = [torch.full((1,), w.lr, dtype=o.dtype)]
     query_x, query_y = ([], None) if adapting else ([qx], qy)
     leaves = [*params, *([sx, qx] if w.inputs else [])]

@@ -1,4 +1,4 @@
-// Tensors read without a call of Python for each property. Included in bindings.cpp only.
+// Tensors read without a call of Python for each property. Included in module.cpp only.
 //
 // PyTorch hands out a table of C functions, the exchange table of the DLPack standard, version 1: address, shape and
 // dtype of a tensor take 30 ns by it, and ten times that from Python, which for 64 small heads is longer than their
@@ -6,17 +6,13 @@
 // of what is declared here.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <atomic>
-#include <cstdint>
 #include <cstring>
 #include <utility>
-#include <vector>
+
+#include "bindings/inner_loop_inputs.h"
 
 namespace mtmlk {
-
-namespace py = pybind11;
 
 struct TensorView {
   void* data;
@@ -123,7 +119,7 @@ class PlainTensors {
   py::object read(const py::list& logits, const py::list& targets) const {
     if (!table_) return py::none();
     std::vector<int64_t> form = {int64_t(logits.size())};
-    std::vector<uintptr_t> addresses;
+    Addresses addresses;
     form.reserve(size_t(4 * (logits.size() + targets.size())));
     int bits = 0;
     for (const py::handle t : logits) {
@@ -141,26 +137,26 @@ class PlainTensors {
   // where one is not plain, or its storage does not hold all of it (resized since, as FSDP does): that needs a closer
   // look.
   py::object addresses(const py::sequence& tensors, int bits, bool ids) const {
-    return table_ ? list_at(tensors, bits, ids, false) : py::none();
+    Addresses found;
+    return table_ && list_at(tensors, bits, ids, false, found) ? py::cast(found) : py::none();
   }
 
-  // The same of what an inner loop reads, in the order of the engine's arguments; `*_ids`: the targets are class ids;
-  // `inputs_of_ids`: positions in support_x and query_x.
+  // The same of what an inner loop reads, as `InnerLoopInputs`; `*_ids`: the targets are class ids; `inputs_of_ids`:
+  // positions in support_x and query_x.
   py::object inner_loop(const py::sequence& params, const py::sequence& support_x, const py::object& support_y,
                         const py::sequence& query_x, const py::object& query_y, const py::object& support_mask,
                         const py::object& query_mask, const py::sequence& lr, const py::object& step_weights, int bits,
                         bool support_ids, bool query_ids, const py::tuple& inputs_of_ids) const {
-    if (!table_) return py::none();
-    const py::object lists[] = {list_at(params, bits, false, true), inputs_at(support_x, bits, inputs_of_ids),
-                                inputs_at(query_x, bits, inputs_of_ids), list_at(lr, bits, false, true)};
-    for (const py::object& list : lists)
-      if (list.is_none()) return py::none();
-    const py::object ones[] = {one_at(support_y, support_ids ? 0 : bits, support_ids),
-                               one_at(query_y, query_ids ? 0 : bits, query_ids), one_at(support_mask, bits, false),
-                               one_at(query_mask, bits, false), one_at(step_weights, bits, false)};
-    for (const py::object& one : ones)
-      if (!one) return py::none();
-    return py::make_tuple(lists[0], lists[1], ones[0], lists[2], ones[1], ones[2], ones[3], lists[3], ones[4]);
+    InnerLoopInputs in;
+    const bool plain = table_ && list_at(params, bits, false, true, in.params) &&
+                       inputs_at(support_x, bits, inputs_of_ids, in.support_x) &&
+                       inputs_at(query_x, bits, inputs_of_ids, in.query_x) && list_at(lr, bits, false, true, in.lr) &&
+                       one_at(support_y, support_ids ? 0 : bits, support_ids, false, in.support_y) &&
+                       one_at(query_y, query_ids ? 0 : bits, query_ids, false, in.query_y) &&
+                       one_at(support_mask, bits, false, false, in.support_mask) &&
+                       one_at(query_mask, bits, false, false, in.query_mask) &&
+                       one_at(step_weights, bits, false, false, in.step_weights);
+    return plain ? py::cast(std::move(in)) : py::none();
   }
 
   // Tensors of the logits' shapes (from their form) that lie in `piece`, a plain one, one after another.
@@ -223,41 +219,37 @@ class PlainTensors {
     return size;
   }
 
-  // Null where a closer look is needed. Tensors that come again in every call are `known`.
-  py::object one_at(const py::handle t, int bits, bool ids, bool known = false) const {
+  // False where a closer look is needed. Tensors that come again in every call are `known`.
+  bool one_at(const py::handle t, int bits, bool ids, bool known, Address& at) const {
     TensorView v = {};
     if (!t.is_none()) {
-      if (!view(t.ptr(), v) || !(v.code == kInt ? ids : v.bits == bits)) return {};
+      if (!view(t.ptr(), v) || !(v.code == kInt ? ids : v.bits == bits)) return false;
       const int64_t size = contiguous_size(v), itemsize = v.bits / 8;
       if (size == 0 || !(known ? holds_still(t.ptr(), v.data, size, itemsize) : holds(t.ptr(), size, itemsize)))
-        return {};
+        return false;
     }
-    return py::reinterpret_steal<py::object>(PyLong_FromSize_t(reinterpret_cast<uintptr_t>(v.data)));
+    at = reinterpret_cast<Address>(v.data);
+    return true;
   }
 
-  py::object list_at(const py::sequence& tensors, int bits, bool ids, bool known) const {
+  bool list_at(const py::sequence& tensors, int bits, bool ids, bool known, Addresses& found) const {
     const py::object fast = py::reinterpret_steal<py::object>(PySequence_Fast(tensors.ptr(), "expected a sequence"));
     if (!fast) throw py::error_already_set();
     const py::ssize_t n = PySequence_Fast_GET_SIZE(fast.ptr());
-    py::list found{size_t(n)};
-    for (py::ssize_t i = 0; i < n; ++i) {
-      py::object at = one_at(PySequence_Fast_GET_ITEM(fast.ptr(), i), bits, ids, known);
-      if (!at) return py::none();
-      PyList_SET_ITEM(found.ptr(), i, at.release().ptr());
-    }
-    return found;
+    found.resize(size_t(n));
+    for (py::ssize_t i = 0; i < n; ++i)
+      if (!one_at(PySequence_Fast_GET_ITEM(fast.ptr(), i), bits, ids, known, found[size_t(i)])) return false;
+    return true;
   }
 
-  py::object inputs_at(const py::sequence& tensors, int bits, const py::tuple& of_ids) const {
-    if (PyTuple_GET_SIZE(of_ids.ptr()) == 0) return list_at(tensors, bits, false, false);
-    py::list found;
+  bool inputs_at(const py::sequence& tensors, int bits, const py::tuple& of_ids, Addresses& found) const {
+    if (PyTuple_GET_SIZE(of_ids.ptr()) == 0) return list_at(tensors, bits, false, false, found);
     for (const py::handle t : tensors) {
       const bool ids = of_ids.contains(found.size());
-      const py::object at = one_at(t, ids ? 0 : bits, ids);
-      if (!at) return py::none();
-      found.append(at);
+      found.push_back(0);
+      if (!one_at(t, ids ? 0 : bits, ids, false, found.back())) return false;
     }
-    return found;
+    return true;
   }
 
   static PyObject* alive(const py::object& reference) {
@@ -309,7 +301,7 @@ class PlainTensors {
   }
 
   // `bits`: those of the first values, which all others must have.
-  bool add(PyObject* t, int& bits, std::vector<int64_t>& form, std::vector<uintptr_t>& addresses) const {
+  bool add(PyObject* t, int& bits, std::vector<int64_t>& form, Addresses& addresses) const {
     TensorView v;
     if (!view(t, v)) return false;
     const int64_t size = contiguous_size(v);
@@ -318,7 +310,7 @@ class PlainTensors {
     if (v.code == kFloat && v.bits != bits) return false;
     form.insert(form.end(), v.shape, v.shape + v.ndim);
     form.push_back(v.code == kInt ? kIds : kValues);
-    addresses.push_back(reinterpret_cast<uintptr_t>(v.data));
+    addresses.push_back(reinterpret_cast<Address>(v.data));
     return true;
   }
 

@@ -24,6 +24,8 @@ from typing import Any
 
 from mtml_kernels._version import __version__
 
+__all__ = ["command", "failed", "guarded", "main", "report"]
+
 PACKAGE = Path(__file__).resolve().parents[1]
 SELF_TEST_SECONDS = 120  # a limit for a machine that hangs; the test itself takes about a second
 # What the per-ISA bodies are compiled for (setup.py).

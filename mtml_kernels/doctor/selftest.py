@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from mtml_kernels.losses import LossSpec
-from mtml_kernels.ops.inner_loop import BACKENDS, InnerLoopSpec, inner_loop_call
+from mtml_kernels.ops.inner_loop import BACKENDS, inner_loop_call
 from mtml_kernels.program import trace
 from mtml_kernels.registry import REFERENCE
+from mtml_kernels.schema.inner_loop import InnerLoopSpec
+
+__all__ = ["check_backend", "main", "meta_step"]
 
 TASKS, SHOTS, STEPS, FEATURES, WIDTH, OUTPUTS = 3, 5, 2, 3, 17, 2
 # Rounding of a few thousand operations, with room; a wrong kernel is off by orders of magnitude more.
@@ -31,24 +34,14 @@ def meta_step(backend: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     model = torch.nn.Sequential(torch.nn.Linear(FEATURES, WIDTH), torch.nn.Tanh(), torch.nn.Linear(WIDTH, OUTPUTS))
     program = trace(model, [(FEATURES,)])
-    kind, reduction, argument = LossSpec("mse").encode()
-    spec = InnerLoopSpec(
-        adapted=[True] * len(program.params),
-        program=list(program.ints),
-        consts=list(program.consts),
-        steps=STEPS,
-        support_loss=[kind, reduction],
-        query_loss=[kind, reduction],
-        loss_args=[argument, argument],
-        first_order=False,
-        keep=0,
-    )
+    loss = LossSpec("mse")
+    spec = InnerLoopSpec.of(program, [True] * len(program.params), (loss, loss), steps=STEPS)
     params = [(random(*info.shape) / 2).requires_grad_() for info in program.params]
     x, y = random(2, TASKS, SHOTS, FEATURES), random(2, TASKS, SHOTS, OUTPUTS)
     rate = torch.tensor([0.1], dtype=dtype)
-    loss = inner_loop_call(spec, params, [x[0]], y[0], [x[1]], y[1], None, None, [rate], None, backend)[0]
-    grads = torch.autograd.grad(loss.mean(), params)
-    return loss.detach().double(), torch.cat([grad.flatten() for grad in grads]).double()
+    losses, *_ = inner_loop_call(spec, params, [x[0]], y[0], [x[1]], y[1], None, None, [rate], None, backend)
+    grads = torch.autograd.grad(losses.mean(), params)
+    return losses.detach().double(), torch.cat([grad.flatten() for grad in grads]).double()
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from mtml_kernels.checks import check_finite, shown
 from mtml_kernels.program import Program, trace
-from mtml_kernels.reference.head_inner_loop import HeadOptions
-from mtml_kernels.schema.head_inner_loop import HeadArgs
+from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions
 
 __all__ = ["gram_is_cheaper", "head_rates", "weight_form"]
 

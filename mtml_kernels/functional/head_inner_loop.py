@@ -20,8 +20,8 @@ from mtml_kernels.checks import (
 from mtml_kernels.functional.head_forms import gram_is_cheaper, head_rates, weight_form
 from mtml_kernels.losses import IGNORED, Loss, LossSpec, Opaque, resolve
 from mtml_kernels.ops.head_inner_loop import backend_for, head_inner_loop_call
-from mtml_kernels.reference.head_inner_loop import KINDS, HeadOptions, scales
-from mtml_kernels.schema.head_inner_loop import HeadArgs, encode_options
+from mtml_kernels.reference.head_inner_loop import KINDS, scales
+from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions, encode_options
 
 __all__ = ["HeadResult", "head_inner_loop"]
 
@@ -144,12 +144,12 @@ def _form(form: str, options: HeadOptions, sizes: tuple[int, int, int, int, int]
         return form
     if options.decay or options.proximal:
         return "gram"
-    known = all(spec.kind in KINDS for spec in options[:2])
+    known = all(spec.kind in KINDS for spec in (options.support_loss, options.query_loss))
     return "gram" if known and (backend == "triton" or gram_is_cheaper(*sizes)) else "weight"  # a GPU has no other
 
 
 def _check_gram(options: HeadOptions) -> None:
-    for spec in options[:2]:
+    for spec in (options.support_loss, options.query_loss):
         if spec.kind not in KINDS:
             raise ValueError(
                 f"loss: expected one of {', '.join(KINDS)} in the Gram form, got {spec.kind!r}; pass form='weight', "
@@ -228,6 +228,6 @@ def _check_set(
 
 def _check_labels(a: HeadArgs, options: HeadOptions) -> None:
     sets = (("labels", a.labels), ("query_labels", a.query_labels))
-    for spec, (name, target) in zip(options[:2], sets, strict=True):
+    for spec, (name, target) in zip((options.support_loss, options.query_loss), sets, strict=True):
         if spec.kind == "cross_entropy" and target is not None:
             check_class_ids(name, target, a.weight.shape[0], IGNORED)

@@ -20,13 +20,15 @@ from mtml_kernels.checks import (
     shown,
 )
 from mtml_kernels.losses import IGNORED, Loss, LossSpec, Opaque, resolve, unfused_target
-from mtml_kernels.ops.inner_loop import BACKENDS, InnerLoopSpec, inner_loop_call
+from mtml_kernels.ops.inner_loop import BACKENDS, inner_loop_call
 from mtml_kernels.program import Program
 from mtml_kernels.rates import op_rates
+from mtml_kernels.registry import REFERENCE
+from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_NONE, KEEP_STEPS, InnerLoopSpec
 
 __all__ = ["InnerLoopResult", "inner_loop"]
 
-KEEP = ("none", "last", "steps")
+KEEP = {"none": KEEP_NONE, "last": KEEP_LAST, "steps": KEEP_STEPS}
 NAMES = ("x", "y", "query_x", "query_y", "mask", "query_mask")
 
 
@@ -107,7 +109,7 @@ def inner_loop(
 
     Paper: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017.
     """
-    check_choice("keep", keep, KEEP)
+    check_choice("keep", keep, list(KEEP))
     steps = check_steps(steps)
     tensors = _parameters(program, params)
     specs = _losses(loss, loss if query_loss is None else query_loss)
@@ -126,18 +128,7 @@ def inner_loop(
     flags = _adapted(names, adapted)
     shapes = {n: t.shape for n, t, flag in zip(names, tensors, flags, strict=True) if flag}
     rates = op_rates(lr, shapes, steps, like.dtype, like.device, names)
-    codes = [spec.encode() for spec in specs]
-    options = InnerLoopSpec(
-        flags,
-        list(program.ints),
-        list(program.consts),
-        steps,
-        list(codes[0][:2]),
-        list(codes[1][:2]),
-        [codes[0][2], codes[1][2]],
-        first_order,
-        KEEP.index(keep),
-    )
+    options = InnerLoopSpec.of(program, flags, specs, steps=steps, first_order=first_order, keep=KEEP[keep])
     masks = [None if m is None else m.to(like.dtype) for m in (mask, query_mask)]
     weights = _weights(step_weights, steps, like)
     result = inner_loop_call(options, tensors, sx, y, qx, query_y, masks[0], masks[1], rates, weights, backend)
@@ -211,7 +202,7 @@ def _check_target(name: str, spec: LossSpec, target: Any, program: Program, like
     check_devices(like.device, iter([(name, target)]))
     if spec.kind != "cross_entropy":
         check_dtypes(like.dtype, iter([(name, target)]), f"the dtype of the parameters, for loss {spec.kind!r}")
-    elif backend == "reference":  # the compiled engine looks at the labels itself
+    elif backend == REFERENCE:  # the compiled engine looks at the labels itself
         check_class_ids(name, target, program.output_shape[-1], IGNORED)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +12,11 @@ from torch.compiler import is_compiling
 
 from mtml_kernels.losses.head_checks import check_head, column, same_length
 from mtml_kernels.losses.heads import HeadLoss
-from mtml_kernels.native.multihead_loss import read_plain
 from mtml_kernels.ops.multihead_loss import multihead_loss_call
 from mtml_kernels.ops.multihead_loss_autograd import gradients_at
 from mtml_kernels.ops.multihead_loss_backends import check_labels, reference_call, resolve
 from mtml_kernels.registry import REFERENCE, Backend
-from mtml_kernels.schema.multihead_loss import HeadsCall, HeadTensors, make_call
+from mtml_kernels.schema.multihead_loss import HeadsCall, HeadTensors, Plain, make_call
 from mtml_kernels.transforms import is_forward_mode, tracked
 
 __all__ = ["multihead_loss", "multihead_loss_and_gradients"]
@@ -79,11 +78,10 @@ def multihead_loss(
     Paper: Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics", 2018 (what such losses are for).
     """
-    found = _prepare(logits, targets, kinds, sample_weights, class_weights, pos_weights)
+    found = _prepare(backend, logits, targets, kinds, sample_weights, class_weights, pos_weights)
     if found is None:
         return torch.zeros(0)
-    call, tensors, plain = found
-    chosen = _backend(backend, tensors, plain)
+    call, tensors, chosen, plain = found
     if chosen.name == REFERENCE:  # PyTorch differentiates it, by the targets and weights too
         check_labels(call, tensors)
         return reference_call(call, tensors)
@@ -117,11 +115,10 @@ def multihead_loss_and_gradients(
 
     Paper: Sener, Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018 (a use of the gradients).
     """
-    found = _prepare(logits, targets, kinds, sample_weights, class_weights, pos_weights)
+    found = _prepare(backend, logits, targets, kinds, sample_weights, class_weights, pos_weights)
     if found is None:
         return torch.zeros(0), []
-    call, tensors, plain = found
-    chosen = _backend(backend, tensors, plain)
+    call, tensors, chosen, _ = found
     with torch.no_grad():
         if torch._C._are_functorch_transforms_active() or is_forward_mode():
             constants = HeadTensors.of([t if t is None else t.detach() for t in tensors.flat()])
@@ -132,19 +129,14 @@ def multihead_loss_and_gradients(
     return losses, list(gradients)
 
 
-def _backend(name: str, tensors: HeadTensors, plain: Any) -> Backend:
-    like = tensors.logits[0]
-    return resolve(name, "cpu" if plain is not None else like.device.type, like.dtype)
-
-
 def _refuse_gradients(call: HeadsCall, tensors: HeadTensors) -> None:
-    given = tensors[1:] if call.weighted else tensors[1:2]
+    _, *given = tensors if call.weighted else tensors.unweighted().values()
     transformed = torch._C._are_functorch_transforms_active() and not is_compiling()
     asks = tracked if transformed else operator.attrgetter("requires_grad")
     if not torch.is_grad_enabled() or not any(t is not None and asks(t) for c in given for t in c):
         return
-    for name, values in zip(tensors._fields[1:], tensors[1:], strict=True):
-        for i, t in enumerate(values):
+    for name, values in tensors._asdict().items():
+        for i, t in enumerate(values if name != "logits" else ()):
             if t is not None and asks(t):
                 raise ValueError(
                     f"{name}[{i}]: expected a tensor that requires no grad (only the logits get one); detach it, or "
@@ -152,10 +144,17 @@ def _refuse_gradients(call: HeadsCall, tensors: HeadTensors) -> None:
                 )
 
 
+class _Prepared(NamedTuple):
+    call: HeadsCall
+    tensors: HeadTensors
+    backend: Backend
+    plain: Plain | None  # what the backend's fast lane has read of the tensors
+
+
 def _prepare(
-    logits: Sequence[Tensor] | Tensor, targets: Sequence[Tensor] | Tensor, kinds: Kinds, *weights: Weights
-) -> tuple[HeadsCall, HeadTensors, tuple[bytes, bytes] | None] | None:
-    """The checked call, its tensors, and what `read_plain` gives of them; None where there are no heads."""
+    backend: str, logits: Sequence[Tensor] | Tensor, targets: Sequence[Tensor] | Tensor, kinds: Kinds, *weights: Weights
+) -> _Prepared | None:
+    """The checked call and the backend that runs it; None where there are no heads."""
     stacked = isinstance(logits, Tensor)
     zs = [logits] if isinstance(logits, Tensor) else list(logits)
     ys: list[Any] = [targets] if stacked else list(targets)
@@ -165,8 +164,10 @@ def _prepare(
         return None
     columns = [_column(n, w, heads, stacked) for n, w in zip(_WEIGHTS, weights, strict=True)]
     traced = is_compiling()
-    plain = read_plain(zs, ys) if columns == _NO_WEIGHTS and not traced else None
-    form = plain[0] if plain is not None else None if traced else _form(zs, ys, columns)
+    chosen = _backend(backend, zs[0])
+    lane = chosen.fast_lane if chosen is not None and columns == _NO_WEIGHTS and not traced else None
+    plain = None if lane is None else lane.read(zs, ys)
+    form = plain.form if plain is not None else None if traced else _form(zs, ys, columns)
     key = form and (form, stacked, kinds if isinstance(kinds, str | HeadLoss) else tuple(kinds))
     none = [None] * heads
     tensors = HeadTensors(zs, ys, *[none if c is None else c for c in columns])
@@ -179,7 +180,17 @@ def _prepare(
             _calls[key] = call
     if plain is None and (call.weighted or any(y.dtype not in (torch.int64, zs[0].dtype) for y in ys)):
         tensors = _ready(tensors, stacked)
-    return call, tensors, plain
+    if chosen is None:
+        chosen = resolve(backend, zs[0].device.type, zs[0].dtype)
+    return _Prepared(call, tensors, chosen, plain)
+
+
+def _backend(backend: str, like: Any) -> Backend | None:
+    """The backend that runs these heads; None where the checks will say what is wrong with them."""
+    if not isinstance(like, Tensor) or not like.is_floating_point():
+        return None
+    # is_cpu, because devices are objects made when asked for
+    return resolve(backend, "cpu" if like.is_cpu else like.device.type, like.dtype)
 
 
 def _column(name: str, weights: Any, heads: int, stacked: bool) -> list[Any] | None:
@@ -222,13 +233,14 @@ _NO_WEIGHTS = [None] * len(_WEIGHTS)
 def _ready(tensors: HeadTensors, stacked: bool) -> HeadTensors:
     """Class ids as int64, weights in the logits' dtype and pos_weights of a sample's shape."""
     dtype = tensors.logits[0].dtype
-    weights = [[t if t is None else t.to(dtype) for t in c] for c in tensors[2:]]
+    columns = (tensors.sample_weights, tensors.class_weights, tensors.pos_weights)
+    own, classes, given = ([t if t is None else t.to(dtype) for t in c] for c in columns)
     pos = [
         p if p is None else p.expand(z.shape[1:]) if not stacked else _stack_of_samples(p, z)
-        for p, z in zip(weights[2], tensors.logits, strict=True)
+        for p, z in zip(given, tensors.logits, strict=True)
     ]
     ids = [y if y.is_floating_point() else y.long() for y in tensors.targets]
-    return HeadTensors(tensors.logits, ids, weights[0], weights[1], pos)
+    return HeadTensors(tensors.logits, ids, own, classes, pos)
 
 
 def _stack_of_samples(pos: Tensor, logits: Tensor) -> Tensor:

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtml_kernels import native
-from mtml_kernels.losses.heads import KINDS, HeadLoss
-from mtml_kernels.native.multihead_loss import label_message, recycled, recycled_like
+from mtml_kernels.checks import label_message
+from mtml_kernels.losses.heads import KINDS
+from mtml_kernels.native import engine
+from mtml_kernels.native.tensors import addresses_of, checked, recycled, recycled_like
+from mtml_kernels.schema.dtypes import DTYPES
+from mtml_kernels.schema.linear_multihead_loss import TENSORS, Grads, LinearHead, Wants
 
-__all__ = ["LinearHead", "Problem"]
-
-Grads = list[Tensor | None]
-
-
-_NAMES = ("weights", "biases", "targets", "sample_weights", "class_weights", "pos_weights")
-
-
-class LinearHead(NamedTuple):
-    """One head: weight [C, D], bias [C]; of the flattened rows target, sample weights [N]; class and pos weights [C].
-
-    `place` is its own in the call, for messages and results.
-    """
-
-    place: int
-    spec: HeadLoss
-    weight: Tensor
-    bias: Tensor | None
-    target: Tensor
-    sample_weights: Tensor | None
-    class_weights: Tensor | None
-    pos_weights: Tensor | None
+__all__ = ["Problem"]
 
 
 class Problem:
@@ -49,25 +31,22 @@ class Problem:
             codes = [KINDS.index(h.spec.kind), int(h.spec.reduction == "mean"), int(ids)]
             sizes += [*codes, h.weight.shape[0], h.spec.ignore_index]
             options.append(h.spec.delta if h.spec.kind == "huber" else h.spec.label_smoothing)
-        code = 0 if self.dtype == torch.float32 else 1
-        self._heads = native._engine().LinearHeads(code, self.rows, self.features, sizes, options)
-        tensors: list[Tensor | None] = [features]
-        for h in self.heads:
-            tensors += h[2:]
-        self._held, self._inputs = native.addresses_of(self._name, tensors, self.dtype, ids=True)
+        self._heads = engine().LinearHeads(DTYPES[self.dtype], self.rows, self.features, sizes, options)
+        tensors = [features, *(t for h in self.heads for t in h.tensors())]
+        self._held, self._inputs = checked(self._name, tensors, self.dtype, ids=True)
 
     def _name(self, i: int) -> str:
         """What the caller calls the i-th tensor."""
         if i == 0:
             return "features"
-        head, column = divmod(i - 1, len(_NAMES))
-        return f"{_NAMES[column]}[{self.heads[head].place}]"
+        head, column = divmod(i - 1, len(TENSORS))
+        return f"{TENSORS[column]}[{self.heads[head].place}]"
 
     def _run(self, method: str, *arguments: Any) -> None:
-        engine = native._engine()
+        module = engine()
         try:
             getattr(self._heads, method)(torch.get_num_threads(), self._inputs, *arguments)
-        except engine.BadLabel as error:
+        except module.BadLabel as error:
             at, row, label = map(int, str(error).split())
             h = self.heads[at]
             name = f"targets[{h.place}]"
@@ -85,7 +64,7 @@ class Problem:
         room: Grads = []
         for want, t in zip(wanted, ts, strict=True):
             room.append(recycled_like(t) if want and t is not None else None)
-        return room, [0 if t is None else t.data_ptr() for t in room]
+        return room, addresses_of(room)
 
     def _gradients(self, wants: Wants) -> tuple[Tensor | None, Grads, Grads, tuple[int, list[int], list[int]]]:
         (dx,), (at_x,) = self._room([wants.features], [self._held[0]])
@@ -105,11 +84,3 @@ class Problem:
         dx, dw, db, into = self._gradients(wants)
         self._run("blocks", losses.data_ptr(), *into)
         return losses, dx, dw, db
-
-
-class Wants(NamedTuple):
-    """Which gradients are asked for."""
-
-    features: bool
-    weights: list[bool]
-    biases: list[bool]

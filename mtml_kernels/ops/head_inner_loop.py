@@ -15,24 +15,26 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels import native
-from mtml_kernels.native import head_inner_loop as native_head
+from mtml_kernels.native.head_inner_loop import head_backward, head_forward
+from mtml_kernels.ops.common import contiguous, own_memory, recording, resolved_name_in
 from mtml_kernels.ops.head_inner_loop_checks import check_arguments, check_cotangents, check_ranks
-from mtml_kernels.ops.inner_loop_backends import _own_memory, _recording
+from mtml_kernels.ops.registration import Rules, register_op
 from mtml_kernels.reference.head_inner_loop import gram_form
 from mtml_kernels.registry import REFERENCE, Backend, Registry
+from mtml_kernels.schema.dtypes import cpu_supports
 from mtml_kernels.schema.head_inner_loop import (
     BACKWARD_SCHEMA,
+    FIXED,
     FORWARD_SCHEMA,
     Cotangents,
     HeadArgs,
     HeadOutputs,
     empty_outputs,
-    no_dtype_but_floats,
     parse_options,
     wanted,
 )
-from mtml_kernels.transforms import OpLibrary, abstract, has_tangents, no_rule
-from mtml_kernels.triton.backends import register_head_inner_loop
+from mtml_kernels.transforms import abstract, has_tangents, no_rule
+from mtml_kernels.triton import backends as triton
 from mtml_kernels.triton.head_inner_loop.policy import refusal
 
 __all__ = ["BACKENDS", "backend_for", "head_inner_loop_call"]
@@ -44,7 +46,7 @@ UNDER_FUNC = no_rule("head_inner_loop", WAY_OUT)
 BACKENDS = Registry("head_inner_loop")
 
 
-# --- backends: forward(*HeadArgs) -> HeadOutputs; backward(cotangents, HeadArgs, carry) -> 5 gradients or None --------
+# --- backends: forward(HeadArgs) -> HeadOutputs; backward(cotangents, HeadArgs, carry) -> 5 gradients or None ---------
 
 
 def _run_reference(a: HeadArgs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -53,73 +55,75 @@ def _run_reference(a: HeadArgs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return gram_form(*sets, a.weight, a.bias, a.rates, *masks, parse_options(a.options))
 
 
-def _reference_forward(*args: Any) -> HeadOutputs:
-    a = HeadArgs(*args)
-    with _recording(), torch.no_grad():
+def _reference_forward(a: HeadArgs) -> HeadOutputs:
+    with recording(), torch.no_grad():
         results = _run_reference(a)
-    inputs = [t for t in a[:9] if isinstance(t, Tensor)]
-    loss, logits, support_losses, coefficients = (_own_memory(t, inputs) for t in results)
+    inputs = [t for t in (*a.differentiable, *a.fixed) if t is not None]
+    loss, logits, support_losses, coefficients = (own_memory(t, inputs) for t in results)
     return loss, logits, support_losses, coefficients, a.weight.new_empty(0)
 
 
 def _reference_backward(cotangents: Cotangents, a: HeadArgs, carry: Tensor) -> list[Tensor | None]:
-    with _recording():
-        leaves = [t if t is None else t.detach().requires_grad_(bool(a.needs >> i & 1)) for i, t in enumerate(a[:5])]
-        results = _run_reference(HeadArgs._make((*leaves, *a[5:])))
-        pairs = [(o, g) for o, g in zip(results, cotangents, strict=True) if g is not None and o.requires_grad]
+    with recording():
+        pairs = zip(a.differentiable, a.asks(), strict=True)
+        leaves = [t if t is None else t.detach().requires_grad_(asked) for t, asked in pairs]
+        results = _run_reference(HeadArgs._make((*leaves, *a.fixed, a.options, a.needs)))
+        given = [(o, g) for o, g in zip(results, cotangents, strict=True) if g is not None and o.requires_grad]
         asked = [t for t in leaves if t is not None and t.requires_grad]
         found: Sequence[Tensor | None] = [None] * len(asked)
-        if pairs:
-            found = torch.autograd.grad([o for o, _ in pairs], asked, [g for _, g in pairs], allow_unused=True)
-    inputs = [t for t in (*a[:5], *cotangents) if t is not None]
-    own = iter(
-        [torch.zeros_like(t) if g is None else _own_memory(g, inputs) for t, g in zip(asked, found, strict=True)]
-    )
+        if given:
+            found = torch.autograd.grad([o for o, _ in given], asked, [g for _, g in given], allow_unused=True)
+    inputs = [t for t in (*a.differentiable, *cotangents) if t is not None]
+    own = iter([torch.zeros_like(t) if g is None else own_memory(g, inputs) for t, g in zip(asked, found, strict=True)])
     return [None if t is None or not t.requires_grad else next(own) for t in leaves]
 
 
-BACKENDS.register(
-    Backend("cpu", native.availability, native_head.head_forward, native_head.head_backward, no_dtype_but_floats)
-)
-register_head_inner_loop(BACKENDS)
+BACKENDS.register(Backend("cpu", native.availability, head_forward, head_backward, cpu_supports))
+BACKENDS.register(triton.HEAD_INNER_LOOP)
 BACKENDS.register(Backend(REFERENCE, lambda: None, _reference_forward, _reference_backward))
+
+_resolved_name = resolved_name_in(BACKENDS)
 
 
 # --- the registered ops -----------------------------------------------------------------------------------------------
 
-_lib = OpLibrary(WAY_OUT)
-_lib.define(FORWARD_SCHEMA)
-_lib.define(BACKWARD_SCHEMA)
 
-
-def _forward_impl(*args: Any) -> HeadOutputs:
-    check_arguments(HeadArgs(*args[:-1]))
-    outputs: HeadOutputs = BACKENDS.named(args[-1]).forward(*args[:-1])
+def _forward(*args: Any) -> HeadOutputs:
+    *given, backend = args
+    a = HeadArgs(*given)
+    check_arguments(a)
+    outputs: HeadOutputs = BACKENDS.named(backend).forward(a)
     return outputs
 
 
 def _forward_fake(*args: Any) -> HeadOutputs:
-    a = HeadArgs(*args[:-1])
+    *given, backend = args
+    a = HeadArgs(*given)
     check_ranks(a)
-    return empty_outputs(a, args[-1] != REFERENCE)
+    return empty_outputs(a, backend != REFERENCE)
 
 
-def _contiguous(grad: Tensor | None) -> Tensor | None:
-    """Cotangents of a sum are expanded (stride 0); a backend reads plain memory."""
-    return grad if grad is None else grad.resolve_neg().contiguous()
+def _backward_arguments(
+    grad_loss: Tensor | None,
+    grad_logits: Tensor | None,
+    grad_support_losses: Tensor | None,
+    grad_coefficients: Tensor | None,
+    *args: Any,
+) -> tuple[Cotangents, HeadArgs, Tensor, str]:
+    *given, carry, backend = args
+    return (grad_loss, grad_logits, grad_support_losses, grad_coefficients), HeadArgs(*given), carry, backend
 
 
-def _backward_impl(*args: Any) -> list[Tensor]:
-    a = HeadArgs(*args[4:-2])
+def _backward(*args: Any) -> list[Tensor]:
+    cotangents, a, carry, backend = _backward_arguments(*args)
     check_arguments(a)
-    check_cotangents(a, args[:4], args[-2])
-    cotangents = tuple(_contiguous(g) for g in args[:4])
-    grads = BACKENDS.named(args[-1]).backward(cotangents, a, _contiguous(args[-2]))
+    check_cotangents(a, cotangents, carry)
+    grads = BACKENDS.named(backend).backward(tuple(map(contiguous, cotangents)), a, contiguous(carry))
     return [g for g in grads if g is not None]
 
 
 def _backward_fake(*args: Any) -> list[Tensor]:
-    a = HeadArgs(*args[4:-2])
+    _, a, _, _ = _backward_arguments(*args)
     check_ranks(a)
     return [t.new_empty(t.shape) for t in wanted(a)]
 
@@ -127,12 +131,11 @@ def _backward_fake(*args: Any) -> list[Tensor]:
 def _gradients_by_op(a: HeadArgs, carry: Tensor, backend: str, cotangents: Sequence[Any]) -> list[Tensor | None]:
     """The five gradients through the backward op, whose own derivative raises."""
     grads = iter(torch.ops.mtml.head_inner_loop_backward(*cotangents, *a, carry, backend))
-    return [next(grads) if a.needs >> i & 1 else None for i in range(5)]
+    return [next(grads) if a.needs >> i & 1 else None for i in range(len(a.differentiable))]
 
 
 def _check_no_gradient(a: HeadArgs) -> None:
-    for name in ("labels", "query_labels", "support_mask", "query_mask"):
-        tensor = getattr(a, name)
+    for name, tensor in zip(FIXED, a.fixed, strict=True):
         if tensor is not None and tensor.requires_grad:
             raise ValueError(
                 f"{name} requires grad, but head_inner_loop gives gradients to the features, the weight, the bias and "
@@ -141,37 +144,32 @@ def _check_no_gradient(a: HeadArgs) -> None:
 
 
 def _needs(a: HeadArgs) -> int:
-    return sum(t.requires_grad << i for i, t in enumerate(a[:5]) if t is not None)
+    return sum(t.requires_grad << i for i, t in enumerate(a.differentiable) if t is not None)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: HeadOutputs) -> None:
-    a = HeadArgs(*inputs[:-1])
+    *given, backend = inputs
+    a = HeadArgs(*given)
     _check_no_gradient(a)
     if _needs(a) & ~a.needs:
         raise ValueError(f"mtml::head_inner_loop: inputs that require grad need their bits in `needs`, got {a.needs}")
-    ctx.mark_non_differentiable(output[4])
+    *_, carry = output
+    ctx.mark_non_differentiable(carry)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*a[:9], output[4])
-    ctx.fixed = (a.options, a.needs, inputs[-1])
+    ctx.save_for_backward(*a.differentiable, *a.fixed, carry)
+    ctx.static = (a.options, a.needs, backend)
 
 
-def _op_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-    options, needs, backend = ctx.fixed
+def _gradient(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    options, needs, backend = ctx.static
     *tensors, carry = ctx.saved_tensors
-    found = _gradients_by_op(HeadArgs._make((*tensors, options, needs)), carry, backend, grads[:4])
-    return (*found, *(None for _ in range(7)))
+    *cotangents, _ = grads
+    found = _gradients_by_op(HeadArgs._make((*tensors, options, needs)), carry, backend, cotangents)
+    return (*found, *(None for _ in FIXED), None, None, None)  # and options, needs, backend
 
 
-def _raise_once(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError(ONCE)
-
-
-_lib.impl("head_inner_loop", _forward_impl, "CompositeExplicitAutograd")
-_lib.impl("head_inner_loop_backward", _backward_impl, "CompositeExplicitAutograd")
-torch.library.register_fake("mtml::head_inner_loop", _forward_fake, lib=_lib)
-torch.library.register_fake("mtml::head_inner_loop_backward", _backward_fake, lib=_lib)
-torch.library.register_autograd("mtml::head_inner_loop", _op_backward, setup_context=_setup_context, lib=_lib)
-torch.library.register_autograd("mtml::head_inner_loop_backward", _raise_once, lib=_lib)
+_rules = Rules(_forward, _forward_fake, _backward, _backward_fake, _setup_context, _gradient)
+_library = register_op((FORWARD_SCHEMA, BACKWARD_SCHEMA), _rules, once=ONCE, way_out=WAY_OUT)
 
 
 # --- the eager path ---------------------------------------------------------------------------------------------------
@@ -181,27 +179,22 @@ class HeadInnerLoop(torch.autograd.Function):
     """The backend's forward and backward without the dispatcher between."""
 
     @staticmethod
-    def forward(ctx: Any, fixed: tuple[Backend, HeadArgs], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """`fixed` = (backend, arguments); `tensors` = the first five of them, which autograd tracks."""
-        backend, a = fixed
-        *outputs, carry = backend.forward(*a)
-        ctx.fixed = (a.options, a.needs, backend)
+    def forward(ctx: Any, a: HeadArgs, backend: Backend, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`tensors` = the differentiable ones, which autograd tracks."""
+        *outputs, carry = backend.forward(a)
+        ctx.static = (a.options, a.needs, backend)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *a[5:9], carry)
+        ctx.save_for_backward(*tensors, *a.fixed, carry)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        options, needs, backend = ctx.fixed
+        options, needs, backend = ctx.static
         *tensors, carry = ctx.saved_tensors
         a = HeadArgs._make((*tensors, options, needs))
         if torch.is_grad_enabled() or abstract(*grads):  # create_graph=True, or no plain cotangents
-            return (None, *_gradients_by_op(a, carry, backend.name, grads))
-        return (None, *backend.backward(tuple(_contiguous(g) for g in grads), a, carry))
-
-
-def _resolved_name(backend: str, device_type: str, dtype: torch.dtype) -> str:
-    return BACKENDS.resolve(backend, device_type, dtype).name
+            return (None, None, *_gradients_by_op(a, carry, backend.name, grads))
+        return (None, None, *backend.backward(tuple(map(contiguous, grads)), a, carry))
 
 
 def backend_for(backend: str, weight: Tensor, support: int) -> str:
@@ -215,9 +208,6 @@ def backend_for(backend: str, weight: Tensor, support: int) -> str:
         return name
     why = refusal(support, weight.shape[0], weight.itemsize)
     return name if why is None else BACKENDS.instead(backend, name, why)
-
-
-_resolved_name._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in ops/inner_loop.py
 
 
 def head_inner_loop_call(a: HeadArgs, backend: str = "auto") -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -243,7 +233,7 @@ def head_inner_loop_call(a: HeadArgs, backend: str = "auto") -> tuple[Tensor, Te
         raise RuntimeError(UNDER_FUNC)
     chosen = BACKENDS.named(name)
     if a.needs:
-        loss, logits, support_losses, coefficients = HeadInnerLoop.apply((chosen, a), *a[:5])
+        loss, logits, support_losses, coefficients = HeadInnerLoop.apply(a, chosen, *a.differentiable)
     else:
-        loss, logits, support_losses, coefficients, _ = chosen.forward(*a)
+        loss, logits, support_losses, coefficients, _ = chosen.forward(a)
     return loss, logits, support_losses, coefficients

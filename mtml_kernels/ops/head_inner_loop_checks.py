@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from mtml_kernels.ops.checks import Door
-from mtml_kernels.reference.head_inner_loop import KINDS, HeadOptions
-from mtml_kernels.schema.head_inner_loop import Cotangents, HeadArgs, carry_size, parse_options
+from mtml_kernels.reference.head_inner_loop import KINDS
+from mtml_kernels.schema.head_inner_loop import (
+    DIFFERENTIABLE,
+    Cotangents,
+    HeadArgs,
+    HeadOptions,
+    carry_size,
+    parse_options,
+)
 
 __all__ = ["check_arguments", "check_cotangents", "check_ranks"]
 
@@ -18,7 +25,7 @@ _DOOR = Door("mtml::head_inner_loop", "mtml_kernels.head_inner_loop prepares the
 
 def check_arguments(a: HeadArgs) -> None:
     """Raises ValueError or TypeError where an argument does not fit the others, and names it."""
-    key = _DOOR.passed(a[:9], a.options, a.needs)
+    key = _DOOR.passed((*a.differentiable, *a.fixed), a.options, a.needs)
     if key is not True:
         _check_all(a)
         _DOOR.remember(key)
@@ -37,11 +44,11 @@ def _check_all(a: HeadArgs) -> None:
     _DOOR.shape("bias", a.bias, (classes,))
     _DOOR.shape("rates", a.rates, (1, steps, classes), *([] if a.bias is None else [(2, steps, classes)]))
     _DOOR.expect(support > 0 or steps == 0, "support", "at least one sample a task for a step", a.support)
-    _DOOR.expect(0 <= a.needs < 32, "needs", "a number from 0 to 31", a.needs)
+    _DOOR.expect(0 <= a.needs < 1 << len(DIFFERENTIABLE), "needs", "a number from 0 to 31", a.needs)
     named: list[tuple[str, Tensor | None, torch.dtype]]
-    named = [(n, getattr(a, n), a.weight.dtype) for n in HeadArgs._fields[:5]]
+    named = [(n, getattr(a, n), a.weight.dtype) for n in DIFFERENTIABLE]
     sets = (("labels", "support_mask", support), ("query_labels", "query_mask", queries))
-    for (name, mask_name, samples), loss in zip(sets, options[:2], strict=True):
+    for (name, mask_name, samples), loss in zip(sets, (options.support_loss, options.query_loss), strict=True):
         y, mask, ids = getattr(a, name), getattr(a, mask_name), loss.kind == "cross_entropy"
         _DOOR.shape(name, y, (tasks, samples) if ids else (tasks, samples, classes))
         _DOOR.shape(mask_name, mask, (tasks, samples))
@@ -62,7 +69,7 @@ def _options(text: str) -> HeadOptions:
         options = parse_options(text)
     except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{_DOOR.op}: options: expected what encode_options gives, got {text!r} ({error})") from None
-    for loss in options[:2]:
+    for loss in (options.support_loss, options.query_loss):
         _DOOR.expect(loss.kind in KINDS, "options", f"a loss among {', '.join(KINDS)}", loss.kind)
     finite = math.isfinite(options.decay) and math.isfinite(options.proximal)
     _DOOR.expect(finite, "options", "finite decay and proximal terms", text)

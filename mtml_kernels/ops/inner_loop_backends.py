@@ -2,95 +2,80 @@
 
 A backend's two callables:
 
-    forward(<op arguments>) -> (loss, output, support_losses, [adapted parameters], [carry])
-    backward(grad_loss, grad_output, grad_support_losses, [grad or None per adapted output], <op arguments>, carry)
+    forward(a) -> (loss, output, support_losses, [adapted parameters], [carry])
+    backward(grad_loss, grad_output, grad_support_losses, [grad or None per adapted output], a, carry)
         -> (grads of params, of lr, of support_x, of query_x)
 
-with <op arguments> those of `InnerLoopArgs`, positionally. Cotangents may be None and are contiguous otherwise; inputs
+with `a` an `InnerLoopArgs`. Cotangents may be None and are contiguous otherwise; inputs
 may have any strides. Outputs, carry and gradients are contiguous, each in memory of its own. The carry is empty where
-`needs` is 0, and has the shapes and dtypes of `carry_shapes(<op arguments>)` otherwise. A group of gradients that
+`needs` is 0, and has the shapes and dtypes of `carry_shapes(a)` otherwise. A group of gradients that
 `needs` does not ask for is a list of None; in one that it does, None may stand for zeros and for integer tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtml_kernels import native
 from mtml_kernels.checks import check_ids
+from mtml_kernels.native.inner_loop import (
+    AUTO,
+    LOW_RANK,
+    WEIGHTS,
+    inner_loop_backward,
+    inner_loop_carry_shapes,
+    inner_loop_forward,
+)
+from mtml_kernels.ops.common import own_memory, recording
 from mtml_kernels.program import decode
 from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
 from mtml_kernels.registry import REFERENCE, Backend, Registry
+from mtml_kernels.schema.dtypes import cpu_supports
 from mtml_kernels.schema.inner_loop import (
     NEED_LR,
     NEED_PARAMS,
     NEED_QUERY_X,
     NEED_SUPPORT_X,
+    Grads,
     InnerLoopArgs,
     Outputs,
     output_shapes,
 )
 
-Grads = list[Tensor | None]
+__all__ = ["BACKENDS", "FORMS"]
+
 GradGroups = tuple[Grads, Grads, Grads, Grads]
 
 BACKENDS = Registry("inner_loop")
 
 
-def _cpu_supports(device_type: str, dtype: torch.dtype) -> str | None:
-    if device_type != "cpu":
-        return f"it runs on the CPU, the tensors are on {device_type!r}"
-    if dtype not in (torch.float32, torch.float64):
-        return f"it computes in float32 and float64, the parameters are {dtype}"
-    return None
-
-
-@contextmanager
-def _recording() -> Iterator[None]:
-    """Autograd inside an op: the dispatcher switches it off below the op's own formula, grad mode included."""
-    key = torch._C.DispatchKey.AutogradFunctionality
-    with torch._C._SetExcludeDispatchKeyGuard(key, False), torch.enable_grad():
-        yield
-
-
-def _own_memory(tensor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """The tensor, detached, contiguous and in memory of its own."""
-    tensor = tensor.detach()
-    storages = {t.untyped_storage().data_ptr() for t in inputs}
-    if tensor.is_contiguous() and tensor.untyped_storage().data_ptr() not in storages:
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
-
-
 def _tensors(a: InnerLoopArgs) -> list[Tensor]:
-    optional = [t for t in (a.query_y, a.support_mask, a.query_mask, a.step_weights) if t is not None]
-    return [*a.params, *a.lr, *a.support_x, *a.query_x, a.support_y, *optional]
+    return [*a.params, *a.lr, *a.support_x, *a.query_x, *(t for t in a.fixed if t is not None)]
 
 
 def _run_reference(a: InnerLoopArgs) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    for at, rows in decode(tuple(a.program)).tables:
-        for name, inputs in (("support_x (sx)", a.support_x if a.steps else []), ("query_x (qx)", a.query_x)):
+    spec = a.spec
+    for at, rows in decode(tuple(spec.program)).tables:
+        for name, inputs in (("support_x (sx)", a.support_x if spec.steps else []), ("query_x (qx)", a.query_x)):
             if inputs:
                 check_ids(name, inputs[at], rows)
-    loss, output, support_losses, adapted = reference_inner_loop(*a[:-1])[:4]
+    *arguments, _ = a.in_schema(spec.values)
+    loss, output, support_losses, adapted = reference_inner_loop(*arguments)
     return loss, output, support_losses, list(adapted)
 
 
-def _reference_forward(*args: Any) -> Outputs:
-    a = InnerLoopArgs(*args)
-    with _recording(), torch.no_grad():
+def _reference_forward(a: InnerLoopArgs) -> Outputs:
+    with recording(), torch.no_grad():
         loss, output, support_losses, adapted = _run_reference(a)
     inputs = _tensors(a)
     *shapes, kept_shapes = output_shapes(a)
     # A loop over no tasks has nothing to stack, so that the other sizes of an empty result are not known there.
     loss, output, support_losses, *kept = (
-        _own_memory(t.reshape(shape), inputs)
+        own_memory(t.reshape(shape), inputs)
         for t, shape in zip((loss, output, support_losses, *adapted), (*shapes, *kept_shapes), strict=True)
     )
     return loss, output, support_losses, kept, []
@@ -105,11 +90,11 @@ def _reference_backward(
     grad_output: Tensor | None,
     grad_support_losses: Tensor | None,
     grad_adapted: list[Tensor | None],
-    *args_and_carry: Any,
+    a: InnerLoopArgs,
+    carry: Sequence[Tensor],
 ) -> GradGroups:
-    a = InnerLoopArgs(*args_and_carry[:-1])
     cotangents = [grad_loss, grad_output, grad_support_losses, *grad_adapted]
-    with _recording():
+    with recording():
         leaves = a._replace(
             params=_leaves(a.params, bool(a.needs & NEED_PARAMS)),
             lr=_leaves(a.lr, bool(a.needs & NEED_LR)),
@@ -128,7 +113,7 @@ def _pull_back(outputs: list[Tensor], cotangents: list[Tensor | None], a: InnerL
     if pairs and wanted:
         found = torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
     inputs = [*_tensors(a), *(g for g in cotangents if g is not None)]
-    fresh = (torch.zeros_like(t) if g is None else _own_memory(g, inputs) for t, g in zip(wanted, found, strict=True))
+    fresh = (torch.zeros_like(t) if g is None else own_memory(g, inputs) for t, g in zip(wanted, found, strict=True))
     filled: list[Grads] = [[next(fresh) if t.requires_grad else None for t in group] for group in groups]
     return filled[0], filled[1], filled[2], filled[3]
 
@@ -137,15 +122,15 @@ def _cpu_backend(name: str, form: int) -> Backend:
     return Backend(
         name,
         available=native.availability,
-        forward=partial(native.inner_loop_forward, form=form),
-        backward=partial(native.inner_loop_backward, form=form),
-        supports=_cpu_supports,
-        carry_shapes=partial(native.inner_loop_carry_shapes, form=form),
+        forward=partial(inner_loop_forward, form=form),
+        backward=partial(inner_loop_backward, form=form),
+        supports=cpu_supports,
+        carry_shapes=partial(inner_loop_carry_shapes, form=form),
     )
 
 
 # How tasks' weights are held: as a cost model says, or as asked for.
-FORMS = {"cpu": native.AUTO, "cpu:weights": native.WEIGHTS, "cpu:low_rank": native.LOW_RANK}
+FORMS = {"cpu": AUTO, "cpu:weights": WEIGHTS, "cpu:low_rank": LOW_RANK}
 for _name, _form in FORMS.items():
     BACKENDS.register(_cpu_backend(_name, _form))
 BACKENDS.register(Backend(REFERENCE, available=lambda: None, forward=_reference_forward, backward=_reference_backward))

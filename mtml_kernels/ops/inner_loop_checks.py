@@ -15,12 +15,22 @@ from torch import Tensor
 from mtml_kernels.losses import KINDS, REDUCTIONS
 from mtml_kernels.ops.checks import Door
 from mtml_kernels.program import Encoded, decode
-from mtml_kernels.schema.inner_loop import InnerLoopArgs, output_shapes
+from mtml_kernels.schema.inner_loop import (
+    CLASS_IDS,
+    KEEP_NONE,
+    KEEP_STEPS,
+    NEED_LR,
+    NEED_PARAMS,
+    NEED_QUERY_X,
+    NEED_SUPPORT_X,
+    InnerLoopArgs,
+    output_shapes,
+)
 
 __all__ = ["check_arguments", "check_cotangents", "check_ranks"]
 
 _DOOR = Door("mtml::inner_loop", "mtml_kernels.inner_loop and mtml.MAML prepare these arguments")
-_IDS = KINDS.index("cross_entropy")
+_ALL = NEED_PARAMS | NEED_LR | NEED_SUPPORT_X | NEED_QUERY_X
 
 Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
 
@@ -28,10 +38,9 @@ Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
 def check_arguments(a: InnerLoopArgs) -> None:
     """Raises ValueError or TypeError where an argument does not fit the program or the others; it names it."""
     groups = (a.params, a.lr, a.support_x, a.query_x)
-    others = (a.support_y, a.query_y, a.support_mask, a.query_mask, a.step_weights)
-    lists = (a.adapted, a.program, a.support_loss, a.query_loss)
-    counts = (*map(len, groups), len(a.loss_args), a.steps, a.keep, a.needs)
-    key = _DOOR.passed((*chain.from_iterable(groups), *others), *(tuple(values) for values in lists), *counts)
+    lists = (a.spec.adapted, a.spec.program, a.spec.support_loss, a.spec.query_loss)
+    counts = (*map(len, groups), len(a.spec.loss_args), a.spec.steps, a.spec.keep, a.needs)
+    key = _DOOR.passed((*chain.from_iterable(groups), *a.fixed), *(tuple(values) for values in lists), *counts)
     if key is not True:
         _check_all(a)
         _DOOR.remember(key)
@@ -50,7 +59,7 @@ def _check_all(a: InnerLoopArgs) -> None:
     if a.query_x:
         _DOOR.length("query_x", a.query_x, 0, len(program.input_sizes))
         _check_set(a, program, "query", tasks, a.query_x[0].shape[1])
-    _DOOR.shape("step_weights", a.step_weights, (a.steps + 1,))
+    _DOOR.shape("step_weights", a.step_weights, (a.spec.steps + 1,))
     _check_kinds(a, program)
 
 
@@ -64,26 +73,30 @@ def check_ranks(a: InnerLoopArgs) -> Encoded:
     for name, tensors in (("support_x", a.support_x), ("query_x", a.query_x), ("support_y", [a.support_y])):
         for t in tensors:
             _DOOR.expect(t.ndim >= 2, name, "tasks and samples first, [T, N, ...]", t)
-    _DOOR.expect(0 <= a.keep <= 2, "keep", "a number from 0 to 2", a.keep)
-    for name, codes in (("support_loss", a.support_loss), ("query_loss", a.query_loss), ("loss_args", a.loss_args)):
+    _DOOR.expect(KEEP_NONE <= a.spec.keep <= KEEP_STEPS, "keep", "a number from 0 to 2", a.spec.keep)
+    for name, codes in (
+        ("support_loss", a.spec.support_loss),
+        ("query_loss", a.spec.query_loss),
+        ("loss_args", a.spec.loss_args),
+    ):
         _DOOR.length(name, codes, 2)
     program = _decoded(a)
-    for name, values in (("params", a.params), ("adapted", a.adapted)):
+    for name, values in (("params", a.params), ("adapted", a.spec.adapted)):
         _DOOR.length(name, values, len(program.params))
     return program
 
 
 def _check_numbers(a: InnerLoopArgs) -> None:
-    for name, codes in (("support_loss", a.support_loss), ("query_loss", a.query_loss)):
+    for name, codes in (("support_loss", a.spec.support_loss), ("query_loss", a.spec.query_loss)):
         right = 0 <= codes[0] < len(KINDS) and 0 <= codes[1] < len(REDUCTIONS)
         _DOOR.expect(right, name, "[kind 0 to 4, reduction 0 or 1]", codes)
-    for name, value, most in (("steps", a.steps, 2**31 - 1), ("needs", a.needs, 15)):
+    for name, value, most in (("steps", a.spec.steps, 2**31 - 1), ("needs", a.needs, _ALL)):
         _DOOR.expect(0 <= value <= most, name, f"a number from 0 to {most}", value)
 
 
 def _decoded(a: InnerLoopArgs) -> Encoded:
     try:
-        program = decode(tuple(a.program))
+        program = decode(tuple(a.spec.program))
         _ = program.tables  # so that what it raises is said at this door
         return program
     except ValueError as error:
@@ -91,20 +104,20 @@ def _decoded(a: InnerLoopArgs) -> Encoded:
 
 
 def _check_rates(a: InnerLoopArgs) -> None:
-    changed = [p for p, flag in zip(a.params, a.adapted, strict=True) if flag]
+    changed = [p for p, flag in zip(a.params, a.spec.adapted, strict=True) if flag]
     _DOOR.length("lr", a.lr, 1, len(changed))
     for i, t in enumerate(a.lr):
-        steps = t.ndim >= 1 and t.shape[0] in (1, a.steps)
+        steps = t.ndim >= 1 and t.shape[0] in (1, a.spec.steps)
         of = changed[i] if len(a.lr) == len(changed) else None
         fits = t.ndim == 1 or (of is not None and t.shape[1:] == of.shape)
-        shape = f"[1 or {a.steps}]" + ("" if of is None else f" or [1 or {a.steps}, *{list(of.shape)}]")
+        shape = f"[1 or {a.spec.steps}]" + ("" if of is None else f" or [1 or {a.spec.steps}, *{list(of.shape)}]")
         _DOOR.expect(steps and fits, f"lr[{i}]", f"rates {shape}", t)
 
 
 def _check_set(a: InnerLoopArgs, program: Encoded, which: str, tasks: int, samples: int) -> None:
     support = which == "support"
     inputs, y, mask = (a.support_x, a.support_y, a.support_mask) if support else (a.query_x, a.query_y, a.query_mask)
-    ids = (a.support_loss if support else a.query_loss)[0] == _IDS
+    ids = (a.spec.support_loss if support else a.spec.query_loss)[0] == CLASS_IDS
     for i, (x, size) in enumerate(zip(inputs, program.input_sizes, strict=True)):
         right = tuple(x.shape[:2]) == (tasks, samples) and x.numel() == tasks * samples * size
         _DOOR.expect(right, f"{which}_x[{i}]", f"[{tasks}, {samples}, ...] of {size} elements a sample", x)
@@ -124,8 +137,8 @@ def _check_kinds(a: InnerLoopArgs, program: Encoded) -> None:
         for i, t in enumerate(getattr(a, name)):
             integer = torch.int32 if t.dtype == torch.int32 else torch.int64
             named.append((f"{name}[{i}]", t, integer if i in ids else like.dtype))
-    targets = (("support_y", a.support_y, a.support_loss), ("query_y", a.query_y, a.query_loss))
-    named += [(name, y, torch.int64 if loss[0] == _IDS else like.dtype) for name, y, loss in targets]
+    targets = (("support_y", a.support_y, a.spec.support_loss), ("query_y", a.query_y, a.spec.query_loss))
+    named += [(name, y, torch.int64 if loss[0] == CLASS_IDS else like.dtype) for name, y, loss in targets]
     others = (("support_mask", a.support_mask), ("query_mask", a.query_mask), ("step_weights", a.step_weights))
     named += [(name, t, like.dtype) for name, t in others]
     _DOOR.kinds(named, like.device)

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mtml_kernels.native.linear_multihead_loss import Grads, LinearHead, Problem, Wants
-from mtml_kernels.native.multihead_loss import recycled_like
-from mtml_kernels.reference.multihead_loss import multihead_loss as reference_losses
+from mtml_kernels.native.linear_multihead_loss import Problem
+from mtml_kernels.native.tensors import recycled_like
+from mtml_kernels.reference.linear_multihead_loss import linear_multihead_loss as reference_losses
+from mtml_kernels.schema.linear_multihead_loss import Grads, LinearHead, Wants
 from mtml_kernels.transforms import abstract
-from mtml_kernels.triton.backends import linear_heads
+from mtml_kernels.triton.backends import linear_problem
 
 __all__ = ["FUSED", "LinearCall", "linear_multihead_loss_call"]
 
@@ -56,26 +56,15 @@ class LinearCall(NamedTuple):
         return found
 
 
-def formula(call: LinearCall, *tensors: Any) -> Tensor:
-    """The losses of PyTorch operations; `tensors` take the place of `call.differentiable()`."""
-    n, heads = len(call.features), len(call.heads)
-    weights, biases = tensors[n : n + heads], tensors[n + heads :]
-    logits = [F.linear(tensors[at], w, b) for at, w, b in zip(call.of, weights, biases, strict=True)]
-    columns = zip(
-        *((h.target, h.spec, h.sample_weights, h.class_weights, h.pos_weights) for h in call.heads), strict=True
-    )
-    targets, specs, own, classes, pos = map(list, columns)
-    return reference_losses(logits, targets, specs, own, classes, pos)
-
-
 def _formula_gradients(call: LinearCall, cotangent: Tensor) -> list[Tensor | None]:
     """Gradients at `call.differentiable()`, themselves differentiable any number of times."""
-    tensors = call.differentiable()
+    tensors, n, heads = call.differentiable(), len(call.features), len(call.heads)
     given = [t for t in tensors if t is not None]
 
     def losses(*args: Tensor) -> Tensor:
         rest = iter(args)
-        return formula(call, *(t if t is None else next(rest) for t in tensors))
+        found: list[Any] = [t if t is None else next(rest) for t in tensors]
+        return reference_losses([found[at] for at in call.of], found[n : n + heads], found[n + heads :], call.heads)
 
     found = iter(torch.func.vjp(losses, *given)[1](cotangent))
     return [t if t is None else next(found) for t in tensors]
@@ -98,7 +87,7 @@ class _Part(NamedTuple):
 
 def _problem(call: LinearCall, at: int, heads: list[LinearHead], large: bool) -> Any:
     x = call.features[at]
-    return linear_heads(x, heads, large) if call.backend == "triton" else Problem(x, heads)
+    return linear_problem(x, heads, large) if call.backend == "triton" else Problem(x, heads)
 
 
 def _forward(call: LinearCall) -> tuple[Tensor, list[_Part]]:

@@ -1,8 +1,9 @@
 """`mtml::multihead_loss`: the losses of several heads and their gradients at the logits, in one pass.
 
-Three doors lead to the same backends: eager code takes `Eager` (small heads of plain tensors on the CPU `Plain`);
-torch.func transforms take `Losses`, whose vmap rule makes stacks of equal heads of the batch; whatever traces takes the
-registered op. Forward mode, and a transform that is traced, take the PyTorch formulas themselves.
+Three doors lead to the same backends: eager code takes `Eager` (small heads of plain tensors `Fast`, where the backend
+has a lane for them); torch.func transforms take `Losses`, whose vmap rule makes stacks of equal heads of the batch;
+whatever traces takes the registered op. Forward mode, and a transform that is traced, take the PyTorch formulas
+themselves.
 
 The gradient comes with the loss; backward passes it on, times the cotangent. Where that pass is differentiated itself,
 `_Gradients` takes its place, whose own derivative is that of PyTorch operations (`gradient_formula`): any number of
@@ -18,20 +19,21 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from mtml_kernels.native import multihead_loss as native_heads
-from mtml_kernels.ops.multihead_loss_autograd import Eager, Losses, plain_losses
+from mtml_kernels.ops.multihead_loss_autograd import Eager, Losses, fast_losses
 from mtml_kernels.ops.multihead_loss_backends import BACKENDS, check_labels, reference_call
 from mtml_kernels.ops.multihead_loss_checks import check_arguments, check_gradients, gathered, specifications
+from mtml_kernels.ops.registration import Rules, register_op
 from mtml_kernels.registry import Backend
 from mtml_kernels.schema.multihead_loss import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
     HeadsCall,
     HeadTensors,
+    Plain,
     decode,
     make_call,
 )
-from mtml_kernels.transforms import OpLibrary, is_forward_mode
+from mtml_kernels.transforms import is_forward_mode
 
 __all__ = ["BACKENDS", "multihead_loss_call"]
 
@@ -39,16 +41,13 @@ ONCE = (
     "mtml::multihead_loss is differentiable once under torch.compile, and its gradient was differentiated again. Way "
     "out: call multihead_loss outside torch.compile, where it is differentiable any number of times."
 )
+WAY_OUT = "mtml_kernels.multihead_loss, which every transform differentiates any number of times."
 
 
 # --- the registered ops -----------------------------------------------------------------------------------------------
 
-_lib = OpLibrary("mtml_kernels.multihead_loss, which every transform differentiates any number of times.")
-_lib.define(FORWARD_SCHEMA)
-_lib.define(BACKWARD_SCHEMA)
 
-
-def _forward_impl(
+def _forward(
     logits: list[Tensor],
     targets: list[Tensor],
     weights: list[Tensor],
@@ -65,18 +64,25 @@ def _forward_impl(
 
 
 def _counts(logits: Sequence[Tensor], heads: str) -> list[int]:
-    return [z.shape[0] if stack else 1 for z, stack in zip(logits, decode(heads)[1], strict=True)]
+    _, stacked = decode(heads)
+    return [z.shape[0] if stack else 1 for z, stack in zip(logits, stacked, strict=True)]
 
 
 def _forward_fake(
-    logits: list[Tensor], targets: list[Tensor], weights: list[Tensor], places: list[int], heads: str, *rest: Any
+    logits: list[Tensor],
+    targets: list[Tensor],
+    weights: list[Tensor],
+    places: list[int],
+    heads: str,
+    differentiate: bool,
+    backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     specifications(heads, len(logits))
     losses = logits[0].new_empty(sum(_counts(logits, heads)))
-    return losses, [z.new_empty(z.shape) for z in logits] if rest[0] else []
+    return losses, [z.new_empty(z.shape) for z in logits] if differentiate else []
 
 
-def _backward_impl(
+def _backward(
     cotangent: Tensor, gradients: list[Tensor], logits: list[Tensor], counts: list[int], backend: str
 ) -> list[Tensor]:
     check_gradients(cotangent, gradients, logits, counts)
@@ -91,13 +97,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list
     logits, targets, weights, _, heads, differentiate, backend = inputs
     if not differentiate:
         raise ValueError("mtml::multihead_loss: logits that require grad need differentiate=True")
-    ctx.mark_non_differentiable(*output[1])
-    ctx.save_for_backward(*output[1], *logits)
+    _, gradients = output
+    ctx.mark_non_differentiable(*gradients)
+    ctx.save_for_backward(*gradients, *logits)
     ctx.counts, ctx.backend = _counts(logits, heads), backend
     ctx.others = len(targets), len(weights)
 
 
-def _op_backward(ctx: Any, cotangent: Tensor, _: Any) -> tuple[Any, ...]:
+def _gradient(ctx: Any, cotangent: Tensor, _: Any) -> tuple[Any, ...]:
     saved = list(ctx.saved_tensors)
     n = len(ctx.counts)
     gradients = torch.ops.mtml.multihead_loss_backward(cotangent, saved[:n], saved[n:], ctx.counts, ctx.backend)
@@ -106,27 +113,17 @@ def _op_backward(ctx: Any, cotangent: Tensor, _: Any) -> tuple[Any, ...]:
     return (gradients, [None] * targets, [None] * weights, None if weights else [], None, None, None)
 
 
-def _raise_once(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError(ONCE)
-
-
-_lib.impl("multihead_loss", _forward_impl, "CompositeExplicitAutograd")
-_lib.impl("multihead_loss_backward", _backward_impl, "CompositeExplicitAutograd")
-torch.library.register_fake("mtml::multihead_loss", _forward_fake, lib=_lib)
-torch.library.register_fake("mtml::multihead_loss_backward", _backward_fake, lib=_lib)
-torch.library.register_autograd("mtml::multihead_loss", _op_backward, setup_context=_setup_context, lib=_lib)
-torch.library.register_autograd("mtml::multihead_loss_backward", _raise_once, lib=_lib)
+_rules = Rules(_forward, _forward_fake, _backward, _backward_fake, _setup_context, _gradient)
+_library = register_op((FORWARD_SCHEMA, BACKWARD_SCHEMA), _rules, once=ONCE, way_out=WAY_OUT)
 
 
 # --- the choice of the door -------------------------------------------------------------------------------------------
 
 
-def multihead_loss_call(
-    call: HeadsCall, tensors: HeadTensors, backend: Backend, plain: tuple[bytes, bytes] | None = None
-) -> Tensor:
+def multihead_loss_call(call: HeadsCall, tensors: HeadTensors, backend: Backend, plain: Plain | None = None) -> Tensor:
     """The losses by the cheapest door that is right here; the tensors are checked and on the backend's device.
 
-    `plain`: what `native_heads.read_plain` gives of them.
+    `plain`: what the backend's fast lane has read of them.
     """
     tracing = is_compiling() or torch._C._len_torch_dispatch_stack()
     transformed = torch._C._are_functorch_transforms_active()
@@ -135,17 +132,21 @@ def multihead_loss_call(
             check_labels(call, tensors)
         return reference_call(call, tensors)
     if tracing:
-        others = [*tensors.sample_weights, *tensors.class_weights, *tensors.pos_weights]
+        others = tensors.weights()
         places = [i for i, t in enumerate(others) if t is not None]
         wanted = torch.is_grad_enabled() and any(z.requires_grad for z in tensors.logits)
         lists = (list(tensors.logits), list(tensors.targets), [t for t in others if t is not None])
-        losses: Tensor = torch.ops.mtml.multihead_loss(*lists, places, call.text, wanted, backend.name)[0]
+        losses, _ = torch.ops.mtml.multihead_loss(*lists, places, call.text, wanted, backend.name)
         return losses
     if transformed:
         return Losses.apply(call, backend, *tensors.flat())
     wanted = torch.is_grad_enabled() and any(z.requires_grad for z in tensors.logits)
-    if plain is not None and call.small and backend.forward is native_heads.multihead_forward:
+    if plain is not None and call.small:
         if wanted:
-            return plain_losses(call, backend, tensors, plain, *tensors.logits)
-        return native_heads.plain_forward(call, plain[1], False)[0]
-    return Eager.apply(call, backend, tensors, *tensors.logits) if wanted else backend.forward(call, tensors, False)[0]
+            return fast_losses(call, backend, tensors, plain, *tensors.logits)
+        losses, _ = backend.fast_lane.forward(call, plain, False)
+        return losses
+    if wanted:
+        return Eager.apply(call, backend, tensors, *tensors.logits)
+    losses, _ = backend.forward(call, tensors, False)
+    return losses

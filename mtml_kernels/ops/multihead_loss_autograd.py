@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtml_kernels.native import multihead_loss as native_heads
 from mtml_kernels.ops.multihead_loss_backends import along, reference_call, scaled
 from mtml_kernels.registry import Backend
-from mtml_kernels.schema.multihead_loss import HeadsCall, HeadTensors, make_call
+from mtml_kernels.schema.multihead_loss import HeadsCall, HeadTensors, Plain, make_call
 from mtml_kernels.transforms import abstract, alive, is_forward_mode
 
-__all__ = ["Eager", "Losses", "gradient_formula", "gradients_at", "plain_losses"]
+__all__ = ["Eager", "Losses", "fast_losses", "gradient_formula", "gradients_at"]
 
 
 def gradient_formula(call: HeadsCall, tensors: HeadTensors, cotangent: Tensor) -> tuple[Tensor, ...]:
@@ -74,32 +73,32 @@ class Eager(torch.autograd.Function):
         return (None, None, None, *found)
 
 
-class Plain(Eager):
-    """`Eager` for a small call on plain tensors, whose gradients stay in one piece until they are handed out."""
+class Fast(Eager):
+    """`Eager` in a backend's fast lane, where the gradients stay in one piece until they are handed out."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, call: HeadsCall, backend: Backend, tensors: HeadTensors, plain: tuple[bytes, bytes], *logits: Tensor
+        ctx: Any, call: HeadsCall, backend: Backend, tensors: HeadTensors, plain: Plain, *logits: Tensor
     ) -> Tensor:
-        """`plain`: what `native_heads.read_plain` gives of the logits and targets."""
-        ctx.form, addresses = plain
-        losses, ctx.piece = native_heads.plain_forward(call, addresses, True)
-        ctx.call, ctx.backend, ctx.gradients = call, backend, None
+        """`plain`: what the fast lane has read of the logits and targets."""
+        losses, ctx.piece = backend.fast_lane.forward(call, plain, True)
+        ctx.call, ctx.backend, ctx.form, ctx.gradients = call, backend, plain.form, None
         ctx.save_for_backward(*logits, *tensors.targets)
         return losses
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         piece, ctx.piece = ctx.piece, None
+        lane = ctx.backend.fast_lane
         if piece is None or torch.is_grad_enabled() or abstract(cotangent):
             if piece is not None:
-                ctx.gradients = native_heads.divided(piece, ctx.form)
+                ctx.gradients = lane.divided(piece, ctx.form)
             return (None, *Eager.backward(ctx, cotangent))
-        return (None, None, None, None, *native_heads.plain_backward(ctx.call, ctx.form, piece, cotangent))
+        return (None, None, None, None, *lane.backward(ctx.call, ctx.form, piece, cotangent))
 
 
 # Function.apply looks at each argument for what torch.func left behind, which no plain tensor is: 64 looks take 10 us.
-plain_losses = super(torch.autograd.Function, Plain).apply
+fast_losses = super(torch.autograd.Function, Fast).apply
 
 
 def _saved(ctx: Any) -> HeadTensors:
@@ -131,12 +130,13 @@ class Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(call: HeadsCall, backend: Backend, *flat: Tensor | None) -> Tensor:
-        return backend.forward(call, HeadTensors.of(flat), False)[0]
+        losses, _ = backend.forward(call, HeadTensors.of(flat), False)
+        return losses
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.call, ctx.backend = inputs[:2]
-        ctx.save_for_backward(*inputs[2:])
+        ctx.call, ctx.backend, *flat = inputs
+        ctx.save_for_backward(*flat)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -156,13 +156,13 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(call: HeadsCall, backend: Backend, cotangent: Tensor, *flat: Tensor | None) -> tuple[Tensor, ...]:
-        gradients = backend.forward(call, HeadTensors.of(flat), True)[1]
+        _, gradients = backend.forward(call, HeadTensors.of(flat), True)
         return tuple(backend.backward(gradients, cotangent, call.counts))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.call = inputs[0]
-        ctx.save_for_backward(*inputs[2:])
+        ctx.call, _, *tensors = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
@@ -177,9 +177,10 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: HeadsCall, backend: Backend, *rest: Any) -> tuple[Any, Any]:
-        cotangent, flat = rest[0], rest[1:]
-        together, tensors = _stacks(info, in_dims[3:], call, flat)
-        size, dim = info.batch_size, in_dims[2]
+        cotangent, *flat = rest
+        _, _, dim, *dims = in_dims
+        together, tensors = _stacks(info, dims, call, flat)
+        size = info.batch_size
         moved = cotangent.expand(size, *cotangent.shape) if dim is None else cotangent.movedim(dim, 0)
         every = torch.cat([part.flatten() for part in moved.split(call.counts, 1)])
         found = _Gradients.apply(together, backend, every, *tensors.flat())

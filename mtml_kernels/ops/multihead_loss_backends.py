@@ -18,21 +18,21 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels import native
-from mtml_kernels.native import multihead_loss as native_heads
-from mtml_kernels.ops.inner_loop_backends import _cpu_supports, _recording
+from mtml_kernels.checks import label_message
+from mtml_kernels.native.multihead_loss import FAST_LANE, multihead_forward
+from mtml_kernels.native.tensors import recycled_like
+from mtml_kernels.ops.common import recording, resolved_name_in
 from mtml_kernels.reference.multihead_loss import multihead_loss as reference_losses
 from mtml_kernels.registry import REFERENCE, Backend, Registry
+from mtml_kernels.schema.dtypes import cpu_supports
 from mtml_kernels.schema.multihead_loss import HeadsCall, HeadTensors, is_ids
-from mtml_kernels.triton.backends import register_multihead_loss
+from mtml_kernels.triton import backends as triton
+
+__all__ = ["BACKENDS", "along", "check_labels", "reference_call", "resolve", "scaled", "unstack"]
 
 BACKENDS = Registry("multihead_loss")
 
-
-def _resolved_name(backend: str, device_type: str, dtype: torch.dtype) -> str:
-    return BACKENDS.resolve(backend, device_type, dtype).name
-
-
-_resolved_name._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in ops/inner_loop.py
+_resolved_name = resolved_name_in(BACKENDS)
 
 
 def resolve(backend: str, device_type: str, dtype: torch.dtype) -> Backend:
@@ -44,13 +44,14 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype) -> Backend:
 
 def unstack(call: HeadsCall, tensors: HeadTensors) -> tuple[list[Any], ...]:
     """Every head by itself: the columns of `tensors` and the losses' specifications."""
-    columns: tuple[list[Any], ...] = ([], [], [], [], [], [])
+    columns: tuple[list[Any], ...] = ([], [], [], [], [])
+    specs = []
     for spec, stack, count, *head in zip(call.specs, call.stacked, call.counts, *tensors, strict=True):
         for i in range(count):
-            for column, t in zip(columns, head, strict=False):
+            for column, t in zip(columns, head, strict=True):
                 column.append(t if t is None or not stack else t[i])
-            columns[5].append(spec)
-    return columns
+            specs.append(spec)
+    return (*columns, specs)
 
 
 def reference_call(call: HeadsCall, tensors: HeadTensors) -> Tensor:
@@ -61,7 +62,9 @@ def reference_call(call: HeadsCall, tensors: HeadTensors) -> Tensor:
 
 def check_labels(call: HeadsCall, tensors: HeadTensors) -> None:
     """ValueError where a class id is out of range (the compiled engine looks for itself)."""
-    for i, (spec, z, y, stack) in enumerate(zip(call.specs, *tensors[:2], call.stacked, strict=True)):
+    for i, (spec, z, y, stack) in enumerate(
+        zip(call.specs, tensors.logits, tensors.targets, call.stacked, strict=True)
+    ):
         if not is_ids(spec, y) or y.is_meta:
             continue
         while torch._C._functorch.is_functorch_wrapped_tensor(y):  # the values of a batch are those below
@@ -71,14 +74,14 @@ def check_labels(call: HeadsCall, tensors: HeadTensors) -> None:
         if bool(wrong.any()):
             row = int(wrong.flatten().nonzero()[0])
             label = int(y.flatten()[row])
-            raise ValueError(native_heads.label_message(f"targets[{i}]", row, label, classes, spec.ignore_index))
+            raise ValueError(label_message(f"targets[{i}]", row, label, classes, spec.ignore_index))
 
 
 def _reference_forward(call: HeadsCall, tensors: HeadTensors, differentiate: bool) -> tuple[Tensor, list[Tensor]]:
     check_labels(call, tensors)
     if not differentiate:
         return reference_call(call, tensors).detach(), []
-    with _recording():
+    with recording():
         leaves = [z.detach().requires_grad_() for z in tensors.logits]
         losses = reference_call(call, tensors._replace(logits=leaves))
         return losses.detach(), list(torch.autograd.grad(losses.sum(), leaves))
@@ -94,7 +97,7 @@ def scaled(gradient: Tensor, cotangent: Tensor) -> Tensor:
     by = along(gradient, cotangent)
     if gradient.device.type != "cpu" or gradient.is_meta:
         return gradient * by
-    return torch.mul(gradient, by, out=native_heads.recycled_like(gradient))
+    return torch.mul(gradient, by, out=recycled_like(gradient))
 
 
 def _backward(gradients: Sequence[Tensor], cotangent: Tensor, counts: Sequence[int]) -> list[Tensor]:
@@ -105,10 +108,11 @@ BACKENDS.register(
     Backend(
         "cpu",
         available=native.availability,
-        forward=native_heads.multihead_forward,
+        forward=multihead_forward,
         backward=_backward,
-        supports=_cpu_supports,
+        supports=cpu_supports,
+        fast_lane=FAST_LANE,
     )
 )
-register_multihead_loss(BACKENDS)
+BACKENDS.register(triton.MULTIHEAD_LOSS)
 BACKENDS.register(Backend(REFERENCE, available=lambda: None, forward=_reference_forward, backward=_backward))

@@ -25,13 +25,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mtml_kernels.schema.program import HEADER_INTS, NODE_INTS, PARAM_INTS
+
 if TYPE_CHECKING:
     from torch import nn
 
 VERSION = 2
-HEADER_INTS = 5
-PARAM_INTS = 3
-NODE_INTS = 9
 LAYOUT_LINEAR = 0  # a linear weight [out, in]
 LAYOUT_ROWS = 1  # rows x cols: [F] is 1 x F, a scalar 1 x 1, [a, b, F] is a*b x F
 LAYOUT_CONV = 2  # a convolution's weight [O, C/groups, kh, kw] or [O, C/groups, k]: O rows

@@ -16,25 +16,15 @@ In the Gram matrix of the support features, where no task has a weight of its ow
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from mtml_kernels.losses import IGNORED, LossSpec, task_loss
+from mtml_kernels.schema.head_inner_loop import HeadOptions
 
-__all__ = ["KINDS", "HeadOptions", "gram_form", "scales", "weight_space"]
+__all__ = ["KINDS", "gram_form", "scales", "weight_space"]
 
 KINDS = ("mse", "cross_entropy", "bce_with_logits")  # the losses whose residual is w (p(z) - y)
-
-
-class HeadOptions(NamedTuple):
-    """All that is not a tensor."""
-
-    support_loss: LossSpec
-    query_loss: LossSpec
-    decay: float = 0.0
-    proximal: float = 0.0
 
 
 def weight_space(

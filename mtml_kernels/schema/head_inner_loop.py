@@ -5,11 +5,26 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 
 from mtml_kernels.losses import LossSpec
-from mtml_kernels.reference.head_inner_loop import HeadOptions
+
+__all__ = [
+    "BACKWARD_SCHEMA",
+    "DIFFERENTIABLE",
+    "FIXED",
+    "FORWARD_SCHEMA",
+    "NEEDS_RATES",
+    "Cotangents",
+    "HeadArgs",
+    "HeadOptions",
+    "HeadOutputs",
+    "carry_size",
+    "empty_outputs",
+    "encode_options",
+    "parse_options",
+    "wanted",
+]
 
 ARGUMENTS = (
     "Tensor support, Tensor query, Tensor weight, Tensor? bias, Tensor rates, Tensor labels, Tensor? query_labels, "
@@ -22,6 +37,7 @@ BACKWARD_SCHEMA = (
 )
 NEEDS_RATES = 16
 
+# loss, logits, support_losses, coefficients, carry
 HeadOutputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 Cotangents: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -40,6 +56,38 @@ class HeadArgs(NamedTuple):
     query_mask: Tensor | None  # [T, Q]
     options: str
     needs: int
+
+    @property
+    def differentiable(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """The tensors that may get a gradient, in the order of the bits of `needs`."""
+        return (self.support, self.query, self.weight, self.bias, self.rates)
+
+    @property
+    def fixed(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The tensors that get none, as `FIXED` names them."""
+        return (self.labels, self.query_labels, self.support_mask, self.query_mask)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether the query sets have labels."""
+        return self.query_labels is not None
+
+    def asks(self) -> list[bool]:
+        """Which of the differentiable tensors are to get a gradient."""
+        return [t is not None and bool(self.needs >> i & 1) for i, t in enumerate(self.differentiable)]
+
+
+DIFFERENTIABLE = HeadArgs._fields[:5]
+FIXED = HeadArgs._fields[5:9]
+
+
+class HeadOptions(NamedTuple):
+    """All that is not a tensor."""
+
+    support_loss: LossSpec
+    query_loss: LossSpec
+    decay: float = 0.0
+    proximal: float = 0.0
 
 
 def encode_options(options: HeadOptions) -> str:
@@ -68,7 +116,7 @@ def carry_size(a: HeadArgs) -> int:
 
 def wanted(a: HeadArgs) -> list[Tensor]:
     """The tensors whose gradients `needs` asks for, in the order in which the backward op returns them."""
-    return [t for i, t in enumerate(a[:5]) if t is not None and a.needs >> i & 1]
+    return [t for t, asked in zip(a.differentiable, a.asks(), strict=True) if asked and t is not None]
 
 
 def empty_outputs(a: HeadArgs, carried: bool) -> HeadOutputs:
@@ -77,16 +125,9 @@ def empty_outputs(a: HeadArgs, carried: bool) -> HeadOutputs:
     groups, steps, classes = a.rates.shape
     like = a.weight
     return (
-        like.new_empty(0 if a.query_labels is None else tasks),
+        like.new_empty(tasks if a.has_loss else 0),
         like.new_empty((tasks, a.query.shape[1], classes)),
         like.new_empty((steps, tasks)),
         like.new_empty((tasks, groups, classes, support)),
-        like.new_empty((tasks, carry_size(a)) if carried and a.needs and a.query_labels is not None else 0),
+        like.new_empty((tasks, carry_size(a)) if carried and a.needs and a.has_loss else 0),
     )
-
-
-def no_dtype_but_floats(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the compiled engine cannot take such tensors, or None."""
-    if device_type != "cpu":
-        return f"it runs on the CPU, the tensors are on {device_type!r}"
-    return None if dtype in (torch.float32, torch.float64) else f"it computes in float32 and float64, not {dtype}"

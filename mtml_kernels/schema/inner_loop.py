@@ -4,12 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from mtml_kernels.program import HEADER_INTS, NODE_INTS, PARAM_INTS
+from mtml_kernels.losses import KINDS
+from mtml_kernels.schema.program import output_size
+
+if TYPE_CHECKING:
+    from mtml_kernels.losses import LossSpec
+    from mtml_kernels.program import Program
+
+__all__ = [
+    "ARGUMENTS",
+    "BACKWARD_SCHEMA",
+    "CLASS_IDS",
+    "FIXED",
+    "FORWARD_SCHEMA",
+    "KEEP_LAST",
+    "KEEP_NONE",
+    "KEEP_STEPS",
+    "NEED_LR",
+    "NEED_PARAMS",
+    "NEED_QUERY_X",
+    "NEED_SUPPORT_X",
+    "Grads",
+    "InnerLoopArgs",
+    "InnerLoopSpec",
+    "Outputs",
+    "StaticValues",
+    "empty_outputs",
+    "flat_gradients",
+    "gradient_inputs",
+    "group_gradients",
+    "output_shapes",
+    "parse_spec",
+]
+
+Grads: TypeAlias = list[Tensor | None]
 
 ARGUMENTS = (
     "Tensor[] params, bool[] adapted, Tensor[] support_x, Tensor support_y, Tensor[] query_x, Tensor? query_y, "
@@ -24,13 +57,15 @@ BACKWARD_SCHEMA = (
     f"bool[] grad_adapted_given, {ARGUMENTS}, Tensor[] carry, str backend) -> Tensor[]"
 )
 
+# The bits of `needs`: which groups of tensors are to get a gradient.
 NEED_PARAMS, NEED_LR, NEED_SUPPORT_X, NEED_QUERY_X = 1, 2, 4, 8
+# Which adapted parameters come back: none, theta_K, or theta_0 .. theta_K.
 KEEP_NONE, KEEP_LAST, KEEP_STEPS = 0, 1, 2
+
+CLASS_IDS = KINDS.index("cross_entropy")  # the kind of the losses whose targets are class ids
 
 # adapted, program, consts, steps, support_loss, query_loss, loss_args, first_order, keep
 StaticValues: TypeAlias = tuple[list[bool], list[int], list[float], int, list[int], list[int], list[float], bool, int]
-
-_ROWS, _FEATURES = 5, 6  # positions within a node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +84,7 @@ class InnerLoopSpec:
     query_loss: list[int]
     loss_args: list[float]  # [support p0, query p0]
     first_order: bool
-    keep: int  # 0 none, 1 theta_K, 2 theta_0..theta_K
+    keep: int  # KEEP_NONE, KEEP_LAST or KEEP_STEPS
     values: StaticValues = dataclasses.field(init=False, repr=False, compare=False)
     text: str = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -69,6 +104,21 @@ class InnerLoopSpec:
         text = ";".join(" ".join(repr(float(x) if i in _FLOATS else int(x)) for x in v) for i, v in enumerate(numbers))
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "text", text)
+
+    @staticmethod
+    def of(
+        program: Program,
+        adapted: Sequence[bool],
+        losses: Sequence[LossSpec],
+        *,
+        steps: int,
+        first_order: bool = False,
+        keep: int = KEEP_NONE,
+    ) -> InnerLoopSpec:
+        """The spec of a traced program; `losses`: of the support and of the query sets."""
+        (*support, support_p0), (*query, query_p0) = (loss.encode() for loss in losses)
+        static = (list(adapted), list(program.ints), list(program.consts), steps)
+        return InnerLoopSpec(*static, support, query, [support_p0, query_p0], first_order, keep)
 
 
 _FLOATS = (2, 6)  # consts and loss_args, among the fields of the spec
@@ -92,103 +142,84 @@ def parse_spec(text: str) -> StaticValues:
 
 
 class InnerLoopArgs(NamedTuple):
-    """The op's arguments in schema order, less the backend's name."""
+    """The arguments of one call: what every backend takes."""
 
     params: list[Tensor]
-    adapted: list[bool]
-    support_x: list[Tensor]
-    support_y: Tensor
-    query_x: list[Tensor]
-    query_y: Tensor | None
-    support_mask: Tensor | None
-    query_mask: Tensor | None
     lr: list[Tensor]
-    step_weights: Tensor | None
-    program: list[int]
-    consts: list[float]
-    steps: int
-    support_loss: list[int]
-    query_loss: list[int]
-    loss_args: list[float]
-    first_order: bool
-    keep: int
-    needs: int
+    support_x: list[Tensor]  # [T, S, ...]
+    query_x: list[Tensor]  # [T, Q, ...]; empty: no query set
+    support_y: Tensor  # [T, S, ...]
+    query_y: Tensor | None
+    support_mask: Tensor | None  # [T, S]
+    query_mask: Tensor | None
+    step_weights: Tensor | None  # [K + 1]
+    spec: InnerLoopSpec
+    needs: int  # bits NEED_*
 
-    def static(self) -> StaticValues:
-        """What an `InnerLoopSpec` holds as `values`."""
+    @staticmethod
+    def of_schema(arguments: Sequence[Any]) -> InnerLoopArgs:
+        """From the op's arguments in schema order (`ARGUMENTS`)."""
+        params, adapted, support_x, support_y, query_x, query_y, *rest = arguments
+        support_mask, query_mask, lr, step_weights, *static, needs = rest
+        sets = (support_x, query_x, support_y, query_y, support_mask, query_mask)
+        return InnerLoopArgs(params, lr, *sets, step_weights, _spec_of((adapted, *static)), needs)
+
+    def in_schema(self, static: StaticValues) -> tuple[Any, ...]:
+        """The op's arguments in schema order; `static`: the values of the spec."""
+        adapted, *rest = static
+        sets = (self.support_x, self.support_y, self.query_x, self.query_y, self.support_mask, self.query_mask)
+        return (self.params, adapted, *sets, self.lr, self.step_weights, *rest, self.needs)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether the query sets have targets."""
+        return self.query_y is not None and bool(self.query_x)
+
+    @property
+    def fixed(self) -> tuple[Tensor | None, ...]:
+        """The tensors that get no gradient, as `FIXED` names them."""
+        return (self.support_y, self.query_y, self.support_mask, self.query_mask, self.step_weights)
+
+    @property
+    def groups(self) -> tuple[tuple[int, list[Tensor]], ...]:
+        """The tensors that may get a gradient, each group with its bit of `needs`."""
         return (
-            self.adapted,
-            self.program,
-            self.consts,
-            self.steps,
-            self.support_loss,
-            self.query_loss,
-            self.loss_args,
-            self.first_order,
-            self.keep,
+            (self.needs & NEED_PARAMS, self.params),
+            (self.needs & NEED_LR, self.lr),
+            (self.needs & NEED_SUPPORT_X, self.support_x),
+            (self.needs & NEED_QUERY_X, self.query_x),
         )
 
 
-def output_size(program: Sequence[int]) -> int:
-    """Elements per sample of the program's output: rows * features of its output node."""
-    _, n_inputs, n_params, _, output = program[:HEADER_INTS]
-    node = HEADER_INTS + n_inputs + PARAM_INTS * n_params + NODE_INTS * output
-    return program[node + _ROWS] * program[node + _FEATURES]
+FIXED = ("support_y", "query_y", "support_mask", "query_mask", "step_weights")
+
+_specs: dict[Any, InnerLoopSpec] = {}
+_MAX_SPECS = 512
 
 
-def _any_requires_grad(tensors: Sequence[Tensor]) -> bool:
-    for tensor in tensors:  # noqa: SIM110 - starting a generator costs more than the whole scan
-        if tensor.requires_grad:
-            return True
-    return False
-
-
-def wanted_gradients(
-    params: Sequence[Tensor], lr: Sequence[Tensor], support_x: Sequence[Tensor], query_x: Sequence[Tensor]
-) -> int:
-    """The `needs` bits: which groups of tensors have one that requires a gradient."""
-    needs = NEED_PARAMS if _any_requires_grad(params) else 0
-    if _any_requires_grad(lr):
-        needs |= NEED_LR
-    if _any_requires_grad(support_x):
-        needs |= NEED_SUPPORT_X
-    if _any_requires_grad(query_x):
-        needs |= NEED_QUERY_X
-    return needs
-
-
-def refuse_gradients(*fixed: Tensor | None) -> None:
-    """Raises where one of support_y, query_y, support_mask, query_mask, step_weights would silently get no gradient."""
-    for index, tensor in enumerate(fixed):
-        if tensor is not None and tensor.requires_grad:
-            name = _FIXED[index]
-            raise ValueError(
-                f"inner_loop: {name} requires grad, but the fused inner loop gives gradients to params, lr, support_x "
-                f'and query_x only. Pass {name}.detach(), or take the general path: mtml.MAML(..., backend="general").'
-            )
-
-
-_FIXED = ("support_y", "query_y", "support_mask", "query_mask", "step_weights")
-
-
-def _groups(a: InnerLoopArgs) -> tuple[tuple[int, list[Tensor]], ...]:
-    return (
-        (a.needs & NEED_PARAMS, a.params),
-        (a.needs & NEED_LR, a.lr),
-        (a.needs & NEED_SUPPORT_X, a.support_x),
-        (a.needs & NEED_QUERY_X, a.query_x),
-    )
+def _spec_of(static: tuple[Any, ...]) -> InnerLoopSpec:
+    """The spec of these values, the same one for equal values: the op's door gets new lists at every call."""
+    key = tuple([tuple(v) if isinstance(v, list) else v for v in static])
+    try:
+        found = _specs.get(key)
+    except TypeError:  # numbers that are being traced
+        return InnerLoopSpec(*static)
+    if found is None:
+        if len(_specs) >= _MAX_SPECS:
+            _specs.clear()
+        found = _specs[key] = InnerLoopSpec(*static)
+    return found
 
 
 def gradient_inputs(a: InnerLoopArgs) -> list[Tensor]:
     """The tensors whose gradients `needs` asks for, in the order in which the backward op returns them."""
-    return [t for needed, tensors in _groups(a) if needed for t in tensors if t.is_floating_point()]
+    return [t for needed, tensors in a.groups if needed for t in tensors if t.is_floating_point()]
 
 
 def flat_gradients(a: InnerLoopArgs, grads: Sequence[Sequence[Tensor | None]]) -> list[Tensor]:
     """A backend's four groups of gradients as the backward op's result, one tensor per `gradient_inputs`."""
     flat: list[Tensor] = []
-    for (needed, tensors), group in zip(_groups(a), grads, strict=True):
+    for (needed, tensors), group in zip(a.groups, grads, strict=True):
         for tensor, grad in zip(tensors, group, strict=True) if needed else ():
             if tensor.is_floating_point():
                 flat.append(torch.zeros_like(tensor, memory_format=torch.contiguous_format) if grad is None else grad)
@@ -198,20 +229,22 @@ def flat_gradients(a: InnerLoopArgs, grads: Sequence[Sequence[Tensor | None]]) -
 def group_gradients(a: InnerLoopArgs, flat: Sequence[Tensor]) -> list[list[Tensor | None]]:
     """The inverse of `flat_gradients`: None for every input that got no gradient."""
     grads = iter(flat)
-    return [[next(grads) if needed and t.is_floating_point() else None for t in ts] for needed, ts in _groups(a)]
+    return [[next(grads) if needed and t.is_floating_point() else None for t in ts] for needed, ts in a.groups]
 
 
 def output_shapes(a: InnerLoopArgs) -> tuple[list[int], list[int], list[int], list[list[int]]]:
     """Shapes of loss, output, support_losses and of each adapted parameter."""
     tasks = a.support_y.shape[0]
     queries = a.query_x[0].shape[1] if a.query_x else 0
-    loss = [tasks] if a.query_x and a.query_y is not None else [0]
-    lead = {KEEP_NONE: None, KEEP_LAST: [tasks], KEEP_STEPS: [a.steps + 1, tasks]}[a.keep]
-    kept = [] if lead is None else [[*lead, *p.shape] for p, flag in zip(a.params, a.adapted, strict=True) if flag]
-    return loss, [tasks, queries, output_size(a.program)], [a.steps, tasks], kept
+    loss = [tasks] if a.has_loss else [0]
+    steps, spec = a.spec.steps, a.spec
+    lead = {KEEP_NONE: None, KEEP_LAST: [tasks], KEEP_STEPS: [steps + 1, tasks]}[spec.keep]
+    kept = [] if lead is None else [[*lead, *p.shape] for p, flag in zip(a.params, spec.adapted, strict=True) if flag]
+    return loss, [tasks, queries, output_size(spec.program)], [steps, tasks], kept
 
 
-Outputs = tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]
+# loss, output, support_losses, adapted parameters, carry
+Outputs: TypeAlias = tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]
 
 
 def empty_outputs(a: InnerLoopArgs, carry: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> Outputs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +12,22 @@ import torch
 from torch import Tensor
 
 from mtml_kernels.losses.heads import CLASS_KINDS, KINDS, HeadLoss
+from mtml_kernels.memory import LARGE
+
+__all__ = [
+    "BACKWARD_SCHEMA",
+    "CLASSES",
+    "FORWARD_SCHEMA",
+    "HEAD_INTS",
+    "FastLane",
+    "HeadTensors",
+    "HeadsCall",
+    "Plain",
+    "decode",
+    "encode",
+    "is_ids",
+    "make_call",
+]
 
 FORWARD_SCHEMA = (
     "multihead_loss(Tensor[] logits, Tensor[] targets, Tensor[] weights, int[] places, str heads, bool differentiate, "
@@ -24,7 +40,7 @@ BACKWARD_SCHEMA = (
 )
 
 HEAD_INTS = 10  # numbers in `HeadsCall.sizes` for each entry
-LARGE = 1 << 20  # bytes from which memory is recycled: PyTorch's own comes with fresh pages
+ROWS, CLASSES = 4, 5  # places among them
 
 
 class HeadTensors(NamedTuple):
@@ -36,6 +52,14 @@ class HeadTensors(NamedTuple):
     class_weights: Sequence[Tensor | None]
     pos_weights: Sequence[Tensor | None]
 
+    def unweighted(self) -> dict[str, Sequence[Tensor]]:
+        """The columns that every call has, by name."""
+        return {"logits": self.logits, "targets": self.targets}
+
+    def weights(self) -> list[Tensor | None]:
+        """The columns of weights, one after another."""
+        return [*self.sample_weights, *self.class_weights, *self.pos_weights]
+
     def flat(self) -> list[Tensor | None]:
         """All of them, column by column."""
         return [t for column in self for t in column]
@@ -43,8 +67,9 @@ class HeadTensors(NamedTuple):
     @staticmethod
     def of(flat: Sequence[Any]) -> HeadTensors:
         """The inverse of `flat`."""
-        n = len(flat) // 5
-        return HeadTensors(*(list(flat[i * n : (i + 1) * n]) for i in range(5)))
+        columns = len(HeadTensors._fields)
+        n = len(flat) // columns
+        return HeadTensors(*(list(flat[i * n : (i + 1) * n]) for i in range(columns)))
 
 
 @dataclass(eq=False)
@@ -82,11 +107,33 @@ class HeadsCall:
     def loss_elements(self) -> Tensor:
         """How many logits every loss has [total]."""
         sizes = [
-            self.sizes[g * HEAD_INTS + 4] * self.sizes[g * HEAD_INTS + 5]
+            self.sizes[g * HEAD_INTS + ROWS] * self.sizes[g * HEAD_INTS + CLASSES]
             for g, count in enumerate(self.counts)
             for _ in range(count)
         ]
         return torch.tensor(sizes, device="cpu")
+
+
+class Plain(NamedTuple):
+    """What a fast lane has read of logits and targets."""
+
+    form: bytes  # what a check would look at; equal forms need one check
+    addresses: bytes
+
+
+@dataclass(frozen=True)
+class FastLane:
+    """A backend's way for small calls on plain tensors without weights, whose gradients lie in one piece of memory."""
+
+    # (logits, targets). None where one needs more than to be read as it is: any other dtype, memory that is not
+    # contiguous, no elements, a subclass, a tensor that stands for others, a target that requires grad.
+    read: Callable[[list[Tensor], list[Tensor]], Plain | None]
+    # (call, what was read, differentiate?) -> losses [sum of counts], the piece
+    forward: Callable[[HeadsCall, Plain, bool], tuple[Tensor, Tensor | None]]
+    # (call, form, piece, cotangent [sum of counts]) -> the gradients, parts of the piece where all cotangents are 1
+    backward: Callable[[HeadsCall, bytes, Tensor, Tensor], list[Tensor]]
+    # (piece, form) -> a tensor for each of the logits, none of them a view of it
+    divided: Callable[[Tensor, bytes], list[Tensor]]
 
 
 def encode(specs: Sequence[HeadLoss], stacked: Sequence[bool]) -> str:
@@ -152,5 +199,5 @@ def make_call(specs: Sequence[HeadLoss], stacked: Sequence[bool], tensors: HeadT
         sum(math.prod(z.shape) for z in tensors.logits),
         shapes.pop() if len(shapes) == 1 else None,
         sum(counts),
-        any(t is not None for column in tensors[2:] for t in column),
+        any(t is not None for t in tensors.weights()),
     )

@@ -1,7 +1,7 @@
-"""Ops as Triton kernels for NVIDIA GPUs, one file per op: `@triton.jit` functions and their launchers, no autograd.
+"""Ops as Triton kernels for NVIDIA GPUs, a file or folder per op: `@triton.jit` functions and launchers, no autograd.
 
 Nothing imports this folder until a backend named "triton" runs or is asked for by name, so that `import mtml_kernels`
-does not import triton (`_register` announces them). Each op's file has its launchers, forward and backward; large
+does not import triton (`backends` announces them). Each op's file has its launchers, forward and backward; large
 products of matrices are cuBLAS's, around the kernels. Nothing waits for the device unasked. Rules that hold for all:
 
 - One launch policy, in one named function, with its reasons. Blocks depend on one head's (one task's) shape alone, and

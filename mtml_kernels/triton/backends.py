@@ -1,19 +1,19 @@
-"""Announces the Triton backends to the ops' registries, without importing triton before one of them runs."""
+"""The Triton backends as the ops register them. Triton is not imported before one of them runs.
+
+They are for CUDA tensors. Labels out of range make results NaN there: an error would have to wait for the device.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
-from mtml_kernels.registry import Backend, Registry
+from mtml_kernels.registry import Backend, imported
 
-__all__ = ["linear_heads", "register_head_inner_loop", "register_multihead_loss"]
-
-LOSS_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-HEAD_DTYPES = (torch.float32, torch.float64)
+__all__ = ["HEAD_INNER_LOOP", "MULTIHEAD_LOSS", "linear_problem"]
 
 
 def _interpreted() -> bool:
@@ -27,73 +27,35 @@ def _available() -> str | None:
     return None if _interpreted() or torch.cuda.is_available() else "no NVIDIA GPU that PyTorch can use"
 
 
-def _wrong_device(device_type: str) -> str | None:
-    if device_type == "cuda" or (device_type == "cpu" and _interpreted()):
-        return None
-    return f"it runs on NVIDIA GPUs, the tensors are on {device_type!r}"
+def _supports(wrong_dtype: str, *dtypes: torch.dtype) -> Callable[[str, torch.dtype], str | None]:
+    def supports(device_type: str, dtype: torch.dtype) -> str | None:
+        if device_type != "cuda" and not (device_type == "cpu" and _interpreted()):
+            return f"it runs on NVIDIA GPUs, the tensors are on {device_type!r}"
+        return None if dtype in dtypes else f"{wrong_dtype} {dtype}"
+
+    return supports
 
 
-def _supports_loss(device_type: str, dtype: torch.dtype) -> str | None:
-    wrong_dtype = f"it takes float32, float16 and bfloat16, the logits are {dtype}"
-    return _wrong_device(device_type) or (None if dtype in LOSS_DTYPES else wrong_dtype)
+_LOSSES = "mtml_kernels.triton.multihead_loss"
+MULTIHEAD_LOSS = Backend(
+    "triton",
+    _available,
+    forward=imported(_LOSSES, "call_forward"),
+    backward=imported(_LOSSES, "call_backward"),
+    hand_out=imported(_LOSSES, "call_hand_out"),
+    supports=_supports(
+        "it takes float32, float16 and bfloat16, the logits are", torch.float32, torch.float16, torch.bfloat16
+    ),
+)
 
+_HEAD = "mtml_kernels.triton.head_inner_loop"
+HEAD_INNER_LOOP = Backend(
+    "triton",
+    _available,
+    forward=imported(_HEAD, "forward"),
+    backward=imported(_HEAD, "backward"),
+    supports=_supports("it computes in float32 and float64, the weight is", torch.float32, torch.float64),
+)
 
-def _loss_forward(*args: Any) -> Any:
-    from mtml_kernels.triton.multihead_loss import call_forward
-
-    return call_forward(*args)
-
-
-def _loss_backward(*args: Any) -> Any:
-    from mtml_kernels.triton.multihead_loss import call_backward
-
-    return call_backward(*args)
-
-
-def _loss_hand_out(*args: Any) -> Any:
-    from mtml_kernels.triton.multihead_loss import call_hand_out
-
-    return call_hand_out(*args)
-
-
-def register_multihead_loss(registry: Registry) -> None:
-    """Adds "triton" for CUDA tensors to the registry of `mtml::multihead_loss`.
-
-    forward(call, tensors, differentiate), backward(gradients, cotangent, counts) and hand_out (the same arguments) as
-    the op's other backends have them. Labels out of range make a head's loss NaN there: an error would have to wait for
-    the device.
-    """
-    backend = Backend("triton", _available, _loss_forward, _loss_backward, _supports_loss, hand_out=_loss_hand_out)
-    registry.register(backend)
-
-
-def _supports_head(device_type: str, dtype: torch.dtype) -> str | None:
-    wrong_dtype = f"it computes in float32 and float64, the weight is {dtype}"
-    return _wrong_device(device_type) or (None if dtype in HEAD_DTYPES else wrong_dtype)
-
-
-def _head_forward(*args: Any) -> Any:
-    from mtml_kernels.triton.head_inner_loop import forward
-
-    return forward(*args)
-
-
-def _head_backward(*args: Any) -> Any:
-    from mtml_kernels.triton.head_inner_loop import backward
-
-    return backward(*args)
-
-
-def register_head_inner_loop(registry: Registry) -> None:
-    """Adds "triton" for CUDA tensors to the registry of `mtml::head_inner_loop`.
-
-    Labels out of range make a task's results NaN there: an error would have to wait for the device.
-    """
-    registry.register(Backend("triton", _available, _head_forward, _head_backward, _supports_head))
-
-
-def linear_heads(*args: Any) -> Any:
-    """`triton.linear_multihead_loss.Problem` of these arguments: tensors that the losses' backend "triton" takes."""
-    from mtml_kernels.triton.linear_multihead_loss import Problem
-
-    return Problem(*args)
+# `Problem` of tensors that `MULTIHEAD_LOSS` takes: (features, heads, large).
+linear_problem = imported("mtml_kernels.triton.linear_multihead_loss", "Problem")

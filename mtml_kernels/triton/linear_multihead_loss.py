@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mtml_kernels.losses.heads import CLASS_KINDS, HeadLoss
-from mtml_kernels.native.linear_multihead_loss import Grads, LinearHead, Wants
+from mtml_kernels.schema.linear_multihead_loss import Grads, LinearHead, Wants
 from mtml_kernels.triton.multihead_loss import backward, forward_in_place
 
 __all__ = ["Problem", "add_product", "chunk_rows", "half_product"]
@@ -45,7 +45,7 @@ def chunk_rows(classes: int, itemsize: int) -> int:
 
 
 class Problem:
-    """Heads on the same features [N, D]; the same methods as `native_linear.Problem`, cotangents as tensors.
+    """Heads on the same features [N, D]; the same methods as the compiled engine's `Problem`, cotangents as tensors.
 
     large: the one head's logits may not be held. Nothing here waits for the device.
     """
@@ -104,9 +104,15 @@ def _pairs(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[tuple[Tens
 
 def _losses(logits: Sequence[Tensor], heads: Sequence[LinearHead], want_grad: bool) -> Tensor:
     """The losses [H] in float32; where `want_grad`, their gradients are written over the logits."""
-    rows: list[tuple[Any, ...]] = [(h.target, h.spec, *h[5:]) for h in heads]
-    targets, specs, *weights = ([row[i] for row in rows] for i in range(5))
-    return forward_in_place(logits, targets, specs, *weights, want_grad=want_grad)
+    return forward_in_place(
+        logits,
+        [h.target for h in heads],
+        [h.spec for h in heads],
+        [h.sample_weights for h in heads],
+        [h.class_weights for h in heads],
+        [h.pos_weights for h in heads],
+        want_grad=want_grad,
+    )
 
 
 def _by_chunks(features: Tensor, h: LinearHead, wants: Wants) -> tuple[Tensor, Any, Any, Any]:

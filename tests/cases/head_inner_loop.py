@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.head_inner_loop import BACKENDS, head_inner_loop_call
-from mtml_kernels.reference.head_inner_loop import HeadOptions, weight_space
-from mtml_kernels.schema.head_inner_loop import HeadArgs, encode_options
+from mtml_kernels.reference.head_inner_loop import weight_space
+from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions, encode_options
 
 BACKEND_NAMES = BACKENDS.available()
 DIFFERENTIABLE = ("support", "query", "weight", "bias", "rates")

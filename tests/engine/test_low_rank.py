@@ -31,8 +31,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import mtml
-from mtml_kernels import native
 from mtml_kernels.losses import LossSpec
+from mtml_kernels.native.inner_loop import LOW_RANK
+from mtml_kernels.native.inner_loop import low_rank_weights as counted
 from mtml_kernels.program import Act
 
 LOW = "cpu:low_rank"
@@ -42,7 +43,7 @@ RATES = ["all", "all_per_step", "tensor", "tensor_per_step"]
 
 def low_rank_weights(case: Case) -> int:
     sizes = case.support_y.shape[1], case.query_x[0].shape[1] if case.query_x else 0
-    return native.low_rank_weights(case.params, case.lr, case.spec.values, *sizes, native.LOW_RANK)
+    return counted(case.params, case.lr, case.spec, *sizes, LOW_RANK)
 
 
 def on_loss(case: Case, value: float = 1.0) -> list[Tensor | None]:

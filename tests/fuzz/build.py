@@ -62,7 +62,9 @@ def _run(command: list[str], target: Path) -> None:
 def build() -> Path:
     """The module under sanitizers, compiled where no equal one lies under build/."""
     sources = [s for s in sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")) if not s.name.startswith("isa_avx")]
-    sources = sorted([*sources, ROOT / "csrc/bindings/module.cpp"], key=lambda s: not s.name.startswith("isa_"))
+    sources = sorted(
+        [*sources, *sorted((ROOT / "csrc" / "bindings").glob("*.cpp"))], key=lambda s: not s.name.startswith("isa_")
+    )
     inputs = [*sources, *sorted((ROOT / "csrc").rglob("*.h"))]
     text = shlex.join(compiler()) + sysconfig.get_config_var("SOABI")
     key = hashlib.sha256(text.encode() + b"".join(p.read_bytes() for p in inputs)).hexdigest()[:12]

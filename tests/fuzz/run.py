@@ -72,12 +72,9 @@ def _load(path: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["mtml_kernels._C"] = module
     spec.loader.exec_module(module)
-    from mtml_kernels import native
-    from mtml_kernels.native import head_inner_loop as native_head
-    from mtml_kernels.native import multihead_loss as native_heads
+    from mtml_kernels.schema.dtypes import DTYPES
 
-    for owner in (native, native_head, native_heads):
-        owner._DTYPES = {torch.float64: 1}
+    del DTYPES[torch.float32]
     # PyTorch shows the arguments that it cannot convert, and reads on where a tensor's memory is gone.
     torch.Tensor.__repr__ = lambda t: f"tensor {list(t.shape)}"  # type: ignore[method-assign, misc]
 
@@ -142,7 +139,7 @@ def _control() -> None:
     x, query, weight, rates, y = (t.data_ptr() for t in tensors)
     sizes, numbers = [1, 1, 1, 2, 2, 3, 2, 1, 1, 0], [0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0]
     inputs = [x, query, weight, 0, rates, y, 0, 0, 0, 0, 0, 0, 0, 0]
-    native._engine().head_loop(sizes, numbers, inputs, [t.data_ptr() for t in outputs])
+    native.engine().head_loop(sizes, numbers, inputs, [t.data_ptr() for t in outputs])
 
 
 def main() -> None:

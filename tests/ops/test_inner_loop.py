@@ -16,6 +16,7 @@ from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.inner_loop import BACKENDS
 from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
 from mtml_kernels.registry import Backend
+from mtml_kernels.schema.inner_loop import InnerLoopArgs
 
 every_backend = pytest.mark.parametrize("backend", BACKEND_NAMES)
 LATENT_ONLY = [False, False, False, False, True]
@@ -246,21 +247,20 @@ def carrying() -> Iterator[str]:
     """A backend that leaves tensors for its backward, and whose backward insists on them and on plain cotangents."""
     reference = BACKENDS.named("reference")
 
-    def forward(*arguments: Any) -> Any:
-        *results, _ = reference.forward(*arguments)
-        first, needs = arguments[0][0], arguments[-1]
-        return (*results, [results[0] + 1, first.float().sum(0)] if needs else [])
+    def forward(a: InnerLoopArgs) -> Any:
+        *results, _ = reference.forward(a)
+        return (*results, [results[0] + 1, a.params[0].float().sum(0)] if a.needs else [])
 
     def backward(*arguments: Any) -> Any:
-        *cotangents, carry = arguments
+        *cotangents, a, carry = arguments
         loss, summed = carry
-        assert torch.equal(summed, arguments[4][0].float().sum(0)) and loss.dim() == 1
-        assert all(g is None or g.is_contiguous() for g in (*arguments[:3], *arguments[3]))
-        return reference.backward(*cotangents, [])
+        assert torch.equal(summed, a.params[0].float().sum(0)) and loss.dim() == 1
+        *fixed, adapted = cotangents
+        assert all(g is None or g.is_contiguous() for g in (*fixed, *adapted))
+        return reference.backward(*cotangents, a, [])
 
-    def carry_shapes(*arguments: Any) -> Any:
-        params, support_y = arguments[0], arguments[3]
-        return [((support_y.shape[0],), params[0].dtype), (params[0].shape[1:], torch.float32)]
+    def carry_shapes(a: InnerLoopArgs) -> Any:
+        return [((a.support_y.shape[0],), a.params[0].dtype), (a.params[0].shape[1:], torch.float32)]
 
     BACKENDS.register(Backend("carrying", lambda: None, forward, backward, carry_shapes=carry_shapes))
     yield "carrying"

@@ -23,9 +23,10 @@ from mtml_kernels.functional import head_inner_loop, inner_loop
 from mtml_kernels.functional.linear_multihead_loss import linear_multihead_loss
 from mtml_kernels.functional.multihead_loss import multihead_loss
 from mtml_kernels.losses.heads import HeadLoss
-from mtml_kernels.native.linear_multihead_loss import LinearHead, Problem, Wants
+from mtml_kernels.native.linear_multihead_loss import Problem
 from mtml_kernels.program import trace
 from mtml_kernels.schema.inner_loop import NEED_PARAMS, InnerLoopSpec
+from mtml_kernels.schema.linear_multihead_loss import LinearHead, Wants
 
 LENGTH = 20.0  # seconds that the interrupted calls would take, roughly; they are never run to their end
 AFTER = 0.2  # when the signal comes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from mtml_kernels import HeadLoss, native
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.program import HEADER_INTS, NODE_INTS, PARAM_INTS, Op, decode
-from mtml_kernels.schema.inner_loop import InnerLoopArgs
+from mtml_kernels.schema.inner_loop import ARGUMENTS as SCHEMA
 from mtml_kernels.schema.multihead_loss import encode
 
 OPS = torch.ops.mtml
@@ -57,12 +58,15 @@ CASES: dict[str, Callable[[], Case]] = {
 FIELDS = ("op", "a", "b", "weight", "bias", "rows", "features", "batched", "const")
 
 
-def run(a: InnerLoopArgs, backend: str = "cpu") -> None:
+Arguments = collections.namedtuple("Arguments", [part.split()[-1] for part in SCHEMA.split(",")])  # type: ignore[misc]
+
+
+def run(a: Arguments, backend: str = "cpu") -> None:
     OPS.inner_loop(*a, backend)
 
 
-def arguments(name: str) -> InnerLoopArgs:
-    a = InnerLoopArgs(*CASES[name]().op_arguments(15))
+def arguments(name: str) -> Arguments:
+    a = Arguments(*CASES[name]().op_arguments(15))
     run(a)
     return a._replace(program=list(a.program), consts=list(a.consts))
 
@@ -185,18 +189,22 @@ def test_sizes_whose_product_overflows() -> None:
     nodes = [[Op.INPUT, 0, -1, -1, -1, 1, 1, 1, -1], [Op.PARAM, -1, -1, 0, -1, 1, 1, 0, -1]]
     nodes += [[Op.EXPAND, 1, -1, -1, -1, 2**31 - 1, 1, 1, -1], [Op.VIEW, 2, -1, -1, -1, 1, 2**31 - 1, 1, -1]]
     program = [2, 1, 1, len(nodes), 3, 1, 1, 1, 1, *(int(i) for node in nodes for i in node)]
-    engine = native._engine()
-    rest = ([True], 2**30, 2**30, 5, [0, 0, 0, 0], [0.0, 0.0], False, 15, 0, [1], [False], 0)
     with pytest.raises(ValueError, match="elements a task"):
-        engine.Plan(1, program, [], *rest)
+        plan_of(program, [True], samples=2**30, steps=5, needs=15, lr_steps=[1], lr_elements=[False])
 
 
 def test_rates_of_elements_need_their_parameter() -> None:
     """One rate an element, for all parameters together: there is no such parameter."""
-    spec = CASES["mlp"]().spec
-    options = ([0, 0, 0, 0], [0.0, 0.0], False, 15, 0)
+    program = CASES["mlp"]().spec.program
     with pytest.raises(ValueError, match="each element only where one parameter"):
-        native._engine().Plan(1, spec.program, [], [True] * 4, 3, 3, 2, *options, [1], [True], 0)
+        plan_of(program, [True] * 4, samples=3, steps=2, needs=15, lr_steps=[1], lr_elements=[True])
+
+
+def plan_of(program: list[int], adapted: list[bool], samples: int, **options: Any) -> None:
+    losses = {"support_loss": [0, 0], "query_loss": [0, 0], "loss_args": [0.0, 0.0]}
+    sizes = {"support": samples, "query": samples}
+    fixed = {"dtype": 1, "consts": [], "first_order": False, "keep": 0, "form": 0}
+    native.engine().Plan(program=program, adapted=adapted, **sizes, **losses, **fixed, **options)
 
 
 # --- tensors and options ----------------------------------------------------------------------------------------------
@@ -247,7 +255,7 @@ def changed(value: Any, how: Any) -> Any:
 @pytest.mark.parametrize("name, how", [(n, how) for n, hows in ARGUMENTS.items() for how in hows])
 def test_inner_loop_arguments(name: str, how: Any, backend: str) -> None:
     case = make_case(loss=LossSpec("mse"), lr="tensor_per_step", masks=True, step_weights=True, dtype=torch.float64)
-    a = InnerLoopArgs(*case.op_arguments(15))
+    a = Arguments(*case.op_arguments(15))
     run(a, backend)
     wrong = a._replace(**{name: changed(getattr(a, name), how)})
     named = {"support_y": "support_[xy]", "steps": "steps|lr"}.get(name, name)  # either can be the wrong one of two
@@ -258,7 +266,7 @@ def test_inner_loop_arguments(name: str, how: Any, backend: str) -> None:
 @pytest.mark.parametrize("at, name", [(0, "grad_loss"), (1, "grad_output"), (2, "grad_support_losses")])
 @pytest.mark.parametrize("how", ["longer", "single"])
 def test_inner_loop_cotangents(at: int, name: str, how: str) -> None:
-    a = InnerLoopArgs(*make_case(keep=1, dtype=torch.float64).op_arguments(15))
+    a = Arguments(*make_case(keep=1, dtype=torch.float64).op_arguments(15))
     out = OPS.inner_loop(*a, "cpu")
     grads = [torch.ones_like(t) for t in out[:3]]
     kept = [torch.ones_like(t) for t in out[3]]
@@ -269,7 +277,7 @@ def test_inner_loop_cotangents(at: int, name: str, how: str) -> None:
 
 
 def test_inner_loop_carry_and_flags() -> None:
-    a = InnerLoopArgs(*make_case(keep=1, dtype=torch.float64).op_arguments(15))
+    a = Arguments(*make_case(keep=1, dtype=torch.float64).op_arguments(15))
     out = OPS.inner_loop(*a, "cpu")
     kept = [torch.ones_like(t) for t in out[3]]
     fixed = (torch.ones_like(out[0]), None, None)
@@ -286,7 +294,7 @@ def test_inner_loop_carry_and_flags() -> None:
 
 def test_carry_of_any_strides() -> None:
     """Read as a whole: here every element is the same one in memory."""
-    a = InnerLoopArgs(*make_case(dtype=torch.float64).op_arguments(1))
+    a = Arguments(*make_case(dtype=torch.float64).op_arguments(1))
     out, grad = OPS.inner_loop(*a, "cpu"), torch.ones(2, dtype=torch.float64)
     carry = [torch.ones((), dtype=torch.float64).expand(t.shape) for t in out[4]]
     dense = OPS.inner_loop_backward(grad, None, None, [], [], *a, [t.contiguous() for t in carry], "cpu")
@@ -302,7 +310,7 @@ def test_carry_of_any_strides() -> None:
 
 def test_a_backward_call_that_wants_nothing_gets_nothing() -> None:
     """The plan of such a call has no room for tangents."""
-    a = InnerLoopArgs(*make_case(dtype=torch.float64).op_arguments(0))
+    a = Arguments(*make_case(dtype=torch.float64).op_arguments(0))
     out = OPS.inner_loop(*a, "cpu")
     assert OPS.inner_loop_backward(torch.ones_like(out[0]), None, None, [], [], *a, out[4], "cpu") == []
 
@@ -416,4 +424,4 @@ def test_sizes_that_no_machine_has() -> None:
     """More memory than there is raises; it is not tried, which would take the machine down."""
     for size in (2**50, 2**62, -1):
         with pytest.raises(MemoryError):
-            native._engine().Memory(size)
+            native.engine().Memory(size)

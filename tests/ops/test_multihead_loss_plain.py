@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ import torch
 from torch import Tensor
 
 from mtml_kernels import HeadLoss, multihead_loss, native
-from mtml_kernels.native import multihead_loss as native_heads
+from mtml_kernels.native.multihead_loss import FAST_LANE
+from mtml_kernels.ops.multihead_loss_backends import BACKENDS
+from mtml_kernels.schema.multihead_loss import FastLane
 
 pytestmark = pytest.mark.skipif(
     native.availability() is not None or not hasattr(Tensor, "__dlpack_c_exchange_api__"),
@@ -23,17 +27,24 @@ Heads = tuple[Any, Any, Any]
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def taken() -> Iterator[list[int]]:
     """Grows with every call on plain tensors."""
     calls: list[int] = []
-    forward = native_heads.plain_forward
 
     def counted(*args: Any) -> Any:
         calls.append(1)
-        return forward(*args)
+        return FAST_LANE.forward(*args)
 
-    monkeypatch.setattr(native_heads, "plain_forward", counted)
-    return calls
+    with with_lane(dataclasses.replace(FAST_LANE, forward=counted)):
+        yield calls
+
+
+@contextmanager
+def with_lane(lane: FastLane | None) -> Iterator[None]:
+    cpu = BACKENDS.named("cpu")
+    BACKENDS.register(dataclasses.replace(cpu, fast_lane=lane))
+    yield
+    BACKENDS.register(cpu)
 
 
 def equal_heads(dtype: torch.dtype = torch.float32) -> Heads:
@@ -72,13 +83,13 @@ COTANGENTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("make", [equal_heads, mixed_heads, stack])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_bits_are_those_of_the_general_way(
-    make: Callable[..., Heads], dtype: torch.dtype, cotangent: str, taken: list[int], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Heads], dtype: torch.dtype, cotangent: str, taken: list[int]
 ) -> None:
     heads = make(dtype)
     found = losses_and_gradients(heads, COTANGENTS[cotangent])
     assert taken == [1]
-    monkeypatch.setattr(sys.modules["mtml_kernels.functional.multihead_loss"], "read_plain", lambda *_: None)
-    expected = losses_and_gradients(heads, COTANGENTS[cotangent])
+    with with_lane(None):
+        expected = losses_and_gradients(heads, COTANGENTS[cotangent])
     assert taken == [1]
     for x, y in zip(found, expected, strict=True):
         assert torch.equal(x, y) and x.stride() == y.stride()
@@ -101,7 +112,7 @@ class Other(Tensor):
 def test_other_tensors_go_the_general_way(name: str, taken: list[int]) -> None:
     z, y = torch.randn(6, 5), torch.randint(5, (6,))
     own = NOT_PLAIN[name](z)
-    assert native_heads.read_plain([own], [y]) is None
+    assert FAST_LANE.read([own], [y]) is None
     loss = multihead_loss([own, z], [y[: len(own)], y], backend="cpu")
     expected = multihead_loss([z[:0] if name == "empty" else own.as_subclass(Tensor) + 0, z], [y[: len(own)], y])
     assert torch.equal(loss.as_subclass(Tensor), expected)
@@ -110,15 +121,15 @@ def test_other_tensors_go_the_general_way(name: str, taken: list[int]) -> None:
 def test_what_a_transform_left_behind_is_not_plain() -> None:
     left: list[Tensor] = []
     torch.func.grad(lambda z: (left.append(z), z.sum())[1])(torch.randn(6, 5))  # type: ignore[func-returns-value]
-    assert native_heads.read_plain(left, [torch.randint(5, (6,))]) is None
+    assert FAST_LANE.read(left, [torch.randint(5, (6,))]) is None
 
 
 def test_targets_that_are_not_plain() -> None:
     z, y = torch.randn(6, 5), torch.randint(5, (6,))
     for target in (y.int(), torch.rand(6, 5, dtype=torch.float64), torch.rand(6, 5, requires_grad=True), [1], None):
-        assert native_heads.read_plain([z], [target]) is None  # type: ignore[list-item]
-    assert native_heads.read_plain([y], [y]) is None and native_heads.read_plain([z, z.double()], [y, y]) is None
-    assert native_heads.read_plain([torch.nn.Parameter(z)], [y]) is not None
+        assert FAST_LANE.read([z], [target]) is None  # type: ignore[list-item]
+    assert FAST_LANE.read([y], [y]) is None and FAST_LANE.read([z, z.double()], [y, y]) is None
+    assert FAST_LANE.read([torch.nn.Parameter(z)], [y]) is not None
     with pytest.raises(ValueError, match=r"targets\[0\]: expected a tensor that requires no grad"):
         multihead_loss([z], [torch.rand(6, 5, requires_grad=True)], backend="cpu")
 

@@ -11,7 +11,7 @@ from cases.triton_process import SHARED_KB, compiled_by, interpret
 
 from mtml_kernels.errors import BackendUnavailable, FallbackWarning
 from mtml_kernels.registry import Backend, Registry
-from mtml_kernels.triton.backends import register_head_inner_loop
+from mtml_kernels.triton.backends import HEAD_INNER_LOOP
 from mtml_kernels.triton.head_inner_loop.policy import launch_of, refusal
 
 pytest.importorskip("triton", reason="triton is required on Linux only")
@@ -51,7 +51,7 @@ def test_the_launch_policy() -> None:
 def test_registers_for_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     registry = Registry("head_inner_loop")
-    register_head_inner_loop(registry)
+    registry.register(HEAD_INNER_LOOP)
     registry.register(Backend("reference", lambda: None, lambda *a: None, lambda *a: None))
     with pytest.raises(BackendUnavailable, match="triton"):
         registry.resolve("triton", "cpu", torch.float32)

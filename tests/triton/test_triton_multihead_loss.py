@@ -10,7 +10,7 @@ from cases.triton_process import SHARED_KB, compiled_by, interpret, python
 
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.registry import Backend, Registry
-from mtml_kernels.triton.backends import register_multihead_loss
+from mtml_kernels.triton.backends import MULTIHEAD_LOSS
 
 pytest.importorskip("triton", reason="triton is required on Linux only")
 
@@ -41,7 +41,7 @@ def test_compiles_without_a_gpu(capability: int, compiled: dict[str, list[dict[s
 
 def test_registers_for_gpus_alone_and_without_importing_triton() -> None:
     registry = Registry("multihead_loss")
-    register_multihead_loss(registry)
+    registry.register(MULTIHEAD_LOSS)
     registry.register(Backend("reference", lambda: None, lambda *a: None, lambda *a: None))
     with pytest.raises(BackendUnavailable, match="triton"):
         registry.resolve("triton", "cpu", torch.float32)

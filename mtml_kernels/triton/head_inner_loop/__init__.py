@@ -56,33 +56,33 @@ __all__ = ["backward", "forward"]
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
-def forward(*args: Any) -> HeadOutputs:
-    """The op's forward (arguments of `HeadArgs`, positionally), and its carry where `needs` asks for gradients.
+def forward(a: HeadArgs) -> HeadOutputs:
+    """The op's forward, and its carry where `needs` asks for gradients.
 
     Raises:
         ValueError: S or C does not fit on chip (`launch_of`).
     """
-    a = HeadArgs(*args)
     tasks, support, _ = a.support.shape
     groups, steps, classes = a.rates.shape
     new = a.weight.new_empty
     outputs = (
-        new(0 if a.query_labels is None else tasks),
+        new(tasks if a.has_loss else 0),
         new((tasks, a.query.shape[1], classes)),
         new((steps, tasks)),
         new((tasks, groups, classes, support)),
     )
-    carry = new((tasks, carry_size(a)) if a.needs and a.query_labels is not None else 0)
+    carry = new((tasks, carry_size(a)) if a.needs and a.has_loss else 0)
     _launch(a, outputs, carry, (None, None, None, None))
     return (*outputs, carry)
 
 
 def backward(cotangents: Cotangents, a: HeadArgs, carry: Tensor) -> list[Tensor | None]:
     """The five gradients, None where `needs` does not ask: scales the carry, or makes another where it must."""
-    scale = cotangents[0]
-    if scale is None or not carry.numel() or any(c is not None for c in cotangents[1:]):
+    scale, *others = cotangents
+    if scale is None or not carry.numel() or any(c is not None for c in others):
         if all(c is None for c in cotangents):
-            return [None if t is None or not a.needs >> i & 1 else torch.zeros_like(t) for i, t in enumerate(a[:5])]
+            pairs = zip(a.differentiable, a.asks(), strict=True)
+            return [torch.zeros_like(t) if asked and t is not None else None for t, asked in pairs]
         carry, scale = a.weight.new_empty((len(a.support), carry_size(a))), None
         _launch(a, None, carry, cotangents)
     return _chain(a, carry, scale)
@@ -94,7 +94,7 @@ def _launch(a: HeadArgs, outputs: tuple[Tensor, ...] | None, carry: Tensor, cota
     query = a.query.shape[1]
     groups, steps, classes = a.rates.shape
     dtype = a.weight.dtype
-    plan = launch_of(support, classes, dtype.itemsize)
+    launch = launch_of(support, classes, dtype.itemsize)
     if a.bias is None and groups == 2:
         raise ValueError(f"rates: expected [1, K, C] where there is no bias, got {list(a.rates.shape)}")
     if not tasks:
@@ -107,6 +107,7 @@ def _launch(a: HeadArgs, outputs: tuple[Tensor, ...] | None, carry: Tensor, cota
         unused = products[0]  # stands where there is no tensor: never read
         y, qy, sm, qm = (unused if t is None else t.contiguous() for t in (a.labels, *optional))
         grads = [unused if c is None else c.contiguous() for c in cotangents]
+        grad_loss, grad_logits, grad_losses, grad_coefficients = cotangents
         shift = NONE if a.bias is None else SHARED if groups == 1 else APART
         head_kernel[(tasks,)](
             *products,
@@ -118,7 +119,7 @@ def _launch(a: HeadArgs, outputs: tuple[Tensor, ...] | None, carry: Tensor, cota
             qm,
             *grads,
             *(outputs or (unused,) * 4),
-            a.weight.new_empty((tasks, steps + 1, history) if going_back or not plan.on_chip else 0),
+            a.weight.new_empty((tasks, steps + 1, history) if going_back or not launch.on_chip else 0),
             carry,
             tasks,
             support,
@@ -134,21 +135,21 @@ def _launch(a: HeadArgs, outputs: tuple[Tensor, ...] | None, carry: Tensor, cota
             QUERY_KIND=options.query_loss.encode()[0],
             QUERY_MEAN=options.query_loss.reduction == "mean",
             QUERY_MASKED=a.query_mask is not None,
-            TARGETS=a.query_labels is not None,
+            TARGETS=a.has_loss,
             SHIFT=shift,
             DECAYS=options.decay != 0,
             OUTPUTS=outputs is not None,
             CARRY=going_back,
             OWN_LOSS=all(c is None for c in cotangents),
-            HAS_GRAD_LOSS=cotangents[0] is not None and a.query_labels is not None,  # else the loss is [0]
-            HAS_GRAD_LOGITS=cotangents[1] is not None,
-            HAS_GRAD_LOSSES=cotangents[2] is not None,
-            HAS_GRAD_COEFFICIENTS=cotangents[3] is not None,
-            ON_CHIP=plan.on_chip,
-            SP=plan.support,
-            CP=plan.classes,
-            BLOCK=plan.block,
-            num_warps=plan.warps,
+            HAS_GRAD_LOSS=grad_loss is not None and a.has_loss,  # else the loss is [0]
+            HAS_GRAD_LOGITS=grad_logits is not None,
+            HAS_GRAD_LOSSES=grad_losses is not None,
+            HAS_GRAD_COEFFICIENTS=grad_coefficients is not None,
+            ON_CHIP=launch.on_chip,
+            SP=launch.support,
+            CP=launch.classes,
+            BLOCK=launch.block,
+            num_warps=launch.warps,
             num_stages=1,
             enable_fp_fusion=False,
         )
@@ -194,7 +195,7 @@ def _chain(a: HeadArgs, carry: Tensor, scale: Tensor | None) -> list[Tensor | No
             lambda: dbias.sum(0),
             lambda: drates.sum(0).view(a.rates.shape),
         )
-        return [make() if a.needs >> i & 1 else None for i, make in enumerate(gradients)]
+        return [make() if asked else None for make, asked in zip(gradients, a.asks(), strict=True)]
 
 
 def _over_tasks(left: Tensor, features: Tensor) -> Tensor:

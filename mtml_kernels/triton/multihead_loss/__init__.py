@@ -21,7 +21,7 @@ from torch import Tensor
 from mtml_kernels.losses.heads import HeadLoss
 from mtml_kernels.triton.device import on
 from mtml_kernels.triton.multihead_loss.kernels import finish_kernel, loss_kernel, norm_kernel, scale_kernel
-from mtml_kernels.triton.multihead_loss.launches import Group, HeadShape, plan
+from mtml_kernels.triton.multihead_loss.launches import Group, HeadShape, launches
 from mtml_kernels.triton.multihead_loss.table import (
     FIELDS,
     FINISH_BLOCK,
@@ -104,7 +104,7 @@ class Head(NamedTuple):
 
     def addresses(self) -> list[int]:
         """Of `ADDRESSES`, 0 where there is none."""
-        return [0 if t is None else t.data_ptr() for t in self[1:]]
+        return [0 if t is None else t.data_ptr() for t in (getattr(self, name) for name in ADDRESSES)]
 
     def shape(self) -> HeadShape:
         """What decides its launch."""
@@ -149,7 +149,7 @@ def _run(heads: Sequence[Head], device: torch.device, want_grad: bool, check_lab
     """Losses [heads]; gradients go where the heads say."""
     losses = torch.empty(len(heads), dtype=torch.float32, device=device)
     with on(device):
-        for group in plan(tuple(head.shape() for head in heads)):
+        for group in launches(tuple(head.shape() for head in heads)):
             members = [heads[slot] for slot in group.members]
             table = _launch(group, members, losses, want_grad)
             if check_labels:

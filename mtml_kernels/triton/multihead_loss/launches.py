@@ -12,7 +12,7 @@ import torch
 from mtml_kernels.losses.heads import CLASS_KINDS, KINDS, HeadLoss
 from mtml_kernels.triton.multihead_loss.table import FIELDS, LARGEST, NORM_BLOCK, TILES, VOCABULARY, tile_of
 
-__all__ = ["Group", "HeadShape", "plan"]
+__all__ = ["Group", "HeadShape", "launches"]
 
 
 class HeadShape(NamedTuple):
@@ -85,7 +85,7 @@ class Group(NamedTuple):
 
 
 @functools.lru_cache(256)
-def plan(heads: tuple[HeadShape, ...]) -> list[Group]:
+def launches(heads: tuple[HeadShape, ...]) -> list[Group]:
     """The launches of these heads. A head's launch is decided by the head itself, so that its bits depend on no other.
 
     Cached: 64 heads take 1 ms, and 0.1 ms when they are found here.
@@ -93,7 +93,7 @@ def plan(heads: tuple[HeadShape, ...]) -> list[Group]:
     groups: dict[Any, list[int]] = {}
     for slot, head in enumerate(heads):
         groups.setdefault((head.dtype, TILES[head.tile].warps, head.wide_loads), []).append(slot)
-    return [_group(heads, members, key[1], key[2]) for key, members in groups.items()]
+    return [_group(heads, members, warps, wide) for (_, warps, wide), members in groups.items()]
 
 
 def _group(heads: tuple[HeadShape, ...], members: list[int], warps: int, wide_loads: bool) -> Group:

@@ -11,16 +11,17 @@ from torch import Tensor
 
 from mtml.inner_lr import InnerLR
 from mtml.params import by_first_name
-from mtml_kernels import native
 from mtml_kernels.checks import Sizes, check_class_ids, check_finite, widened
 from mtml_kernels.general import GeneralPlan, general_inner_loop
 from mtml_kernels.general.task import TaskRule
 from mtml_kernels.losses import IGNORED
+from mtml_kernels.native.inner_loop import low_rank_weights
 from mtml_kernels.neutral import hooked
-from mtml_kernels.ops.inner_loop import InnerLoopSpec, inner_loop_call
+from mtml_kernels.ops.inner_loop import inner_loop_call
 from mtml_kernels.ops.inner_loop_backends import FORMS
 from mtml_kernels.program import Program
 from mtml_kernels.rates import op_rates
+from mtml_kernels.schema.inner_loop import KEEP_STEPS, InnerLoopSpec
 
 __all__ = ["Fused", "General", "Outcome", "Rates", "in_our_words"]
 
@@ -126,8 +127,8 @@ class Fused:
         """How many weights are held as the shared ones plus a low-rank correction for each task, in training."""
         if self.backend not in FORMS:
             return 0
-        sizes_and_form = (sizes.support, sizes.query, FORMS[self.backend])
-        return native.low_rank_weights(self.params, self.rates(), self.spec.values, *sizes_and_form)
+        form = FORMS[self.backend]
+        return low_rank_weights(self.params, self.rates(), self.spec, sizes.support, sizes.query, form)
 
     def inputs(self, x: Any, names: Sequence[Any] | None) -> list[Tensor]:
         return [x] if names is None else [x[name] for name in names]
@@ -156,7 +157,7 @@ class Fused:
 
     def _named(self, adapted: Sequence[Tensor], support_losses: Tensor) -> dict[str, Tensor]:
         tasks = support_losses.shape[1]
-        lead = (self.spec.steps + 1, tasks) if self.spec.keep == 2 else (tasks,)
+        lead = (self.spec.steps + 1, tasks) if self.spec.keep == KEEP_STEPS else (tasks,)
         found = dict(zip(self.adapted, adapted, strict=True))
         found |= {name: t.expand(*lead, *t.shape).clone() for name, t in self.idle.items()}
         return {name: found[name] for name in self.order}

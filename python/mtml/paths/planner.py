@@ -25,11 +25,12 @@ from mtml_kernels.general.unused import refuse_unused
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
 from mtml_kernels.losses.task import TaskLoss
 from mtml_kernels.neutral import exclusive, uncompiled, unhooked
-from mtml_kernels.ops.inner_loop import BACKENDS, InnerLoopSpec
+from mtml_kernels.ops.inner_loop import BACKENDS
 from mtml_kernels.program import InputInfo, Norm, Op, Program, Unfusable, trace
 from mtml_kernels.program.guards import SIDE_EFFECTS
 from mtml_kernels.program.split import once_is_dearer, split_head
 from mtml_kernels.registry import VARIANT
+from mtml_kernels.schema.inner_loop import InnerLoopSpec
 from mtml_kernels.transforms import is_forward_mode
 
 __all__ = ["Batch", "Options", "Path", "Planner"]
@@ -270,18 +271,8 @@ class Planner:
     ) -> Fused:
         """One call of the engine for every step of this program."""
         adapted = [p.name in self.names for p in program.params]
-        codes = [loss.encode() for loss in self.losses if isinstance(loss, LossSpec)]
-        spec = InnerLoopSpec(
-            adapted=adapted,
-            program=list(program.ints),
-            consts=list(program.consts),
-            steps=options.steps,
-            support_loss=list(codes[0][:2]),
-            query_loss=list(codes[1][:2]),
-            loss_args=[codes[0][2], codes[1][2]],
-            first_order=options.first_order,
-            keep=options.keep,
-        )
+        losses = [loss for loss in self.losses if isinstance(loss, LossSpec)]
+        spec = InnerLoopSpec.of(program, adapted, losses, **options._asdict())
         moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
         rates = self._rates(moving, options, self.tensors[program.params[0].name])
         narrow = any(isinstance(y, Tensor) and y.dtype in NARROW for y in (batch.sy, batch.qy))

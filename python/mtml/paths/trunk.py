@@ -10,8 +10,10 @@ from torch import Tensor
 
 from mtml.paths.fused import Fused, Outcome
 from mtml_kernels.checks import Sizes
-from mtml_kernels.ops.inner_loop import InnerLoopSpec, inner_loop_call
+from mtml_kernels.losses import LossSpec
+from mtml_kernels.ops.inner_loop import inner_loop_call
 from mtml_kernels.program.split import Parts
+from mtml_kernels.schema.inner_loop import InnerLoopSpec
 
 __all__ = ["TrunkOnce"]
 
@@ -33,17 +35,8 @@ class TrunkOnce:
         self.head, self.order, self.spec, self.backend = head, head.order, head.spec, head.backend
         self.how = f", on the features of a trunk that runs once{head.how}"
         self.params = [tensors[p.name] for p in trunk.params]
-        self.pass_spec = InnerLoopSpec(
-            adapted=[False] * len(self.params),
-            program=list(trunk.ints),
-            consts=list(trunk.consts),
-            steps=0,
-            support_loss=[0, 0],
-            query_loss=[0, 0],
-            loss_args=[0.0, 0.0],
-            first_order=False,
-            keep=0,
-        )
+        losses = (LossSpec("mse"), LossSpec("mse"))  # of no samples and no targets
+        self.pass_spec = InnerLoopSpec.of(trunk, [False] * len(self.params), losses, steps=0)
         self.support_names, self.query_names = names
 
     def __call__(self, sx: Any, sy: Any, qx: Any, qy: Any, sm: Any, qm: Any, sw: Any) -> Outcome:

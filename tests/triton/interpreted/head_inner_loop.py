@@ -190,10 +190,10 @@ def test_bits_do_not_depend_on_the_tasks_beside(monkeypatch: pytest.MonkeyPatch)
     case = single(make_head_case(tasks=3, **EVERYTHING))
     a = case.args._replace(needs=31)
     products = kernel._products(a)
-    together = kernel.forward(*a)
+    together = kernel.forward(a)
     monkeypatch.setattr(kernel, "_products", lambda _: tuple(p[1:2] for p in products))
     per_task = ("support", "query", "labels", "query_labels", "support_mask", "query_mask")
-    alone = kernel.forward(*a._replace(**{name: getattr(a, name)[1:2] for name in per_task}))
+    alone = kernel.forward(a._replace(**{name: getattr(a, name)[1:2] for name in per_task}))
     for i, (both, one) in enumerate(zip(together, alone, strict=True)):
         assert torch.equal(both[:, 1:2] if i == 2 else both[1:2], one)
 
@@ -236,7 +236,7 @@ def test_no_weight_of_a_task_is_formed() -> None:
     tasks, classes, features = 3, 5, 64
     a = make_head_case(tasks=tasks, features=features, classes=classes, steps=1).args._replace(needs=31)
     with Sizes() as seen:
-        *outputs, carry = kernel.forward(*a)
+        *outputs, carry = kernel.forward(a)
         kernel.backward((torch.ones_like(outputs[0]), None, None, None), a, carry)
     assert (tasks, 4, features) in seen.shapes and (classes, features) in seen.shapes
     assert seen.shapes.isdisjoint({(tasks, classes, features), (tasks, features, classes), (tasks * classes, features)})
@@ -247,9 +247,9 @@ def test_shapes_beyond_the_registers_are_refused_before_a_launch() -> None:
     with pytest.raises(BackendUnavailable, match=r"expected S x C of at most 2048.*got S = 129, C = 17: 256 x 32"):
         case.call("triton")
     with pytest.raises(ValueError, match="Way out: backend='reference'"):
-        kernel.forward(*case.args)
+        kernel.forward(case.args)
     with pytest.raises(ValueError, match=r"rates: expected \[1, K, C\] where there is no bias"):
-        kernel.forward(*make_head_case(groups=2).args._replace(bias=None))
+        kernel.forward(make_head_case(groups=2).args._replace(bias=None))
 
 
 @pytest.mark.parametrize("losses", [("cross_entropy", "cross_entropy"), ("bce_with_logits", "mse")])

@@ -27,7 +27,7 @@ from mtml_kernels.triton.multihead_loss import (
     forward,
     forward_in_place,
 )
-from mtml_kernels.triton.multihead_loss.launches import HeadShape, plan
+from mtml_kernels.triton.multihead_loss.launches import HeadShape, launches
 from mtml_kernels.triton.multihead_loss.table import ELEMENTS, NARROW, PIXELS, TINY, VOCABULARY, WIDE, tile_of
 
 sys.path.append(str(Path(__file__).resolve().parents[3]))  # bench/ is not installed
@@ -442,4 +442,4 @@ def test_the_benchmark_of_linear_heads(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_heads_whose_offsets_do_not_fit_are_refused() -> None:
     huge = HeadShape(HeadLoss(), (1, 21, 2**26), torch.float32, True, -1, True)
     with pytest.raises(ValueError, match=r"head 1 .*needs offsets above 2\^31"):
-        plan((huge._replace(shape=(1, 21, 2**20)), huge))
+        launches((huge._replace(shape=(1, 21, 2**20)), huge))

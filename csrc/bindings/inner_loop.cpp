@@ -1,0 +1,169 @@
+// `mtml::inner_loop`: an engine's plan, made once for sizes and options, and its runs.
+#include <memory>
+#include <utility>
+
+#include "bindings/inner_loop_inputs.h"
+
+namespace mtmlk {
+namespace {
+
+// What is worked out when a plan is made.
+struct PlanInfo {
+  int64_t carry_cols;
+  bool carry_per_task;
+  int64_t low_rank;  // weights in low-rank form
+  py::tuple ids;     // the inputs that are ids
+};
+
+class Plan {
+ public:
+  Plan(int dtype, const std::vector<int64_t>& program, const std::vector<double>& consts,
+       const std::vector<bool>& adapted, int64_t support, int64_t query, int64_t steps,
+       const std::vector<int>& support_loss, const std::vector<int>& query_loss, const std::vector<double>& loss_args,
+       bool first_order, int needs, int keep, const std::vector<int64_t>& lr_steps,
+       const std::vector<bool>& lr_elements, int form) {
+    const std::vector<uint8_t> adapted_bytes(adapted.begin(), adapted.end()),
+        elements(lr_elements.begin(), lr_elements.end());
+    MtmlkPlanSpec spec = {};
+    spec.dtype = dtype;
+    spec.program = program.data(), spec.n_program = int64_t(program.size());
+    spec.consts = consts.data(), spec.n_consts = int64_t(consts.size());
+    spec.adapted = adapted_bytes.data(), spec.n_adapted = int64_t(adapted_bytes.size());
+    spec.support = support, spec.query = query, spec.steps = steps;
+    spec.support_loss = {support_loss.at(0), support_loss.at(1), loss_args.at(0)};
+    spec.query_loss = {query_loss.at(0), query_loss.at(1), loss_args.at(1)};
+    spec.first_order = first_order, spec.needs = needs, spec.keep = keep;
+    spec.lr_steps = lr_steps.data(), spec.lr_elements = elements.data(), spec.n_lr = int64_t(lr_steps.size());
+    spec.form = form;
+    MtmlkPlan* plan = nullptr;
+    MtmlkReason reason = {};
+    const int status = mtmlk_plan_create(&spec, &plan, &reason);
+    if (status == MTMLK_BAD_PROGRAM) throw Malformed(std::string("program: ") + reason.text);
+    finish(status, MtmlkError{});
+    plan_.reset(plan);
+    mtmlk_plan_info(plan, &info_);
+  }
+
+  PlanInfo info() const {
+    py::list ids;
+    for (int64_t i = 0; i < info_.n_inputs; ++i)
+      if (mtmlk_reads_ids(plan_.get(), i)) ids.append(i);
+    return {info_.carry_cols, info_.carry_per_task != 0, info_.low_rank, py::tuple(ids)};
+  }
+
+  // Writes the outputs and, where `differentiate`, the meta-gradient of every task's loss. 0: nowhere.
+  void forward(int64_t tasks, int threads, const InnerLoopInputs& inputs, Address loss, Address output,
+               Address support_losses, const Addresses& adapted, bool differentiate, Address carry,
+               Address grad_support_x, Address grad_query_x) const {
+    MtmlkCall call = called(tasks, threads, inputs);
+    expect_or_none("adapted", adapted, info_.n_adapted);
+    call.loss = as<void>(loss), call.output = as<void>(output), call.support_losses = as<void>(support_losses);
+    call.adapted = list_out(adapted);
+    call.differentiate = differentiate;
+    run(call, carry, grad_support_x, grad_query_x);
+  }
+
+  // Writes the meta-gradients of sum <cotangent, output>. 0: no cotangent, nowhere.
+  void backward(int64_t tasks, int threads, const InnerLoopInputs& inputs, Address grad_loss, Address grad_output,
+                Address grad_support_losses, const Addresses& grad_adapted, Address carry, Address grad_support_x,
+                Address grad_query_x) const {
+    MtmlkCall call = called(tasks, threads, inputs);
+    expect_or_none("grad_adapted", grad_adapted, info_.n_adapted);
+    call.differentiate = true;
+    call.grad_loss = as<void>(grad_loss), call.grad_output = as<void>(grad_output);
+    call.grad_support_losses = as<void>(grad_support_losses), call.grad_adapted = list_in(grad_adapted);
+    run(call, carry, grad_support_x, grad_query_x);
+  }
+
+  bool carry_to_grads(Address carry, int64_t tasks, Address scale, int64_t stride, const Addresses& grads,
+                      const Addresses& lr_grads, int threads) const {
+    const Timed timed;
+    expect("params", grads, info_.n_params), expect("lr", lr_grads, info_.n_rates);
+    int status;
+    {
+      const py::gil_scoped_release release;
+      status = mtmlk_carry_to_grads(plan_.get(), as<void>(carry), tasks, as<void>(scale), stride, list_out(grads),
+                                    list_out(lr_grads), threads);
+    }
+    if (status == MTMLK_OUT_OF_MEMORY || status == MTMLK_STOPPED) finish(status, MtmlkError{});
+    return status == MTMLK_OK;
+  }
+
+ private:
+  struct Destroy {
+    void operator()(MtmlkPlan* plan) const { mtmlk_plan_destroy(plan); }
+  };
+
+  static void expect(const char* name, const Addresses& list, int64_t count) {
+    if (int64_t(list.size()) != count)
+      throw Malformed(std::string(name) + ": expected " + std::to_string(count) + " tensors, got " +
+                      std::to_string(list.size()));
+  }
+
+  static void expect_or_none(const char* name, const Addresses& list, int64_t count) {
+    if (!list.empty()) expect(name, list, count);
+  }
+
+  MtmlkCall called(int64_t tasks, int threads, const InnerLoopInputs& in) const {
+    expect("params", in.params, info_.n_params), expect("lr", in.lr, info_.n_rates);
+    expect_or_none("support_x", in.support_x, info_.n_inputs);
+    expect_or_none("query_x", in.query_x, info_.n_inputs);
+    MtmlkCall call = {};
+    call.tasks = tasks, call.threads = threads;
+    call.params = list_in(in.params), call.lr = list_in(in.lr);
+    call.support_x = list_in(in.support_x), call.query_x = list_in(in.query_x);
+    call.support_y = as<void>(in.support_y), call.query_y = as<void>(in.query_y);
+    call.support_mask = as<void>(in.support_mask), call.query_mask = as<void>(in.query_mask);
+    call.step_weights = as<void>(in.step_weights);
+    return call;
+  }
+
+  void run(MtmlkCall& call, Address carry, Address grad_support_x, Address grad_query_x) const {
+    const Timed timed;
+    call.carry = as<void>(carry);
+    call.grad_support_x = as<void>(grad_support_x), call.grad_query_x = as<void>(grad_query_x);
+    MtmlkError error = {};
+    int status;
+    {
+      const py::gil_scoped_release release;
+      status = mtmlk_inner_loop(plan_.get(), &call, &error);
+    }
+    finish(status, error);
+  }
+
+  std::unique_ptr<MtmlkPlan, Destroy> plan_;
+  MtmlkPlanInfo info_;
+};
+
+InnerLoopInputs inputs_of(Addresses params, Addresses support_x, Address support_y, Addresses query_x, Address query_y,
+                          Address support_mask, Address query_mask, Addresses lr, Address step_weights) {
+  return {std::move(params), std::move(support_x), std::move(query_x), std::move(lr), support_y,
+          query_y,           support_mask,         query_mask,         step_weights};
+}
+
+}  // namespace
+
+void bind_inner_loop(py::module_& m) {
+  using py::arg;
+  py::class_<InnerLoopInputs>(m, "InnerLoopInputs")
+      .def(py::init(&inputs_of), py::kw_only(), arg("params"), arg("support_x"), arg("support_y"), arg("query_x"),
+           arg("query_y"), arg("support_mask"), arg("query_mask"), arg("lr"), arg("step_weights"));
+  py::class_<PlanInfo>(m, "PlanInfo")
+      .def_readonly("carry_cols", &PlanInfo::carry_cols)
+      .def_readonly("carry_per_task", &PlanInfo::carry_per_task)
+      .def_readonly("low_rank", &PlanInfo::low_rank)
+      .def_readonly("ids", &PlanInfo::ids);
+  py::class_<Plan>(m, "Plan")
+      .def(py::init<int, const std::vector<int64_t>&, const std::vector<double>&, const std::vector<bool>&, int64_t,
+                    int64_t, int64_t, const std::vector<int>&, const std::vector<int>&, const std::vector<double>&,
+                    bool, int, int, const std::vector<int64_t>&, const std::vector<bool>&, int>(),
+           py::kw_only(), arg("dtype"), arg("program"), arg("consts"), arg("adapted"), arg("support"), arg("query"),
+           arg("steps"), arg("support_loss"), arg("query_loss"), arg("loss_args"), arg("first_order"), arg("needs"),
+           arg("keep"), arg("lr_steps"), arg("lr_elements"), arg("form"))
+      .def("info", &Plan::info)
+      .def("forward", &Plan::forward)
+      .def("backward", &Plan::backward)
+      .def("carry_to_grads", &Plan::carry_to_grads);
+}
+
+}  // namespace mtmlk

@@ -1,0 +1,404 @@
+"""The compiled engine's `inner_loop`: plans made once, then addresses in and tensors out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtml_kernels.checks import id_message
+from mtml_kernels.native import engine
+from mtml_kernels.native.tensors import (
+    address_of,
+    addresses_of,
+    checked,
+    checked_inputs,
+    checked_one,
+    cotangent_address,
+    plain_tensors,
+)
+from mtml_kernels.schema.dtypes import DTYPES
+from mtml_kernels.schema.inner_loop import (
+    CLASS_IDS,
+    KEEP_LAST,
+    KEEP_NONE,
+    NEED_LR,
+    NEED_PARAMS,
+    NEED_QUERY_X,
+    NEED_SUPPORT_X,
+    Grads,
+    InnerLoopArgs,
+    InnerLoopSpec,
+    Outputs,
+)
+from mtml_kernels.schema.program import output_size
+
+__all__ = [
+    "AUTO",
+    "LOW_RANK",
+    "WEIGHTS",
+    "inner_loop_backward",
+    "inner_loop_carry_shapes",
+    "inner_loop_forward",
+    "label_error",
+    "low_rank_weights",
+]
+
+# How adapted weights of linear layers are held (csrc/cpu/inner_loop/low_rank.h): chosen by the plan's cost model, each
+# task's own, or in low-rank form. The op's backends "cpu", "cpu:weights" and "cpu:low_rank".
+AUTO, WEIGHTS, LOW_RANK = 0, 1, 2
+NO_LOW_RANK = (
+    'backend: expected a call that low-rank form can run, got "cpu:low_rank" where {}. Use backend="cpu", which takes '
+    "each task's own weights there"
+)
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+class Plan:
+    """A plan of the engine, and all that it settles of a call before there are tensors."""
+
+    __slots__ = (
+        "bits",
+        "carry_cols",
+        "carry_per_task",
+        "dtype",
+        "engine_plan",
+        "ids",
+        "low_rank",
+        "output_size",
+        "query_ids",
+        "spec",
+        "support_ids",
+    )
+
+    def __init__(self, engine_plan: Any, spec: InnerLoopSpec, dtype: torch.dtype) -> None:
+        info = engine_plan.info()
+        self.engine_plan, self.spec, self.dtype, self.bits = engine_plan, spec, dtype, dtype.itemsize * 8
+        self.carry_cols: int = info.carry_cols
+        self.carry_per_task: bool = info.carry_per_task
+        self.low_rank: int = info.low_rank
+        self.ids: tuple[int, ...] = info.ids
+        self.support_ids, self.query_ids = (loss[0] == CLASS_IDS for loss in (spec.support_loss, spec.query_loss))
+        self.output_size = output_size(spec.program)
+
+    def carry_shape(self, tasks: int) -> tuple[int, int]:
+        return tasks if self.carry_per_task else 1, self.carry_cols
+
+
+_plans: dict[Any, Plan] = {}  # by the identity of the spec, which each of them keeps alive
+_engine_plans: dict[Any, Any] = {}  # by its contents
+_MAX_PLANS = 512
+
+
+def _plan(a: InnerLoopArgs, support: int, query: int, form: int) -> Plan:
+    """The plan for these arguments, S and Q samples a task."""
+    rates = tuple([(int(t.shape[0]), t.dim()) for t in a.lr])  # int(): a traced size is symbolic
+    if form != WEIGHTS and a.step_weights is not None:  # query losses between the steps need each step's weights
+        if form == LOW_RANK:
+            raise ValueError(NO_LOW_RANK.format("step_weights were given"))
+        form = WEIGHTS
+    dtype = a.params[0].dtype
+    options = (support, query, dtype, rates, a.needs, form)
+    key = (id(a.spec), options)
+    found = _plans.get(key)
+    if found is None:
+        if len(_plans) >= _MAX_PLANS:
+            _plans.clear()
+        found = _plans[key] = Plan(_engine_plan(a, options), a.spec, dtype)
+    return found
+
+
+def _engine_plan(a: InnerLoopArgs, options: tuple[Any, ...]) -> Any:
+    """The engine's own plan, found by what the spec says."""
+    key = (tuple([tuple(v) if isinstance(v, list) else v for v in a.spec.values]), options)
+    plan = _engine_plans.get(key)
+    if plan is None:
+        if len(_engine_plans) >= _MAX_PLANS:
+            _engine_plans.clear()
+        plan = _engine_plans[key] = _make_plan(a, *options)
+    return plan
+
+
+def _make_plan(
+    a: InnerLoopArgs, support: int, query: int, dtype: torch.dtype, rates: Any, needs: int, form: int
+) -> Any:
+    spec, count = a.spec, sum(a.spec.adapted)
+    rate_steps = [steps for steps, _ in rates]
+    if any(n not in (1, spec.steps) for n in rate_steps):
+        raise ValueError(f"lr: expected rates for 1 or {spec.steps} steps, got leading sizes {rate_steps}")
+    if len(rates) not in (1, count):
+        raise ValueError(f"lr: expected 1 tensor or one per adapted parameter ({count}), got {len(rates)}")
+    module = engine()
+    try:
+        return module.Plan(
+            dtype=DTYPES[dtype],
+            program=spec.program,
+            consts=spec.consts,
+            adapted=spec.adapted,
+            support=support,
+            query=query,
+            steps=spec.steps,
+            support_loss=spec.support_loss,
+            query_loss=spec.query_loss,
+            loss_args=spec.loss_args,
+            first_order=bool(spec.first_order),
+            needs=needs,
+            keep=spec.keep,
+            lr_steps=rate_steps,
+            lr_elements=[dims > 1 for _, dims in rates],
+            form=form,
+        )
+    except module.NoLowRank:
+        why = "adapted parameters were asked for" if spec.keep else "no linear layer of this model admits it"
+        raise ValueError(NO_LOW_RANK.format(why)) from None
+
+
+def low_rank_weights(
+    params: list[Tensor], lr: list[Tensor], spec: InnerLoopSpec, support: int, query: int, form: int = AUTO
+) -> int:
+    """How many weights training calls of these sizes hold in low-rank form."""
+    a = InnerLoopArgs(params, lr, [], [], params[0], None, None, None, None, spec, NEED_PARAMS)
+    return _plan(a, support, query, form).low_rank
+
+
+# --- what goes in -----------------------------------------------------------------------------------------------------
+
+
+def _inputs(a: InnerLoopArgs, plan: Plan) -> tuple[Any, Any]:
+    """Where all tensors of a call lie, and what must outlive it."""
+    reader = plain_tensors()
+    if reader is not None:
+        found = reader.inner_loop(
+            a.params,
+            a.support_x,
+            a.support_y,
+            a.query_x,
+            a.query_y,
+            a.support_mask,
+            a.query_mask,
+            a.lr,
+            a.step_weights,
+            plan.bits,
+            plan.support_ids,
+            plan.query_ids,
+            plan.ids,
+        )
+        if found is not None:
+            return found, a
+    return _inputs_closely(a, plan)
+
+
+def _inputs_closely(a: InnerLoopArgs, plan: Plan) -> tuple[Any, Any]:
+    """The same where some tensor needs a contiguous copy first, or has no memory."""
+    dtype = plan.dtype
+    found: dict[str, tuple[Any, Any]] = {
+        "params": checked("params", a.params, dtype),
+        "lr": checked("lr", a.lr, dtype),
+        "support_x": checked_inputs("support_x", a.support_x, dtype, plan.ids),
+        "query_x": checked_inputs("query_x", a.query_x, dtype, plan.ids),
+        "support_y": checked_one("support_y", a.support_y, torch.int64 if plan.support_ids else dtype),
+        "query_y": checked_one("query_y", a.query_y, torch.int64 if plan.query_ids else dtype),
+        "support_mask": checked_one("support_mask", a.support_mask, dtype),
+        "query_mask": checked_one("query_mask", a.query_mask, dtype),
+        "step_weights": checked_one("step_weights", a.step_weights, dtype),
+    }
+    return engine().InnerLoopInputs(**{name: at for name, (_, at) in found.items()}), found
+
+
+def _in_words(error: ValueError) -> ValueError:
+    """An error of the engine, of which a bad label or id comes as numbers."""
+    module = engine()
+    if isinstance(error, module.BadLabel):
+        return label_error(str(error), "support_y", "query_y")
+    if isinstance(error, module.BadId):
+        is_query, _, task, sample, found, rows = map(int, str(error).split())
+        name = "query_x (qx)" if is_query else "support_x (sx)"
+        return ValueError(id_message(name, found, rows, f" at task {task}, sample {sample}"))
+    return error
+
+
+def label_error(text: str, support: str, query: str) -> ValueError:
+    """The error for "is_query task sample label", as the engine says it, of labels that are called by these names."""
+    is_query, task, sample, label = text.split()
+    name = query if int(is_query) else support
+    return ValueError(
+        f"{name}: expected class ids from 0 to the number of outputs less one (or -100, ignored), got {label} at task "
+        f"{task}, sample {sample}. Relabel each task's classes as 0..ways-1, or widen the model's last layer"
+    )
+
+
+# --- forward ----------------------------------------------------------------------------------------------------------
+
+
+def inner_loop_forward(a: InnerLoopArgs, form: int = AUTO) -> Outputs:
+    """The op's forward, which goes on to the meta-gradient of each task's loss where `needs` asks for gradients."""
+    spec, shape, has_loss = a.spec, a.support_y.shape, a.query_y is not None and bool(a.query_x)
+    tasks, query = shape[0], a.query_x[0].shape[1] if a.query_x else 0
+    plan = _plan(a, shape[1], query, form)
+    dtype = plan.dtype
+    inputs, held = _inputs(a, plan)
+    loss = torch.empty(tasks if has_loss else 0, dtype=dtype, device="cpu")
+    output = torch.empty((tasks, query, plan.output_size), dtype=dtype, device="cpu")
+    support_losses = torch.empty((spec.steps, tasks), dtype=dtype, device="cpu")
+    kept = _kept(a, tasks) if spec.keep != KEEP_NONE else []
+    at_kept = addresses_of(kept) if kept else kept
+    carry: list[Tensor] = []
+    at_carry = at_support = at_query = 0
+    differentiate = bool(a.needs) and has_loss
+    if differentiate:
+        carry = [(torch.empty if tasks else torch.zeros)(plan.carry_shape(tasks), dtype=dtype, device="cpu")]
+        at_carry = carry[0].data_ptr()
+        if a.needs & (NEED_SUPPORT_X | NEED_QUERY_X):
+            to_support, to_query = _input_gradients(a, dtype)
+            carry += [t for t in (to_support, to_query) if t is not None]
+            at_support, at_query = address_of(to_support), address_of(to_query)
+    at_loss = loss.data_ptr() if has_loss else 0
+    at_outputs = (at_loss, output.data_ptr(), support_losses.data_ptr(), at_kept)
+    at_gradients = (at_carry, at_support, at_query)
+    try:
+        plan.engine_plan.forward(tasks, torch.get_num_threads(), inputs, *at_outputs, differentiate, *at_gradients)
+    except ValueError as error:
+        raise _in_words(error) from None
+    del held
+    return loss, output, support_losses, kept, carry
+
+
+def _kept(a: InnerLoopArgs, tasks: int) -> list[Tensor]:
+    """Room for the adapted parameters."""
+    spec = a.spec
+    lead = (tasks,) if spec.keep == KEEP_LAST else (spec.steps + 1, tasks)
+    shapes = [(*lead, *p.shape) for p, own in zip(a.params, spec.adapted, strict=True) if own]
+    return [torch.empty(shape, dtype=a.params[0].dtype, device="cpu") for shape in shapes]
+
+
+def _differentiable(inputs: Sequence[Tensor]) -> int:
+    """Elements of the inputs that have a gradient: ids have none."""
+    return sum(x.numel() for x in inputs if x.is_floating_point())
+
+
+def _input_gradients(a: InnerLoopArgs, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Room for the gradients of the inputs, all inputs of a set but ids in one flat tensor."""
+    found = [
+        torch.empty(_differentiable(inputs), dtype=dtype, device="cpu") if a.needs & bit else None
+        for bit, inputs in ((NEED_SUPPORT_X, a.support_x), (NEED_QUERY_X, a.query_x))
+    ]
+    return found[0], found[1]
+
+
+def inner_loop_carry_shapes(a: InnerLoopArgs, form: int = AUTO) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of what `inner_loop_forward` leaves for `inner_loop_backward`; arithmetic on sizes only."""
+    if not (a.needs and a.has_loss):
+        return []
+    dtype = a.params[0].dtype
+    shapes: list[tuple[tuple[int, ...], torch.dtype]]
+    shapes = [(_plan(a, 1, 1, form).carry_shape(a.support_x[0].shape[0]), dtype)]
+    for bit, inputs in ((NEED_SUPPORT_X, a.support_x), (NEED_QUERY_X, a.query_x)):
+        if a.needs & bit:
+            shapes.append(((_differentiable(inputs),), dtype))
+    return shapes
+
+
+# --- backward ---------------------------------------------------------------------------------------------------------
+
+
+def inner_loop_backward(
+    grad_loss: Tensor | None,
+    grad_output: Tensor | None,
+    grad_support_losses: Tensor | None,
+    grad_adapted: Sequence[Tensor | None],
+    a: InnerLoopArgs,
+    carry: Sequence[Tensor],
+    form: int = AUTO,
+) -> tuple[Grads, Grads, Grads, Grads]:
+    """The op's backward: scales what the forward carried, or runs again where other cotangents came in."""
+    needs = a.needs
+    if not needs:
+        return [None] * len(a.params), [None] * len(a.lr), [None] * len(a.support_x), [None] * len(a.query_x)
+    params: Grads = [_room(p) for p in a.params] if needs & NEED_PARAMS else [None] * len(a.params)
+    lr: Grads = [_room(t) for t in a.lr] if needs & NEED_LR else [None] * len(a.lr)
+    plan = _plan(a, a.support_y.shape[1], a.query_x[0].shape[1] if a.query_x else 0, form)
+    others = [g for g in (grad_output, grad_support_losses, *grad_adapted) if g is not None]
+    to_support = to_query = None
+    if carry and grad_loss is not None and not others and _spread(plan, carry[0], grad_loss, params, lr):
+        rest = iter(carry[1:])
+        to_support = _scaled(next(rest), a.support_x, grad_loss) if needs & NEED_SUPPORT_X else None
+        to_query = _scaled(next(rest), a.query_x, grad_loss) if needs & NEED_QUERY_X else None
+    else:
+        again, to_support, to_query = _run_again(plan, a, grad_loss, grad_output, grad_support_losses, grad_adapted)
+        _spread(plan, again, torch.ones(a.support_y.shape[0], dtype=plan.dtype, device="cpu"), params, lr)
+    return params, lr, _split(to_support, a.support_x), _split(to_query, a.query_x)
+
+
+def _room(t: Tensor) -> Tensor:
+    return torch.empty_like(t) if t.is_contiguous() else torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
+def _spread(plan: Plan, carry: Tensor, scale: Tensor, params: Grads, lr: Grads) -> bool:
+    """Writes sum_t scale_t carry_t; False where only the tasks' sum was carried and the scales differ."""
+    tasks = scale.shape[0]
+    if tasks == 0:
+        for grad in (*params, *lr):
+            if grad is not None:
+                grad.zero_()
+        return True
+    at_carry, at_scale = cotangent_address("carry", carry), cotangent_address("grad_loss", scale)
+    into = (addresses_of(params), addresses_of(lr))
+    done: bool = plan.engine_plan.carry_to_grads(at_carry, tasks, at_scale, 1, *into, torch.get_num_threads())
+    return done
+
+
+def _run_again(
+    plan: Plan,
+    a: InnerLoopArgs,
+    grad_loss: Tensor | None,
+    grad_output: Tensor | None,
+    grad_support_losses: Tensor | None,
+    grad_adapted: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A carry for any cotangents and the gradients of the inputs, from a second run that knows them."""
+    tasks, dtype = a.support_y.shape[0], plan.dtype
+    inputs, held = _inputs(a, plan)
+    carry = torch.empty(plan.carry_shape(tasks), dtype=dtype, device="cpu")
+    scale = torch.zeros(tasks, dtype=dtype, device="cpu") if grad_loss is None else grad_loss
+    to_support, to_query = _input_gradients(a, dtype)
+    at_cotangents = (
+        cotangent_address("grad_loss", scale),
+        cotangent_address("grad_output", grad_output),
+        cotangent_address("grad_support_losses", grad_support_losses),
+        [cotangent_address("grad_adapted", g) for g in grad_adapted],
+    )
+    at_gradients = (carry.data_ptr(), address_of(to_support), address_of(to_query))
+    try:
+        plan.engine_plan.backward(tasks, torch.get_num_threads(), inputs, *at_cotangents, *at_gradients)
+    except ValueError as error:
+        raise _in_words(error) from None
+    del held
+    return carry, to_support, to_query
+
+
+def _scaled(flat: Tensor, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
+    """Each task's part of the inputs' gradients times its cotangent, in new memory."""
+    out = torch.empty_like(flat)
+    start = 0
+    for x in inputs:
+        if not x.is_floating_point():
+            continue
+        end = start + x.numel()
+        shape = x.shape[0], math.prod(x.shape[1:])  # of no tasks too, where -1 could be anything
+        torch.mul(flat[start:end].view(shape), scale[:, None], out=out[start:end].view(shape))
+        start = end
+    return out
+
+
+def _split(flat: Tensor | None, inputs: Sequence[Tensor]) -> Grads:
+    if flat is None:
+        return [None] * len(inputs)
+    if len(inputs) == 1 and inputs[0].is_floating_point():
+        return [flat.view(inputs[0].shape)]
+    parts = iter(flat.split([x.numel() for x in inputs if x.is_floating_point()]))
+    return [next(parts).clone().view(x.shape) if x.is_floating_point() else None for x in inputs]
