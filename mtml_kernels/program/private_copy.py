@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.data import DataLoader, Dataset
 
-from mtml_kernels.general.modules import relink
+from mtml_kernels.recurrent import relink
 
 __all__ = ["PrivateCopy"]
 
