@@ -16,7 +16,8 @@ from mtml_kernels.general.formulas import formulas
 from mtml_kernels.general.guard import blocked, once_only
 from mtml_kernels.general.modules import fresh_buffers
 from mtml_kernels.general.private import Private
-from mtml_kernels.general.task import KEEP_STEPS, TaskRule, run_task
+from mtml_kernels.general.task import TaskRule, run_task
+from mtml_kernels.schema.inner_loop import KEEP_STEPS
 from mtml_kernels.transforms import is_forward_mode
 
 __all__ = ["GeneralPlan", "GeneralResult", "forward_tasks", "general_inner_loop"]

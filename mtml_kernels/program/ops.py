@@ -61,8 +61,7 @@ class OpInfo(NamedTuple):
     operands: how many of `a` and `b` are values; `a` of an operation that reads an input is none.
     reads_input: `a` is the index of an input of the program.
     constants: how many numbers a node has, where it has any.
-    kinds: the functions that `b` chooses from, in words.
-    mixing: those of them (-1: the operation, where it has none) under which a sample's value depends on the others.
+    mixing: the kinds (-1 where it has none) under which a sample's value depends on the others.
     label: the name of a node in `Program.describe` from its kind and constants; by default `name` alone.
     """
 
@@ -72,7 +71,6 @@ class OpInfo(NamedTuple):
     operands: int = 1
     reads_input: bool = False
     constants: int = 0
-    kinds: type[enum.IntEnum] | None = None
     mixing: frozenset[int] = frozenset()
     label: Callable[[int, Sequence[float]], str] | None = None
 

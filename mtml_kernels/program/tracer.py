@@ -68,18 +68,18 @@ def trace(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], *, ba
         ['input', 'linear', 'tanh', 'linear']
     """
     check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
-
-    def work() -> Program:
-        try:
-            return _checked(model, shapes, batch_norm)
-        except Unfusable:
-            raise
-        except Exception as error:  # exotic modules fail in the strangest places; the general path may still take them
-            raise_if_passing(error)
-            raise Unfusable([f"{type(model).__name__}: it cannot be traced: {in_words(error)}"]) from error
-
     with exclusive():
-        return neutral(work)
+        return neutral(lambda: _attempted(model, shapes, batch_norm))
+
+
+def _attempted(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], batch_norm: str) -> Program:
+    try:
+        return _checked(model, shapes, batch_norm)
+    except Unfusable:
+        raise
+    except Exception as error:  # exotic modules fail in the strangest places; the general path may still take them
+        raise_if_passing(error)
+        raise Unfusable([f"{type(model).__name__}: it cannot be traced: {in_words(error)}"]) from error
 
 
 def _checked(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], batch_norm: str) -> Program:

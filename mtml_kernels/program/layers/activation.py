@@ -25,7 +25,7 @@ def _compute(given: Given) -> Tensor:
     return Act(given.kind).info.formula(given.operands[0], c0, c1)
 
 
-operation(OpInfo(Op.ACT, "act", _compute, constants=2, kinds=Act, label=lambda kind, constants: Act(kind).name.lower()))
+operation(OpInfo(Op.ACT, "act", _compute, constants=2, label=lambda kind, constants: Act(kind).name.lower()))
 
 
 def _handler(kinds: Sequence[Act]) -> Handler:

@@ -61,7 +61,6 @@ operation(
         "norm",
         _compute,
         constants=2,
-        kinds=Norm,
         mixing=frozenset({Norm.BATCH}),
         label=lambda kind, constants: f"{Norm(kind).name.lower()}_norm",
     )

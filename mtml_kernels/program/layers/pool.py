@@ -52,7 +52,6 @@ operation(
         "pool",
         lambda g: pool(g.kind, g.operands[0], g.constants),
         constants=WINDOW_CONSTANTS,
-        kinds=Pool,
         label=lambda kind, constants: f"{Pool(kind).name.lower()}_pool",
     )
 )
