@@ -67,10 +67,12 @@ class ParamInfo:
 
     @property
     def rows(self) -> int:
+        """Rows of its matrix."""
         return self.shape[0] if self.layout == LAYOUT_CONV else math.prod(self.shape[:-1])
 
     @property
     def cols(self) -> int:
+        """Columns of its matrix."""
         if self.layout == LAYOUT_CONV:
             return math.prod(self.shape[1:])
         return self.shape[-1] if self.shape else 1
@@ -86,6 +88,7 @@ class InputInfo:
 
     @property
     def size(self) -> int:
+        """Elements of one sample."""
         return math.prod(self.shape)
 
 
@@ -104,6 +107,7 @@ class Node:
     const: int = -1
 
     def encode(self) -> tuple[int, ...]:
+        """The node's integers."""
         return (
             int(self.op), self.a, int(self.b), self.weight, self.bias,
             self.rows, self.features, self.batched, self.const,
@@ -134,6 +138,7 @@ class Program:
 
     @functools.cached_property
     def ints(self) -> tuple[int, ...]:
+        """The encoding of everything but the constants."""
         head = [VERSION, len(self.inputs), len(self.params), len(self.nodes), self.output]
         head += [info.size for info in self.inputs]
         for param in self.params:

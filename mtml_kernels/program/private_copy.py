@@ -147,6 +147,7 @@ class PrivateCopy:
         return way(self, value)
 
     def many(self, values: Any) -> list[Any]:
+        """The copies of several values."""
         return [value if type(value) in _PLAIN else self.of(value) for value in values]
 
     def deep(self, value: Any) -> Any:

@@ -70,6 +70,7 @@ class Value:
 
     @property
     def batched(self) -> bool:
+        """Whether there is one for each sample."""
         return self.lead > 0
 
     @property
@@ -84,14 +85,17 @@ class Value:
 
     @property
     def rows(self) -> int:
+        """Rows of one sample as a matrix."""
         return math.prod(self.dims[:-1])
 
     @property
     def features(self) -> int:
+        """Columns of one sample as a matrix."""
         return self.dims[-1]
 
     @property
     def elements(self) -> int:
+        """Elements of one sample."""
         return math.prod(self.dims)
 
     @property

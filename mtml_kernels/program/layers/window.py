@@ -70,6 +70,7 @@ class Window(NamedTuple):
 
     @staticmethod
     def of(constants: Sequence[float]) -> Window:
+        """From a node's constants."""
         numbers = [int(c) for c in constants]
         size, out, kernel, stride, pad, dilation = ((numbers[i], numbers[i + 1]) for i in range(0, 12, 2))
         return Window(size, out, kernel, stride, pad, dilation, numbers[12])
