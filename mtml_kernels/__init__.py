@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from mtml_kernels.functional.inner_loop import inner_loop
     from mtml_kernels.functional.linear_multihead_loss import linear_multihead_gram, linear_multihead_loss
     from mtml_kernels.functional.multihead_loss import multihead_loss
-    from mtml_kernels.losses import LossSpec
-    from mtml_kernels.losses.heads import HeadLoss
     from mtml_kernels.program import Program, Unfusable, trace
+    from mtml_kernels.schema.losses import HeadLoss, LossSpec
 
 _HOME = {
     "BackendUnavailable": "errors",
     "FallbackWarning": "errors",
-    "HeadLoss": "losses.heads",
+    "HeadLoss": "losses",
     "LossSpec": "losses",
     "Program": "program",
     "Unfusable": "program",

@@ -1,17 +1,79 @@
-"""MAML++'s batch normalisation: by batch statistics, with a weight and a bias of its own for every inner step."""
+"""Batch normalisation: the modes that its layers may be put into, and MAML++'s, by batch statistics with a weight and a
+bias of its own for every inner step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mtml_kernels.program import step_row
+from mtml_kernels.checks import check_choice
 
-__all__ = ["PerStepBatchNorm", "per_step_batch_norm", "per_step_names", "step_rows"]
+__all__ = [
+    "BATCH_NORM_MODES",
+    "PerStepBatchNorm",
+    "batch_norm_mode",
+    "check_batch_norm",
+    "per_step_batch_norm",
+    "per_step_names",
+    "set_batch_norm",
+    "step_row",
+    "step_rows",
+    "tracks",
+]
+
+BATCH_NORM_MODES = ("module", "track", "batch", "running", "per_step")
+
+
+def check_batch_norm(model: nn.Module, mode: str) -> None:
+    """Raise ValueError for an unknown mode, or one that the model's layers cannot follow."""
+    check_choice("batch_norm", mode, BATCH_NORM_MODES)
+    for name, module in model.named_modules():
+        if mode == "per_step" and isinstance(module, _BatchNorm):
+            raise ValueError(
+                f"batch_norm: expected PerStepBatchNorm layers for 'per_step', but layer {name!r} is a "
+                f"{type(module).__name__}; mtml.MAML(..., batch_norm='per_step') replaces nn.BatchNorm1d, 2d and 3d"
+            )
+        if mode == "running" and isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"batch_norm: expected running statistics for 'running', but layer {name!r} keeps none; "
+                "use 'batch', or build the layer with track_running_stats=True"
+            )
+
+
+def tracks(model: nn.Module) -> bool:
+    """Does a batch normalisation layer of the model update running statistics as it stands?"""
+    return any(
+        isinstance(m, _BatchNorm) and m.training and m.track_running_stats and m.running_mean is not None
+        for m in model.modules()
+    )
+
+
+def set_batch_norm(model: nn.Module, mode: str) -> None:
+    """From now on, batch normalisation layers normalise as `mode` says and, unless that is "track", update nothing."""
+    for layer in [] if mode == "track" else [m for m in model.modules() if isinstance(m, _BatchNorm)]:
+        if mode == "running":
+            layer.training = False
+        elif mode in ("batch", "per_step") or layer.training:
+            # a training layer that tracks nothing uses the batch and is handed no buffers, so none can change
+            layer.training, layer.track_running_stats = True, False
+
+
+@contextmanager
+def batch_norm_mode(model: nn.Module, mode: str) -> Iterator[None]:
+    """Within it, the layers are as `set_batch_norm` makes them."""
+    saved = [(m, m.training, m.track_running_stats) for m in model.modules() if isinstance(m, _BatchNorm)]
+    try:
+        set_batch_norm(model, mode)
+        yield
+    finally:
+        for layer, training, track in saved:
+            layer.training, layer.track_running_stats = training, track
 
 
 class PerStepBatchNorm(nn.Module):
@@ -104,6 +166,17 @@ def per_step_names(model: nn.Module) -> set[str]:
         for name, tensor in layer._parameters.items()
         if tensor is not None
     }
+
+
+def step_row(rows: int, step: int | None, query: bool) -> int:
+    """Which row of a LAYOUT_STEPS parameter a pass reads.
+
+    A support pass at theta_k reads row k; a query pass at theta_k the row of the step that led there, k - 1. A row
+    beyond the last, and a pass outside the inner loop (step None), reads the last.
+    """
+    if step is None:
+        return rows - 1
+    return min(max(step - 1, 0) if query else step, rows - 1)
 
 
 def step_rows(

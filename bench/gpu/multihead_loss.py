@@ -28,7 +28,7 @@ from torch import Tensor
 from bench.measure import timing
 from bench.workloads.heads import Draw
 from mtml_kernels import linear_multihead_loss
-from mtml_kernels.losses.heads import HeadLoss
+from mtml_kernels.losses import HeadLoss
 from mtml_kernels.reference.multihead_loss import head_loss
 
 PROVIDERS = ("eager", "compile", "compile:graphs", "liger", "torch:chunked", "mtml")

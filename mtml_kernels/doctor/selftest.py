@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.inner_loop import BACKENDS, inner_loop_call
 from mtml_kernels.program import trace
 from mtml_kernels.registry import REFERENCE
 from mtml_kernels.schema.inner_loop import InnerLoopSpec
+from mtml_kernels.schema.losses import LossSpec
 
 __all__ = ["check_backend", "main", "meta_step"]
 

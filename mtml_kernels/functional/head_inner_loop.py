@@ -18,10 +18,11 @@ from mtml_kernels.checks import (
     shown,
 )
 from mtml_kernels.functional.head_forms import gram_is_cheaper, head_rates, weight_form
-from mtml_kernels.losses import IGNORED, Loss, LossSpec, Opaque, resolve
+from mtml_kernels.losses import Loss, Opaque, resolve
 from mtml_kernels.ops.head_inner_loop import backend_for, head_inner_loop_call
 from mtml_kernels.reference.head_inner_loop import KINDS, scales
 from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions, encode_options
+from mtml_kernels.schema.losses import IGNORED, LossSpec
 
 __all__ = ["HeadResult", "head_inner_loop"]
 

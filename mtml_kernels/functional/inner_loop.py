@@ -19,12 +19,13 @@ from mtml_kernels.checks import (
     check_target,
     shown,
 )
-from mtml_kernels.losses import IGNORED, Loss, LossSpec, Opaque, resolve, unfused_target
+from mtml_kernels.losses import Loss, Opaque, resolve, unfused_target
 from mtml_kernels.ops.inner_loop import BACKENDS, inner_loop_call
 from mtml_kernels.program import Program
 from mtml_kernels.rates import op_rates
 from mtml_kernels.registry import REFERENCE
 from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_NONE, KEEP_STEPS, InnerLoopSpec
+from mtml_kernels.schema.losses import IGNORED, LossSpec
 
 __all__ = ["InnerLoopResult", "inner_loop"]
 

@@ -15,10 +15,10 @@ from torch.compiler import is_compiling
 from mtml_kernels.checks import shown
 from mtml_kernels.functional.multihead_loss import Kinds, multihead_loss, multihead_loss_and_gradients
 from mtml_kernels.losses.head_checks import check_head, column, same_length
-from mtml_kernels.losses.heads import HeadLoss
 from mtml_kernels.ops.linear_multihead_loss import FUSED, LinearCall, linear_multihead_loss_call
 from mtml_kernels.ops.multihead_loss_backends import resolve
 from mtml_kernels.schema.linear_multihead_loss import LinearHead
+from mtml_kernels.schema.losses import HeadLoss
 from mtml_kernels.transforms import is_forward_mode
 
 __all__ = ["linear_multihead_gram", "linear_multihead_loss"]

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels.losses.head_checks import check_head, column, same_length
-from mtml_kernels.losses.heads import HeadLoss
 from mtml_kernels.ops.multihead_loss import multihead_loss_call
 from mtml_kernels.ops.multihead_loss_autograd import gradients_at
 from mtml_kernels.ops.multihead_loss_backends import check_labels, reference_call, resolve
 from mtml_kernels.registry import REFERENCE, Backend
+from mtml_kernels.schema.losses import HeadLoss
 from mtml_kernels.schema.multihead_loss import HeadsCall, HeadTensors, Plain, make_call
 from mtml_kernels.transforms import is_forward_mode, tracked
 

@@ -8,8 +8,7 @@ detached copies of all tensors: no gradient, no buffer and no random number of t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mtml_kernels.batch_norm import tracks
 from mtml_kernels.checks import check_initialised
-from mtml_kernels.general import GeneralPlan, general_inner_loop
 from mtml_kernels.general.formulas import formulas
 from mtml_kernels.general.guard import Notice, check_functions, explain
-from mtml_kernels.general.modules import fresh_buffers, notice_recomputing, tracks, written_buffers
+from mtml_kernels.general.loop import GeneralPlan, general_inner_loop
+from mtml_kernels.general.modules import fresh_buffers, notice_recomputing, same_random_numbers, written_buffers
 from mtml_kernels.general.private import Private
 from mtml_kernels.general.task import TaskRule
 from mtml_kernels.transforms import is_forward_mode
@@ -39,15 +39,6 @@ class Probe(NamedTuple):
     written: tuple[str, ...]  # buffers that the model wrote to
     recomputes: bool  # activation checkpointing was at work
     norm: str | None = None  # a normalisation that no formula can stand in for
-
-
-@contextmanager
-def _same_random_numbers(data: Any) -> Iterator[None]:
-    """Whatever is drawn within is drawn again after it."""
-    devices = {t.device for t in pytree.tree_leaves(data) if isinstance(t, Tensor) and t.device.type != "cpu"}
-    kinds = {device.type for device in devices}
-    with torch.random.fork_rng([d.index or 0 for d in devices], device_type=kinds.pop() if kinds else "cuda"):
-        yield
 
 
 def _explain_failure(error: RuntimeError, x: Any, model: nn.Module) -> None:
@@ -75,7 +66,7 @@ def probe(model: nn.Module, x: Any, batch_norm: str, tensors: Mapping[str, Tenso
     first = pytree.tree_map(lambda t: t[0].detach(), x)
     buffers = fresh_buffers(model)
     with (
-        _same_random_numbers(x),
+        same_random_numbers(x),
         torch.enable_grad(),  # without it nothing is checkpointed
         formulas(),
         notice_recomputing() as recomputing,
@@ -134,7 +125,7 @@ def _measure(rule: TaskRule, batch_norm: str, args: tuple[Any, ...]) -> GeneralP
     if batch_norm == "track":
         # nothing tracks here, or the rule would have decided; the copies must not be handed to layers as their own
         loop, batched = replace(loop, batch_norm="module"), replace(batched, batch_norm="module")
-    with _same_random_numbers(args):
+    with same_random_numbers(args):
         try:
             vmap_time = _seconds(rule, batched, args)
         except Exception as error:  # whatever vmap cannot do (data-dependent shapes, .item(), custom functions)
@@ -158,7 +149,7 @@ def _tried(rule: TaskRule, plan: GeneralPlan, args: tuple[Any, ...]) -> GeneralP
     theta, rates, data, weights = args
     one = (theta, rates, pytree.tree_map(lambda t: t[:1], data), weights)
     still = replace(plan, mode="loop", batch_norm="module" if plan.batch_norm == "track" else plan.batch_norm)
-    with _same_random_numbers(args), Notice() as notice:
+    with same_random_numbers(args), Notice() as notice:
         try:
             check_functions(_meta_step(rule, still, one))
         except Exception as error:  # what we have no words for says itself what it is, in the call or its backward

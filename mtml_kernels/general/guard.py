@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -103,35 +103,30 @@ def explain(error: Exception, model: nn.Module, tensors: Mapping[str, Tensor], x
     )
 
 
-class _Blocked(torch.autograd.Function):
+class _Marked(torch.autograd.Function):
+    """The tensor itself; its gradient and `why` are given to `then`."""
+
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, why: str) -> Tensor:
-        ctx.why = why
+    def forward(ctx: Any, tensor: Tensor, why: str, then: Callable[[Tensor, str], Tensor]) -> Tensor:
+        ctx.why, ctx.then = why, then
         return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(ctx.why)
+        return ctx.then(grads[0], ctx.why), None, None
+
+
+def _refuse(grad: Tensor, why: str) -> Tensor:
+    raise RuntimeError(why)
 
 
 def blocked(tensor: Tensor, why: str) -> Tensor:
     """The tensor, whose backward raises what `why` says: its value is right all the same."""
-    result: Tensor = _Blocked.apply(tensor, why) if tensor.requires_grad else tensor
+    result: Tensor = _Marked.apply(tensor, why, _refuse) if tensor.requires_grad else tensor
     return result
-
-
-class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, why: str) -> Tensor:
-        ctx.why = why
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return blocked(grads[0], ctx.why), None
 
 
 def once_only(tensor: Tensor, why: str) -> Tensor:
     """The tensor, whose gradient is right and raises what `why` says where it is differentiated once more."""
-    result: Tensor = _Once.apply(tensor, why) if tensor.requires_grad else tensor
+    result: Tensor = _Marked.apply(tensor, why, blocked) if tensor.requires_grad else tensor
     return result

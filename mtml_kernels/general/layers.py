@@ -47,10 +47,12 @@ def scaled_dot_product_attention(
 
 
 def hardsigmoid(input: Tensor) -> Tensor:
+    """F.hardsigmoid: relu6(x + 3) / 6."""
     return F.hardtanh(input + 3.0, 0.0, 6.0) / 6.0
 
 
 def hardsigmoid_(input: Tensor) -> Tensor:
+    """F.hardsigmoid in place."""
     return input.copy_(hardsigmoid(input))
 
 
@@ -70,10 +72,12 @@ def _norm(difference: Tensor, p: float) -> Tensor:
 
 
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
+    """torch.cdist: the p-norms [..., P, R] of all differences of x1 [..., P, M] and x2 [..., R, M]."""
     return _norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
 
 
 def pdist(input: Tensor, p: float = 2.0) -> Tensor:
+    """F.pdist: the p-norms of the differences of all pairs of rows [N, M]."""
     first, second = torch.triu_indices(input.shape[0], input.shape[0], 1, device=input.device)
     return _norm(input[first] - input[second], p)
 
@@ -98,6 +102,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
+    """F.embedding_bag: sums, means or maxima of bags of rows."""
     if input.is_floating_point():  # a call of the old kind
         input, weight = weight, input
     if input.ndim == 2:
@@ -137,6 +142,7 @@ def multi_margin_loss(
     weight: Tensor | None = None,
     reduction: int = 1,
 ) -> Tensor:
+    """torch._C._nn.multi_margin_loss: the mean over classes of relu(margin - x_y + x_i)^p for i != y."""
     rows, ids = (input, target.reshape(-1)) if input.ndim == 2 else (input.reshape(1, -1), target.reshape(1))
     own = rows.gather(1, ids.unsqueeze(1))
     gaps = (margin - own + rows).relu()
@@ -148,6 +154,7 @@ def multi_margin_loss(
 
 
 def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+    """torch._C._nn.multilabel_margin_loss: the same for every label and every class that is none."""
     rows, ids = (input, target) if input.ndim == 2 else (input.reshape(1, -1), target.reshape(1, -1))
     given = (ids < 0).to(torch.long).cumsum(1) == 0  # labels count up to the first -1
     own = rows.gather(1, ids.clamp(min=0))  # [N, labels]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,6 +86,7 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
+    """torch.layer_norm."""
     out, _, _ = _layer_norm(input, normalized_shape, weight, bias, eps)
     wide = input.device.type == "cuda" and torch.is_autocast_enabled("cuda")  # which gives float32 for this one
     return out if wide else out.to(input.dtype)
@@ -94,50 +95,50 @@ def layer_norm(
 def native_layer_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensors:
+    """torch.native_layer_norm: the result, mean and 1 / sqrt(variance + eps)."""
     out, mean, scale = _layer_norm(input, normalized_shape, weight, bias, eps)
     return out.to(input.dtype), mean, scale
 
 
-def native_batch_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensors:
-    if not training:  # running statistics are constants, for which PyTorch's own derivatives are right
-        result: Tensors = torch.native_batch_norm(
-            input, weight, bias, running_mean, running_var, training, momentum, eps
-        )
-        return result
-    if running_mean is not None:
-        with updating():
-            torch.native_batch_norm(input.detach(), weight, bias, running_mean, running_var, True, momentum, eps)
-    shape = [1, -1, *(1 for _ in input.shape[2:])]
-    x, mean, scale = _standardise(input, [0, *range(2, input.ndim)], eps)
-    return _affine(x, weight, bias, shape).to(input.dtype), mean.flatten(), scale.flatten()
+class _Given(NamedTuple):
+    """The arguments of PyTorch's batch_norm and instance_norm."""
+
+    input: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    training: bool  # use_input_stats of an instance_norm
+    momentum: float
+    eps: float
+    cudnn_enabled: bool = True
+
+    def standardised(self, dims: list[int], kernel: Callable[..., Any], *rest: Any) -> Tensors:
+        """The result, mean and scale; the kernel, given everything up to eps and the rest, updates the statistics."""
+        if self.running_mean is not None:
+            with updating():
+                kernel(self.input.detach(), *self[1:8], *rest)
+        shape = [1, -1, *(1 for _ in self.input.shape[2:])]
+        x, mean, scale = _standardise(self.input, dims, self.eps)
+        return _affine(x, self.weight, self.bias, shape).to(self.input.dtype), mean, scale
 
 
-def batch_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool = True,
-) -> Tensor:
-    if not training:
-        result: Tensor = torch.batch_norm(
-            input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled
-        )
+def native_batch_norm(*args: Any, **named: Any) -> Tensors:
+    """torch.native_batch_norm: the result, mean [C] and 1 / sqrt(variance + eps) [C]."""
+    given = _Given(*args, **named)
+    if not given.training:  # running statistics are constants, for which PyTorch's own derivatives are right
+        result: Tensors = torch.native_batch_norm(*given[:8])
         return result
-    return native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)[0]
+    dims = [0, *range(2, given.input.ndim)]
+    out, mean, scale = given.standardised(dims, torch.native_batch_norm)
+    return out, mean.flatten(), scale.flatten()
+
+
+def batch_norm(*args: Any, **named: Any) -> Tensor:
+    """torch.batch_norm."""
+    given = _Given(*args, **named)
+    result: Tensor = native_batch_norm(*given[:8])[0] if given.training else torch.batch_norm(*given)
+    return result
 
 
 def _legit(input: Tensor, weight: Any, bias: Any, *rest: Any) -> Tensors:
@@ -147,26 +148,13 @@ def _legit(input: Tensor, weight: Any, bias: Any, *rest: Any) -> Tensors:
     return native_batch_norm(input, weight, bias, statistics[0], statistics[1], training, momentum, eps)
 
 
-def instance_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool = True,
-) -> Tensor:
-    rest = (running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
-    if not use_input_stats:
-        result: Tensor = torch.instance_norm(input, weight, bias, *rest)
+def instance_norm(*args: Any, **named: Any) -> Tensor:
+    """torch.instance_norm."""
+    given = _Given(*args, **{"training" if name == "use_input_stats" else name: v for name, v in named.items()})
+    if not given.training:
+        result: Tensor = torch.instance_norm(*given)
         return result
-    if running_mean is not None:
-        with updating():
-            torch.instance_norm(input.detach(), weight, bias, *rest)
-    x, _, _ = _standardise(input, list(range(2, input.ndim)), eps)
-    return _affine(x, weight, bias, [1, -1, *(1 for _ in input.shape[2:])]).to(input.dtype)
+    return given.standardised(list(range(2, given.input.ndim)), torch.instance_norm, given.cudnn_enabled)[0]
 
 
 NORMS: dict[str, Callable[..., Any]] = {

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtml_kernels.general.modules import set_batch_norm
-from mtml_kernels.general.twin import RELINKED, STRUCTURE, Twins, relink
+from mtml_kernels.batch_norm import set_batch_norm
+from mtml_kernels.general.twin import STRUCTURE, Twins
+from mtml_kernels.recurrent import RELINKED, relink
 
 __all__ = ["Private"]
 

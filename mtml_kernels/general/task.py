@@ -14,10 +14,10 @@ from torch.func import grad_and_value
 from mtml_kernels.batch_norm import step_rows
 from mtml_kernels.losses.task import TaskLoss
 from mtml_kernels.rates import rate_at
+from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_NONE, KEEP_STEPS
 
-__all__ = ["KEEP_LAST", "KEEP_NONE", "KEEP_STEPS", "TaskRule", "apply_update", "run_task"]
+__all__ = ["TaskRule", "apply_update", "run_task"]
 
-KEEP_NONE, KEEP_LAST, KEEP_STEPS = 0, 1, 2
 
 Params = dict[str, Tensor]
 Update = Callable[..., Any]

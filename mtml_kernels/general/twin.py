@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Twins", "relink", "twin"]
+from mtml_kernels.recurrent import RELINKED, relink
+
+__all__ = ["STRUCTURE", "Twins", "twin"]
 
 Replacement = Callable[[Tensor, bool], Tensor]
 
@@ -20,14 +22,6 @@ ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, t
 DEPTH = 4  # of containers and objects within an attribute that are looked into
 ENTRIES = 20_000  # of containers that are looked into, in all: what holds more holds data
 STRUCTURE = ("_parameters", "_buffers", "_modules")
-RELINKED = ("_flat_weights", "_flat_weight_refs")
-
-
-def relink(module: nn.Module) -> None:
-    """Recurrent layers keep a flat list of their weights, which must hold the present ones."""
-    if isinstance(module, nn.RNNBase):
-        module.__dict__["_flat_weights"] = [module._parameters.get(name) for name in module._flat_weights_names]
-        module.__dict__["_flat_weight_refs"] = [None for _ in module._flat_weights_names]
 
 
 class _ScriptTensors(dict[str, Any]):

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mtml_kernels.batch_norm import step_rows
-from mtml_kernels.general.choice import _same_random_numbers
-from mtml_kernels.general.modules import fresh_buffers
+from mtml_kernels.general.modules import fresh_buffers, same_random_numbers
 from mtml_kernels.general.private import Private
 from mtml_kernels.general.task import TaskRule
 
@@ -29,7 +28,7 @@ def refuse_unused(
     task = {name: pytree.tree_map(lambda t: t[0].detach(), value) for name, value in data.items()}
     own = {name: value.detach().requires_grad_() for name, value in theta.items()}
     tensors = {**fresh_buffers(rule.model), **step_rows(rule.model, 0, False), **own}
-    with _same_random_numbers(task["sx"]), torch.enable_grad():
+    with same_random_numbers(task["sx"]), torch.enable_grad():
         output = Private(rule.model, batch_norm, recomputes)(tensors, task["sx"])
         loss = rule.loss(output, task.get("sy"), task.get("support_mask"))
         unused = _without_gradient([loss], own)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mtml_kernels.checks import shown
-from mtml_kernels.losses.heads import CLASS_KINDS, HeadLoss, rows_shape
+from mtml_kernels.schema.losses import HeadLoss, rows_shape
 
 __all__ = ["check_head", "column", "same_length"]
 
@@ -37,32 +37,31 @@ def _expect_shape(name: str, tensor: Tensor, expected: Sequence[int], why: str) 
 
 
 def _check_target(name: str, spec: HeadLoss, shape: tuple[int, ...], rows: tuple[int, ...], target: Tensor) -> None:
-    if spec.kind == "cross_entropy" and not target.is_floating_point():
+    if spec.info.ids and not target.is_floating_point():
         if target.is_complex() or str(target.dtype) == "torch.bool":
             raise TypeError(f"{name}: expected integer class ids or probabilities, got {shown(target)}; use .long()")
         _expect_shape(name, target, rows, "one class id a row: the logits' shape without the classes")
         return
     if not target.is_floating_point():
         raise TypeError(f"{name}: expected floating-point targets for {spec.kind!r}, got {shown(target)}; use .float()")
-    if spec.kind == "cross_entropy" and tuple(target.shape) == rows != shape:
+    if spec.info.ids and tuple(target.shape) == rows != shape:
         raise TypeError(f"{name}: expected integer class ids of this shape, got {shown(target)}; use .long()")
-    expected = (*shape[:-1], shape[-1] // 2) if spec.kind == "gaussian_nll" else shape
-    _expect_shape(
-        name, target, expected, "half the logits' outputs" if spec.kind == "gaussian_nll" else "as the logits"
-    )
+    pairs = spec.info.outputs == 2
+    expected = (*shape[:-1], shape[-1] // 2) if pairs else shape
+    _expect_shape(name, target, expected, "half the logits' outputs" if pairs else "as the logits")
 
 
 def _check_weights(at: str, spec: HeadLoss, shape: tuple[int, ...], rows: tuple[int, ...], weights: list[Any]) -> None:
     own, classes, pos = weights
     if own is not None and (own.ndim == 0 or tuple(own.shape) != rows[: own.ndim]):
-        what = f"[N] or one a row, {list(rows)}" if spec.kind in CLASS_KINDS else f"[N] = {list(rows)}"
+        what = f"[N] or one a row, {list(rows)}" if spec.info.classes else f"[N] = {list(rows)}"
         raise ValueError(f"sample_weights{at}: expected {what}, got {list(own.shape)}")
     if classes is not None:
-        if spec.kind != "cross_entropy":
+        if spec.info.weights != "class_weights":
             raise ValueError(f"class_weights{at}: expected None for {spec.kind!r}: only cross_entropy has them")
         _expect_shape(f"class_weights{at}", classes, (shape[spec.class_dim],), "[C], one a class")
     if pos is not None:
-        if spec.kind != "bce_with_logits":
+        if spec.info.weights != "pos_weights":
             raise ValueError(f"pos_weights{at}: expected None for {spec.kind!r}: only bce_with_logits has them")
         try:
             fits = pos.expand(shape[1:]).shape == shape[1:]
@@ -93,10 +92,10 @@ def check_head(at: str, spec: HeadLoss, head: Sequence[Any], like: Tensor, lead:
     if logits.dtype != like.dtype:
         raise TypeError(f"{names[0]}: expected {like.dtype}, as the first head, got {logits.dtype}; use .to()")
     shape = tuple(logits.shape[lead:])
-    least = 1 + (spec.kind == "gaussian_nll")
-    if len(shape) < least or (spec.kind in CLASS_KINDS and spec.class_dim == 1 and len(shape) < 2):
+    least = spec.info.outputs
+    if len(shape) < least or (spec.info.classes and spec.class_dim == 1 and len(shape) < 2):
         raise ValueError(f"{names[0]}: expected logits of {spec.kind!r} (see HeadLoss), got shape {list(logits.shape)}")
-    if spec.kind == "gaussian_nll" and shape[-1] % 2:
+    if shape and shape[-1] % spec.info.outputs:
         raise ValueError(f"{names[0]}: expected [..., 2 O], means and log variances, got {list(logits.shape)}")
     rows = tuple(rows_shape(spec, logits.new_empty(()).expand(shape)))
     inner: list[Any] = [t if t is None else t.new_empty(()).expand(t.shape[lead:]) for t in head[1:]]

@@ -1,24 +1,72 @@
-"""Task losses of the general path: any loss, any mask, plain PyTorch operations only (so it is differentiable at will).
+"""The loss of one task: what every engine's is held against, and, with any loss and any mask, the general path's.
 
 The loss of a task weighs its samples: sum(w l) / sum(w), and 0 where all weights are 0; without a mask every w is 1.
+Plain PyTorch operations only, so that it is differentiable at will.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtml_kernels.checks import widened
-from mtml_kernels.losses import IGNORED, LossSpec, Opaque, huber
-from mtml_kernels.transforms import is_forward_mode
+from mtml_kernels.losses.recognise import Opaque
+from mtml_kernels.schema.losses import IGNORED, LossSpec
 
-__all__ = ["TaskLoss", "refuse_several", "takes", "weigh"]
+__all__ = ["TaskLoss", "elements_of", "per_sample", "refuse_several", "takes", "task_loss", "weigh"]
+
+
+def per_sample(spec: LossSpec, output: Tensor, target: Tensor) -> Tensor:
+    """The loss of every sample, the mean over the elements of the sample.
+
+    Args:
+        output: [N, *out]; [N, C] logits for cross_entropy.
+        target: exactly output's shape; class ids [N] (integers) for cross_entropy.
+
+    Returns:
+        [N], differentiable any number of times.
+
+    Example:
+        >>> per_sample(LossSpec("mse"), torch.zeros(2, 3), torch.ones(2, 3))
+        tensor([1., 1.])
+    """
+    losses = spec.info.formula(output, target, spec.p0)
+    return losses if spec.info.classes else losses.reshape(output.shape[0], elements_of(output)).mean(-1)
+
+
+def elements_of(output: Tensor) -> int:
+    """How many elements one sample of [N, *out] has."""
+    return math.prod(output.shape[1:])
+
+
+def task_loss(spec: LossSpec, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The loss of one task: sum_n w_n l_n / sum_n w_n (0 where all weights are 0), or the weighted sum of all elements.
+
+    Args:
+        output: [N, *out]; target: as in `per_sample`, or class id -100 (ignored); mask: weights [N] or None for ones.
+
+    Returns:
+        A scalar.
+    """
+    counts = None
+    if spec.info.ids:  # an ignored label counts as a sample that is masked out
+        counts = target != IGNORED
+        target = target.where(counts, torch.zeros_like(target))
+    losses = per_sample(spec, output, target)  # [N]
+    weights = torch.ones_like(losses) if mask is None else mask.to(losses.dtype)
+    weights = weights if counts is None else weights * counts
+    weighted = (weights * losses).sum()
+    if spec.reduction == "sum":
+        return weighted * (elements_of(output) if not spec.info.classes else 1)
+    total = weights.sum()
+    empty = total == 0
+    return torch.where(empty, torch.zeros_like(weighted), weighted / torch.where(empty, torch.ones_like(total), total))
 
 
 def weigh(per_sample: Tensor, mask: Tensor | None) -> Tensor:
@@ -31,26 +79,10 @@ def weigh(per_sample: Tensor, mask: Tensor | None) -> Tensor:
     return (weights * per_sample).sum() / torch.where(total == 0, torch.ones_like(total), total)
 
 
-def _huber(output: Tensor, target: Tensor, reduction: str, delta: float) -> Tensor:
-    if not is_forward_mode():  # PyTorch's backward has no rule for it
-        return F.huber_loss(output, target, reduction=reduction, delta=delta)
-    each = huber(output, target, delta)
-    return each if reduction == "none" else each.sum() if reduction == "sum" else each.mean()
-
-
-def _elementwise(spec: LossSpec) -> Callable[..., Tensor]:
-    """The F function of a known loss with its options bound; takes (output, target, reduction=...)."""
-    if spec.kind == "cross_entropy":
-        smoothing = spec.label_smoothing
-        return lambda o, t, reduction: F.cross_entropy(o, t, reduction=reduction, label_smoothing=smoothing)
-    if spec.kind == "huber":
-        return functools.partial(_huber, delta=spec.delta)
-    plain: dict[str, Callable[..., Tensor]] = {
-        "mse": F.mse_loss,
-        "bce_with_logits": F.binary_cross_entropy_with_logits,
-        "l1": F.l1_loss,
-    }
-    return plain[spec.kind]
+def _reduced(spec: LossSpec) -> Callable[..., Tensor]:
+    """The F function of a known loss with its option bound; takes (output, target, reduction=...)."""
+    function = spec.info.reduced or spec.info.functions[0]
+    return functools.partial(function, **({spec.info.option: spec.p0} if spec.info.option else {}))
 
 
 def takes(loss: Any, arguments: int) -> bool:
@@ -88,9 +120,7 @@ class TaskLoss:
 
     def __init__(self, resolved: LossSpec | Opaque) -> None:
         self.spec = resolved if isinstance(resolved, LossSpec) else None
-        self.callable: Callable[..., Any] = (
-            _elementwise(resolved) if isinstance(resolved, LossSpec) else resolved.callable
-        )
+        self.callable: Callable[..., Any] = _reduced(resolved) if isinstance(resolved, LossSpec) else resolved.callable
         self.alone = self.spec is None and takes(self.callable, 1)  # it can do without a target
         self.with_target = self.spec is not None or not self.alone or takes(self.callable, 2)
 
@@ -98,7 +128,7 @@ class TaskLoss:
         if self.spec is None:
             return self._opaque(output, target, mask)
         refuse_several("loss", self.spec.kind, output)
-        if self.spec.kind != "cross_entropy":  # not every loss promotes by itself, as mse does
+        if not self.spec.info.ids:  # not every loss promotes by itself, as mse does
             common = torch.promote_types(output.dtype, target.dtype)
             output, target = output.to(common), target.to(common)
         elif not target.is_floating_point():

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mtml_kernels.checks import label_message
-from mtml_kernels.losses.heads import KINDS
 from mtml_kernels.native import engine
 from mtml_kernels.native.tensors import addresses_of, checked, recycled, recycled_like
 from mtml_kernels.schema.dtypes import DTYPES
 from mtml_kernels.schema.linear_multihead_loss import TENSORS, Grads, LinearHead, Wants
+from mtml_kernels.schema.losses import HEAD_KINDS as KINDS
 
 __all__ = ["Problem"]
 

@@ -12,7 +12,6 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from mtml_kernels.losses import KINDS, REDUCTIONS
 from mtml_kernels.ops.checks import Door
 from mtml_kernels.program import Encoded, decode
 from mtml_kernels.schema.inner_loop import (
@@ -26,6 +25,7 @@ from mtml_kernels.schema.inner_loop import (
     InnerLoopArgs,
     output_shapes,
 )
+from mtml_kernels.schema.losses import KINDS, REDUCTIONS
 
 __all__ = ["check_arguments", "check_cotangents", "check_ranks"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtml_kernels.losses.head_checks import check_head
-from mtml_kernels.losses.heads import HeadLoss
 from mtml_kernels.ops.checks import Door
+from mtml_kernels.schema.losses import HeadLoss
 from mtml_kernels.schema.multihead_loss import HeadTensors, decode, is_ids
 
 __all__ = ["check_arguments", "check_gradients", "gathered", "specifications"]

@@ -8,33 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from mtml_kernels.program import (
+from mtml_kernels.program.activations import Act, Constants
+from mtml_kernels.program.encoding import (
     LAYOUT_CONV,
     LAYOUT_LINEAR,
     LAYOUT_ROWS,
     LAYOUT_STEPS,
-    Act,
     InputInfo,
     Node,
-    Norm,
-    Op,
     ParamInfo,
-    Pool,
     Program,
     Shape,
 )
-from mtml_kernels.program.values import (
-    Cannot,
-    Memory,
-    Value,
-    broadcast,
-    pad,
-    resolve_view,
-    split_point,
-    without_lead,
-)
+from mtml_kernels.program.obstacles import Cannot
+from mtml_kernels.program.ops import Op
+from mtml_kernels.program.values import Memory, Value, broadcast, pad, resolve_view, split_point, without_lead
 
-Constants = tuple[float, ...]
+__all__ = ["Builder", "Draft"]
+
 _USES = {
     LAYOUT_LINEAR: "a linear weight",
     LAYOUT_ROWS: "a plain value",
@@ -71,38 +62,37 @@ class Builder:
     # Leaves
 
     def input(self, index: int) -> Value:
+        """An input of the program, one sample in one row of its last dimension."""
         info = self.inputs[index]
-        value = self._value(-1, info.shape, 1, Memory(f"the input {info.name}"))
+        value = self.value(-1, info.shape, 1, Memory(f"the input {info.name}"))
         node = Node(Op.INPUT, a=index, rows=value.rows, features=value.features)
-        return dataclasses.replace(value, node=self._emit(Draft(node), f"input {info.name}"))
+        return dataclasses.replace(value, node=self.emit(Draft(node), f"input {info.name}"))
 
     def param(self, name: str) -> Value:
         """A parameter or buffer, not read yet: how it is read decides its layout."""
         tensor = self.tensors[name]
         _check_tensor(name, tensor)
         memory = self._memories.setdefault(name, Memory(f"the parameter {name}"))
-        return dataclasses.replace(self._value(-1, tuple(tensor.shape), 0, memory), param=name)
+        return dataclasses.replace(self.value(-1, tuple(tensor.shape), 0, memory), param=name)
 
-    def _read(self, name: str, layout: int) -> str:
+    def read(self, name: str, layout: int) -> str:
+        """The name of a parameter that a node reads in this layout, which must be that of its other readers."""
         known = self._layouts.setdefault(name, layout)
         if known != layout:
             uses = " and as ".join(_USES[use] for use in sorted((known, layout), key=lambda use: use == LAYOUT_ROWS))
             raise Cannot(f"the parameter {name} is used as {uses}")
         return name
 
-    def embed(self, ids: Value, table: Value, padding: int) -> Value:
-        """Rows of a parameter [V, E] at the ids of an input; `padding`: the id whose row takes no gradient, or -1."""
-        if not table.param or table.transposed or len(table.shape) != 2:
-            raise Cannot("the table of an embedding must be a parameter [V, E] itself, not a value computed from one")
-        leaf = self._drafts[ids.node].node if ids.node >= 0 else Node(-1)
+    def input_of(self, ids: Value) -> int:
+        """The index of the input that a value is or is a view of; -1 where it is neither."""
+        leaf = self.node(ids.node) if ids.node >= 0 else Node(-1)
         while leaf.op == Op.VIEW:
-            leaf = self._drafts[leaf.a].node
-        if leaf.op != Op.INPUT or ids.image:
-            raise Cannot("the ids of an embedding must be an input itself, or a view of one")
-        self._tables.add(table.param)
-        node = Node(Op.EMBEDDING, a=leaf.a, rows=ids.elements, features=table.shape[1])
-        draft = Draft(node, weight=table.param, constants=(float(padding), 0.0))
-        return self._value(self._emit(draft), (*ids.shape, table.shape[1]), ids.lead)
+            leaf = self.node(leaf.a)
+        return leaf.a if leaf.op == Op.INPUT and not ids.image else -1
+
+    def read_as_table(self, name: str) -> None:
+        """Note that an embedding reads rows of this parameter."""
+        self._tables.add(name)
 
     def statistic(self, name: str) -> Value:
         """A running statistic: PyTorch gives it no gradient."""
@@ -123,7 +113,7 @@ class Builder:
             tensor_shape = tuple(self.tensors[value.param].shape)
             info = ParamInfo(value.param, tensor_shape, LAYOUT_ROWS)
             leaf = Node(Op.PARAM, rows=info.rows, features=info.cols, batched=0)
-            node = self._emit(Draft(leaf, weight=self._read(value.param, LAYOUT_ROWS)), f"parameter {value.param}")
+            node = self.emit(Draft(leaf, weight=self.read(value.param, LAYOUT_ROWS)), f"parameter {value.param}")
         return self._view(node, rows, features)
 
     def _view(self, node: int, rows: int, features: int) -> int:
@@ -131,10 +121,10 @@ class Builder:
         if (draft.node.rows, draft.node.features) == (rows, features):
             return node
         if draft.node.op == Op.INPUT:
-            return self._emit(Draft(dataclasses.replace(draft.node, rows=rows, features=features)), self._paths[node])
+            return self.emit(Draft(dataclasses.replace(draft.node, rows=rows, features=features)), self._paths[node])
         if draft.node.op == Op.VIEW:
             return self._view(draft.node.a, rows, features)
-        return self._emit(Draft(Node(Op.VIEW, a=node, rows=rows, features=features, batched=draft.node.batched)))
+        return self.emit(Draft(Node(Op.VIEW, a=node, rows=rows, features=features, batched=draft.node.batched)))
 
     def _swapped(self, node: int, rows: int, features: int) -> int:
         """The elements of a node, seen as [rows, features], as [features, rows]."""
@@ -144,7 +134,7 @@ class Builder:
         draft = self._drafts[node].node
         if draft.op == Op.TRANSPOSE:
             return draft.a
-        return self._emit(Draft(Node(Op.TRANSPOSE, a=node, rows=features, features=rows, batched=draft.batched)))
+        return self.emit(Draft(Node(Op.TRANSPOSE, a=node, rows=features, features=rows, batched=draft.batched)))
 
     def image(self, value: Value) -> int:
         """The node that holds a value [channels, *space] in image form."""
@@ -177,13 +167,14 @@ class Builder:
         return Value(node, shape, value.lead, value.memory, value.version)
 
     def view(self, value: Value, sizes: Sequence[object]) -> Value:
+        """The value under sizes as `tensor.view` takes them."""
         return self.reshape(value, *resolve_view(value, sizes))
 
     def copy(self, value: Value) -> Value:
         """The same elements in memory of their own."""
         if value.image:
-            return self._value(value.node, value.shape, value.lead, image=True)
-        return self._value(self.matrix(value), value.shape, value.lead)
+            return self.value(value.node, value.shape, value.lead, image=True)
+        return self.value(self.matrix(value), value.shape, value.lead)
 
     def expand(self, value: Value, lead: int, shape: Shape) -> Value:
         """An unbatched value repeated over the batch: [N * lead, *shape]."""
@@ -196,38 +187,17 @@ class Builder:
             raise Cannot(f"expanding {value} to {list(shape)} per sample repeats inside its rows")
         rows, features = lead * math.prod(shape[:cut]), math.prod(shape[cut:])
         node = Node(Op.EXPAND, a=self.matrix(value, 1, features), rows=rows, features=features)
-        return Value(self._emit(Draft(node)), shape, lead, value.memory, value.version)
+        return Value(self.emit(Draft(node)), shape, lead, value.memory, value.version)
 
     # Computation
 
-    def linear(self, x: Value, weight: Value, bias: Value | None = None) -> Value:
-        """x @ weight.T + bias, with a parameter [O, I] as the weight."""
-        if not weight.param or weight.transposed:
-            raise Cannot("the weight of a linear layer must be a parameter itself, not a value computed from one")
-        if len(weight.shape) != 2 or not x.shape:
-            raise Cannot(f"a linear layer needs a weight [O, I] and features, got {weight} and {x}")
-        outputs, features = weight.shape
-        if x.shape[-1] != features:
-            raise Cannot(f"the layer expects {features} features, its input is {x}")
-        fused_bias = bias is not None and bool(bias.param) and bias.shape == (outputs,)
-        draft = Draft(
-            Node(Op.LINEAR, a=self.matrix(x), rows=x.rows, features=outputs, batched=int(x.batched)),
-            weight=self._read(weight.param, LAYOUT_LINEAR),
-            bias=self._read(bias.param, LAYOUT_ROWS) if bias is not None and fused_bias else "",
-        )
-        out = self._value(self._emit(draft), (*x.shape[:-1], outputs), x.lead)
-        return out if bias is None or fused_bias else self.add(out, bias)
-
-    def act(self, kind: Act, x: Value, c0: float = 1.0, c1: float = 0.0) -> Value:
-        """A pointwise function. A factor right before sin or cos becomes their frequency (SIREN's w0)."""
+    def act(self, kind: Act, x: Value, constants: Constants) -> Value:
+        """A pointwise function with its constants, none or two."""
         node = self._any_form(x)
         draft = self._drafts[node]
-        if kind in (Act.SIN, Act.COS):
-            if draft.constants is not None and draft.node.op == Op.AFFINE and draft.constants[1] == 0.0:
-                c0, node = c0 * draft.constants[0], draft.node.a
-            return self._like(x, Op.ACT, node, int(kind), (c0, 0.0))
-        takes_constants = kind in (Act.LEAKY_RELU, Act.SOFTPLUS, Act.RSQRT)
-        return self._like(x, Op.ACT, node, int(kind), (c0, c1) if takes_constants else None)
+        if kind.info.frequency and draft.node.op == Op.AFFINE and draft.constants and draft.constants[1] == 0.0:
+            constants, node = (constants[0] * draft.constants[0], 0.0), draft.node.a
+        return self._like(x, Op.ACT, node, int(kind), constants or None)
 
     def affine(self, x: Value, c0: float, c1: float) -> Value:
         """c0 * x + c1; a chain of them becomes one."""
@@ -238,31 +208,26 @@ class Builder:
             c0, c1 = c0 * draft.constants[0], c0 * draft.constants[1] + c1
         return self._like(x, Op.AFFINE, node, -1, (c0, c1))
 
-    def add(self, a: Value, b: Value) -> Value:
-        return self._elementwise(Op.ADD, a, b)
-
-    def mul(self, a: Value, b: Value) -> Value:
-        return self._elementwise(Op.MUL, a, b)
-
-    def _elementwise(self, op: Op, a: Value, b: Value) -> Value:
+    def elementwise(self, op: Op, a: Value, b: Value) -> Value:
+        """ADD or MUL, broadcast."""
         lead, shape = broadcast(a, b)
-        result = self._value(-1, shape, lead)
+        result = self.value(-1, shape, lead)
         nodes = self._as_images(a, b, shape) if a.image or b.image else []
         if nodes:
             node = Node(op, a=nodes[0], b=nodes[1], rows=result.points, features=shape[0])
-            return dataclasses.replace(result, node=self._emit(Draft(node)), image=True)
+            return dataclasses.replace(result, node=self.emit(Draft(node)), image=True)
         operands = [(value, self._aligned(value, result)) for value in (a, b)]
         cut = split_point(result.dims, operands)
         rows, features = math.prod(result.dims[:cut]), math.prod(result.dims[cut:])
         nodes = [self.matrix(v, math.prod(dims[:cut]), math.prod(dims[cut:])) for v, dims in operands]
         node = Node(op, a=nodes[0], b=nodes[1], rows=rows, features=features, batched=int(result.batched))
-        return dataclasses.replace(result, node=self._emit(Draft(node)))
+        return dataclasses.replace(result, node=self.emit(Draft(node)))
 
     def _as_images(self, a: Value, b: Value, shape: Shape) -> list[int]:
         """The operands in image form, or [] where they do not broadcast in it."""
         operands = []
         for value in (a, b):
-            dims = self._aligned(value, self._value(-1, shape, 1))[1:]
+            dims = self._aligned(value, self.value(-1, shape, 1))[1:]
             one_row = math.prod(dims[1:]) == 1 and not value.batched
             if dims[1:] != shape[1:] and not one_row:
                 return []
@@ -292,67 +257,23 @@ class Builder:
         for value in values[1:]:
             features += value.elements // rows
             cat = Node(Op.CAT, a=node, b=self._block(value, rows), rows=rows, features=features)
-            node = self._emit(Draft(dataclasses.replace(cat, batched=int(first.batched))))
+            node = self.emit(Draft(dataclasses.replace(cat, batched=int(first.batched))))
         shape = (*first.shape[:at], sum(v.shape[at] for v in values), *first.shape[at + 1 :])
-        return self._value(node, shape, first.lead)
+        return self.value(node, shape, first.lead)
 
     def _cat_channels(self, values: Sequence[Value]) -> Value:
         node, channels = self.image(values[0]), values[0].shape[0]
         for value in values[1:]:
             channels += value.shape[0]
-            node = self._emit(Draft(Node(Op.CAT, a=node, b=self.image(value), rows=value.points, features=channels)))
-        return self._value(node, (channels, *values[0].shape[1:]), 1, image=True)
+            node = self.emit(Draft(Node(Op.CAT, a=node, b=self.image(value), rows=value.points, features=channels)))
+        return self.value(node, (channels, *values[0].shape[1:]), 1, image=True)
 
     def _block(self, value: Value, rows: int) -> int:
         return self.matrix(value, rows, value.elements // rows)
 
-    # Images
-
-    def conv(self, x: Value, weight: Value, bias: Value | None, space: Shape, constants: Constants) -> Value:
-        """A convolution with the constants of `Op.CONV`; `space` is the shape of its output's points."""
-        if not weight.param or weight.transposed:
-            raise Cannot("the weight of a convolution must be a parameter itself, not a value computed from one")
-        outputs = weight.shape[0]
-        fused_bias = bias is not None and _is_row(bias, outputs)
-        draft = Draft(
-            Node(Op.CONV, a=self.image(x), rows=math.prod(space), features=outputs),
-            weight=self._read(weight.param, LAYOUT_CONV),
-            bias=self._read(bias.param, LAYOUT_ROWS) if bias is not None and fused_bias else "",
-            constants=constants,
-        )
-        out = self._value(self._emit(draft), (outputs, *space), 1, image=True)
-        return out if bias is None or fused_bias else self.add(out, self.per_channel(bias, out))
-
-    def pool(self, x: Value, kind: Pool, space: Shape, constants: Constants) -> Value:
-        """A pooling with the constants of `Op.POOL`."""
-        node = Node(Op.POOL, a=self.image(x), b=int(kind), rows=math.prod(space), features=x.shape[0])
-        return self._value(self._emit(Draft(node, constants=constants)), (x.shape[0], *space), 1, image=True)
-
     def per_channel(self, row: Value, x: Value) -> Value:
         """A value [C] beside x [C, *space]."""
         return self.reshape(row, 0, (*row.shape, *(1 for _ in x.shape[1:])))
-
-    def norm(self, x: Value, kind: Norm, eps: float, groups: int, weight: Value | None, bias: Value | None) -> Value:
-        """Normalises a value [C, *space] (LAYER: [..., C]); weight and bias are [C] or, for the steps, [K, C]."""
-        image = kind != Norm.LAYER and len(x.shape) > 1
-        node = self.image(x) if image else self.matrix(x)
-        form = self._drafts[node].node
-        names = ["", ""]
-        for i, row in enumerate((weight, bias)):
-            if row is not None and row.param and len(row.shape) == 2:
-                names[i] = self._read(row.param, LAYOUT_STEPS)
-            elif row is not None and _is_row(row, form.features):
-                names[i] = self._read(row.param, LAYOUT_ROWS)
-        if weight is not None and not names[0]:
-            names[1] = ""  # the bias comes after the weight
-        norm = Node(Op.NORM, a=node, b=int(kind), rows=form.rows, features=form.features)
-        draft = Draft(norm, weight=names[0], bias=names[1], constants=(eps, float(groups)))
-        out = self._value(self._emit(draft), x.shape, x.lead, image=image)
-        if weight is not None and not names[0]:
-            out = self.mul(out, weight if kind == Norm.LAYER else self.per_channel(weight, x))
-        if bias is not None and not names[1]:
-            out = self.add(out, bias if kind == Norm.LAYER else self.per_channel(bias, x))
-        return out
 
     # Emission
 
@@ -364,13 +285,19 @@ class Builder:
         """A pointwise node over node `a`, in its form; the result has x's shape."""
         form = self._drafts[a].node
         node = Node(op, a=a, b=b, rows=form.rows, features=form.features, batched=form.batched)
-        return self._value(self._emit(Draft(node, constants=constants)), x.shape, x.lead, image=x.image)
+        return self.value(self.emit(Draft(node, constants=constants)), x.shape, x.lead, image=x.image)
 
-    def _value(self, node: int, shape: Shape, lead: int, memory: Memory | None = None, *, image: bool = False) -> Value:
+    def value(self, node: int, shape: Shape, lead: int, memory: Memory | None = None, *, image: bool = False) -> Value:
+        """A tensor in memory of its own (or `memory`) that the node holds."""
         memory = memory or Memory()
         return Value(node, shape, lead, memory, memory.version, image=image)
 
-    def _emit(self, draft: Draft, path: str = "") -> int:
+    def node(self, index: int) -> Node:
+        """An emitted node, whose form may be asked for."""
+        return self._drafts[index].node
+
+    def emit(self, draft: Draft, path: str = "") -> int:
+        """The index of the node, which is emitted where there is no equal one."""
         if draft not in self._known:
             self._known[draft] = len(self._drafts)
             self._drafts.append(draft)
@@ -440,11 +367,6 @@ def _placed(draft: Draft, position: Mapping[int, int], params: Mapping[str, int]
         bias=params[draft.bias] if draft.bias else -1,
         const=const if draft.constants else -1,
     )
-
-
-def _is_row(value: Value, features: int) -> bool:
-    """Whether it is a parameter [F] itself."""
-    return bool(value.param) and not value.transposed and value.shape == (features,)
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:

@@ -15,7 +15,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrize
 
-from mtml_kernels.program import InputInfo, Norm, Op, Program, Shape, Unfusable, decode
+from mtml_kernels.program.encoding import InputInfo, Program, Shape, decode
+from mtml_kernels.program.execution import run_program
+from mtml_kernels.program.obstacles import Unfusable
+from mtml_kernels.program.ops import OPS
+
+__all__ = ["SIDE_EFFECTS", "check_module", "checked_trace", "guarded", "in_words", "inputs_of", "raise_if_passing"]
 
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
@@ -149,8 +154,6 @@ def checked_trace(model: nn.Module, program: Program, keywords: bool) -> Program
 
 def _both(model: nn.Module, program: Program, keywords: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Output and gradients of the module, and of its program, at the same random input."""
-    from mtml_kernels.reference.inner_loop import run_program
-
     learned = {p.name for p in program.params} - set(program.statistics)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
@@ -182,7 +185,7 @@ def _both(model: nn.Module, program: Program, keywords: bool) -> tuple[list[Tens
 
 
 def _samples(program: Program) -> int:
-    rows = [node.rows for node in program.nodes if node.op == Op.NORM and node.b == Norm.BATCH]
+    rows = [node.rows for node in program.nodes if node.b in OPS[node.op].mixing]
     return max(_SAMPLES, -(-_BATCH_VALUES // min(rows))) if rows else _SAMPLES
 
 

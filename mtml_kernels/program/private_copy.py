@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.data import DataLoader, Dataset
 
-from mtml_kernels.general.modules import relink
+from mtml_kernels.recurrent import relink
 
 __all__ = ["PrivateCopy"]
 
@@ -147,6 +147,7 @@ class PrivateCopy:
         return way(self, value)
 
     def many(self, values: Any) -> list[Any]:
+        """The copies of several values."""
         return [value if type(value) in _PLAIN else self.of(value) for value in values]
 
     def deep(self, value: Any) -> Any:

@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mtml_kernels.program import LAYOUT_STEPS, InputInfo, Node, Norm, Op, ParamInfo, Program, constants_of, op_name
+from mtml_kernels.program.encoding import LAYOUT_STEPS, InputInfo, Node, ParamInfo, Program, constants_of, op_name
+from mtml_kernels.program.ops import OPS, Op
 
 __all__ = ["Parts", "once_is_dearer", "split_head"]
 
@@ -59,8 +60,8 @@ def _read(node: Node) -> list[int]:
 
 
 def _mixes_samples(node: Node) -> bool:
-    """Whether a sample's value depends on those beside it: batch statistics, and nothing else in the vocabulary."""
-    return node.op == Op.NORM and node.b == Norm.BATCH
+    """Whether a sample's value depends on those beside it, as with batch statistics."""
+    return node.b in OPS[node.op].mixing
 
 
 def _called(program: Program, i: int) -> str:

@@ -3,7 +3,6 @@
 A private copy of the module is traced, in a context of its own, and nothing that the process shares is patched but the
 name `len`: whoever else runs the module meanwhile does not notice.
 
-
 Every call that forward makes is interpreted as torch.fx records it, so that shapes are known while forward runs: sizes
 other than the batch's are plain integers to it. What has no counterpart becomes an *unknown* value; tracing goes on, so
 that every obstacle is reported and not only the first.
@@ -23,35 +22,64 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
+from mtml_kernels.batch_norm import BATCH_NORM_MODES, batch_norm_mode
 from mtml_kernels.checks import check_choice
-from mtml_kernels.general.modules import BATCH_NORM_MODES, batch_norm_mode
 from mtml_kernels.neutral import exclusive, neutral
-from mtml_kernels.program import Program, Shape, Unfusable
 from mtml_kernels.program.builder import Builder
+from mtml_kernels.program.encoding import Program, Shape
 from mtml_kernels.program.guards import check_module, checked_trace, guarded, in_words, inputs_of, raise_if_passing
+from mtml_kernels.program.obstacles import Cannot, Unfusable
 from mtml_kernels.program.private_copy import PrivateCopy
-from mtml_kernels.program.values import BatchSize, Cannot, SameType, Value
+from mtml_kernels.program.values import BatchSize, SameType, Value
 from mtml_kernels.program.vocabulary import ATTRIBUTES, FUNCTIONS, LAYERS, METHODS, REASONS, Handler, InPlace
+
+__all__ = ["trace"]
 
 UNKNOWN = object()
 _STALE = "a tensor is used after another name of its memory was changed in place"
 
 
-def trace_module(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], batch_norm: str) -> Program:
-    """See `mtml_kernels.program.trace`."""
+def trace(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], *, batch_norm: str = "module") -> Program:
+    """The layer program of `model` in its present mode (train or eval).
+
+    Args:
+        model: any module. A private copy of it is traced with torch.fx and compared with its trace on random inputs,
+            in a thread of its own: neither the module nor whoever runs it meanwhile notices, and contexts around the
+            call (autocast, hooks on saved tensors, transforms, modes, a default device) say nothing about the program.
+            What the copy shares: classes, globals, datasets, and objects that cannot be copied (locks, files).
+        shapes: the shape of one sample of each input, without the batch dimension: a sequence for positional
+            arguments, a mapping for keyword arguments. An input that only embeddings read holds integer ids.
+        batch_norm: how batch normalisation layers normalise: "module" as they stand; "batch" or "per_step" by batch
+            statistics; "running" by running statistics; "track" as they stand, refusing those that would update their
+            statistics, which a program cannot.
+
+    Raises:
+        Unfusable: some operation has no counterpart in the program; `.reasons` names each.
+        MemoryError: there was no room for the copy, which says nothing about the module.
+
+    A program leaves running statistics alone. It describes the module as it was when traced: trace again after
+    train()/eval(), after replacing a submodule or changing a Python attribute that forward reads.
+
+    Example:
+        >>> import torch
+        >>> from mtml_kernels.program import trace
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        >>> [record["op"] for record in trace(net, [(2,)]).describe()]
+        ['input', 'linear', 'tanh', 'linear']
+    """
     check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
-
-    def work() -> Program:
-        try:
-            return _checked(model, shapes, batch_norm)
-        except Unfusable:
-            raise
-        except Exception as error:  # exotic modules fail in the strangest places; the general path may still take them
-            raise_if_passing(error)
-            raise Unfusable([f"{type(model).__name__}: it cannot be traced: {in_words(error)}"]) from error
-
     with exclusive():
-        return neutral(work)
+        return neutral(lambda: _attempted(model, shapes, batch_norm))
+
+
+def _attempted(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], batch_norm: str) -> Program:
+    try:
+        return _checked(model, shapes, batch_norm)
+    except Unfusable:
+        raise
+    except Exception as error:  # exotic modules fail in the strangest places; the general path may still take them
+        raise_if_passing(error)
+        raise Unfusable([f"{type(model).__name__}: it cannot be traced: {in_words(error)}"]) from error
 
 
 def _checked(model: nn.Module, shapes: Sequence[Shape] | Mapping[str, Shape], batch_norm: str) -> Program:

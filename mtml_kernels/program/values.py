@@ -5,12 +5,28 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from mtml_kernels.program import Shape
+from mtml_kernels.program.encoding import Shape
+from mtml_kernels.program.obstacles import Cannot
 
-
-class Cannot(Exception):
-    """One operation has no counterpart in the layer program; the message says why."""
+__all__ = [
+    "BatchSize",
+    "Memory",
+    "SameType",
+    "Value",
+    "as_int",
+    "broadcast",
+    "dimension",
+    "fill",
+    "listed",
+    "optional",
+    "pad",
+    "resolve_view",
+    "split_point",
+    "tensor",
+    "without_lead",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +70,7 @@ class Value:
 
     @property
     def batched(self) -> bool:
+        """Whether there is one for each sample."""
         return self.lead > 0
 
     @property
@@ -68,20 +85,27 @@ class Value:
 
     @property
     def rows(self) -> int:
+        """Rows of one sample as a matrix."""
         return math.prod(self.dims[:-1])
 
     @property
     def features(self) -> int:
+        """Columns of one sample as a matrix."""
         return self.dims[-1]
 
     @property
     def elements(self) -> int:
+        """Elements of one sample."""
         return math.prod(self.dims)
 
     @property
     def points(self) -> int:
         """Elements of a channel, where the first dimension of `shape` counts the channels."""
         return math.prod(self.shape[1:])
+
+    def is_row(self, features: int) -> bool:
+        """Whether it is a parameter [F] itself."""
+        return bool(self.param) and not self.transposed and self.shape == (features,)
 
     def sizes(self) -> tuple[int | BatchSize, ...]:
         """What `tensor.shape` gives."""
@@ -100,7 +124,29 @@ def dimension(value: Value, dim: object, extra: int = 0) -> int:
     return dim % count if count else 0
 
 
+def tensor(x: object) -> Value:
+    """An operand that must be a tensor. Raises Cannot where it is anything else."""
+    if isinstance(x, Value):
+        return x
+    if isinstance(x, BatchSize):
+        raise Cannot("the batch size enters the computation")
+    raise Cannot(f"an operand is a {type(x).__name__}, not a tensor")
+
+
+def optional(x: object) -> Value | None:
+    """An operand that may be missing."""
+    return None if x is None else tensor(x)
+
+
+def listed(sizes: Sequence[Any]) -> list[Any]:
+    """Sizes given one by one or as one sequence."""
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+        return list(sizes[0])
+    return list(sizes)
+
+
 def as_int(size: object) -> int:
+    """A plain size."""
     if isinstance(size, bool) or not isinstance(size, int):
         raise Cannot("a size is computed from data, or the batch size is used where a plain size belongs")
     return size
@@ -167,6 +213,7 @@ def _broadcast_shapes(a: Value, shape_a: Shape, b: Value, shape_b: Shape) -> Sha
 
 
 def pad(shape: Shape, n: int) -> Shape:
+    """The shape with ones in front, n dimensions in all."""
     return (1,) * (n - len(shape)) + shape
 
 

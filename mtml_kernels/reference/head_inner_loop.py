@@ -19,12 +19,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtml_kernels.losses import IGNORED, LossSpec, task_loss
+from mtml_kernels.losses.task import task_loss
 from mtml_kernels.schema.head_inner_loop import HeadOptions
+from mtml_kernels.schema.losses import GRAM_KINDS as KINDS
+from mtml_kernels.schema.losses import IGNORED, LossSpec
 
 __all__ = ["KINDS", "gram_form", "scales", "weight_space"]
-
-KINDS = ("mse", "cross_entropy", "bce_with_logits")  # the losses whose residual is w (p(z) - y)
 
 
 def weight_space(
@@ -115,11 +115,13 @@ def gram_form(
     a = b = torch.zeros_like(z_support)
     u, v = scales(rates, options.decay, options.proximal)  # [K + 1, C]
     shrink = options.decay + options.proximal
+    prediction = options.support_loss.info.prediction
+    assert prediction is not None
     losses = []
     for k in range(rates.shape[1]):
         alpha, beta = rates[0, k][:, None], rates[-1, k][:, None]
         z = u[k][:, None] * z_support + (v[k] * bias)[:, None] - a @ gram - b.sum(-1, keepdim=True)
-        residual = weights * (_prediction(options.support_loss.kind, z) - target)
+        residual = weights * (prediction(z) - target)
         losses.append(_losses(options.support_loss, z.mT, labels, support_mask))
         a, b = (1 - alpha * shrink) * a + alpha * residual, (1 - beta * shrink) * b + beta * residual
     logits = (u[-1][:, None] * z_query + (v[-1] * bias)[:, None] - a @ cross - b.sum(-1, keepdim=True)).mT
@@ -144,26 +146,21 @@ def scales(rates: Tensor, decay: float, proximal: float) -> tuple[Tensor, Tensor
     return table[0], table[-1]
 
 
-def _prediction(kind: str, z: Tensor) -> Tensor:
-    """p(z) of logits [T, C, N]."""
-    return z if kind == "mse" else z.softmax(1) if kind == "cross_entropy" else z.sigmoid()
-
-
 def _target(
     spec: LossSpec, labels: Tensor, mask: Tensor | None, classes: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """y [T, C, S] and w [T, 1, S], such that dL/dz = w (p(z) - y)."""
     counts = torch.ones(labels.shape[:2], dtype=dtype, device=labels.device) if mask is None else mask.to(dtype)
-    if spec.kind == "cross_entropy":
+    if spec.info.ids:
         valid = labels != IGNORED
         counts = counts * valid
         target = torch.nn.functional.one_hot(labels.where(valid, torch.zeros_like(labels)), classes).to(dtype)
         target = (1 - spec.label_smoothing) * target + spec.label_smoothing / classes
     else:
         target = labels
-        counts = counts * (2 if spec.kind == "mse" else 1)
+        counts = counts * spec.info.slope
     if spec.reduction == "mean":
-        elements = 1 if spec.kind == "cross_entropy" else classes
-        total = (counts.sum(1, keepdim=True) / (2 if spec.kind == "mse" else 1)) * elements
+        elements = 1 if spec.info.classes else classes
+        total = (counts.sum(1, keepdim=True) / spec.info.slope) * elements
         counts = torch.where(total == 0, torch.zeros_like(counts), counts / torch.where(total == 0, 1, total))
     return target.mT, counts[:, None]

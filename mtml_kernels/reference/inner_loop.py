@@ -10,26 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mtml_kernels.losses import LossSpec, task_loss
-from mtml_kernels.program import LAYOUT_STEPS, Act, Encoded, Node, Op, constants_of, decode, step_row
-from mtml_kernels.reference.layers import convolve, normalise, pool
+from mtml_kernels.losses.task import task_loss
+from mtml_kernels.program.encoding import decode
+from mtml_kernels.program.execution import run_program
+from mtml_kernels.schema.losses import LossSpec
 
-_ACTIVATIONS: dict[int, Callable[[Tensor, float, float], Tensor]] = {
-    Act.RELU: lambda x, c0, c1: torch.relu(x),
-    Act.LEAKY_RELU: lambda x, c0, c1: F.leaky_relu(x, c0),
-    Act.TANH: lambda x, c0, c1: torch.tanh(x),
-    Act.SIGMOID: lambda x, c0, c1: torch.sigmoid(x),
-    Act.GELU: lambda x, c0, c1: F.gelu(x),
-    Act.GELU_TANH: lambda x, c0, c1: F.gelu(x, approximate="tanh"),
-    Act.SILU: lambda x, c0, c1: F.silu(x),
-    Act.SOFTPLUS: lambda x, c0, c1: F.softplus(x, c0, c1),
-    Act.SIN: lambda x, c0, c1: torch.sin(c0 * x),
-    Act.COS: lambda x, c0, c1: torch.cos(c0 * x),
-    Act.RSQRT: lambda x, c0, c1: torch.rsqrt(x + c0),
-}
+__all__ = ["Results", "TaskResult", "inner_loop"]
+
 MaybeTensor = TypeVar("MaybeTensor", bound=Tensor | None)
 
 
@@ -49,105 +38,6 @@ class Results(NamedTuple):
     output: Tensor
     support_losses: Tensor
     adapted: list[Tensor]
-
-
-def run_program(
-    program: Sequence[int],
-    consts: Sequence[float],
-    params: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    step: int | None = None,
-    query: bool = False,
-) -> Tensor:
-    """Execute an encoded layer program.
-
-    Args:
-        program, consts: the encoding (`Program.ints`, `Program.consts`).
-        params: one tensor per program parameter, of any shape with the parameter's elements.
-        inputs: one tensor [N, *] per program input: all samples of one set, over which batch statistics are taken; of
-            an embedding integer ids, which PyTorch checks.
-        step, query: k at theta_k, and whether the set is a query set; None outside the inner loop. They choose the row
-            of parameters that exist once per step (`mtml_kernels.program.step_row`).
-
-    Returns:
-        [N, elements of one sample's output].
-
-    Raises:
-        ValueError: another version of the encoding, or a list that contradicts its header.
-
-    Example:
-        >>> from mtml_kernels.program import trace
-        >>> net = torch.nn.Linear(3, 2)
-        >>> p, x = trace(net, [(3,)]), torch.randn(5, 3)
-        >>> bool(torch.allclose(run_program(p.ints, p.consts, list(net.parameters()), [x]), net(x)))
-        True
-    """
-    encoded = decode(tuple(program))
-    n = inputs[0].shape[0]
-    params = [
-        param.reshape(rows, cols)[step_row(rows, step, query)] if layout == LAYOUT_STEPS else param
-        for param, (layout, rows, cols) in zip(params, encoded.params, strict=True)
-    ]
-    values: list[Tensor] = []
-    for node in encoded.nodes:
-        values.append(_run_node(node, encoded, consts, params, inputs, values))
-    return values[encoded.output].reshape(n, encoded.output_size)
-
-
-def _run_node(
-    node: Node,
-    encoded: Encoded,
-    consts: Sequence[float],
-    params: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    values: Sequence[Tensor],
-) -> Tensor:
-    """The value of one node: [N, rows, features] when batched, [rows, features] otherwise, so that broadcasting is
-    PyTorch's own.
-    """
-    n = inputs[0].shape[0]
-    shape = (n, node.rows, node.features) if node.batched else (node.rows, node.features)
-    own = constants_of(node, consts)
-    c0, c1 = own[:2] if own else (1.0, 0.0)
-    match node.op:
-        case Op.INPUT:
-            return inputs[node.a].reshape(shape)
-        case Op.PARAM:
-            return params[node.weight].reshape(shape)
-        case Op.VIEW:
-            return values[node.a].reshape(shape)
-        case Op.LINEAR:
-            weight = params[node.weight].reshape(encoded.params[node.weight][1:])
-            return F.linear(values[node.a], weight, _row(params, node.bias))
-        case Op.ACT:
-            return _ACTIVATIONS[node.b](values[node.a], c0, c1)
-        case Op.ADD:
-            return values[node.a] + values[node.b]
-        case Op.MUL:
-            return values[node.a] * values[node.b]
-        case Op.CAT:
-            return torch.cat([values[node.a], values[node.b]], dim=-1)
-        case Op.EXPAND:
-            return values[node.a].expand(shape)
-        case Op.AFFINE:
-            return c0 * values[node.a] + c1
-        case Op.TRANSPOSE:
-            return values[node.a].transpose(-1, -2)
-        case Op.CONV:
-            return convolve(values[node.a], params[node.weight], _row(params, node.bias), own)
-        case Op.NORM:
-            affine = (_row(params, node.weight), _row(params, node.bias))
-            return normalise(node.b, values[node.a], c0, int(c1), *affine)
-        case Op.POOL:
-            return pool(node.b, values[node.a], own)
-        case Op.EMBEDDING:
-            table = params[node.weight].reshape(encoded.params[node.weight][1:])
-            return F.embedding(inputs[node.a].reshape(n, node.rows), table, None if c0 < 0 else int(c0))
-    raise ValueError(f"program: expected an operation from 0 to {max(Op)}, got {node.op}; trace the module again")
-
-
-def _row(params: Sequence[Tensor], index: int) -> Tensor | None:
-    return params[index].reshape(-1) if index >= 0 else None
 
 
 def inner_loop(
@@ -281,7 +171,7 @@ def _rate(lr: Sequence[Tensor], param: int, step: int) -> Tensor:
 
 def _loss(spec: LossSpec, output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """The task loss of a flat output [N, out]."""
-    if spec.kind != "cross_entropy":
+    if not spec.info.classes:
         target = target.reshape(output.shape)
     return task_loss(spec, output, target, mask)
 

@@ -17,11 +17,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mtml_kernels.losses import huber, log_softmax
-from mtml_kernels.losses.heads import CLASS_KINDS, HeadLoss, rows_shape
+from mtml_kernels.schema.losses import HeadLoss, log_softmax, rows_shape
 
 __all__ = ["head_loss", "multihead_loss"]
 
@@ -61,7 +59,7 @@ def head_loss(
     Returns:
         A scalar.
     """
-    if spec.kind in CLASS_KINDS:
+    if spec.info.classes:
         losses, counts = _softmax_rows(logits, target, spec, class_weights)
     else:
         losses = _element_rows(logits, target, spec, pos_weight)
@@ -84,12 +82,11 @@ def _softmax_rows(
 ) -> tuple[Tensor, Tensor]:
     """Loss of every row and what it counts, both of `rows_shape`."""
     z = logits.movedim(spec.class_dim, -1)  # [..., C]
+    if not spec.info.ids:
+        return spec.info.formula(z, target.movedim(spec.class_dim, -1), spec.p0), torch.ones_like(z[..., 0])
     log_p = log_softmax(z)
     classes = z.shape[-1]
     c = torch.ones(classes, dtype=z.dtype, device=z.device) if class_weights is None else class_weights.to(z.dtype)
-    if spec.kind == "kl":
-        t = target.movedim(spec.class_dim, -1)
-        return (torch.xlogy(t, t) - t * log_p).sum(-1), torch.ones_like(z[..., 0])
     e = spec.label_smoothing
     if target.is_floating_point():
         t = (1 - e) * target.movedim(spec.class_dim, -1) + e / max(classes, 1)
@@ -106,16 +103,7 @@ def _softmax_rows(
 
 def _element_rows(logits: Tensor, target: Tensor, spec: HeadLoss, pos_weight: Tensor | None) -> Tensor:
     """Loss of every sample, [N]."""
-    if spec.kind == "gaussian_nll":
-        mean, log_var = logits.chunk(2, -1)
-        each = 0.5 * (log_var + (target - mean).square() * torch.exp(-log_var))
-    elif spec.kind == "bce_with_logits":
-        each = F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight, reduction="none")
-    elif spec.kind == "mse":
-        each = (logits - target).square()
-    elif spec.kind == "l1":
-        each = (logits - target).abs()
-    else:
-        each = huber(logits, target, spec.delta)
+    extra = {"pos_weight": pos_weight} if spec.info.weights == "pos_weights" else {}
+    each = spec.info.formula(logits, target, spec.p0, **extra)
     rows = each.reshape(each.shape[0], math.prod(each.shape[1:])).sum(-1)
     return rows if spec.reduction == "sum" else rows / max(math.prod(each.shape[1:]), 1)

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from mtml_kernels.losses import LossSpec
+from mtml_kernels.schema.losses import LossSpec
 
 __all__ = [
     "BACKWARD_SCHEMA",

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from mtml_kernels.losses import KINDS
+from mtml_kernels.schema.losses import KINDS
 from mtml_kernels.schema.program import output_size
 
 if TYPE_CHECKING:
-    from mtml_kernels.losses import LossSpec
     from mtml_kernels.program import Program
+    from mtml_kernels.schema.losses import LossSpec
 
 __all__ = [
     "ARGUMENTS",

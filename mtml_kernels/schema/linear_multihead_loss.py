@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from mtml_kernels.losses.heads import HeadLoss
+from mtml_kernels.schema.losses import HeadLoss
 
 __all__ = ["TENSORS", "Grads", "LinearHead", "Wants"]
 

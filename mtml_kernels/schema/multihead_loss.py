@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtml_kernels.losses.heads import CLASS_KINDS, KINDS, HeadLoss
 from mtml_kernels.memory import LARGE
+from mtml_kernels.schema.losses import CLASS_KINDS, HeadLoss
+from mtml_kernels.schema.losses import HEAD_KINDS as KINDS
 
 __all__ = [
     "BACKWARD_SCHEMA",

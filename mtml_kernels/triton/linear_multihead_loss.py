@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtml_kernels.losses.heads import CLASS_KINDS, HeadLoss
 from mtml_kernels.schema.linear_multihead_loss import Grads, LinearHead, Wants
+from mtml_kernels.schema.losses import CLASS_KINDS, HeadLoss
 from mtml_kernels.triton.multihead_loss import backward, forward_in_place
 
 __all__ = ["Problem", "add_product", "chunk_rows", "half_product"]

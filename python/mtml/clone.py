@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtml_kernels.general.modules import relink, twin
+from mtml_kernels.general.twin import twin
+from mtml_kernels.recurrent import relink
 
 __all__ = ["clone_module", "inner_gradients", "replace_tensors"]
 

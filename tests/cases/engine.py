@@ -12,18 +12,18 @@ import torch
 from cases.inner_loop import Case, encode, rates, target
 from torch import Tensor
 
-from mtml_kernels.losses import LossSpec
+from mtml_kernels.losses import KINDS, LossSpec
+from mtml_kernels.losses import LOSSES as LOSS_TABLE
 from mtml_kernels.ops.inner_loop import InnerLoopSpec
 from mtml_kernels.program import Act, Op
 
 ALL_FORMS = ["all", "all_per_step", "tensor", "tensor_per_step", "element", "element_per_step"]
 LOSSES = [
-    LossSpec("mse"),
-    LossSpec("cross_entropy"),
-    LossSpec("cross_entropy", label_smoothing=0.3),
-    LossSpec("bce_with_logits"),
-    LossSpec("huber", delta=0.6),
-    LossSpec("l1"),
+    LossSpec(kind, **option)
+    for kind in KINDS
+    for option in {"label_smoothing": ({}, {"label_smoothing": 0.3}), "delta": ({"delta": 0.6},)}.get(
+        LOSS_TABLE[kind].option, ({},)
+    )
 ]
 LOSSES += [dataclasses.replace(loss, reduction="sum") for loss in LOSSES]
 # Constants that tell the activation's formula from its default: (c0, c1).
@@ -86,7 +86,7 @@ class Draft:
         return self._node(Op.LINEAR, (x.rows, out, x.batched), a=x.index, weight=weight, bias=bias)
 
     def act(self, x: Value, kind: Act, consts: tuple[float, float] | None = None) -> Value:
-        consts = consts or CONSTANTS.get(kind)
+        consts = consts or CONSTANTS.get(kind, kind.info.options() or None)
         return self._node(Op.ACT, (x.rows, x.features, x.batched), a=x.index, b=int(kind), consts=consts)
 
     def pair(self, op: Op, a: Value, b: Value) -> Value:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from mtml_kernels import HeadLoss, multihead_loss
-from mtml_kernels.losses.heads import CLASS_KINDS, KINDS, rows_shape
+from mtml_kernels.losses import LOSSES
+from mtml_kernels.schema.losses import CLASS_KINDS, rows_shape
+from mtml_kernels.schema.losses import HEAD_KINDS as KINDS
 
 OPTIONS = ("sample_weights", "class_weights", "pos_weights")
 
@@ -36,7 +38,7 @@ class Head:
 
 def _shape(rng: random.Random, kind: str, class_dim: int) -> tuple[int, ...]:
     n, c = rng.choice([0, 1, 2, 5, 17, 33]), rng.choice([1, 2, 3, 7, 10, 16, 17, 33, 65, 130])
-    if kind == "gaussian_nll":
+    if LOSSES[kind].outputs == 2:
         return rng.choice([(n, 2 * c), (n, 3, 2 * c)])
     if kind in CLASS_KINDS and class_dim == -1:
         return rng.choice([(n, c), (n, 3, c)])
@@ -70,7 +72,7 @@ def random_head(seed: int, kind: str = "", shape: tuple[int, ...] | None = None)
     elif kind in CLASS_KINDS:
         target = torch.softmax(3 * draw(*shape), class_dim) * (draw(*shape) > 0.1)
     else:
-        target = draw(*shape[:-1], shape[-1] // 2) if kind == "gaussian_nll" else draw(*shape)
+        target = draw(*shape[:-1], shape[-1] // 2) if LOSSES[kind].outputs == 2 else draw(*shape)
     head = Head(spec, logits, target)
     if rng.random() < 0.5:
         head.sample_weights = draw(*(rows if rng.random() < 0.5 else rows[:1])).round(decimals=1)

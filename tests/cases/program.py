@@ -19,7 +19,7 @@ from mtml_kernels.program import (
     constants_of,
     decode,
 )
-from mtml_kernels.reference.inner_loop import run_program
+from mtml_kernels.program.execution import run_program
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

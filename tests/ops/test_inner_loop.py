@@ -12,7 +12,7 @@ from cases.inner_loop import BACKEND_NAMES, Case, latent, make_case
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mtml_kernels.losses import LossSpec
+from mtml_kernels.losses import KINDS, LossSpec
 from mtml_kernels.ops.inner_loop import BACKENDS
 from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
 from mtml_kernels.registry import Backend
@@ -22,13 +22,9 @@ every_backend = pytest.mark.parametrize("backend", BACKEND_NAMES)
 LATENT_ONLY = [False, False, False, False, True]
 RATES = ["all", "all_per_step", "tensor", "tensor_per_step", "element", "element_per_step"]
 LOSSES = [
-    LossSpec("mse"),
+    *(LossSpec(kind, delta=0.7) for kind in KINDS),
     LossSpec("mse", "sum"),
-    LossSpec("cross_entropy"),
     LossSpec("cross_entropy", label_smoothing=0.2),
-    LossSpec("bce_with_logits"),
-    LossSpec("huber", delta=0.7),
-    LossSpec("l1"),
 ]
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -22,7 +22,7 @@ from mtml_kernels import native
 from mtml_kernels.functional import head_inner_loop, inner_loop
 from mtml_kernels.functional.linear_multihead_loss import linear_multihead_loss
 from mtml_kernels.functional.multihead_loss import multihead_loss
-from mtml_kernels.losses.heads import HeadLoss
+from mtml_kernels.losses import HeadLoss
 from mtml_kernels.native.linear_multihead_loss import Problem
 from mtml_kernels.program import trace
 from mtml_kernels.schema.inner_loop import NEED_PARAMS, InnerLoopSpec

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 import mtml
 from mtml import ANIL, MAML, FallbackWarning
 from mtml_kernels.checks import NARROW
-from mtml_kernels.losses import resolve
-from mtml_kernels.losses.task import TaskLoss
+from mtml_kernels.losses import KINDS, LOSSES, TaskLoss, resolve
 
 T, S, C, WIDTH = 1, 8, 3, 64
 SIDES = ("sy", "qy")
-ids_losses = ["cross_entropy"]
-value_losses = ["mse", "bce_with_logits", "huber", "l1"]
+ids_losses = [kind for kind in KINDS if LOSSES[kind].ids]
+value_losses = [kind for kind in KINDS if not LOSSES[kind].ids]
 
 
 def perceptron(loss: str, **options: Any) -> MAML:

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from mtml_kernels import HeadLoss, linear_multihead_gram, linear_multihead_loss, multihead_loss
 from mtml_kernels.functional.multihead_loss import multihead_loss_and_gradients
-from mtml_kernels.losses.heads import KINDS
+from mtml_kernels.losses import HEAD_KINDS as KINDS
 
 N, C = 2, 4
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mtml_kernels import HeadLoss, multihead_loss, native
 from mtml_kernels.functional.multihead_loss import multihead_loss_and_gradients
-from mtml_kernels.losses.heads import KINDS
+from mtml_kernels.losses import HEAD_KINDS as KINDS
 
 pytestmark = pytest.mark.skipif(native.availability() is not None, reason="the compiled engine is not there")
 SEEDS = st.integers(0, 1 << 30)

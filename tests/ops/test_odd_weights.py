@@ -20,8 +20,7 @@ from cases.multihead_loss import Head, evaluate
 from torch import Tensor
 
 from mtml_kernels import HeadLoss, linear_multihead_loss
-from mtml_kernels.losses import LossSpec
-from mtml_kernels.losses.heads import KINDS
+from mtml_kernels.losses import HEAD_KINDS, KINDS, LossSpec
 from mtml_kernels.ops import linear_multihead_loss as linear_op
 
 INF, NAN = math.inf, math.nan
@@ -38,7 +37,6 @@ ODD = {
     "overflow": [0.5, 0.5, 0.5, 0.5],  # of the largest number
     "tiny": [1e-30, 2e-30, 1e-30, 3e-30],
 }
-LOSSES = ("mse", "l1", "huber", "bce_with_logits", "cross_entropy")
 every_weight = pytest.mark.parametrize("name", ODD)
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 # the engine's kernels are templates: one type shows what both do
@@ -96,7 +94,7 @@ SHAPES = [(4, 6), (4, 200), (4, 4, 6)]  # tiles of rows, long rows, pixels
 @both_dtypes
 @both_reductions
 def test_sample_weights_of_every_kind(name: str, dtype: torch.dtype, reduction: str) -> None:
-    for kind in KINDS:
+    for kind in HEAD_KINDS:
         for shape in SHAPES:
             one = dataclasses.replace(head(kind, shape, reduction, dtype), sample_weights=odd(name, dtype))
             check(name, dtype, lambda backend, to, one=one: evaluate([one.to(to)], backend))  # type: ignore[misc]
@@ -118,7 +116,7 @@ def test_class_weights_and_pos_weights(name: str, dtype: torch.dtype, reduction:
 
 def test_an_infinite_weight_is_no_zero() -> None:
     """The negative control: 0 for the loss and 0 for its gradient was the answer."""
-    for kind in KINDS:
+    for kind in HEAD_KINDS:
         for shape in SHAPES:
             one = dataclasses.replace(
                 head(kind, shape, "mean", torch.float64), sample_weights=odd("inf", torch.float64)
@@ -136,7 +134,7 @@ def test_linear_heads(name: str, dtype: torch.dtype, large: bool, monkeypatch: p
     g = torch.Generator().manual_seed(0)
     x, w = (torch.randn(*size, generator=g, dtype=torch.float64).to(dtype) for size in ((4, 3), (6, 3)))
     weights = odd(name, dtype)
-    for kind in KINDS:
+    for kind in HEAD_KINDS:
         target = head(kind, (4, 6), "mean", dtype).target
 
         def run(backend: str, to: torch.dtype, kind: str = kind, target: Tensor = target) -> list[Tensor]:
@@ -155,7 +153,7 @@ def test_linear_heads(name: str, dtype: torch.dtype, large: bool, monkeypatch: p
 def test_masks_of_the_inner_loop(name: str, dtype: torch.dtype, reduction: str, which: str) -> None:
     weights = odd(name, dtype)
     # the gradient of l1 at a NaN is NaN in the engine; PyTorch's is 0
-    for kind in LOSSES if which == "query_mask" else [k for k in LOSSES if k != "l1"]:
+    for kind in KINDS if which == "query_mask" else [k for k in KINDS if k != "l1"]:
 
         def run(backend: str, to: torch.dtype, kind: str = kind) -> list[Tensor]:
             case = make_case(masks=True, loss=LossSpec(kind, reduction), support=4, query=4, keep=1, dtype=dtype)

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtml_kernels.batch_norm import PerStepBatchNorm
-from mtml_kernels.general.modules import batch_norm_mode
-from mtml_kernels.program import LAYOUT_STEPS, Act, Norm, Op, Program, Unfusable, step_row, trace
+from mtml_kernels.batch_norm import PerStepBatchNorm, batch_norm_mode, step_row
+from mtml_kernels.program import LAYOUT_STEPS, Act, Norm, Op, Program, Unfusable, trace
 
 
 def operations(program: Program) -> list[str]:

@@ -14,8 +14,10 @@ from torch.func import functional_call
 from mtml_kernels.batch_norm import PerStepBatchNorm
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.program import Norm, Pool, Program, trace
+from mtml_kernels.program.layers.conv import convolve
+from mtml_kernels.program.layers.norm import normalise
+from mtml_kernels.program.layers.pool import pool
 from mtml_kernels.reference.inner_loop import Results, inner_loop
-from mtml_kernels.reference.layers import convolve, normalise, pool
 
 T, S, Q = 2, 6, 5
 

@@ -159,7 +159,7 @@ MTMLK_API int mtmlk_head_chain(const MtmlkHeadCall* call);
 // One head. A row is what has one class or is one sample: logits [rows / inner, classes, inner]; where inner is 1, a
 // row begins `ld` elements after the one before it. Targets are contiguous.
 typedef struct {
-  int32_t kind;  // position in mtml_kernels/losses/heads.py's KINDS
+  int32_t kind;  // position in HEAD_KINDS of mtml_kernels/schema/losses.py
   int32_t mean;  // 0: sum
   int32_t ids;   // the target is int64 class ids [rows], else values like logits
   int64_t rows, classes, inner, ld;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mtml_kernels.losses import KINDS
+from mtml_kernels.schema.losses import KINDS
 from mtml_kernels.triton.head_inner_loop.losses import scale_of, targets
 from mtml_kernels.triton.head_inner_loop.reverse import gram_cotangent, reverse
 from mtml_kernels.triton.head_inner_loop.steps import APART, NONE, SHARED, adapt, judge

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mtml_kernels.losses import IGNORED, KINDS
+from mtml_kernels.schema.losses import IGNORED, KINDS
 from mtml_kernels.triton.pointwise import log1p
 
 __all__ = ["curvature", "predictions", "scale_of", "targets", "weighted"]

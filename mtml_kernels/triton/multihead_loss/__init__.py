@@ -18,7 +18,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from mtml_kernels.losses.heads import HeadLoss
+from mtml_kernels.schema.losses import HeadLoss
 from mtml_kernels.triton.device import on
 from mtml_kernels.triton.multihead_loss.kernels import finish_kernel, loss_kernel, norm_kernel, scale_kernel
 from mtml_kernels.triton.multihead_loss.launches import Group, HeadShape, launches

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mtml_kernels.losses.heads import KINDS
+from mtml_kernels.schema.losses import HEAD_KINDS as KINDS
 from mtml_kernels.triton.multihead_loss.rows import split
 from mtml_kernels.triton.multihead_loss.table import word
 from mtml_kernels.triton.pointwise import log1p

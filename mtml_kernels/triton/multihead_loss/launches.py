@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mtml_kernels.losses.heads import CLASS_KINDS, KINDS, HeadLoss
+from mtml_kernels.schema.losses import CLASS_KINDS, HeadLoss
+from mtml_kernels.schema.losses import HEAD_KINDS as KINDS
 from mtml_kernels.triton.multihead_loss.table import FIELDS, LARGEST, NORM_BLOCK, TILES, VOCABULARY, tile_of
 
 __all__ = ["Group", "HeadShape", "launches"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mtml_kernels.losses.heads import KINDS
+from mtml_kernels.schema.losses import HEAD_KINDS as KINDS
 from mtml_kernels.triton.multihead_loss.rows import label_rows
 from mtml_kernels.triton.multihead_loss.table import word
 

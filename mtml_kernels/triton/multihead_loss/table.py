@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from mtml_kernels.losses.heads import CLASS_KINDS, HeadLoss
+from mtml_kernels.schema.losses import CLASS_KINDS, HeadLoss
 
 __all__ = [
     "FIELDS",

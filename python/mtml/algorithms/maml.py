@@ -15,11 +15,11 @@ from mtml.paths.cache import PathCache, Six, unpacked
 from mtml.paths.explain import Explanation, explain_path
 from mtml.paths.fused import General
 from mtml.paths.planner import Batch, Path
-from mtml_kernels.batch_norm import per_step_batch_norm, per_step_names, step_rows
+from mtml_kernels.batch_norm import check_batch_norm, per_step_batch_norm, per_step_names, step_rows
 from mtml_kernels.checks import check_batch, check_choice, check_finite, check_steps, shown
 from mtml_kernels.general import GeneralPlan
-from mtml_kernels.general.modules import check_batch_norm, twin
 from mtml_kernels.general.task import apply_update
+from mtml_kernels.general.twin import twin
 from mtml_kernels.losses import resolve
 from mtml_kernels.rates import op_rates, rate_at
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtml_kernels.checks import check_choice
-from mtml_kernels.losses.heads import HeadLoss
+from mtml_kernels.losses import HeadLoss
 
 __all__ = ["Classification", "Head", "HeadLayer", "MultiLabel", "Regression", "Segmentation", "Tokens"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtml.multihead.heads import Head
 from mtml_kernels.checks import shown
-from mtml_kernels.losses.heads import CLASS_KINDS
+from mtml_kernels.losses import CLASS_KINDS
 
 __all__ = ["check_heads", "check_names", "check_target", "mask_by_row", "target_by_row"]
 

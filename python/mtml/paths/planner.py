@@ -16,10 +16,10 @@ from mtml.paths.gram import FusedHead, is_head
 from mtml.paths.reach import Reach
 from mtml.paths.trunk import TrunkOnce
 from mtml.paths.watch import Watch
+from mtml_kernels.batch_norm import check_batch_norm
 from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_ids, check_target, leaves
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.general.choice import choose, probe
-from mtml_kernels.general.modules import check_batch_norm
 from mtml_kernels.general.task import TaskRule
 from mtml_kernels.general.unused import refuse_unused
 from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtml_kernels import HeadLoss, linear_multihead_gram, linear_multihead_loss, multihead_loss
-from mtml_kernels.losses.heads import KINDS
+from mtml_kernels.losses import HEAD_KINDS as KINDS
 from mtml_kernels.ops import linear_multihead_loss as op
 from mtml_kernels.triton import linear_multihead_loss as kernels
 

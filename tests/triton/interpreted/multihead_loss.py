@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtml_kernels import multihead_loss
-from mtml_kernels.losses.heads import CLASS_KINDS, KINDS, HeadLoss
+from mtml_kernels.losses import CLASS_KINDS, HeadLoss
+from mtml_kernels.losses import HEAD_KINDS as KINDS
 from mtml_kernels.reference.multihead_loss import multihead_loss as reference
 from mtml_kernels.triton.multihead_loss import (
     backward,

@@ -1,32 +1,24 @@
-"""Handlers of the operations that change only a tensor's shape, or ask for it."""
+"""Operations that change only a tensor's shape or where its elements lie, or ask for it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
 from typing import Any
 
-from mtml_kernels.program import Shape
+from torch import nn
+
 from mtml_kernels.program.builder import Builder
-from mtml_kernels.program.values import BatchSize, Cannot, Value, as_int, dimension, fill
+from mtml_kernels.program.encoding import Shape
+from mtml_kernels.program.obstacles import Cannot
+from mtml_kernels.program.ops import Op, OpInfo, operation
+from mtml_kernels.program.values import BatchSize, Value, dimension, fill, listed, tensor
+from mtml_kernels.program.vocabulary import attribute, function, layer_of
 
-__all__ = [
-    "as_int", "dimension", "flatten", "getitem", "listed", "ndim", "numel", "permute", "size", "squeeze", "t",
-    "transpose", "unflatten", "unsqueeze", "view", "view_as",
-]  # fmt: skip
+__all__ = ["unsqueeze"]
 
-
-def listed(sizes: Sequence[Any]) -> list[Any]:
-    """Sizes given one by one or as one sequence."""
-    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
-        return list(sizes[0])
-    return list(sizes)
-
-
-def _value(x: object) -> Value:
-    if not isinstance(x, Value):
-        raise Cannot(f"an operand is a {type(x).__name__}, not a tensor")
-    return x
+operation(OpInfo(Op.VIEW, "view", lambda g: g.operands[0].reshape(g.shape)))
+operation(OpInfo(Op.TRANSPOSE, "transpose", lambda g: g.operands[0].transpose(-1, -2)))
 
 
 def _insides(value: Value) -> int:
@@ -42,16 +34,19 @@ def _inner(value: Value, dim: object, extra: int = 0) -> int:
     return at
 
 
-def view(b: Builder, input: Any, *size: Any, shape: Any = None) -> Any:
-    return b.view(_value(input), listed(size) if shape is None else list(shape))
+@function(methods="reshape", only_methods="view")
+def _view(b: Builder, input: Any, *size: Any, shape: Any = None) -> Any:
+    return b.view(tensor(input), listed(size) if shape is None else list(shape))
 
 
-def view_as(b: Builder, input: Any, other: Any) -> Any:
-    return b.view(_value(input), _value(other).sizes())
+@function(only_methods="view_as reshape_as")
+def _view_as(b: Builder, input: Any, other: Any) -> Any:
+    return b.view(tensor(input), tensor(other).sizes())
 
 
-def flatten(b: Builder, input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
-    value = _value(input)
+@function(methods="flatten")
+def _flatten(b: Builder, input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    value = tensor(input)
     if value.ndim == 0:
         return b.reshape(value, 0, (1,))
     start, end = dimension(value, start_dim), dimension(value, end_dim)
@@ -64,8 +59,9 @@ def flatten(b: Builder, input: Any, start_dim: int = 0, end_dim: int = -1) -> An
     return b.reshape(value, value.lead, (*value.shape[:start], merged, *value.shape[end + 1 :]))
 
 
-def unflatten(b: Builder, input: Any, dim: int, sizes: Any) -> Any:
-    value = _value(input)
+@function(methods="unflatten")
+def _unflatten(b: Builder, input: Any, dim: int, sizes: Any) -> Any:
+    value = tensor(input)
     if value.batched and dimension(value, dim) == 0:
         return b.view(value, [*sizes, *value.shape])
     at = _inner(value, dim)
@@ -74,8 +70,9 @@ def unflatten(b: Builder, input: Any, dim: int, sizes: Any) -> Any:
     return b.reshape(value, value.lead, (*value.shape[:at], *fill(sizes, value.shape[at]), *value.shape[at + 1 :]))
 
 
-def squeeze(b: Builder, input: Any, dim: Any = None) -> Any:
-    value = _value(input)
+@function(methods="squeeze")
+def _squeeze(b: Builder, input: Any, dim: Any = None) -> Any:
+    value = tensor(input)
     if dim is None and value.batched:
         raise Cannot("squeeze() without a dimension drops the batch dimension of a single sample; name it: squeeze(-1)")
     named = range(value.ndim) if dim is None else dim if isinstance(dim, tuple) else (dim,)
@@ -84,15 +81,18 @@ def squeeze(b: Builder, input: Any, dim: Any = None) -> Any:
     return b.reshape(value, value.lead, kept)
 
 
+@function(methods="unsqueeze")
 def unsqueeze(b: Builder, input: Any, dim: int) -> Any:
-    value = _value(input)
+    """A dimension of one element before `dim`."""
+    value = tensor(input)
     at = _inner(value, dim, extra=1)
     return b.reshape(value, value.lead, (*value.shape[:at], 1, *value.shape[at:]))
 
 
-def permute(b: Builder, input: Any, *dims: Any) -> Any:
+@function(methods="permute")
+def _permute(b: Builder, input: Any, *dims: Any) -> Any:
     """Dimensions of size 1 go anywhere; the others may be rotated, which is the transposition of a matrix."""
-    value = _value(input)
+    value = tensor(input)
     order = [dimension(value, d) for d in listed(dims)]
     if sorted(order) != list(range(value.ndim)):
         raise Cannot(f"{listed(dims)} does not permute {value.ndim} dimensions")
@@ -115,25 +115,29 @@ def permute(b: Builder, input: Any, *dims: Any) -> Any:
     return b.reshape(turned, value.lead, shape)
 
 
-def transpose(b: Builder, input: Any, dim0: int, dim1: int) -> Any:
-    value = _value(input)
+@function(methods="transpose swapaxes")
+def _transpose(b: Builder, input: Any, dim0: int, dim1: int) -> Any:
+    value = tensor(input)
     order = list(range(value.ndim))
     first, second = dimension(value, dim0), dimension(value, dim1)
     order[first], order[second] = order[second], order[first]
-    return permute(b, value, order)
+    return _permute(b, value, order)
 
 
-def t(b: Builder, input: Any) -> Any:
+@attribute("T", "mT")
+@function(methods="t")
+def _t(b: Builder, input: Any) -> Any:
     """`.T`, `.mT`, `.t()` of a matrix; of fewer dimensions it is the tensor itself."""
-    value = _value(input)
+    value = tensor(input)
     if value.ndim > 2:
         raise Cannot(f"the transpose of {value} is not fused")
-    return permute(b, value, [1, 0]) if value.ndim == 2 else value
+    return _permute(b, value, [1, 0]) if value.ndim == 2 else value
 
 
-def getitem(b: Builder, input: Any, index: Any) -> Any:
+@function(operator.getitem)
+def _getitem(b: Builder, input: Any, index: Any) -> Any:
     """x[:, None], x[..., None], x[None] on a parameter, and [0] on a dimension of size 1: indexing as a reshape."""
-    value = _value(input)
+    value = tensor(input)
     keys = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(key, Value | BatchSize) for key in keys):
         raise Cannot("indexing by a tensor is not fused")
@@ -169,15 +173,24 @@ def _with_batch_first(b: Builder, value: Value, shape: list[Any]) -> Value:
     return b.reshape(value, value.lead, inner)
 
 
-def size(b: Builder, input: Any, dim: int | None = None) -> Any:
-    value = _value(input)
+@attribute("shape")
+@function(only_methods="size")
+def _size(b: Builder, input: Any, dim: int | None = None) -> Any:
+    value = tensor(input)
     return value.sizes() if dim is None else value.sizes()[dimension(value, dim)]
 
 
-def ndim(b: Builder, input: Any) -> int:
-    return _value(input).ndim
+@attribute("ndim")
+@function(only_methods="dim")
+def _ndim(b: Builder, input: Any) -> int:
+    return tensor(input).ndim
 
 
-def numel(b: Builder, input: Any) -> Any:
-    value = _value(input)
+@function(methods="numel", only_methods="nelement")
+def _numel(b: Builder, input: Any) -> Any:
+    value = tensor(input)
     return BatchSize(value.elements) if value.batched else value.elements
+
+
+layer_of(_flatten, "start_dim end_dim", nn.Flatten)
+layer_of(_unflatten, "dim unflattened_size", nn.Unflatten)

@@ -1,0 +1,73 @@
+"""Linear layers: x @ weight.T + bias, with a parameter [O, I] as the weight."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtml_kernels.program.builder import Builder, Draft
+from mtml_kernels.program.encoding import LAYOUT_LINEAR, LAYOUT_ROWS, Node
+from mtml_kernels.program.obstacles import Cannot
+from mtml_kernels.program.ops import Given, Op, OpInfo, operation
+from mtml_kernels.program.values import Value, optional, tensor
+from mtml_kernels.program.vocabulary import Weights, function, layer
+
+__all__: list[str] = []
+
+
+def _compute(given: Given) -> Tensor:
+    assert given.weight is not None
+    return F.linear(given.operands[0], given.weight, None if given.bias is None else given.bias.reshape(-1))
+
+
+operation(OpInfo(Op.LINEAR, "linear", _compute))
+
+
+def _build(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    if not weight.param or weight.transposed:
+        raise Cannot("the weight of a linear layer must be a parameter itself, not a value computed from one")
+    if len(weight.shape) != 2 or not x.shape:
+        raise Cannot(f"a linear layer needs a weight [O, I] and features, got {weight} and {x}")
+    outputs, features = weight.shape
+    if x.shape[-1] != features:
+        raise Cannot(f"the layer expects {features} features, its input is {x}")
+    own_bias = bias is not None and bias.is_row(outputs)
+    draft = Draft(
+        Node(Op.LINEAR, a=b.matrix(x), rows=x.rows, features=outputs, batched=int(x.batched)),
+        weight=b.read(weight.param, LAYOUT_LINEAR),
+        bias=b.read(bias.param, LAYOUT_ROWS) if bias is not None and own_bias else "",
+    )
+    out = b.value(b.emit(draft), (*x.shape[:-1], outputs), x.lead)
+    return out if bias is None or own_bias else b.elementwise(Op.ADD, out, bias)
+
+
+@function(F.linear)
+def _linear(b: Builder, input: Any, weight: Any, bias: Any = None) -> Any:
+    return _build(b, tensor(input), tensor(weight), optional(bias))
+
+
+@function(operator.matmul, methods="matmul mm mv")
+def _matmul(b: Builder, input: Any, other: Any) -> Any:
+    x, w = tensor(input), tensor(other)
+    if w.transposed:
+        return _build(b, x, b.param(w.param))
+    if x.param and not x.transposed and len(x.shape) == 2 and not w.batched and len(w.shape) == 1:
+        return _build(b, w, x)  # W @ z: a layer on one unbatched row
+    if w.param:
+        raise Cannot(f"the parameter {w.param} is stored as [in, out]; store [out, in] and use F.linear or x @ w.T")
+    raise Cannot("a product of two computed tensors is not fused")
+
+
+@function(methods="addmm")
+def _addmm(b: Builder, input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    if beta != 1 or alpha != 1:
+        raise Cannot("addmm with beta or alpha is not fused")
+    return b.elementwise(Op.ADD, tensor(input), _matmul(b, mat1, mat2))
+
+
+@layer(nn.Linear)
+def _layer(b: Builder, m: Any, weights: Weights, input: Any) -> Any:
+    return _linear(b, input, weights(m.weight), None if m.bias is None else weights(m.bias))
