@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mtml import balance, tasks, weighting
     from mtml.adapted import Adapted
     from mtml.algorithms.anil import ANIL
-    from mtml.algorithms.maml import MAML, MetaOutput
+    from mtml.algorithms.base import MetaOutput
+    from mtml.algorithms.maml import MAML
     from mtml.algorithms.meta_sgd import MetaSGD
     from mtml.balance.affinity import task_affinity
     from mtml.inner_lr import InnerLR
@@ -60,7 +61,7 @@ __all__ = [
 _WHERE = {
     "ANIL": "mtml.algorithms.anil",
     "MAML": "mtml.algorithms.maml",
-    "MetaOutput": "mtml.algorithms.maml",
+    "MetaOutput": "mtml.algorithms.base",
     "Adapted": "mtml.adapted",
     "Explanation": "mtml.paths.explain",
     "InnerLR": "mtml.inner_lr",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mtml
 from mtml import MAML, FallbackWarning
-from mtml.paths import planner as _plan
+from mtml.paths import finder as _plan
 from mtml_kernels.general.choice import GeneralPlan
 from mtml_kernels.ops.inner_loop import BACKENDS
 
