@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from mtml.algorithms.maml import MAML
     from mtml.algorithms.meta_sgd import MetaSGD
     from mtml.balance.affinity import task_affinity
+    from mtml.head_losses import HeadLosses
     from mtml.inner_lr import InnerLR
-    from mtml.multihead import HeadLosses, MultiHead
+    from mtml.multihead import MultiHead
     from mtml.multihead.heads import Classification, MultiLabel, Regression, Segmentation, Tokens
     from mtml.paths.explain import Explanation
     from mtml.tasks import TaskBatch
@@ -67,7 +68,7 @@ _WHERE = {
     "InnerLR": "mtml.inner_lr",
     "MetaSGD": "mtml.algorithms.meta_sgd",
     "MultiHead": "mtml.multihead",
-    "HeadLosses": "mtml.multihead",
+    "HeadLosses": "mtml.head_losses",
     "Classification": "mtml.multihead.heads",
     "MultiLabel": "mtml.multihead.heads",
     "Regression": "mtml.multihead.heads",

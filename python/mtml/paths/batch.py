@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +15,6 @@ from mtml_kernels.losses.task import takes
 __all__ = ["Batch", "Parts", "signature", "unpacked", "weights_list"]
 
 Parts = tuple[Any, Any, Any, Any, Tensor | None, Tensor | None]
-_traits = attrgetter("shape", "dtype", "device", "requires_grad")
 
 
 class Losses(Protocol):
@@ -48,15 +46,16 @@ class Batch:
     ) -> None:
         self.sx, self.sy, self.qx, self.qy = sx, sy, qx, qy
         self.support_mask, self.query_mask, self.weights = support_mask, query_mask, weights
-        # made of every call, before it is known how it runs: one call into C for each tensor
+        # made of every call: spelt out for tensors, since a call of `signature` costs as much again as what it reads
+        # (and torch.compile knows no attrgetter)
         self.signature: Hashable = (
-            _traits(sx) if isinstance(sx, Tensor) else signature(sx),
-            _traits(sy) if isinstance(sy, Tensor) else signature(sy),
-            _traits(qx) if isinstance(qx, Tensor) else signature(qx),
-            _traits(qy) if isinstance(qy, Tensor) else signature(qy),
+            (sx.shape, sx.dtype, sx.device, sx.requires_grad) if isinstance(sx, Tensor) else signature(sx),
+            (sy.shape, sy.dtype, sy.device, sy.requires_grad) if isinstance(sy, Tensor) else signature(sy),
+            (qx.shape, qx.dtype, qx.device, qx.requires_grad) if isinstance(qx, Tensor) else signature(qx),
+            (qy.shape, qy.dtype, qy.device, qy.requires_grad) if isinstance(qy, Tensor) else signature(qy),
             None if support_mask is None else signature(support_mask),
             None if query_mask is None else signature(query_mask),
-            None if weights is None else _traits(weights) if isinstance(weights, Tensor) else "numbers",
+            None if weights is None else signature(weights) if isinstance(weights, Tensor) else "numbers",
         )
 
     def over(self, sx: Any, qx: Any) -> Batch:
@@ -79,7 +78,7 @@ class Batch:
 def signature(value: Any) -> Hashable:
     """What of an input decides how it is run: shapes, dtypes, devices, whether it requires grad."""
     if isinstance(value, Tensor):
-        return _traits(value)
+        return value.shape, value.dtype, value.device, value.requires_grad
     if value is None:
         return None
     if isinstance(value, Mapping):
