@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from mtml import balance, tasks, weighting
     from mtml.adapted import Adapted
     from mtml.algorithms.anil import ANIL
-    from mtml.algorithms.maml import MAML, MetaOutput
+    from mtml.algorithms.base import MetaOutput
+    from mtml.algorithms.maml import MAML
     from mtml.algorithms.meta_sgd import MetaSGD
     from mtml.balance.affinity import task_affinity
+    from mtml.head_losses import HeadLosses
     from mtml.inner_lr import InnerLR
-    from mtml.multihead import HeadLosses, MultiHead
+    from mtml.multihead import MultiHead
     from mtml.multihead.heads import Classification, MultiLabel, Regression, Segmentation, Tokens
     from mtml.paths.explain import Explanation
     from mtml.tasks import TaskBatch
@@ -60,13 +62,13 @@ __all__ = [
 _WHERE = {
     "ANIL": "mtml.algorithms.anil",
     "MAML": "mtml.algorithms.maml",
-    "MetaOutput": "mtml.algorithms.maml",
+    "MetaOutput": "mtml.algorithms.base",
     "Adapted": "mtml.adapted",
     "Explanation": "mtml.paths.explain",
     "InnerLR": "mtml.inner_lr",
     "MetaSGD": "mtml.algorithms.meta_sgd",
     "MultiHead": "mtml.multihead",
-    "HeadLosses": "mtml.multihead",
+    "HeadLosses": "mtml.head_losses",
     "Classification": "mtml.multihead.heads",
     "MultiLabel": "mtml.multihead.heads",
     "Regression": "mtml.multihead.heads",

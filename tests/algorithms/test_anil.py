@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -149,6 +152,43 @@ def test_explain() -> None:
     explanation = mtml.ANIL(features, head, 0.1, steps=10).explain(batch())
     assert explanation.to_dict()["path"] == "head" and "Gram form" in str(explanation)
     assert "head.weight" in str(explanation)
+
+
+def test_explain_has_every_attribute_that_is_documented() -> None:
+    features, head = parts()
+    explanation = mtml.ANIL(features, head, 0.1, steps=2, loss="mse", query_loss=nn.BCEWithLogitsLoss()).explain(
+        *(torch.rand(2, 4, 6).double(), torch.rand(2, 4, 3).double()) * 2
+    )
+    assert (explanation.loss, explanation.query_loss, explanation.low_rank) == ("mse", "BCEWithLogitsLoss", 0)
+    assert list(explanation.to_dict()) == [field.name for field in dataclasses.fields(mtml.Explanation)]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        explanation.low_rank = 1  # type: ignore[misc]
+
+
+def test_what_anil_does_not_have_is_refused() -> None:
+    features, head = parts()
+    anil = mtml.ANIL(features, head, 0.1, steps=2)
+    for option in ({"first_order": True}, {"step_weights": [0.5, 0.5]}):
+        with pytest.raises(ValueError, match=rf"{next(iter(option))}: .*mtml\.MAML"):
+            anil.meta_loss(batch(), **option)
+    with pytest.raises(ValueError, match=r"keep_steps: .*mtml\.MAML"):
+        anil.adapt_tasks(batch(), keep_steps=True)
+
+
+def test_copies_adapt_their_own_head() -> None:
+    features, head = parts()
+    anil, data = mtml.ANIL(features, head, 0.1), batch()
+    for copied in (copy.deepcopy(anil), pickle.loads(pickle.dumps(anil))):
+        assert torch.equal(copied.meta_loss(data), anil.meta_loss(data))
+        copied.meta_loss(data).sum().backward()
+        assert copied.head.weight.grad is not None and head.weight.grad is None
+
+
+def test_anil_compiles_to_one_graph() -> None:
+    features, head = parts()
+    anil, data = mtml.ANIL(features, head, 0.1), tuple(batch())
+    compiled = torch.compile(lambda: anil.meta_loss(*data[:4]), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(), anil.meta_loss(*data[:4]))
 
 
 @pytest.mark.parametrize(

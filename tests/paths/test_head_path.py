@@ -13,7 +13,7 @@ from cases.maml_oracle import assert_same
 from torch import Tensor, nn
 
 from mtml import ANIL, MAML, InnerLR
-from mtml.paths import planner as _plan
+from mtml.paths import finder as _plan
 from mtml.paths import trunk as _trunk_path
 from mtml.paths.trunk import TrunkOnce
 from mtml_kernels.ops.inner_loop import BACKENDS
@@ -120,7 +120,7 @@ def batch(loss: str = "cross_entropy", tasks: int = 3) -> tuple[Tensor, ...]:
 
 def path_of(maml: MAML) -> Any:
     """The path that the last call took."""
-    return list(maml._cache().planner().calls.values())[-1]
+    return list(maml._paths.finder().calls.values())[-1]
 
 
 def outcome(maml: MAML, data: tuple[Any, ...], leaves: list[Tensor], **options: Any) -> tuple[Tensor, ...]:

@@ -24,9 +24,9 @@ from torch.nn.modules.module import register_module_forward_hook
 import mtml
 from mtml import MAML
 from mtml.paths import cache as _cache
-from mtml.paths import planner as _plan
+from mtml.paths import finder as _plan
 from mtml.paths.contents import LIMIT, Contents
-from mtml.paths.planner import FIRST_LOOK
+from mtml.paths.finder import FIRST_LOOK
 from mtml_kernels.ops.inner_loop import BACKENDS
 
 CASES = dict([*attribute_cases(), *name_cases(), *setting_cases(), *structure_cases()])
@@ -303,7 +303,7 @@ def test_what_a_live_callable_holds_costs_no_preparation(option: str, monkeypatc
     maml = MAML(model, 0.1, steps=2, **{option: update if option == "update" else loss})
     batch = classes(model)
     first = maml.meta_loss(*batch)
-    monkeypatch.setattr(_cache, "Planner", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr(_cache, "PathFinder", lambda *_: pytest.fail("prepared again"))
     for _ in range(3):
         length = len(log)
         assert_same(maml.meta_loss(*batch), first)

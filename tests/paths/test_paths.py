@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import types
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 import mtml
 from mtml import MAML, FallbackWarning
-from mtml.paths import planner as _plan
+from mtml.paths import finder as _plan
 from mtml_kernels.general.choice import GeneralPlan
 from mtml_kernels.ops.inner_loop import BACKENDS
 
@@ -86,6 +89,29 @@ def test_backend_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTML_BACKEND", "quantum")
     with pytest.raises(ValueError, match="quantum"):
         MAML(mlp(3, 4, 2), 0.1, loss="mse").meta_loss(*batch)
+
+
+@pytest.mark.parametrize("form", ["parts", "batch"])
+def test_a_prepared_path_is_seven_functions_from_the_engine(form: str) -> None:
+    """Host time is most of a small model's meta-step, and every Python function costs its share of it."""
+    here, called = str(Path(mtml.__file__).parent), []
+
+    def note(frame: types.FrameType, event: str, _: object) -> None:
+        if event == "call":
+            called.append((frame.f_code.co_filename, frame.f_code.co_qualname))
+
+    maml, data = MAML(mlp(3, 4, 2), 0.1, steps=2, loss="mse"), regression()
+    given = data if form == "parts" else (mtml.TaskBatch(*data),)
+    maml.meta_loss(*given)
+    sys.setprofile(note)
+    try:
+        maml.meta_loss(*given)
+    finally:
+        sys.setprofile(None)
+    door = next(i for i, (_, name) in enumerate(called) if name == "inner_loop_call")
+    own = {place for place in called[:door] if place[0].startswith(here)}
+    assert len(own) <= 7 and len({file for file, _ in own}) <= 4, own
+    assert len(own) == door  # nothing twice, and nothing of others
 
 
 @pytest.mark.parametrize("backend", BACKENDS.available())

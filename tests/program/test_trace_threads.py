@@ -70,16 +70,16 @@ def test_threads_trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(*args, **kwargs)
 
     maml, data = MAML(dense(), 0.1, loss="mse"), batch(torch.float32)
-    planner = maml._cache().planner()
-    monkeypatch.setattr("mtml.paths.planner.trace", counted)
+    planner = maml._paths.finder()
+    monkeypatch.setattr("mtml.paths.finder.trace", counted)
     assert not in_threads(*[lambda: planner._trace(_as_batch(data))] * 4)
     assert len(calls) == 1
 
 
 def _as_batch(data: tuple[Tensor, ...]) -> Any:
-    from mtml.paths.planner import Batch
+    from mtml.paths.batch import Batch
 
-    return Batch(*data, None, None, None)
+    return Batch(*data)
 
 
 def test_nothing_that_all_modules_share_is_replaced() -> None:

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from mtml.adapted import Adapted
-from mtml.algorithms.maml import MetaOutput
+from mtml.algorithms.base import Loss, MetaLearner
 from mtml.inner_lr import InnerLR
-from mtml.paths.cache import unpacked
-from mtml.paths.explain import Explanation
-from mtml.paths.fused import in_our_words
-from mtml_kernels.checks import (
-    check_batch,
-    check_choice,
-    check_devices,
-    check_dtypes,
-    check_finite,
-    check_steps,
-    check_target,
-    leaves,
-    shown,
-    widened,
-)
-from mtml_kernels.functional.head_forms import gram_is_cheaper
-from mtml_kernels.functional.head_inner_loop import HeadResult, head_inner_loop
+from mtml.paths.head import HeadFinder, fold, fused_loss, head_rate, rows_of
+from mtml.paths.path import Outcome, Path
+from mtml_kernels.checks import check_finite, shown
 from mtml_kernels.general import GeneralPlan
-from mtml_kernels.losses import KINDS, LossSpec, Opaque, resolve
-from mtml_kernels.ops.head_inner_loop import backend_for
 
 __all__ = ["ANIL", "AdaptedHead"]
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "reference")
-Loss = str | Callable[..., Tensor]
 Rate = float | Tensor | tuple[Any, Any] | Mapping[str, Any] | InnerLR
 
 
-class ANIL(nn.Module):
+class ANIL(MetaLearner):
     """Almost no inner loop: features from a trunk shared by all tasks, and a linear head adapted to each.
 
     The trunk sees the support and query samples of all tasks once, folded into one batch [T*S + T*Q, ...]; the head's K
@@ -93,7 +74,7 @@ class ANIL(nn.Module):
         proximal: float = 0.0,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(steps=steps, loss=loss, query_loss=query_loss, backend=backend, backends=BACKENDS)
         if not isinstance(features, nn.Module):
             raise TypeError(f"features: expected an nn.Module, got {shown(features)}")
         if type(head) is not nn.Linear:
@@ -101,221 +82,24 @@ class ANIL(nn.Module):
                 f"head: expected an nn.Linear, got {type(head).__name__}; for any other head use mtml.MAML(head, ...) "
                 "on features that require grad"
             )
-        check_choice("backend", backend, BACKENDS)
         for given in (loss,) if query_loss is None else (loss, query_loss):
-            _fused(given)
+            fused_loss(given)
         check_finite("weight_decay", weight_decay)
         check_finite("proximal", proximal)
         self.features, self.head, self.lr = features, head, lr
-        self.steps, self.loss, self.query_loss = check_steps(steps), loss, query_loss
-        self.weight_decay, self.proximal, self.backend = float(weight_decay), float(proximal), backend
-        self._rate(self.steps)
-
-    def meta_forward(
-        self,
-        sx: Any,
-        sy: Any = None,
-        qx: Any = None,
-        qy: Any = None,
-        *,
-        steps: int | None = None,
-        support_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-    ) -> MetaOutput:
-        """Adapt the head to every support set and judge the results on the query sets; arguments as `MAML`'s.
-
-        Returns:
-            loss [T] (not averaged), output [T, Q, C] after the last step, support_losses [K, T].
-        """
-        if sy is None or qx is None or qy is None:
-            sx, sy, qx, qy, support_mask, query_mask = unpacked(sx, sy, qx, qy, support_mask, query_mask)
-        steps = self.steps if steps is None else check_steps(steps)
-        check_batch(sx, sy, qx, qy, support_mask, query_mask, steps)
-        support, query = self._both(sx, qx)
-        result = self._run(support, sy, query, qy, steps, support_mask, query_mask, adapted=False)
-        return MetaOutput(result.loss, result.logits, result.support_losses)
-
-    def meta_loss(
-        self,
-        sx: Any,
-        sy: Any = None,
-        qx: Any = None,
-        qy: Any = None,
-        *,
-        steps: int | None = None,
-        support_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-    ) -> Tensor:
-        """The query loss of every task [T]."""
-        masks = {"support_mask": support_mask, "query_mask": query_mask}
-        return self.meta_forward(sx, sy, qx, qy, steps=steps, **masks).loss
-
-    def adapt_tasks(
-        self, sx: Any, sy: Any = None, *, steps: int | None = None, support_mask: Tensor | None = None
-    ) -> AdaptedHead:
-        """Adapt the head to every support set and return the adapted heads, differentiable back to everything."""
-        if sy is None:
-            sx, sy, _, _, support_mask, _ = unpacked(sx, sy, None, None, support_mask, None, adapting=True)
-        steps = self.steps if steps is None else check_steps(steps)
-        check_batch(sx, sy, None, None, support_mask, None, steps)
-        support = self._fold(sx)
-        none = support[:, :0]
-        result = self._run(support, sy, none, None, steps, support_mask, None, adapted=True)
-        assert result.weight is not None
-        own = {"head.weight": result.weight} | ({} if result.bias is None else {"head.bias": result.bias})
-        loss = self.loss if self.query_loss is None else self.query_loss
-        return AdaptedHead(self, own, result.support_losses, loss, False, GeneralPlan("vmap", "", "module"))
-
-    def explain(self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None) -> Explanation:
-        """Print and return how such a call runs: in which form, on which backend, and why."""
-        if sy is None:
-            sx, sy, qx, qy, _, _ = unpacked(sx, sy, qx, qy, None, None, adapting=True)
-        sizes = check_batch(sx, sy, qx, qy, None, None, self.steps)
-        weight = self.head.weight
-        backend = backend_for(self.backend, weight, sizes.support)
-        form, why = self._form(sizes.support, sizes.query, backend)
-        name = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
-        adapted = ["head.weight", "head.bias"][: 1 if self.head.bias is None else 2]
-        node: dict[str, Any] = {
-            "node": 0,
-            "op": "linear",
-            "path": "head",
-            "params": adapted,
-            "shape": (weight.shape[0],),
-        }
-        content: dict[str, Any] = {"path": "head", "kernel": f"{backend}, {form} form", "reason": why, "reasons": []}
-        content |= {"nodes": [node], "adapted": adapted, "steps": self.steps, "first_order": False}
-        content |= {"loss": name, "query_loss": name, "batch_norm": "module"}
-        content["trunk"] = "it runs once over both sets"
-        explanation = Explanation(content)
-        print(explanation)
-        return explanation
+        self.weight_decay, self.proximal = float(weight_decay), float(proximal)
+        head_rate(lr, head, self.steps)  # raises where it does not fit
+        self._paths = HeadFinder(self)
 
     def forward(self, x: Any) -> Tensor:
         """The head as it is before adaptation, on the trunk's features: [N, ...] -> [N, C]."""
-        logits: Tensor = self.head(_call(self.features, x).flatten(1))
+        logits: Tensor = self.head(rows_of(self.features, x))
         return logits
 
-    # --- parts --------------------------------------------------------------------------------------------------------
-
-    def _both(self, sx: Any, qx: Any) -> tuple[Tensor, Tensor]:
-        """Features [T, S, D] and [T, Q, D] of one pass of the trunk over both sets."""
-        lead = [pytree.tree_leaves(x)[0].shape[:2] for x in (sx, qx)]
-        cut = lead[0].numel()
-        both = pytree.tree_map(lambda s, q: torch.cat((s.flatten(0, 1), q.flatten(0, 1))), sx, qx)
-        rows = _call(self.features, both).flatten(1)
-        return rows[:cut].unflatten(0, lead[0]), rows[cut:].unflatten(0, lead[1])
-
-    def _fold(self, x: Any) -> Tensor:
-        """Features [T, N, D] of one set."""
-        lead = pytree.tree_leaves(x)[0].shape[:2]
-        return _call(self.features, pytree.tree_map(lambda t: t.flatten(0, 1), x)).flatten(1).unflatten(0, lead)
-
-    def _run(
-        self,
-        support: Tensor,
-        sy: Tensor,
-        query: Tensor,
-        qy: Tensor | None,
-        steps: int,
-        support_mask: Tensor | None,
-        query_mask: Tensor | None,
-        adapted: bool,
-    ) -> HeadResult:
-        try:
-            return head_inner_loop(
-                support,
-                widened(sy),
-                query,
-                self.head.weight,
-                self.head.bias,
-                self._rate(steps),
-                steps=steps,
-                loss=self.loss,
-                query_labels=widened(qy),
-                query_loss=self.query_loss,
-                support_mask=support_mask,
-                query_mask=query_mask,
-                weight_decay=self.weight_decay,
-                proximal=self.proximal,
-                adapted=adapted,
-                backend=self.backend,
-            )
-        except (TypeError, ValueError) as error:
-            self._check_targets(support, sy, query, qy)
-            raise in_our_words(error) from None
-
-    def _check_targets(self, support: Tensor, sy: Any, query: Tensor, qy: Any) -> None:
-        """Raise where targets do not fit, by the names that they have here."""
-        weight, losses = self.head.weight, (self.loss, self.loss if self.query_loss is None else self.query_loss)
-        for name, loss, features, y in zip(("sy", "qy"), losses, (support, query), (sy, qy), strict=True):
-            if y is None:
-                continue
-            kind = _fused(loss).kind
-            check_devices(weight.device, leaves(name, y))
-            check_target(name, kind, y, (*features.shape[:2], weight.shape[0]))
-            if kind != "cross_entropy":
-                check_dtypes(weight.dtype, leaves(name, y), f"the model's dtype, for loss {kind!r}")
-            elif y.is_floating_point():
-                raise ValueError(
-                    f"{name}: expected class ids [T, N], got probabilities {list(y.shape)}; use mtml.MAML(head, ...) "
-                    "on features that require grad, which takes them, or .argmax(2)"
-                )
-
-    def _rate(self, steps: int) -> Any:
-        """The rate in a form that `head_inner_loop` takes."""
-        if isinstance(self.lr, InnerLR) and self.lr.steps is not None and self.lr.steps < steps:
-            raise ValueError(f"lr: expected at least steps={steps} rates, got InnerLR(steps={self.lr.steps})")
-        table: Any = self.lr.as_dict() if isinstance(self.lr, InnerLR) else self.lr
-        if not hasattr(table, "items"):
-            return table
-        names = ["weight"] if self.head.bias is None else ["weight", "bias"]
-        missing = [name for name in names if name not in table]
-        if missing:
-            raise ValueError(f"lr: expected rates for {names}, got none for {missing}")
-        pair = [_flat(name, table[name]) for name in names]
-        return pair[0] if len(pair) == 1 else tuple(pair)
-
-    def _form(self, support: int, query: int, backend: str) -> tuple[str, str]:
-        if self.weight_decay or self.proximal:
-            return "Gram", "decay and proximal terms are in the Gram form"
-        if backend == "triton":
-            return "Gram", "it is the form that runs on a GPU"
-        classes, features = self.head.weight.shape
-        if gram_is_cheaper(support, query, features, classes, self.steps):
-            return "Gram", f"cheaper at {support} support samples of {features} features, {self.steps} steps"
-        return "weight", f"per-task weights are cheaper at {support} support samples of {features} features"
-
-
-def _call(features: nn.Module, x: Any) -> Tensor:
-    """The trunk on a tensor, or on a tuple (several arguments) or dict (keyword arguments) of such."""
-    args, named = ((), x) if isinstance(x, Mapping) else (x if isinstance(x, list | tuple) else (x,), {})
-    found = features(*args, **named)
-    if not isinstance(found, Tensor) or found.ndim < 2:
-        raise TypeError(f"features: expected the trunk to return a tensor [N, D], got {shown(found)}")
-    return found
-
-
-def _flat(name: str, rate: Any) -> Any:
-    """A rate per tensor as `InnerLR` and `MAML` write it, [K, 1, ...], as [K]; rates per element are refused."""
-    if not isinstance(rate, Tensor) or rate.ndim < 2:
-        return rate
-    if rate.numel() == rate.shape[0]:
-        return rate.reshape(-1)
-    raise ValueError(
-        f"lr[{name!r}]: expected one rate, or one per step, got {shown(rate)}; rates per element need a weight for "
-        "every task: mtml.MetaSGD(head) on features that require grad"
-    )
-
-
-def _fused(loss: Loss) -> LossSpec:
-    spec = resolve(loss)
-    if isinstance(spec, Opaque):
-        raise ValueError(
-            f"loss: expected one of {', '.join(KINDS)} or its nn or F form, got {spec.reason}; for any callable use "
-            "mtml.MAML(head, ...) on features that require grad"
-        )
-    return spec
+    def _adapted(self, path: Path, result: Outcome, keep_steps: bool) -> AdaptedHead:
+        loss = self.loss if self.query_loss is None else self.query_loss
+        plan = GeneralPlan("vmap", "", "module")
+        return AdaptedHead(self, result.adapted, result.support_losses, loss, keep_steps, plan)
 
 
 class AdaptedHead(Adapted):
@@ -326,7 +110,7 @@ class AdaptedHead(Adapted):
         self._check_tasks("x", x)
         params = self.params_at(step)
         assert isinstance(self.model, ANIL)
-        logits = self.model._fold(x) @ params["head.weight"].mT
+        logits = fold(self.model.features, x) @ params["head.weight"].mT
         return logits + params["head.bias"][:, None] if "head.bias" in params else logits
 
     def detach(self) -> AdaptedHead:

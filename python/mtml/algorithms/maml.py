@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from mtml.adapted import Adapted
+from mtml.algorithms.base import Loss, MetaLearner
 from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
 from mtml.inner_lr import InnerLR
 from mtml.params import ParamsArg, aliases, by_first_name, select
-from mtml.paths.cache import PathCache, Six, unpacked
-from mtml.paths.explain import Explanation, explain_path
-from mtml.paths.fused import General
-from mtml.paths.planner import Batch, Path
+from mtml.paths.cache import PathCache
+from mtml.paths.general import General
+from mtml.paths.path import Outcome, Path
 from mtml_kernels.batch_norm import check_batch_norm, per_step_batch_norm, per_step_names, step_rows
-from mtml_kernels.checks import check_batch, check_choice, check_finite, check_steps, shown
+from mtml_kernels.checks import check_finite, shown
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.general.task import apply_update
 from mtml_kernels.general.twin import twin
 from mtml_kernels.losses import resolve
 from mtml_kernels.rates import op_rates, rate_at
 
-__all__ = ["MAML", "MetaOutput"]
+__all__ = ["MAML"]
 
 BACKENDS = ("auto", "cpu", "cpu:weights", "cpu:low_rank", "triton", "cuda", "reference", "general")
 
-Loss = str | Callable[..., Tensor]
 Rate = float | Tensor | Mapping[str, Any] | InnerLR
 
 
-class MetaOutput(NamedTuple):
-    """One meta-step: loss [T], output [T, Q, ...] of the adapted models, support_losses [K, T] before each step."""
-
-    loss: Tensor
-    output: Any
-    support_losses: Tensor
-
-
-class MAML(nn.Module):
+class MAML(MetaLearner):
     """Model-agnostic meta-learning: adapt a model to each task by K gradient steps, and learn where to start.
 
     Each call takes a batch of T tasks at once: support sets sx [T, S, ...], sy [T, S, ...] to adapt on, query sets
@@ -125,12 +116,11 @@ class MAML(nn.Module):
         backend: str = "auto",
         update: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected an nn.Module, got {shown(model)}")
-        check_choice("backend", backend, BACKENDS)
+        super().__init__(steps=steps, loss=loss, query_loss=query_loss, backend=backend, backends=BACKENDS)
         if batch_norm == "per_step":
-            model = per_step_batch_norm(model, check_steps(steps))
+            model = per_step_batch_norm(model, self.steps)
         check_batch_norm(model, batch_norm)
         resolve(loss)  # raises for what is no loss at all
         if query_loss is not None:
@@ -145,119 +135,15 @@ class MAML(nn.Module):
         self.first_order = first_order
         self.allow_nograd = allow_nograd
         self.allow_unused = allow_nograd if allow_unused is None else allow_unused
-        self.steps = check_steps(steps)
-        self.loss, self.query_loss = loss, query_loss
-        self.params, self.batch_norm, self.backend, self.update = params, batch_norm, backend, update
+        self.params, self.batch_norm, self.update = params, batch_norm, update
         self._taken, self._rule_state = 0, None  # of the per-task loop: inner steps so far, the update rule's state
         self._paths = PathCache(self)
 
-    # --- batches of tasks -------------------------------------------------------------------------------------------
-
-    def meta_forward(
-        self,
-        sx: Any,
-        sy: Any = None,
-        qx: Any = None,
-        qy: Any = None,
-        *,
-        steps: int | None = None,
-        first_order: bool | None = None,
-        support_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        step_weights: Sequence[float] | Tensor | None = None,
-    ) -> MetaOutput:
-        """Adapt to every support set and judge the results on the query sets.
-
-        Args:
-            sx, sy, qx, qy: a batch of tasks, or a TaskBatch alone; targets as the losses take them.
-            steps, first_order: instead of the module's own.
-            support_mask, query_mask: weights of the samples [T, S], [T, Q]: a task's loss is sum(w l) / sum(w), and 0
-                where all its weights are 0.
-            step_weights: loss = sum_k w_k L_q(theta_k): [K] for the parameters after each step (the multi-step loss of
-                MAML++), or [K+1] with those before adaptation first. None: those after the last step alone.
-
-        Returns:
-            loss [T] (not averaged), output [T, Q, ...] after the last step, support_losses [K, T].
-        """
-        if sy is None or qx is None or qy is None:
-            sx, sy, qx, qy, support_mask, query_mask = self._unpacked(sx, sy, qx, qy, support_mask, query_mask)
-        path, weights = self._cache().find(
-            sx, sy, qx, qy, support_mask, query_mask, step_weights, steps, first_order, 0
-        )
-        result = path(sx, sy, qx, qy, support_mask, query_mask, weights)
-        return MetaOutput(result.loss, path.shaped(result.output), result.support_losses)
-
-    def meta_loss(
-        self,
-        sx: Any,
-        sy: Any = None,
-        qx: Any = None,
-        qy: Any = None,
-        *,
-        steps: int | None = None,
-        first_order: bool | None = None,
-        support_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        step_weights: Sequence[float] | Tensor | None = None,
-    ) -> Tensor:
-        """The query loss of every task [T]: `meta_forward` for when nothing else of it is needed."""
-        if sy is None or qx is None or qy is None:
-            sx, sy, qx, qy, support_mask, query_mask = self._unpacked(sx, sy, qx, qy, support_mask, query_mask)
-        path, weights = self._cache().find(
-            sx, sy, qx, qy, support_mask, query_mask, step_weights, steps, first_order, 0
-        )
-        loss: Tensor = path(sx, sy, qx, qy, support_mask, query_mask, weights).loss
-        return loss
-
-    def adapt_tasks(
-        self,
-        sx: Any,
-        sy: Any = None,
-        *,
-        steps: int | None = None,
-        first_order: bool | None = None,
-        support_mask: Tensor | None = None,
-        keep_steps: bool = False,
-    ) -> Adapted:
-        """Adapt to every support set and return the adapted models (`Adapted`), differentiable back to everything.
-
-        Args:
-            sx, sy: the support sets, or a TaskBatch alone. A tuple alone is a batch (sx, sy): several inputs without
-                targets go in as a dict, or as (inputs, None).
-            keep_steps: keep the parameters before and after every step, not only the last.
-        """
-        if sy is None:
-            sx, sy, _, _, support_mask, _ = self._unpacked(sx, sy, None, None, support_mask, None, adapting=True)
-        keep = 2 if keep_steps else 1
-        path, _ = self._cache().find(sx, sy, None, None, support_mask, None, None, steps, first_order, keep)
-        result = path(sx, sy, None, None, support_mask, None, None)
+    def _adapted(self, path: Path, result: Outcome, keep_steps: bool) -> Adapted:
+        # layers of the fused engine batch well, the rest runs as it was adapted
+        plan = path.plan if isinstance(path, General) else GeneralPlan("vmap", "", self.batch_norm)
         loss = self.loss if self.query_loss is None else self.query_loss
-        return Adapted(self.module, result.adapted, result.support_losses, loss, keep_steps, _forward_plan(self, path))
-
-    def explain(self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None) -> Explanation:
-        """Print and return how calls with such data run: path, kernel, why, and every layer."""
-        if sy is None:
-            sx, sy, qx, qy, _, _ = self._unpacked(sx, sy, qx, qy, None, None, adapting=True)
-        path, _ = self._cache().find(
-            sx, sy, qx, qy, None, None, None, None, None, 0 if qx is not None else 1, quiet=True
-        )
-        traced = self._cache().planner().obstacles(Batch(sx, sy, qx, qy, None, None, None))
-        sizes = check_batch(sx, sy, qx, qy)
-        explanation = explain_path(path, traced.reasons, traced.nodes, self, sizes)
-        print(explanation)
-        return explanation
-
-    def _unpacked(
-        self, sx: Any, sy: Any, qx: Any, qy: Any, support_mask: Any, query_mask: Any, adapting: bool = False
-    ) -> Six:
-        losses = (self.loss, self.loss if self.query_loss is None else self.query_loss)
-        return unpacked(sx, sy, qx, qy, support_mask, query_mask, adapting, losses)
-
-    def _cache(self) -> PathCache:
-        paths: PathCache = self.__dict__["_paths"]
-        if paths.owner is not self:  # a copy of a MAML looks after itself
-            paths = self.__dict__["_paths"] = PathCache(self)
-        return paths
+        return Adapted(self.module, result.adapted, result.support_losses, loss, keep_steps, plan)
 
     # --- one task at a time -----------------------------------------------------------------------------------------
 
@@ -365,10 +251,3 @@ def _check_rate(lr: Any) -> None:
     items = lr.items() if hasattr(lr, "items") else [(None, lr)]
     for name, rate in items:
         check_finite("lr" if name is None else f"lr[{name!r}]", rate)
-
-
-def _forward_plan(maml: MAML, path: Path) -> GeneralPlan:
-    """How adapted models are run: layers of the fused engine batch well, the rest as it was adapted."""
-    if isinstance(path, General):
-        return path.plan
-    return GeneralPlan("vmap", "", maml.batch_norm)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtml.multihead import HeadLosses
+from mtml.head_losses import HeadLosses
 from mtml_kernels.checks import shown
 
 __all__ = ["Gradients", "Losses", "Shared", "gradients"]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from mtml.balance.affinity import gram
+from mtml.head_losses import HeadLosses
 from mtml.multihead.heads import Head, HeadLayer
 from mtml.multihead.inputs import check_heads, check_names, check_target, mask_by_row, target_by_row
-from mtml.weighting import Weighting, make_weighting
+from mtml.weighting.base import Weighting
+from mtml.weighting.make import make_weighting
 from mtml_kernels.checks import shown
 from mtml_kernels.functional.linear_multihead_loss import linear_multihead_loss
 from mtml_kernels.functional.multihead_loss import multihead_loss
 
-__all__ = ["HeadLosses", "MultiHead"]
+__all__ = ["MultiHead"]
 
 Features = Tensor | Mapping[str, Tensor]
 
@@ -25,24 +27,6 @@ class _RowWeights(TypedDict):
     sample_weights: list[Tensor | None]
     class_weights: list[Tensor | None]
     pos_weights: list[Tensor | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadLosses:
-    """What `MultiHead.loss` gives; unpacks as ``total, per_head``.
-
-    total: the weighted loss, a scalar. per_head: {head: its own loss, a scalar}, unweighted; 0 for absent heads.
-    sources, copies: with ``separate=True`` the features that every present head was given, and the copies that it read,
-    whose gradients are the heads' own.
-    """
-
-    total: Tensor
-    per_head: dict[str, Tensor]
-    sources: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
-    copies: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.total, self.per_head))
 
 
 class MultiHead(nn.Module):
@@ -86,7 +70,7 @@ class MultiHead(nn.Module):
             raise ValueError(f"in_features: expected a width for {', '.join(self.heads)}, got {', '.join(widths)}")
         layers = {name: HeadLayer(widths[name], head) for name, head in self.heads.items()}
         self.layers = nn.ModuleDict(layers)  # type: ignore[assignment]
-        self.weighting = make_weighting(weighting, tuple(self.heads))
+        self.weighting = make_weighting(weighting)
         self.weighting.bind(self.heads)
 
     def forward(self, features: Features) -> dict[str, Tensor]:
@@ -197,8 +181,6 @@ class MultiHead(nn.Module):
 
     def _norms(self, losses: HeadLosses) -> Tensor:
         """Norms of the heads' gradients [H], constants, at the features or where the weighting says."""
-        from mtml.balance import gram
-
         shared = getattr(self.weighting, "shared", None)
         if not all(x.requires_grad for x in losses.sources.values()):
             raise ValueError(

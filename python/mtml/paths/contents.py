@@ -184,13 +184,13 @@ class Contents:
         """Remember the containers as they are now."""
         self._own = [f for f in self.functions if package_of(f) not in _LIBRARIES]
         groups = (self._dicts, self._lists, self._sets, self._cells, self._arrays, self._tensors, self._own)
-        self._some = any(groups) or bool(self.objects)
+        self.changeable = any(groups) or bool(self.objects)
         self._values, self._same = self._now()
         return self
 
     def __call__(self) -> bool:
         """True while nothing that was met has been changed in place since `settle`."""
-        if not self._some:
+        if not self.changeable:
             return True
         values, same = self._now()
         return values == self._values and len(same) == len(self._same) and all(map(is_, same, self._same))

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtml.paths.fused import Fused, Outcome, in_our_words
+from mtml.paths.batch import Batch
+from mtml.paths.fused import Fused
+from mtml.paths.path import Outcome, in_our_words
 from mtml_kernels.checks import Sizes
 from mtml_kernels.functional.head_forms import gram_is_cheaper
 from mtml_kernels.losses import LossSpec
@@ -55,14 +57,15 @@ class FusedHead(Fused):
     def low_rank(self, sizes: Sizes) -> int:
         return 0
 
-    def __call__(self, sx: Any, sy: Any, qx: Any, qy: Any, sm: Any, qm: Any, sw: Any) -> Outcome:
-        if sw is not None:
-            return super().__call__(sx, sy, qx, qy, sm, qm, sw)
+    def __call__(self, batch: Batch) -> Outcome:
+        if batch.weights is not None:
+            return super().__call__(batch)
+        sx, sy, qx, qy, *given = batch.parts()
         if self.classes != (0, 0):
             sy, qy = self._labels(sy, qy)
         support = self._rows(sx, self.support_names)
         query = support[:, :0] if qx is None else self._rows(qx, self.query_names)
-        masks = (m if m is None or m.dtype is self.dtype else m.to(self.dtype) for m in (sm, qm))
+        masks = (m if m is None or m.dtype is self.dtype else m.to(self.dtype) for m in given)
         tensors = (support, query, self.weight, self.bias, self._table(), sy, qy, *masks)
         args = HeadArgs._make((*tensors, self.options, 0))
         try:

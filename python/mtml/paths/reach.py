@@ -38,7 +38,8 @@ class _Space(NamedTuple):
 class Reach:
     """The names that forward can read, as pairs of a namespace and a name, and what stands there.
 
-    `pairs` are for `Watch` to compare; calling it tells whether what they hold has the same contents.
+    For who watches it: `pairs`; `classes`, the namespaces of classes, with their `sizes`; and `contents`, which tells
+    whether what the pairs hold has been changed in place.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,11 +54,8 @@ class Reach:
             self._module(module)
         self._follow()
         self.pairs = [(space, name) for (_, name), space in self._pairs.items()]
-        self._classes = [space.names for space in self._spaces.values() if not isinstance(space.names, dict)]
+        self.classes = [space.names for space in self._spaces.values() if not isinstance(space.names, dict)]
         self._take(self._look())
-
-    def __call__(self) -> bool:
-        return list(map(len, self._classes)) == self._sizes and self.contents()
 
     def same(self) -> bool:
         """Whether what can be read is equal to what it was, in whatever objects; if so, takes those for the present."""
@@ -80,7 +78,7 @@ class Reach:
 
     def _take(self, contents: Contents) -> None:
         self.contents = contents
-        self._sizes = list(map(len, self._classes))
+        self.sizes = list(map(len, self.classes))
 
     # --- collecting -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtml.paths.fused import Fused, Outcome
+from mtml.paths.batch import Batch
+from mtml.paths.explain import Explanation, Subject
+from mtml.paths.fused import Fused
+from mtml.paths.path import Outcome
 from mtml_kernels.checks import Sizes
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.inner_loop import inner_loop_call
@@ -27,28 +30,28 @@ class TrunkOnce:
     """
 
     kind = "fused"
-    notice: tuple[str, str] | None = None
     trunk = "it runs once over both sets"  # what explain() says of it
 
     def __init__(self, parts: Parts, tensors: Mapping[str, Tensor], head: Fused, names: tuple[Any, Any]) -> None:
         trunk, self.joint = parts.trunk, parts.joint
-        self.head, self.order, self.spec, self.backend = head, head.order, head.spec, head.backend
-        self.how = f", on the features of a trunk that runs once{head.how}"
+        self.head, self.backend = head, head.backend
+        self.notice: tuple[str, str] | None = None
+        head.how = f", on the features of a trunk that runs once{head.how}"
+        head.trunk = self.trunk
         self.params = [tensors[p.name] for p in trunk.params]
         losses = (LossSpec("mse"), LossSpec("mse"))  # of no samples and no targets
         self.pass_spec = InnerLoopSpec.of(trunk, [False] * len(self.params), losses, steps=0)
         self.support_names, self.query_names = names
 
-    def __call__(self, sx: Any, sy: Any, qx: Any, qy: Any, sm: Any, qm: Any, sw: Any) -> Outcome:
-        inputs = self.head.inputs(sx, self.support_names)
-        if qx is None:
-            return self.head(self.features(inputs), sy, None, None, sm, None, None)
-        queries = self.head.inputs(qx, self.query_names)
+    def __call__(self, batch: Batch) -> Outcome:
+        inputs = self.head.inputs(batch.sx, self.support_names)
+        if batch.qx is None:
+            return self.head(batch.over(self.features(inputs), None))
+        queries = self.head.inputs(batch.qx, self.query_names)
         if not self.joint:
-            return self.head(self.features(inputs), sy, self.features(queries), qy, sm, qm, sw)
+            return self.head(batch.over(self.features(inputs), self.features(queries)))
         both = self.features([torch.cat(pair, 1) for pair in zip(inputs, queries, strict=True)])
-        support, query = both.split([inputs[0].shape[1], queries[0].shape[1]], 1)
-        return self.head(support, sy, query, qy, sm, qm, sw)
+        return self.head(batch.over(*both.split([inputs[0].shape[1], queries[0].shape[1]], 1)))
 
     def features(self, inputs: Sequence[Tensor]) -> Tensor:
         """[T, N, elements of a sample's features] of inputs [T, N, ...]."""
@@ -58,9 +61,8 @@ class TrunkOnce:
         call = (self.pass_spec, self.params, none, targets, list(inputs), None, None, None, [rate], None, self.backend)
         return inner_loop_call(*call)[1]
 
-    def low_rank(self, sizes: Sizes) -> int:
-        """As `Fused.low_rank`."""
-        return self.head.low_rank(sizes)
+    def explain(self, subject: Subject, sizes: Sizes) -> Explanation:
+        return self.head.explain(subject, sizes)
 
     def shaped(self, output: Tensor) -> Tensor:
         """[T, Q, out] as [T, Q, *shape of the model's output]."""

@@ -1,8 +1,9 @@
 """How the losses of several heads become one: fixed weights, learned ones, or weights that follow the losses."""
 
-from mtml.weighting.base import Weighting, make_weighting
+from mtml.weighting.base import Weighting
 from mtml.weighting.fixed import GLS, RLW, Fixed
 from mtml.weighting.following import DWA, GradNorm
+from mtml.weighting.make import make_weighting
 from mtml.weighting.uncertainty import Uncertainty
 
 __all__ = ["DWA", "GLS", "RLW", "Fixed", "GradNorm", "Uncertainty", "Weighting", "make_weighting"]

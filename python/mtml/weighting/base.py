@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mtml_kernels.checks import shown
-
 if TYPE_CHECKING:
     from mtml.multihead.heads import Head
 
-__all__ = ["Weighting", "make_weighting"]
+__all__ = ["Weighting"]
 
 
 class Weighting(nn.Module, abc.ABC):
@@ -65,34 +63,3 @@ class Weighting(nn.Module, abc.ABC):
     def learning(self) -> bool:
         """Whether this call may change what the weighting remembers."""
         return self.training and torch.is_grad_enabled()
-
-
-def make_weighting(weighting: str | Mapping[str, float] | Weighting, names: Sequence[str]) -> Weighting:
-    """A weighting from its name, from fixed weights by head, or itself.
-
-    Raises:
-        ValueError: an unknown name, or weights for other heads than `names`.
-        TypeError: none of the three.
-    """
-    from mtml import weighting as package
-
-    if isinstance(weighting, Weighting):
-        return weighting
-    if isinstance(weighting, Mapping):
-        return package.Fixed(weighting)
-    if not isinstance(weighting, str):
-        raise TypeError(f"weighting: expected a name, {{head: weight}} or a Weighting, got {shown(weighting)}")
-    known: dict[str, type[Weighting]] = {
-        "sum": package.Fixed,
-        "uncertainty": package.Uncertainty,
-        "dwa": package.DWA,
-        "gls": package.GLS,
-        "rlw": package.RLW,
-        "gradnorm": package.GradNorm,
-    }
-    if weighting not in known:
-        raise ValueError(
-            f"weighting: expected one of {', '.join(map(repr, known))}, {{head: weight}} or a Weighting; "
-            f"got {weighting!r}"
-        )
-    return known[weighting]()

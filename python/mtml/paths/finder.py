@@ -1,23 +1,26 @@
-"""From a MAML and the signature of a call to the path that runs it, prepared once and found again in microseconds."""
+"""From a model and the signature of a call to the path that runs it: all checks that need no values, all choices."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtml.params import adaptable, aliases, select
-from mtml.paths.contents import Contents
-from mtml.paths.fused import Fused, General, Rates, batch_dict
+from mtml.paths.batch import Batch
+from mtml.paths.fused import Fused
+from mtml.paths.general import General
 from mtml.paths.gram import FusedHead, is_head
+from mtml.paths.inputs import input_names, named_inputs, sample_shapes
+from mtml.paths.path import Options, Path
+from mtml.paths.rates import Rates
 from mtml.paths.reach import Reach
 from mtml.paths.trunk import TrunkOnce
-from mtml.paths.watch import Watch
 from mtml_kernels.batch_norm import check_batch_norm
-from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_ids, check_target, leaves
+from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_ids, check_target
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.general.choice import choose, probe
 from mtml_kernels.general.task import TaskRule
@@ -26,43 +29,17 @@ from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
 from mtml_kernels.losses.task import TaskLoss
 from mtml_kernels.neutral import exclusive, uncompiled, unhooked
 from mtml_kernels.ops.inner_loop import BACKENDS
-from mtml_kernels.program import InputInfo, Norm, Op, Program, Unfusable, trace
+from mtml_kernels.program import Norm, Op, Program, Unfusable, trace
 from mtml_kernels.program.guards import SIDE_EFFECTS
 from mtml_kernels.program.split import once_is_dearer, split_head
 from mtml_kernels.registry import VARIANT
 from mtml_kernels.schema.inner_loop import InnerLoopSpec
 from mtml_kernels.transforms import is_forward_mode
 
-__all__ = ["Batch", "Options", "Path", "Planner"]
+__all__ = ["PathFinder"]
 
 GENERAL = "general"
 FIRST_LOOK = 64  # calls of a model with code of the user's before its program is traced again; then 4 times as many
-Path = Fused | TrunkOnce | General
-
-
-class Options(NamedTuple):
-    """What a call asks for beside its data."""
-
-    steps: int
-    first_order: bool
-    keep: int
-
-
-class Batch(NamedTuple):
-    """The data of a call. `weights` is None, or numbers or a tensor [K+1] over theta_0 .. theta_K."""
-
-    sx: Any
-    sy: Any
-    qx: Any
-    qy: Any
-    support_mask: Tensor | None
-    query_mask: Tensor | None
-    weights: Any
-
-    def tensors(self) -> list[tuple[str, Tensor]]:
-        """Every tensor with its name."""
-        named = [(n, v) for n, v in zip(self._fields[:6], self[:6], strict=True) if v is not None]
-        return [pair for name, value in named for pair in leaves(name, value)]
 
 
 class _Traced(NamedTuple):
@@ -77,8 +54,11 @@ def _writes(traced: _Traced) -> bool:
     return any(SIDE_EFFECTS in reason for reason in traced.reasons)
 
 
-class Planner:
+class PathFinder:
     """Paths for one state of one model and one set of options; `fresh()` says whether that state still holds."""
+
+    left: int  # calls until `verify`; from 0 on down there is none
+    fresh: Callable[[], bool]  # set by who watches the model
 
     def __init__(self, maml: Any) -> None:
         self.model: nn.Module = maml.module
@@ -99,15 +79,14 @@ class Planner:
         """Find out what the model's forward can read, and whether it may read more than that."""
         self.reach = Reach(self.model)
         self.interval = FIRST_LOOK if self.reach.foreign or not self.reach.complete else 0
-        self.left = self.interval  # calls until `verify`; from 0 on down there is none
+        self.left = self.interval
 
-    def observe(self, maml: Any, options: Contents) -> None:
-        """Take the model as it stands for the state to compare with from now on."""
+    def look_again(self) -> None:
+        """Forget what was traced where forward can read other things than it could."""
         if not self.reach.same():  # a traced program may have read what changed; the general path reads it live
             self.changes += 1
             self._look()
             self.forget()
-        self.fresh = Watch(maml, self.reach, options)
 
     def forget(self) -> None:
         """Drop what was traced; what could not be is tried again, but ever more rarely."""
@@ -138,7 +117,7 @@ class Planner:
         return uncompiled(self._prepare, batch, options)
 
     def _prepare(self, batch: Batch, options: Options) -> Path:
-        sizes = check_batch(*batch[:6], options.steps)
+        sizes = check_batch(*batch.parts(), options.steps)
         like = next(t for t in self.tensors.values() if t.is_floating_point())
         check_devices(like.device, iter(batch.tensors()))
         rates = self._rates(self.names, options, like)
@@ -195,7 +174,7 @@ class Planner:
         return _Traced(traced.program, reasons, traced.nodes)
 
     def _trace(self, batch: Batch) -> _Traced:
-        shapes = _sample_shapes(batch.sx)
+        shapes = sample_shapes(batch.sx)
         if shapes is None:
             return _Traced(None, ["sx: inputs nested deeper than one tuple or dict are not fused"], [])
         key = tuple(shapes.items()) if isinstance(shapes, dict) else tuple(shapes)
@@ -253,7 +232,7 @@ class Planner:
         like = self.tensors[program.params[0].name]
         backend = BACKENDS.resolve(self.requested(), like.device.type, like.dtype).name
         self._check_dtypes(program, batch, like.dtype)
-        names = (_input_names(program, batch.sx), _input_names(program, batch.sx if batch.qx is None else batch.qx))
+        names = (input_names(program, batch.sx), input_names(program, batch.sx if batch.qx is None else batch.qx))
         parts = split_head(program, [p.name in self.names for p in program.params])
         if isinstance(parts, str):
             why = parts
@@ -290,7 +269,7 @@ class Planner:
         rule = TaskRule(
             self.model, self.names, support, query, options.steps, options.first_order, self.update, options.keep
         )
-        theta, data = {name: self.tensors[name] for name in self.names}, batch_dict(*batch[:6])
+        theta, data = {name: self.tensors[name] for name in self.names}, batch.given()
         # a loss that is known by name depends on all of an output that is one tensor
         partial = found.output is None or support.spec is None
         if partial and options.steps and not self.allow_unused and _plain_autograd():
@@ -317,7 +296,7 @@ class Planner:
     def _check_dtypes(self, program: Program, batch: Batch, dtype: torch.dtype) -> None:
         why = f"the model's dtype, which {_first_layer(program)} needs"
         for name, x in (("sx", batch.sx), ("qx", batch.qx)):
-            for info, called, tensor in [] if x is None else _inputs(program, name, x):
+            for info, called, tensor in [] if x is None else named_inputs(program, name, x):
                 if info.ids:
                     check_ids(called, tensor)
                 else:
@@ -344,7 +323,7 @@ def _other_shapes(batch: Batch) -> list[str]:
     """A program knows one shape of samples: the engine would read others past their end."""
     if batch.qx is None:
         return []
-    support, query = _sample_shapes(batch.sx), _sample_shapes(batch.qx)
+    support, query = sample_shapes(batch.sx), sample_shapes(batch.qx)
     return [] if query == support else [f"qx: samples of shape {query}, in sx of {support}; a program takes one shape"]
 
 
@@ -356,28 +335,3 @@ def _first_layer(program: Program) -> str:
         if inputs & set(record["operands"]):  # type: ignore[call-overload]
             return f"the first layer {str(record['path'])!r} ({record['op']})"
     return "the model"
-
-
-def _sample_shapes(x: Any) -> Any:
-    """Per-sample shapes as `trace` takes them; None for an input that is nested deeper than it can take."""
-    if isinstance(x, Tensor):
-        return [tuple(x.shape[2:])]
-    values = list(x.values()) if isinstance(x, Mapping) else list(x)
-    if not all(isinstance(value, Tensor) for value in values):
-        return None
-    shapes = [tuple(value.shape[2:]) for value in values]
-    return dict(zip(x, shapes, strict=True)) if isinstance(x, Mapping) else shapes
-
-
-def _inputs(program: Program, name: str, x: Any) -> Iterator[tuple[InputInfo, str, Tensor]]:
-    """The program's inputs, what to call each, and its tensor in x."""
-    picks = _input_names(program, x)
-    for i, info in enumerate(program.inputs):
-        yield (info, name, x) if picks is None else (info, f"{name}[{picks[i]!r}]", x[picks[i]])
-
-
-def _input_names(program: Program, x: Any) -> list[Any] | None:
-    """How to pick the program's inputs out of x, in their order; None for a single tensor."""
-    if isinstance(x, Tensor):
-        return None
-    return [p.name for p in program.inputs] if isinstance(x, Mapping) else list(range(len(program.inputs)))

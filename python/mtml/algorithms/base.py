@@ -1,0 +1,153 @@
+"""What all algorithms that learn where an inner loop starts have in common: the calls on batches of tasks.
+
+A new algorithm is one file: a `MetaLearner` whose constructor takes its options and ends with a finder of paths
+(`mtml.paths.cache.PathCache` for any model), and which overrides what it does differently.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+from torch import Tensor, nn
+
+from mtml.adapted import Adapted
+from mtml.paths.batch import Batch, unpacked, weights_list
+from mtml.paths.explain import Explanation
+from mtml.paths.path import Finder, Outcome, Path
+from mtml_kernels.checks import check_choice, check_steps
+
+__all__ = ["CallOptions", "Loss", "MetaLearner", "MetaOutput"]
+
+Loss = str | Callable[..., Tensor]
+
+
+class MetaOutput(NamedTuple):
+    """One meta-step: loss [T], output [T, Q, ...] of the adapted models, support_losses [K, T] before each step."""
+
+    loss: Tensor
+    output: Any
+    support_losses: Tensor
+
+
+class CallOptions(TypedDict, total=False):
+    """The keyword arguments of `MetaLearner.meta_forward`, which says what they mean."""
+
+    steps: int | None
+    first_order: bool | None
+    support_mask: Tensor | None
+    query_mask: Tensor | None
+    step_weights: Sequence[float] | Tensor | None
+
+
+class MetaLearner(nn.Module, abc.ABC):
+    """Batches of tasks in, meta-losses and adapted models out.
+
+    Args:
+        finder: makes what finds the path of a call, from this learner; called when everything else is set.
+        steps, loss, query_loss, backend: as of the algorithm.
+        backends: the names allowed for `backend`.
+    """
+
+    first_order: bool = False
+    _paths: Finder
+
+    def __init__(
+        self, *, steps: int, loss: Loss, query_loss: Loss | None, backend: str, backends: Sequence[str]
+    ) -> None:
+        super().__init__()
+        check_choice("backend", backend, backends)
+        self.steps, self.backend = check_steps(steps), backend
+        self.loss, self.query_loss = loss, query_loss
+
+    def meta_forward(
+        self,
+        sx: Any,
+        sy: Any = None,
+        qx: Any = None,
+        qy: Any = None,
+        *,
+        steps: int | None = None,
+        first_order: bool | None = None,
+        support_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        step_weights: Sequence[float] | Tensor | None = None,
+    ) -> MetaOutput:
+        """Adapt to every support set and judge the results on the query sets.
+
+        Args:
+            sx, sy, qx, qy: a batch of tasks, or a TaskBatch alone; targets as the losses take them.
+            steps, first_order: instead of the module's own. ANIL has no first order.
+            support_mask, query_mask: weights of the samples [T, S], [T, Q]: a task's loss is sum(w l) / sum(w), and 0
+                where all its weights are 0.
+            step_weights: loss = sum_k w_k L_q(theta_k): [K] for the parameters after each step (the multi-step loss of
+                MAML++), or [K+1] with those before adaptation first. None: those after the last step alone. Not for
+                ANIL.
+
+        Returns:
+            loss [T] (not averaged), output [T, Q, ...] after the last step, support_losses [K, T].
+        """
+        if sy is None or qx is None or qy is None:
+            sx, sy, qx, qy, support_mask, query_mask = unpacked(sx, sy, qx, qy, support_mask, query_mask, self)
+        if steps is None:
+            steps = self.steps
+        if first_order is None:
+            first_order = self.first_order
+        weights = None if step_weights is None else weights_list(step_weights, check_steps(steps))
+        batch = Batch(sx, sy, qx, qy, support_mask, query_mask, weights)
+        paths = self._paths if self._paths.owner is self else self._own_paths()
+        path = paths.find(batch, steps, first_order, 0)
+        result = path(batch)
+        return MetaOutput(result.loss, path.shaped(result.output), result.support_losses)
+
+    def meta_loss(
+        self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None, **options: Unpack[CallOptions]
+    ) -> Tensor:
+        """The query loss of every task [T]: `meta_forward`, with its arguments, for when nothing else is needed."""
+        return self.meta_forward(sx, sy, qx, qy, **options).loss
+
+    def adapt_tasks(
+        self,
+        sx: Any,
+        sy: Any = None,
+        *,
+        steps: int | None = None,
+        first_order: bool | None = None,
+        support_mask: Tensor | None = None,
+        keep_steps: bool = False,
+    ) -> Adapted:
+        """Adapt to every support set and return the adapted models (`Adapted`), differentiable back to everything.
+
+        Args:
+            sx, sy: the support sets, or a TaskBatch alone. A tuple alone is a batch (sx, sy): several inputs without
+                targets go in as a dict, or as (inputs, None).
+            keep_steps: keep the parameters before and after every step, not only the last. Not for ANIL.
+        """
+        if sy is None:
+            sx, sy, _, _, support_mask, _ = unpacked(sx, sy, None, None, support_mask, None, self, adapting=True)
+        steps = self.steps if steps is None else steps
+        first_order = self.first_order if first_order is None else first_order
+        batch = Batch(sx, sy, support_mask=support_mask)
+        paths = self._paths if self._paths.owner is self else self._own_paths()
+        path = paths.find(batch, steps, first_order, 2 if keep_steps else 1)
+        return self._adapted(path, path(batch), keep_steps)
+
+    def explain(self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None) -> Explanation:
+        """Print and return how calls with such data run: path, kernel, why, and every layer."""
+        if sy is None:
+            sx, sy, qx, qy, _, _ = unpacked(sx, sy, qx, qy, None, None, self, adapting=True)
+        paths = self._paths if self._paths.owner is self else self._own_paths()
+        explanation = paths.explain(Batch(sx, sy, qx, qy))
+        print(explanation)
+        return explanation
+
+    @abc.abstractmethod
+    def _adapted(self, path: Path, result: Outcome, keep_steps: bool) -> Adapted:
+        """The adapted models of a path's outcome."""
+
+    def _own_paths(self) -> Finder:
+        """A copy of a learner looks after itself."""
+        paths: Finder = type(self._paths)(self)  # type: ignore[call-arg]  # every finder is made from its owner
+        self.__dict__["_paths"] = paths
+        return paths
