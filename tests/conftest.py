@@ -14,6 +14,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+# Before torch loads OpenMP: on busy cores, threads that wait awake for one another burn many times the work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pytest
 import torch
