@@ -1,6 +1,7 @@
 # A fresh clone needs Python >= 3.11 and a C++ compiler with OpenMP, nothing else:
 #   make demo     meta-train on sinusoids and plot what was learned (about a minute)
 #   make test     the test suite; MTML_CPU_ISA=avx2 (or base) runs it on another instruction set
+#   make test-slow   what `make test` leaves out: heavy sweeps, measurements of memory, the engine under sanitizers
 # Both make their own environment in .venv, build the package into it (editable), and do so again only when the sources
 # of the build have changed. CONTRIBUTING.md lists the variables below.
 PYTHON ?= python3
@@ -23,18 +24,23 @@ BUILT := $(VENV)/.mtml-built
 BUILD_SOURCES := setup.py pyproject.toml $(shell find csrc)
 BUILD_VARIABLES := $(foreach name,CXX CPPFLAGS CXXFLAGS LDFLAGS MTML_CUDA,$(name)=$($(name)))
 
-.PHONY: help demo test lint format bench doctor build clean distclean FORCE
+.PHONY: help demo test test-slow lint format bench doctor build clean distclean FORCE
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | lint | format | bench | doctor | build | clean | distclean"
+	@echo "make demo | test | test-slow | lint | format | bench | doctor | build | clean | distclean"
 
 demo: $(BUILT)
 	$(BIN)/mtml train sinusoid --demo $(DEMO_ARGS)
 
 # From another folder and without it on the path (-P), so that the tests meet the installed package, not the source tree.
+PYTEST = cd $(VENV) && $(BIN)/python -P -m pytest "$(CURDIR)/tests" -n $(PYTEST_WORKERS) --dist worksteal
+
 test: $(BUILT)
-	cd $(VENV) && $(BIN)/python -P -m pytest "$(CURDIR)/tests" -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(BUILT)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: $(BUILT)
 	$(BIN)/python -m ruff check .

@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints-dev.txt"
-ACCEPTED_TORCH = ((2, 11), (2, 14))  # from, below: as in pyproject.toml
+OLDEST_TORCH = (2, 11)  # as in pyproject.toml
 MINIMUM_PYTHON = (3, 11)
 
 # Prints, for the interpreter that runs it: its version, what is installed outside its own prefix, its torch, and the
@@ -54,7 +54,7 @@ def probe(python: str | Path) -> dict[str, Any]:
 
 def accepted(torch_version: str | None) -> bool:
     numbers = re.match(r"(\d+)\.(\d+)", torch_version or "")
-    return numbers is not None and ACCEPTED_TORCH[0] <= (int(numbers[1]), int(numbers[2])) < ACCEPTED_TORCH[1]
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= OLDEST_TORCH
 
 
 def runs(*command: str | Path) -> bool:

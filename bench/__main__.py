@@ -1,4 +1,4 @@
-"""The command line: ``python -m bench run|compare|plot|readme|kernel|memory|host``."""
+"""The command line: ``python -m bench run|compare|plot|readme|kernel|memory|host|checksum``."""
 
 from __future__ import annotations
 
@@ -140,6 +140,21 @@ def host(args: argparse.Namespace) -> int:
     return 0
 
 
+def checksum(args: argparse.Namespace) -> int:
+    import torch
+
+    from bench.measure import checksum as summing
+    from bench.measure import runner
+
+    names = args.workloads or runner.names()
+    for name in names:
+        runner.find(name)  # raises for one that does not exist
+    lines = summing.lines if args.here else summing.every_instruction_set
+    for line in lines(names, args.threads or torch.get_num_threads()):
+        print(line, flush=True)
+    return 0
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -231,6 +246,11 @@ def _add_costs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     p.add_argument("workload", nargs="?", default="sinusoid")
     _add_threads(p, 2.0)
     p.set_defaults(call=host)
+    p = commands.add_parser("checksum", help="sha256 of loss and gradients: does a change keep every bit?")
+    p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="default: all")
+    p.add_argument("--threads", type=_positive, default=0, help="default: torch's own number")
+    p.add_argument("--here", action="store_true", help="only the instruction set that is chosen in this process")
+    p.set_defaults(call=checksum)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -34,14 +34,6 @@ class Options:
     device: str = "cpu"
 
 
-@dataclass
-class Candidate:
-    """A provider that matched, and the record its time will complete."""
-
-    prepared: Prepared
-    record: Record
-
-
 def names() -> list[str]:
     """Every workload there is."""
     return [*workloads.WORKLOADS, *heads.WORKLOADS]

@@ -27,6 +27,7 @@ from mtml_kernels._version import __version__
 __all__ = ["command", "failed", "guarded", "main", "report"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
+TESTED_TORCH = ((2, 11), (2, 13))  # the oldest and the newest that the test suite has run with
 SELF_TEST_SECONDS = 120  # a limit for a machine that hangs; the test itself takes about a second
 # What the per-ISA bodies are compiled for (setup.py).
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512dq", "avx512bw", "avx512vl")
@@ -68,7 +69,22 @@ def _version_of(name: str) -> str:
 
 def _versions() -> dict[str, str]:
     shown = {"mtml-kernels": __version__, "python": f"{platform.python_version()} ({sys.executable})"}
-    return shown | {name: _version_of(name) for name in ("torch", "numpy", "triton")} | {"system": platform.platform()}
+    shown |= {name: _version_of(name) for name in ("torch", "numpy", "triton")}
+    return shown | {"torch_tested": _tested(shown["torch"]), "system": platform.platform()}
+
+
+def _tested(torch_version: str) -> str:
+    """Which PyTorch the tests have run with, and whether this one is among them."""
+    (oldest, newest), numbers = TESTED_TORCH, re.match(r"(\d+)\.(\d+)", torch_version)
+    tested = f"{oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}"
+    if numbers is None:
+        return tested
+    among = oldest <= (int(numbers[1]), int(numbers[2])) <= newest
+    return (
+        f"{tested}, this one among them"
+        if among
+        else f"{tested}, this one not: the self-test below is all that is known"
+    )
 
 
 def _package() -> dict[str, Any]:

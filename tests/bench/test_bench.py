@@ -20,6 +20,7 @@ from bench.providers import NAMES, Unavailable, load  # noqa: E402
 from bench.providers.base import Prepared, Result  # noqa: E402
 from bench.report import compare, readme, record  # noqa: E402
 from bench.workloads import WORKLOADS, make_data, make_network, to_channels_last  # noqa: E402
+from mtml_kernels import native  # noqa: E402
 
 CSV_ROW = record.Record(
     "tiny", "mtml", "ok", ms=2.0, best_ms=1.5, n=7, gflop=0.5, threads=2, dtype="float32", date="2026-01-02"
@@ -321,7 +322,9 @@ def test_plot_writes_an_image(tmp_path: Path) -> None:
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["compare"], ["plot"], ["readme"], ["kernel"], ["memory"], ["host"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["compare"], ["plot"], ["readme"], ["kernel"], ["memory"], ["host"], ["checksum"]]
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -397,3 +400,18 @@ def test_kernel_at_several_numbers_of_steps(capsys: pytest.CaptureFixture[str]) 
 def test_kernel_at_one_number_of_steps_prints_no_ratio() -> None:
     rows, _ = kernel.measure("head_inner_loop", kernel.Options((6, 3), 2, 3, 4, 7, modes=("forward",), seconds=0.02))
     assert [(row.mode, row.steps, row.ratio) for row in rows] == [("forward", 7, 1.0)]
+
+
+def test_checksums_do_not_depend_on_the_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = []
+    for threads in ("1", "2"):
+        assert main(["checksum", "tiny", "--here", "--threads", threads]) == 0
+        lines.append(capsys.readouterr().out.splitlines())
+    assert lines[0] == lines[1] and [line.split()[2] for line in lines[0]] == ["float32", "float64"]
+    assert len({line.split()[3] for line in lines[0]}) == 2
+
+
+def test_checksums_of_every_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checksum", "tiny"]) == 0
+    found = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert found == [isa for isa in native.info()["available"] for _ in range(2)]

@@ -9,8 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 TESTS = Path(__file__).parents[1]
 SHARED_KB = {80: 163, 90: 227, 100: 227, 120: 99}  # of a program, by compute capability
+# One chip in every run, the others behind the marker: a compilation takes seconds.
+CAPABILITIES = [90, *(pytest.param(chip, marks=pytest.mark.slow) for chip in SHARED_KB if chip != 90)]
+MARKS = ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
 
 
 def python(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -19,17 +24,17 @@ def python(*arguments: str | Path, **variables: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=300)
 
 
-def interpret(name: str) -> None:
-    """Runs a file of tests/triton/interpreted through Triton's interpreter."""
-    options = ("-q", "-p", "no:cacheprovider", "--rootdir", TESTS.parent)
+def interpret(name: str, marked: str) -> None:
+    """Runs a file of tests/triton/interpreted through Triton's interpreter: what is `marked` so (pytest's -m)."""
+    options = ("-q", "-p", "no:cacheprovider", "--rootdir", TESTS.parent, "-m", marked)
     done = python("-P", "-m", "pytest", TESTS / "triton" / "interpreted" / name, *options, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout and "skipped" not in done.stdout
 
 
-def compiled_by(name: str, cache: Path) -> dict[str, list[dict[str, Any]]]:
-    """What the kernels of a script in tests/triton/compile take on every GPU, all compiled by one process."""
-    done = python(TESTS / "triton" / "compile" / name, *map(str, SHARED_KB), TRITON_CACHE_DIR=str(cache))
+def compiled_by(name: str, capability: int, cache: Path) -> list[dict[str, Any]]:
+    """What the kernels of a script in tests/triton/compile take on a GPU of this compute capability."""
+    done = python(TESTS / "triton" / "compile" / name, str(capability), TRITON_CACHE_DIR=str(cache))
     assert done.returncode == 0, done.stderr
-    found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
+    found: list[dict[str, Any]] = json.loads(done.stdout)[str(capability)]
     return found

@@ -265,6 +265,7 @@ def _plain_gradient(case: Case, model: nn.Module) -> None:
     torch.autograd.grad(total, leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_a_meta_step_takes_a_quarter_of_the_unrolled_graph() -> None:
     """And steps cost no more than what one task keeps of each: its parameters twice and two planes a layer."""

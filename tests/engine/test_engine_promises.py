@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from cases.engine import (
     Evaluated,
-    check,
     cotangents_of,
     draft_case,
     evaluate,
@@ -31,11 +30,10 @@ from cases.engine import (
     same_bits,
 )
 from cases.engine_random import random_case
-from cases.images import conv_block, headed, image_case, random_image_case
 from cases.inner_loop import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtml_kernels import native
 from mtml_kernels.errors import BackendUnavailable
@@ -241,32 +239,7 @@ def test_forked_children_do_not_hang() -> None:
     assert script("in_forked_children") == [0, 0]
 
 
-# --- instruction sets -------------------------------------------------------------------------------------------------
-
-
-def agree_on_everything() -> str:
-    """A bit of everything against the reference; the instruction set that ran."""
-    for seed in range(120):
-        rng = random.Random(seed)
-        case = random_case(rng)
-        check(case, cotangents_of(case, rng))
-    for seed in range(40):
-        check(case := random_image_case(seed), cotangents_of(case, random.Random(seed)))
-    for width in (33, 65):  # several vectors, several panels
-        layers = [*conv_block(2, width, nn.ReLU(), nn.MaxPool2d(2), padding=1), *conv_block(width, 3, nn.ReLU())]
-        check(case := image_case(headed((2, 7, 6), *layers), (2, 7, 6)), ones_of(case))
-    for name in ("chunks", "blocks"):
-        check(LARGE[name], ones_of(LARGE[name]), threads=2)
-    isa: str = native.info()["isa"]
-    return isa
-
-
-ISAS = native.info()["available"] if native.availability() is None else []
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set_agrees_with_the_reference(isa: str) -> None:
-    assert script("agree_on_everything", MTML_CPU_ISA=isa) == isa
+# --- instruction sets: test_instruction_sets.py computes with each ----------------------------------------------------
 
 
 def without_an_engine() -> list[str]:
@@ -283,7 +256,7 @@ def test_an_unknown_instruction_set_is_named() -> None:
     reasons = script("without_an_engine", MTML_CPU_ISA="avx9000")
     assert len(reasons) == 2
     for reason in reasons:
-        assert "MTML_CPU_ISA=avx9000 is not available here" in reason and ",".join(ISAS) in reason
+        assert "MTML_CPU_ISA=avx9000 is not available here" in reason and ",".join(native.info()["available"]) in reason
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -334,6 +307,7 @@ def _plain_gradient(case: Case) -> None:
     torch.autograd.grad(total, leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_a_hundred_steps_take_a_fifth_of_the_unrolled_graph() -> None:
     """Six tasks on two threads. The graph grows with every further task, the engine's memory does not."""

@@ -9,7 +9,10 @@ import pytest
 from fuzz.build import build, runtime
 from fuzz.run import run_under_sanitizers
 
-pytestmark = pytest.mark.skipif(runtime() is None, reason="the C++ compiler has no AddressSanitizer")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(runtime() is None, reason="the C++ compiler has no AddressSanitizer"),
+]
 
 CALLS = 20_000  # 100 000 take 4 minutes: python tests/fuzz/run.py --calls 100000
 

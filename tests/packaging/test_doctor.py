@@ -40,6 +40,14 @@ def test_report_knows_this_installation(report: dict[str, Any]) -> None:
     assert report["ops"]["inner_loop"]["reference"] is None
 
 
+@pytest.mark.parametrize("version", ["2.11.0", "2.13.4+cpu", "2.10.1", "2.14.0", "3.0", "not installed"])
+def test_says_whether_this_torch_was_tested(version: str) -> None:
+    found = doctor._tested(version)
+    assert found.startswith("2.11 to 2.13")
+    assert ("this one among them" in found) == (version in ("2.11.0", "2.13.4+cpu"))
+    assert ("this one not" in found) == (version in ("2.10.1", "2.14.0", "3.0"))
+
+
 def test_self_test_compares_every_backend_with_the_reference(report: dict[str, Any]) -> None:
     assert {"cpu", "reference"} <= set(report["self_test"])
     for result in report["self_test"].values():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
-from cases.triton_process import SHARED_KB, compiled_by, interpret
+from cases.triton_process import CAPABILITIES, MARKS, SHARED_KB, compiled_by, interpret
 
 from mtml_kernels.errors import BackendUnavailable, FallbackWarning
 from mtml_kernels.registry import Backend, Registry
@@ -17,18 +17,14 @@ from mtml_kernels.triton.head_inner_loop.policy import launch_of, refusal
 pytest.importorskip("triton", reason="triton is required on Linux only")
 
 
-def test_through_the_interpreter() -> None:
-    interpret("head_inner_loop.py")
+@pytest.mark.parametrize("marked", MARKS)
+def test_through_the_interpreter(marked: str) -> None:
+    interpret("head_inner_loop.py", marked)
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    return compiled_by("head_inner_loop.py", tmp_path_factory.mktemp("triton"))
-
-
-@pytest.mark.parametrize("capability", SHARED_KB)
-def test_compiles_without_a_gpu(capability: int, compiled: dict[str, list[dict[str, Any]]]) -> None:
-    kernels = compiled[str(capability)]
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_compiles_without_a_gpu(capability: int, tmp_path: Path) -> None:
+    kernels = compiled_by("head_inner_loop.py", capability, tmp_path)
     assert {k["name"] for k in kernels} == ({"few_shot", "widest"} if capability in (80, 120) else {"few_shot"})
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_KB[capability] * 1024, kernel

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="triton is required on Linux only")
 
 
 def test_through_the_interpreter() -> None:
-    interpret("linear_multihead_loss.py")
+    interpret("linear_multihead_loss.py", "")
 
 
 def test_cpu_tensors_are_refused() -> None:

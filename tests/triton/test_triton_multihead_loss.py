@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
-from cases.triton_process import SHARED_KB, compiled_by, interpret, python
+from cases.triton_process import CAPABILITIES, MARKS, SHARED_KB, compiled_by, interpret, python
 
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.registry import Backend, Registry
@@ -17,18 +17,14 @@ pytest.importorskip("triton", reason="triton is required on Linux only")
 REGISTERS, RESIDENT = 65536, {"heads": 4, "vocabulary": 2}  # programs a multiprocessor must hold: see tile_of
 
 
-def test_through_the_interpreter() -> None:
-    interpret("multihead_loss.py")
+@pytest.mark.parametrize("marked", MARKS)
+def test_through_the_interpreter(marked: str) -> None:
+    interpret("multihead_loss.py", marked)
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    return compiled_by("multihead_loss.py", tmp_path_factory.mktemp("triton"))
-
-
-@pytest.mark.parametrize("capability", SHARED_KB)
-def test_compiles_without_a_gpu(capability: int, compiled: dict[str, list[dict[str, Any]]]) -> None:
-    kernels = compiled[str(capability)]
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_compiles_without_a_gpu(capability: int, tmp_path: Path) -> None:
+    kernels = compiled_by("multihead_loss.py", capability, tmp_path)
     assert {k["name"] for k in kernels} == {"norm", "finish", "scale", "heads", "vocabulary"}
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_KB[capability] * 1024, kernel

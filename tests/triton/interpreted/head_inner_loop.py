@@ -58,6 +58,7 @@ def test_gram_in_memory(options: dict[str, Any]) -> None:
     check_equal_to_weight_space(case, "triton")
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(
     sizes=st.tuples(*(st.integers(1, most) for most in (2, 20, 20, 40, 18))),
@@ -162,6 +163,7 @@ def test_opcheck_and_both_doors(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.slow
 def test_under_torch_compile() -> None:
     case = make_head_case(masks=True, steps=1).requiring_grad()
     expected = gradients(case, "triton")
@@ -252,6 +254,7 @@ def test_shapes_beyond_the_registers_are_refused_before_a_launch() -> None:
         kernel.forward(make_head_case(groups=2).args._replace(bias=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("losses", [("cross_entropy", "cross_entropy"), ("bce_with_logits", "mse")])
 def test_float32_errors_are_no_worse_than_twice_pytorchs(losses: tuple[str, str]) -> None:
     sizes: dict[str, Any] = {"tasks": 1, "support": 10, "query": 15, "features": 300, "classes": 5, "steps": 2}
@@ -284,6 +287,7 @@ def results(case: HeadCase, run: Any) -> list[Tensor]:
 # --- the benchmark ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_before_it_times(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

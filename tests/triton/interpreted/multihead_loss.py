@@ -164,6 +164,7 @@ def random_heads(draw: st.DrawFn) -> list[Head]:
     return heads
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(random_heads())
 def test_random_heads(heads: list[Head]) -> None:
@@ -219,6 +220,7 @@ def errors(heads: Sequence[Head], found: tuple[Tensor, list[Tensor]]) -> Tensor:
     return torch.stack([(found[0] - losses).abs(), torch.stack([(g - w).abs().max() for g, w in pairs])])
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_pytorch() -> None:
     ours, theirs = [], []
     for seed in range(20):
@@ -430,6 +432,7 @@ def test_the_benchmark_compares_before_it_times(
     assert "mismatch" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_linear_heads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(gpu_heads.CASES, "tiny", lambda draw: gpu_heads._linear(draw, 12, 5, 6, 3))
     gpu_heads.run_case("tiny", ["eager", "mtml", "liger", "torch:chunked"], torch.float32, "cpu", 0.01)
