@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtml.tasks import _files
+from mtml.tasks import files
 from mtml.train.loop import Budget, Loop
 
 SINUSOID = ["train", "sinusoid", "--meta-batch", "2", "--plain-seconds", "0.1", "--iterations", "30"]
@@ -34,7 +34,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
             raise OSError(number, os.strerror(number), source, None, str(target))
         replace(source, target)
 
-    monkeypatch.setattr(_files.os, "replace", refusing)
+    monkeypatch.setattr(files.os, "replace", refusing)
 
 
 def raising(error: BaseException) -> Callable[..., None]:

@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 from cases.command_line import REASONS, SINUSOID, START, Steps, raising, refuse, run_of
 
 from mtml.cli import main
-from mtml.tasks import _files
+from mtml.tasks import files
 from mtml.train import loop as loops
 from mtml.train.checkpoint import load_checkpoint
 from mtml.train.failures import line_of
@@ -61,11 +61,11 @@ def test_every_reason_at_every_call(monkeypatch, folder, call, number):
         if unnamed
         else OSError(number, os.strerror(number), f"{path.parent}/.mtml-x")
     )
-    owner = {"mkdir": Path, "mkstemp": _files.tempfile}.get(call, os)
+    owner = {"mkdir": Path, "mkstemp": files.tempfile}.get(call, os)
     with monkeypatch.context() as patch, pytest.raises(OSError) as raised:
         if call != "write":
             patch.setattr(owner, call, raising(error))
-        with _files.atomic_write(path) as file:
+        with files.atomic_write(path) as file:
             file.write(b"some")
             raise error
     assert line_of(raised.value).startswith(f"{path}: {os.strerror(number)}") and REASONS[number] in line_of(

@@ -14,7 +14,13 @@ import mtml_kernels
 
 # From below to above; a layer may import what stands in it or before it. The longest name that fits decides.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("mtml_kernels._version", "mtml_kernels.errors", "mtml_kernels.memory", "mtml_kernels.neutral"),
+    (
+        "mtml_kernels._version",
+        "mtml_kernels.errors",
+        "mtml_kernels.memory",
+        "mtml_kernels.neutral",
+        "mtml_kernels.recurrent",
+    ),
     ("mtml_kernels.transforms", "mtml_kernels.checks", "mtml_kernels.registry", "mtml_kernels.rates"),
     ("mtml_kernels.schema",),
     ("mtml_kernels.losses", "mtml_kernels.batch_norm", "mtml_kernels.costs"),
@@ -26,9 +32,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mtml.params", "mtml.inner_lr", "mtml.notices", "mtml.tasks"),
     ("mtml.paths",),
     ("mtml.adapted", "mtml.clone"),
-    ("mtml.algorithms", "mtml.weighting"),
+    ("mtml.algorithms", "mtml.head_losses", "mtml.multihead.heads"),
+    ("mtml.weighting", "mtml.balance"),
     ("mtml.multihead",),
-    ("mtml.balance",),
     ("mtml",),
     ("mtml.train",),
     ("mtml.cli", "mtml.__main__"),

@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from mtml.tasks import DataError
-from mtml.tasks._files import atomic_write
-from mtml.tasks._seal import sealed
+from mtml.tasks.files import atomic_write
+from mtml.tasks.seal import sealed
 from mtml.train.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from mtml.train.loop import Budget, Loop
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtml.tasks._files import atomic_write, cache_folder
-from mtml.tasks._seal import sealed, unsealed
 from mtml.tasks.errors import DataError
+from mtml.tasks.files import atomic_write, cache_folder
+from mtml.tasks.seal import sealed, unsealed
 
 __all__ = ["PARTS", "Characters", "read_omniglot"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from mtml.tasks._files import atomic_write
-from mtml.tasks._seal import Unsealed, sealed, unsealed
 from mtml.tasks.errors import DataError
+from mtml.tasks.files import atomic_write
+from mtml.tasks.seal import Unsealed, sealed, unsealed
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mtml.tasks._files import atomic_write
 from mtml.tasks.errors import DataError
+from mtml.tasks.files import atomic_write
 
 __all__ = ["CsvLog", "read_log"]
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mtml.tasks._files import remove_stale
 from mtml.tasks.errors import DataError
+from mtml.tasks.files import remove_stale
 from mtml.train.checkpoint import load_checkpoint, save_checkpoint
 from mtml.train.log import CsvLog
 

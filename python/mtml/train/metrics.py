@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtml.tasks._files import atomic_write
 from mtml.tasks.errors import DataError
+from mtml.tasks.files import atomic_write
 from mtml.train.evaluate import Evaluation
 
 __all__ = ["PerClass", "per_class"]

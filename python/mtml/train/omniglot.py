@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import mtml
-from mtml.tasks._files import atomic_write
+from mtml.tasks.files import atomic_write
 from mtml.tasks.image_episodes import ImageEpisodes
 from mtml.tasks.prefetch import Prefetch
 from mtml.train.adam import FlatAdam

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mtml.tasks._files import atomic_write
 from mtml.tasks.errors import DataError
+from mtml.tasks.files import atomic_write
 from mtml.train.log import read_log
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mtml.tasks._files import atomic_write
 from mtml.tasks.errors import DataError
+from mtml.tasks.files import atomic_write
 from mtml.train.log import read_log
 
 __all__ = ["record_run"]

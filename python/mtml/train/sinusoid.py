@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import mtml
-from mtml.tasks._files import atomic_write
+from mtml.tasks.files import atomic_write
 from mtml.tasks.sinusoids import Sinusoids, SinusoidTasks, draw_sinusoids
 from mtml.tasks.stream import entropy
 from mtml.tasks.task_batch import TaskBatch
