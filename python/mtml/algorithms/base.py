@@ -45,9 +45,10 @@ class MetaLearner(nn.Module, abc.ABC):
     """Batches of tasks in, meta-losses and adapted models out.
 
     Args:
-        finder: makes what finds the path of a call, from this learner; called when everything else is set.
         steps, loss, query_loss, backend: as of the algorithm.
         backends: the names allowed for `backend`.
+
+    A subclass's constructor ends by setting ``self._paths``, the finder of its calls' paths.
     """
 
     first_order: bool = False

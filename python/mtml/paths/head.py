@@ -50,9 +50,9 @@ class HeadFinder:
 
         Raises ValueError for what a loop over a head alone does not have.
         """
-        for name, asked in (("first_order", first_order), ("keep_steps", keep == 2), ("step_weights", batch.weights)):
-            if asked is not None and asked is not False:
-                raise ValueError(f"{name}: ANIL has none; use mtml.MAML(model, params='head.*'), which takes it")
+        if first_order or keep == 2 or batch.weights is not None:
+            name = "first_order" if first_order else "keep_steps" if keep == 2 else "step_weights"
+            raise ValueError(f"{name}: ANIL has none; use mtml.MAML(model, params='head.*'), which takes it")
         check_batch(*batch.parts(), check_steps(steps))
         return HeadPath(self.owner, Options(steps, False, keep))
 
@@ -78,15 +78,16 @@ class HeadPath:
     def __call__(self, batch: Batch) -> Outcome:
         """loss [T], output [T, Q, C], support_losses [K, T], and the head's weight [T, C, D] and bias [T, C]."""
         anil, steps = self.anil, self.options.steps
+        head = anil.head
         support, query = features_of(anil.features, batch.sx, batch.qx)
         try:
             found = head_inner_loop(
                 support,
                 widened(batch.sy),
                 query,
-                anil.head.weight,
-                anil.head.bias,
-                head_rate(anil.lr, anil.head, steps),
+                head.weight,
+                head.bias,
+                head_rate(anil.lr, head, steps),
                 steps=steps,
                 loss=anil.loss,
                 query_labels=widened(batch.qy),
