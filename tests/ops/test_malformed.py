@@ -16,6 +16,7 @@ from cases.inner_loop import Case, make_case
 from cases.inner_loop import encode as encode_program
 from torch import Tensor, nn
 
+import mtml_kernels.ops.multihead_loss  # noqa: F401 - registers it
 from mtml_kernels import HeadLoss, native
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.program import HEADER_INTS, NODE_INTS, PARAM_INTS, Op, decode

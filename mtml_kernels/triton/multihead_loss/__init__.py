@@ -2,7 +2,7 @@
 
 With l_i, s_i, v_i of `reference.multihead_loss`:
     norm_h = sum_i s_i v_i (mean; 1 for "sum")      loss_h = sum_i s_i l_i / norm_h      dz_h = d loss_h / d logits_h
-The formulas of a head are in `_heads_softmax` and `_heads_elements`. Three launches in all: partial sums of the norms
+The formulas of a head are in `softmax` and `elements`. Three launches in all: partial sums of the norms
 (left out where none depends on the data), losses and gradients, the sum of the losses' partial sums. A vocabulary's
 heads, and heads of another dtype, take launches of their own (`tile_of` says why). The backward is one launch more:
     grad_h = cotangent_h dz_h
