@@ -135,7 +135,7 @@ def _isa() -> str:
 
 def _version() -> str:
     try:
-        from mtml_kernels._version import __version__
+        from mtml_kernels import __version__
     except ImportError:
         return ""
     return __version__

@@ -411,6 +411,7 @@ def test_checksums_do_not_depend_on_the_threads(capsys: pytest.CaptureFixture[st
     assert len({line.split()[3] for line in lines[0]}) == 2
 
 
+@pytest.mark.slow
 def test_checksums_of_every_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["checksum", "tiny"]) == 0
     found = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
