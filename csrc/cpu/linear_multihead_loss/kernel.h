@@ -98,8 +98,7 @@ void linear_logits(const LinearCall& call) {
   }
 }
 
-// --- dX
-// -----------------------------------------------------------------------------------------------------------------
+// --- dX ---
 
 // to [columns, width] <- rows of W from `col` on, columns [from, from + width) of them, times their head's cotangent
 template <class T>
@@ -145,8 +144,7 @@ void linear_features(const LinearCall& call) {
   }
 }
 
-// --- dW and db
-// ----------------------------------------------------------------------------------------------------------
+// --- dW and db ---
 
 template <class T>
 T* packed_features(const LinearCall& call, int64_t block, int64_t panel) {

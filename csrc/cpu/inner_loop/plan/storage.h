@@ -69,4 +69,5 @@ bool runs_in_pairs(const ValuePlan& v, const ValuePlan& a);
 void place_pairs(PlanStorage& plan, const ValuePlan& v, ConvPlan& conv, const AxisShape& y);
 int64_t part_size(const Plan& plan, const ValuePlan& v);  // of a part's gradients: weight, bias, transformed weight
 void place_pair_scratch(Plan& plan, int64_t samples);     // behind all other scratch
+
 }  // namespace mtmlk

@@ -1,9 +1,9 @@
 // Convolutions, the four functions; see conv.h for the products. Included inside an ISA-named namespace after nodes.h.
 //
 //   forward            z[p]   = b + sum_tap a[p + tap] W[tap]
-//   backward           da[q]  = sum_tap dz[q - tap] W[tap]^T           dW[tap] = sum_p a[p + tap]^T dz[p]    db = sum
-//   dz tangent            zt     = vb + sum_tap at W + a V tangent backward   dat    = sum_tap dzt W^T + dz V^T dWt =
-//   a^T dzt + at^T dz           dbt = sum dzt
+//   backward           da[q]  = sum_tap dz[q - tap] W[tap]^T           dW[tap] = sum_p a[p + tap]^T dz[p]    db = sum dz
+//   tangent            zt     = vb + sum_tap at W + a V
+//   tangent backward   dat    = sum_tap dzt W^T + dz V^T               dWt     = a^T dzt + at^T dz           dbt = sum dzt
 
 MTMLK_INLINE Strides strides_of(const ValuePlan& v, int64_t width, int64_t ld) { return {v.rows * ld, width * ld, ld}; }
 
