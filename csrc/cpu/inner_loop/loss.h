@@ -1,4 +1,4 @@
-// Losses of a block of samples. Included inside an ISA-named namespace after vmath.h.
+// Losses of a block of samples.
 //
 // With c the weight of a sample (its mask over the sum of masks, and over the elements for means):
 //   mse               c (z - y)^2              dz = 2 c (z - y)          dzt = 2 c zt
@@ -7,6 +7,17 @@
 //   l1                c |z - y|                dz = c sign(z - y)        dzt = 0
 //   cross_entropy     c (lse(z) - <t, z>)      dz = c (p - t)            dzt = c p (zt - <p, zt>)    p = softmax(z)
 // t is one-hot, smoothed by e: (1 - e) [j = y] + e / C. `aux` keeps c times the curvature (p for cross_entropy).
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/program.h"
+#include "simd/simd.h"
+#include "simd/vmath.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 struct LossBlock {
@@ -147,3 +158,6 @@ void loss_tangent(const LossBlock<T>& b, const T* zt, T seed, T* dzt) {
     }
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

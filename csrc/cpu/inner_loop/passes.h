@@ -1,4 +1,22 @@
-// The passes of one task: see task.h for the recursion. Included inside an ISA-named namespace after task.h.
+// The passes of one task: see task.h for the recursion.
+#pragma once
+
+#include <omp.h>
+#include <stdint.h>
+
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/elementwise.h"
+#include "layers/params.h"
+#include "layers/table.h"
+#include "inner_loop/factors.h"
+#include "inner_loop/loss.h"
+#include "inner_loop/runner.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
@@ -392,3 +410,6 @@ void Runner<T>::query_pass(int64_t k, bool add) {
   const Sink<T> sink = {workers[0].dst, workers[0].init, shared->ones, true};
   fixed_nodes(phase, k, kDelta, &sink, false);
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,4 +1,4 @@
-// Activations: value, slope f' and curvature f''. Included inside an ISA-named namespace after vmath.h.
+// Activations: value, slope f' and curvature f''.
 //
 //   forward           a = f(z)
 //   backward          dz = da f'(z)
@@ -6,6 +6,17 @@
 //   tangent backward  dzt = dat f'(z) + da f''(z) zt
 //
 // For kInPlace kinds all of it is written in a (relu, leaky_relu, tanh, sigmoid); f''(z) zt is then (f''/f')(a) at.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/simd.h"
+#include "simd/vmath.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 struct Jet {
@@ -201,3 +212,20 @@ void act_pass_any(const ActPlanes<T>& p, Plane plane, bool curved = false) {
       return act_pass<T, kCos>(p, plane, curved);
   }
 }
+
+template <class T>
+void act_node(const Block<T>& b, const ValuePlan& v, Plane plane) {
+  const bool forward = plane == kPrimal || plane == kTangent;
+  if (forward ? v.gated_before : v.gated_after) return;  // a relu that the products around it apply
+  ActPlanes<T> p = {};
+  p.kind = v.kind, p.mode = v.act_mode, p.c0 = T(v.c0), p.c1 = T(v.c1), p.n = rows_of(b, v) * v.ld;
+  p.z = plane_of(b, v.a, kPrimal), p.a = plane_of(b, v.self, kPrimal);
+  p.dz = plane_of(b, v.a, kDelta), p.da = plane_of(b, v.self, kDelta);
+  p.zt = plane_of(b, v.a, kTangent), p.at = plane_of(b, v.self, kTangent);
+  p.dzt = plane_of(b, v.a, kDeltaTangent), p.dat = plane_of(b, v.self, kDeltaTangent);
+  p.add = v.add_a;
+  act_pass_any<T>(p, plane, has_tangent(b, v.a));
+}
+
+}  // namespace
+}  // namespace mtmlk

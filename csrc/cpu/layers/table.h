@@ -1,4 +1,23 @@
-// Which function each node runs, for each plane. Included inside an ISA-named namespace after the nodes.
+// Which function each node runs, for each plane.
+#pragma once
+
+#include <stdint.h>
+
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/conv/group.h"
+#include "layers/conv/layer.h"
+#include "layers/elementwise.h"
+#include "layers/embedding.h"
+#include "layers/linear.h"
+#include "layers/norm/layer.h"
+#include "layers/norm/passes.h"
+#include "layers/pointwise.h"
+#include "layers/pool.h"
+#include "layers/shapes.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 void view_node(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
@@ -25,7 +44,7 @@ void conv_node_tangent(const Block<T>& b, const ValuePlan& v) {
   if (v.window[kGroups] > 1) return group_conv_forward<T>(b, v, true);
   if (!v.streamed) return conv_forward<T>(b, v, true, [](int64_t, Range, Range, const T*) {});
   const ValuePlan& norm = b.plan->values[v.norm->self];
-  const T* z = plane_of(b, int32_t(&v - b.plan->values), kPrimal);
+  const T* z = plane_of(b, v.self, kPrimal);
   const int64_t width = v.window[kOutWidth];
   conv_forward<T>(b, v, true, [&](int64_t unit, Range n, Range rows, const T* zt) {
     const int64_t at = (n.first * v.rows + rows.first * width) * v.ld;
@@ -186,3 +205,6 @@ void node_backward(const Block<T>& b, int32_t i, Plane plane, const Sink<T>& sin
   if (v.op == kExpand) return send_back<T>(g, rows, v.ld, nullptr, operand_of(b, v, v.a, plane), v.add_a);
   affine<T>(g, rows * v.ld, T(v.c0), T(0), v.add_a, plane_of(b, v.a, plane));
 }
+
+}  // namespace
+}  // namespace mtmlk

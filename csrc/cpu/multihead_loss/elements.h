@@ -1,11 +1,26 @@
-// Losses element by element. Included inside an ISA-named namespace after head_rows.h; mse, l1 and huber are in loss.h.
+// Losses element by element; mse, l1 and huber are in loss.h.
 //
 //   bce_with_logits   (1 - y) z + q log(1 + e^-z)        dz = (1 - y) - q s(-z)      q = 1 + (pos_weight - 1) y
 //   gaussian_nll      (w + (y - m)^2 e^-w) / 2           dm = (m - y) e^-w           dw = (1 - (y - m)^2 e^-w) / 2
 // A row's loss is the mean over its elements, or their sum.
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/program.h"
+#include "simd/simd.h"
+#include "simd/vmath.h"
+#include "inner_loop/loss.h"
+#include "multihead_loss/call.h"
+#include "multihead_loss/math.h"
+#include "multihead_loss/softmax_rows.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T, int kKind>
-MTMLK_INLINE Element<T> head_element(VecOf<T> z, VecOf<T> y, VecOf<T> pos, T delta) {
+MTMLK_INLINE Element<T> multihead_element(VecOf<T> z, VecOf<T> y, VecOf<T> pos, T delta) {
   if constexpr (kKind == kHeadBce) {
     const VecOf<T> q = T(1) + (pos - T(1)) * y, rest = T(1) - y;
     return {rest * z + q * log1p_exp<T>(-z), rest - q * logistic<T>(-z), VecOf<T>{}};
@@ -27,7 +42,8 @@ double element_part(const MtmlkHead& h, const T* z, const T* y, T* g, int64_t fr
     each_vector<T>(to - part < kPart ? to - part : kPart, [&](int64_t i, int64_t n) {
       const int64_t at = part + i;
       const VecOf<T> weights = kKind == kHeadBce && pos ? load_some<T>(pos + at, n) : splat<T>(T(1));
-      const Element<T> e = head_element<T, kKind>(load_some<T>(z + at, n), load_some<T>(y + at, n), weights, delta);
+      const Element<T> e =
+          multihead_element<T, kKind>(load_some<T>(z + at, n), load_some<T>(y + at, n), weights, delta);
       sum += keep_lanes<T>(e.value, n);
       if (g) store_some<T>(g + at, scale * e.slope, n);
     });
@@ -69,7 +85,7 @@ double element_row(const MtmlkHead& h, const T* z, const T* y, T* g, int64_t fro
 }
 
 template <class T>
-double element_rows(const MtmlkHead& h, const HeadUnit& u, double inverse) {
+double element_rows(const MtmlkHead& h, const MultiheadUnit& u, double inverse) {
   const int64_t each = h.kind == kHeadGaussian ? h.classes / 2 : h.classes;
   const double share = h.mean ? 1 / double(each) : 1;
   double total = 0;
@@ -87,3 +103,6 @@ double element_rows(const MtmlkHead& h, const HeadUnit& u, double inverse) {
   }
   return total;
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,4 +1,14 @@
-// What the head losses share. Included inside an ISA-named namespace after vmath.h.
+// What the head losses share.
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "simd/simd.h"
+#include "simd/vmath.h"
+
+namespace mtmlk {
+namespace {
 
 enum HeadKind : int32_t { kHeadCe, kHeadBce, kHeadMse, kHeadL1, kHeadHuber, kHeadGaussian, kHeadKl };
 
@@ -67,19 +77,6 @@ MTMLK_INLINE bool is_aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % kVecBytes == 0;
 }
 
-// The first n <= kLanes elements of v.
-template <class T>
-MTMLK_INLINE void store_some(T* p, VecOf<T> v, int64_t n) {
-  if (n >= Simd<T>::kLanes) return store_anywhere<T>(p, v);
-#if defined(MTMLK_ISA_AVX512)
-  if constexpr (sizeof(T) == 4)
-    return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
-  else
-    return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
-#endif
-  for (int i = 0; i < int(n); ++i) p[i] = v[i];
-}
-
 template <class T>
 MTMLK_INLINE VecOf<T> larger(VecOf<T> a, VecOf<T> b) {  // a NaN in b stays out: its exponential is found later
   return a > b ? a : b;
@@ -114,3 +111,6 @@ Softmax<T> softmax_of(const MtmlkHead& h) {
   }
   return s;
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,5 +1,13 @@
-// Elementary functions on vectors, 1-3 ulp. Included inside an ISA-named namespace after simd.h.
+// Elementary functions on vectors, 1-3 ulp.
 // Polynomials in Horner form; Taylor where the reduced argument is small, Chebyshev fits for erf (errors noted).
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/simd.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T, int N>
 MTMLK_INLINE VecOf<T> horner(VecOf<T> x, const T (&c)[N]) {  // highest power first
@@ -241,3 +249,6 @@ MTMLK_INLINE SinCos<T> sin_cos(VecOf<T> x) {
       }
   return {sine, cosine};
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -4,7 +4,6 @@
 #include <new>
 #include <vector>
 
-#include "isa/dispatch.h"
 #include "inner_loop/plan/storage.h"
 
 namespace mtmlk {
@@ -33,6 +32,7 @@ bool decode_node(PlanStorage& plan, const MtmlkPlanSpec& spec, const int64_t* p,
     if (p[c] < -1 || p[c] > INT32_MAX)
       return why("node %zu: expected numbers from -1 to 2^31, got %lld", plan.value_store.size(), (long long)p[c]);
   ValuePlan v = {};
+  v.self = int32_t(plan.value_store.size());
   v.op = int32_t(p[0]), v.a = int32_t(p[1]), v.b = int32_t(p[2]), v.weight = int32_t(p[3]), v.bias = int32_t(p[4]);
   v.rows = p[5], v.features = p[6], v.batched = p[7] != 0;
   if (v.op == kAct || v.op == kNorm || v.op == kPool) v.kind = v.b, v.b = -1;
@@ -313,7 +313,7 @@ int64_t carry_room(const Plan& plan) {
 // each costs a gradient buffer (256 rows make the buffer's sum under 3 % of the products).
 Cut cut_rows(const Plan& plan, int64_t samples) {
   constexpr int64_t kBlockBytes = 192 << 10, kChunkRows = 256, kMaxChunks = 16, kMinBlockRows = 48;
-  const int64_t bytes = plan.dtype == MTMLK_F32 ? 4 : 8;
+  const int64_t bytes = element_bytes(plan.dtype);
   int64_t sample = 0;
   for (const int64_t size : plan.plane_size) sample += size;
   int64_t rows = 1;
@@ -330,7 +330,7 @@ Cut cut_rows(const Plan& plan, int64_t samples) {
 }
 
 void place_state(Plan& plan) {
-  const int64_t bytes = plan.dtype == MTMLK_F32 ? 4 : 8;
+  const int64_t bytes = element_bytes(plan.dtype);
   const bool second_order = plan.needs != 0 && !plan.first_order;
   const int64_t aux = plan.out_rows * plan.out_ld;
   const int64_t planes = plan.plane_size[kPrimal] + plan.plane_size[kDelta] + aux;
@@ -359,6 +359,22 @@ void place_state(Plan& plan) {
   plan.fused_update = plan.support.chunks == 1 && plan.support.blocks == 1 && !(plan.needs & MTMLK_NEED_LR);
   for (int64_t i = 0; i < plan.n_lr; ++i) plan.fused_update &= !plan.lrs[i].elements;
   if (plan.low_rank) place_low_state(plan);
+}
+
+// Multiply-adds of a sample in one node; ten for an element of what is no product.
+double node_work(const Plan& plan, const ValuePlan& v) {
+  const double outputs = double(v.rows) * double(v.features);
+  const bool product = v.op == kLinear || v.op == kConv;
+  return outputs * (product ? double(plan.params[v.weight].cols) : 10.0);
+}
+
+// Whether a pass over one set of a task takes long enough to be looked at inside.
+bool worth_watching(const Plan& plan) {
+  constexpr double kWork = 1 << 20;  // 30 us at the least
+  double sample = 0;
+  for (int64_t i = 0; i < plan.n_values; ++i)
+    if (plan.values[i].live && plan.values[i].batched) sample += node_work(plan, plan.values[i]);
+  return sample * double(std::max(plan.support.samples, plan.query.samples)) >= kWork;
 }
 
 }  // namespace
@@ -397,7 +413,7 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out, MtmlkReason* r
   place_scratch(*plan);
   place_state(*plan);
   // A row a task lets the backward pass weigh tasks freely; beyond 64 KiB a row only the sum over the tasks is kept.
-  const int64_t bytes = plan->dtype == MTMLK_F32 ? 4 : 8;
+  const int64_t bytes = element_bytes(plan->dtype);
   plan->carry_room = carry_room(*plan);
   plan->carry_per_task = plan->carry_room * bytes <= kTaskCarryBytes && !plan->low_rank;
   *out = plan.release();

@@ -21,7 +21,7 @@ enum ActMode : int32_t {
 // Planes of a value: primal, its gradient (delta), and the tangents of both.
 enum Plane : int32_t { kPrimal = 0, kDelta = 1, kTangent = 2, kDeltaTangent = 3, kPlanes = 4 };
 
-// Partial sums of a unit: see norm_stats.h.
+// Partial sums of a unit: see norm/stats.h.
 constexpr int64_t kSlotRows = 3;
 
 // Rows of a value cut into units: `samples` whole samples, or bands of `rows` rows of one sample.
@@ -33,7 +33,7 @@ struct RowUnits {
 // threads that share it.
 constexpr int64_t kMaxParts = 4;
 
-// A convolution (or the gradient of its input) two pixels at a time, see conv_pairs.h.
+// A convolution (or the gradient of its input) two pixels at a time, see conv/pairs.h.
 struct PairPlan {
   TapPlan taps;  // of kernel rows, on planes of pairs
   bool forward;
@@ -73,10 +73,11 @@ struct NormPlan {
   // gradient of its outputs is handed to it group by group instead of being stored.
   bool streamed;
   RowUnits stats, sums;  // each with a partial statistic of its own: of the input's rows, and of the tail's
-  int64_t coefs, coefs_tangent, peak, peak_tangent;  // offsets in the planes, see norm.h
+  int64_t coefs, coefs_tangent, peak, peak_tangent;  // offsets in the planes, see norm/batch_group.h
 };
 
 struct ValuePlan {
+  int32_t self;  // its position among the values
   int32_t op, a, b, weight, bias, kind;
   double c0, c1;
   int64_t rows, features;  // per sample (batched) or in all
@@ -176,7 +177,7 @@ struct Plan {
   bool mixes;                   // a normalisation mixes a set's samples: one block holds them all
   int64_t scratch_size;         // of one task, shared by its workers
   int64_t worker_scratch_size;  // of each worker
-  int64_t pair_weights;         // where transformed weights lie in the scratch, see conv_pairs.h
+  int64_t pair_weights;         // where transformed weights lie in the scratch, see conv/pairs.h
   int64_t worker_pairs;         // where a worker's planes of pairs lie in its own
 
   // What one task remembers of one inner step, in this order: adapted parameters and their transposes, the gradient
@@ -188,5 +189,9 @@ struct Plan {
   int64_t transient_size;  // planes of one worker
   int64_t chunk_size;      // gradients of one chunk: parameters, then deltas of unbatched values
 };
+
+int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** plan, MtmlkReason* reason);
+void destroy_plan(Plan* plan);
+bool ids_ok(const Plan& plan, const MtmlkCall& call, MtmlkError* error);  // of embeddings; false: `error` says which
 
 }  // namespace mtmlk
