@@ -4,7 +4,7 @@
 #include "runtime/threads.h"
 #include "runtime/watch.h"
 #include "runtime/workspace.h"
-#include "inner_loop/labels.h"
+#include "runtime/labels.h"
 #include "isa/dispatch.h"
 
 using namespace mtmlk;

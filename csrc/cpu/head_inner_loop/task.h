@@ -1,9 +1,11 @@
-// One task of a linear head's inner loop, in the Gram matrix of its support features. Classes are rows, samples are lanes.
+// One task of a linear head's inner loop, in the Gram matrix of its support features. Classes are rows, samples are
+// lanes.
 //
 // Forward, with A = 0, u = v = 1 at first, m = decay + proximal:
 //   z_k = u_k Z_s + v_k b - A_k G - B_k 1 1^T        G = F_s F_s^T [S, S], Z_s = W F_s^T [C, S]
-//   R_k = w (p(z_k) - y);  A_{k+1} = (1 - alpha_k m) A_k + alpha_k R_k;  u_{k+1} = (1 - alpha_k m) u_k + alpha_k proximal
-//   B, v with beta_k;   logits^T = W_K F_q^T + v_K b - B_K 1        W_K = u_K W - A_K F_s, of one task at a time
+//   R_k = w (p(z_k) - y);  A_{k+1} = (1 - alpha_k m) A_k + alpha_k R_k;
+//   u_{k+1} = (1 - alpha_k m) u_k + alpha_k proximal;  B, v with beta_k
+//   logits^T = W_K F_q^T + v_K b - B_K 1        W_K = u_K W - A_K F_s, of one task at a time
 // Where the weight and the bias share their rates, B = A and u = v: 1 1^T is added to G, b to Z_s, and B is gone.
 // Without a bias nothing is added.
 // Backward, dq the cotangent of the logits, dA, dB the ones of A_K, B_K from outside:

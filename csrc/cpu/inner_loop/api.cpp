@@ -7,7 +7,7 @@
 #include "runtime/threads.h"
 #include "runtime/watch.h"
 #include "runtime/workspace.h"
-#include "inner_loop/labels.h"
+#include "runtime/labels.h"
 #include "inner_loop/plan/plan.h"
 #include "isa/dispatch.h"
 

@@ -104,9 +104,7 @@ void Runner<T>::tangent_pass(int64_t k, T seed) {
   };
   each_chunk(cut, [&](int64_t chunk, int worker) {
     Worker<T>& w = workers[worker];
-    T* own = chunk_grads + chunk * plan->chunk_size;
-    if (cut.chunks > 1) fill_zero<T>(own, plan->lambda_size);
-    fill_zero<T>(own + plan->lambda_size + plan->fixed_size[kDelta], plan->fixed_size[kDeltaTangent]);
+    T* own = begin_chunk(cut, chunk, kDeltaTangent);
     for (int64_t index = 0; index < cut.blocks; ++index) {
       Block<T> b = block(phase, chunk, index, worker, k, plan->keep_planes);
       const LossBlock<T> loss = loss_of(phase, b, chunk, index, T(1));
@@ -127,14 +125,7 @@ void Runner<T>::tangent_pass(int64_t k, T seed) {
     }
   });
   if (cut.chunks > 1) sum_chunks(cut.chunks, plan->lambda_size, lambda, lambda);
-  if (plan->fixed_size[kDeltaTangent] == 0) return;
-  fill_zero<T>(fixed_tangent[1], plan->fixed_size[kDeltaTangent]);
-  for (int64_t c = 0; c < cut.chunks; ++c)
-    affine<T>(chunk_grads + c * plan->chunk_size + plan->lambda_size + plan->fixed_size[kDelta],
-              plan->fixed_size[kDeltaTangent], T(1), T(0), true, fixed_tangent[1]);
-  aim(workers[0], lambda);
-  const Sink<T> sink = {workers[0].dst, workers[0].init, shared->ones, true};
-  fixed_nodes(phase, k, kDeltaTangent, &sink, false);
+  finish_chunks(phase, k, kDeltaTangent, shared->ones, false, [&](Worker<T>& w) { aim(w, lambda); });
 }
 
 template <class T>

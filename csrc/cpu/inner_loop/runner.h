@@ -98,7 +98,12 @@ struct Runner {
   T* aux_of(const Block<T>& b) const { return b.planes[kPrimal] - plan->out_rows * plan->out_ld * b.stride; }
   LossBlock<T> loss_of(const Phase& phase, const Block<T>& b, int64_t chunk, int64_t index, T scale) const;
   void fixed_nodes(const Phase& phase, int64_t k, Plane plane, const Sink<T>* sink, bool inner);
+  T* fixed_plane(const Phase& phase, int64_t k, Plane plane) const;
+  T* begin_chunk(const Cut& cut, int64_t chunk, Plane plane);
+  double sum_losses(const Cut& cut) const;
   void sum_chunks(int64_t chunks, int64_t n, const T* init, T* dst) const;
+  template <class Aim>
+  void finish_chunks(const Phase& phase, int64_t k, Plane plane, const T* beta, bool inner, Aim aim);
 
   void inner_step(int64_t k, bool record);
   void take_step(int64_t k);

@@ -19,6 +19,7 @@
 namespace mtmlk {
 namespace {
 
+// A task from theta_0 to its loss, adapted parameters and (differentiating) meta-gradient in carry_row [carry_cols].
 template <class T>
 void Runner<T>::run(T* carry_row) {
   const int64_t steps = plan->steps;
@@ -49,6 +50,7 @@ void Runner<T>::run(T* carry_row) {
     query_pass(steps, false);
 }
 
+// lambda_K ... lambda_0 into carry_row, and the rates' gradients.
 template <class T>
 void Runner<T>::reverse(T* carry_row) {
   const int64_t steps = plan->steps;
