@@ -110,5 +110,27 @@ MTMLK_INLINE const T* sink_init(const Sink<T>& sink, int32_t param, bool add) {
   return add || !sink.first ? sink.dst[param] : sink.init[param];
 }
 
+// What a node's gradient goes to.
+template <class T>
+struct Targets {
+  const Sink<T>& sink;
+  bool to_a, to_b;  // the operands that take part
+  bool inner;       // of the inner loop's gradient: only what depends on adapted parameters takes part
+};
+
+// The four functions of a layer, over a block of samples:
+//   forward            value                                kPrimal
+//   backward           gradient with respect to it          kDelta
+//   tangent            derivative along a direction V       kTangent         (f' at theta + eps V)
+//   tangent backward   the same derivative of the gradient  kDeltaTangent
+// Both ways back are one function: what is linear in its operands does the same twice, and the rest has a second
+// product. nullptr: of an input, which has no tangent and sends its gradient nowhere.
+template <class T>
+struct LayerKernels {
+  void (*forward)(const Block<T>&, const ValuePlan&);
+  void (*tangent)(const Block<T>&, const ValuePlan&);
+  void (*backward)(const Block<T>&, const ValuePlan&, Plane, const Targets<T>&);
+};
+
 }  // namespace
 }  // namespace mtmlk

@@ -79,7 +79,8 @@ void send_back(const T* g, int64_t rows, int64_t ld, const Operand<T>* factor, c
 }
 
 template <class T>
-void add_tangent(const Block<T>& b, const ValuePlan& v, T* out) {
+void add_tangent(const Block<T>& b, const ValuePlan& v) {
+  T* out = plane_of(b, v.self, kTangent);
   bool add = false;
   const int32_t operands[2] = {v.a, v.b};
   for (const int32_t operand : operands) {
@@ -90,13 +91,14 @@ void add_tangent(const Block<T>& b, const ValuePlan& v, T* out) {
 }
 
 template <class T>
-void mul_tangent(const Block<T>& b, const ValuePlan& v, T* out) {
+void mul_tangent(const Block<T>& b, const ValuePlan& v) {
+  T* out = plane_of(b, v.self, kTangent);
   if (has_tangent(b, v.a)) combine_nodes<T, true>(b, v, kTangent, kPrimal, out, false);
   if (has_tangent(b, v.b)) combine_nodes<T, true>(b, v, kPrimal, kTangent, out, has_tangent(b, v.a));
 }
 
 template <class T>
-void pair_backward(const Block<T>& b, const ValuePlan& v, Plane plane, bool to_a, bool to_b) {
+void pair_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& targets) {
   const int64_t rows = rows_of(b, v);
   const T* g = plane_of(b, v.self, plane);
   const bool product = v.op == kMul;
@@ -109,8 +111,8 @@ void pair_backward(const Block<T>& b, const ValuePlan& v, Plane plane, bool to_a
       send_back<T>(plane_of(b, v.self, kDelta), rows, v.ld, &moved, dst, true);
     }
   };
-  if (to_a) send(v.a, v.b, v.add_a);
-  if (to_b) send(v.b, v.a, v.add_b);
+  if (targets.to_a) send(v.a, v.b, v.add_a);
+  if (targets.to_b) send(v.b, v.a, v.add_b);
 }
 
 template <class T>
@@ -120,6 +122,46 @@ void affine(const T* src, int64_t n, T scale, T shift, bool add, T* dst) {
     store<T>(dst + i, add ? load<T>(dst + i) + value : value);
   }
 }
+
+template <class T, bool kProduct>
+void pair_forward(const Block<T>& b, const ValuePlan& v) {
+  combine_nodes<T, kProduct>(b, v, kPrimal, kPrimal, plane_of(b, v.self, kPrimal), false);
+}
+
+template <class T>
+constexpr LayerKernels<T> kAddLayer = {pair_forward<T, false>, add_tangent<T>, pair_backward<T>};
+
+template <class T>
+constexpr LayerKernels<T> kMulLayer = {pair_forward<T, true>, mul_tangent<T>, pair_backward<T>};
+
+template <class T, Plane kPlane>
+void expand_node(const Block<T>& b, const ValuePlan& v) {
+  combine<T, false>(operand_of(b, v, v.a, kPlane), nullptr, plane_of(b, v.self, kPlane), rows_of(b, v), v.ld, false);
+}
+
+template <class T>
+void expand_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  if (to.to_a)
+    send_back<T>(plane_of(b, v.self, plane), rows_of(b, v), v.ld, nullptr, operand_of(b, v, v.a, plane), v.add_a);
+}
+
+template <class T>
+constexpr LayerKernels<T> kExpandLayer = {expand_node<T, kPrimal>, expand_node<T, kTangent>, expand_backward<T>};
+
+template <class T, Plane kPlane>
+void affine_node(const Block<T>& b, const ValuePlan& v) {
+  affine<T>(plane_of(b, v.a, kPlane), rows_of(b, v) * v.ld, T(v.c0), T(kPlane == kPrimal ? v.c1 : 0), false,
+            plane_of(b, v.self, kPlane));
+}
+
+template <class T>
+void affine_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  if (to.to_a)
+    affine<T>(plane_of(b, v.self, plane), rows_of(b, v) * v.ld, T(v.c0), T(0), v.add_a, plane_of(b, v.a, plane));
+}
+
+template <class T>
+constexpr LayerKernels<T> kAffineLayer = {affine_node<T, kPrimal>, affine_node<T, kTangent>, affine_backward<T>};
 
 }  // namespace
 }  // namespace mtmlk

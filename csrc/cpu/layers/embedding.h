@@ -50,7 +50,8 @@ void read_table(const Block<T>& b, const ValuePlan& v, const T* table, int64_t p
 }
 
 template <class T>
-void embedding_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink) {
+void embedding_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  const Sink<T>& sink = to.sink;
   T* dst = sink.dst[v.weight];
   if (!dst) return;
   const ParamPlan& p = b.plan->params[v.weight];
@@ -65,6 +66,19 @@ void embedding_backward(const Block<T>& b, const ValuePlan& v, Plane plane, cons
     for (int64_t c = 0; c < v.features; ++c) dst[row.at + c * row.step] += beta * g[c];
   }
 }
+
+template <class T>
+void embedding_forward(const Block<T>& b, const ValuePlan& v) {
+  read_table<T>(b, v, b.params[v.weight].value, -1, plane_of(b, v.self, kPrimal));
+}
+
+template <class T>
+void embedding_tangent(const Block<T>& b, const ValuePlan& v) {
+  read_table<T>(b, v, b.direction[v.weight].value, int64_t(v.c0), plane_of(b, v.self, kTangent));
+}
+
+template <class T>
+constexpr LayerKernels<T> kEmbeddingLayer = {embedding_forward<T>, embedding_tangent<T>, embedding_backward<T>};
 
 }  // namespace
 }  // namespace mtmlk

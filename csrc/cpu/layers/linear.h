@@ -35,7 +35,8 @@ RowsOf<T> rows_in(const Block<T>& b, const ValuePlan& v, int32_t value, Plane pl
 }
 
 template <class T>
-void linear_forward(const Block<T>& b, const ValuePlan& v, T* z) {
+void linear_forward(const Block<T>& b, const ValuePlan& v) {
+  T* z = plane_of(b, v.self, kPrimal);
   const ParamPlan& w = b.plan->params[v.weight];
   Gemm<T> g = {};
   g.p1.a = plane_of(b, v.a, kPrimal), g.p1.lda = b.plan->values[v.a].ld_primal;
@@ -49,7 +50,8 @@ void linear_forward(const Block<T>& b, const ValuePlan& v, T* z) {
 }
 
 template <class T>
-void linear_tangent(const Block<T>& b, const ValuePlan& v, T* zt) {
+void linear_tangent(const Block<T>& b, const ValuePlan& v) {
+  T* zt = plane_of(b, v.self, kTangent);
   const ValuePlan& a = b.plan->values[v.a];
   const ParamPlan& w = b.plan->params[v.weight];
   const bool bias_moves = v.bias >= 0 && b.plan->params[v.bias].adapted, input_moves = has_tangent(b, v.a);
@@ -129,7 +131,8 @@ void input_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, const T*
 
 // `plane` is kDelta or kDeltaTangent; the latter has the second products.
 template <class T>
-void linear_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input) {
+void linear_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  const Sink<T>& sink = to.sink;
   const ValuePlan& a = b.plan->values[v.a];
   const int64_t rows = rows_of(b, v);
   const T *dz = plane_of(b, v.self, plane), *primal_dz = plane_of(b, v.self, kDelta);
@@ -143,8 +146,11 @@ void linear_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const S
   }
   if (v.bias >= 0 && sink.dst[v.bias])
     sum_rows<T>(dz, rows, v.ld, sink_init(sink, v.bias, v.add_bias), sink.beta[v.bias], sink.dst[v.bias]);
-  if (to_input) input_gradient<T>(b, v, plane, dz, primal_dz);
+  if (to.to_a) input_gradient<T>(b, v, plane, dz, primal_dz);
 }
+
+template <class T>
+constexpr LayerKernels<T> kLinearLayer = {linear_forward<T>, linear_tangent<T>, linear_backward<T>};
 
 }  // namespace
 }  // namespace mtmlk

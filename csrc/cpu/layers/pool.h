@@ -102,14 +102,15 @@ void average_pool(const ValuePlan& v, const T* x, Range samples, T* y) {
   });
 }
 
-template <class T>
-void pool_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
-  const T *x = plane_of(b, v.a, plane), *primal = plane_of(b, v.a, kPrimal);
+template <class T, Plane kPlane>
+void pool_node(const Block<T>& b, const ValuePlan& v) {
+  T* out = plane_of(b, v.self, kPlane);
+  const T *x = plane_of(b, v.a, kPlane), *primal = plane_of(b, v.a, kPrimal);
   const T* y = plane_of(b, v.self, kPrimal);
   share(b, b.samples, [&](int64_t n, int) {
     const Range one = {n, n + 1};
     if (v.kind != kMaxPool) return average_pool<T>(v, x, one, out);
-    if (plane == kPrimal) return max_pool<T>(v, x, one, out);
+    if (kPlane == kPrimal) return max_pool<T>(v, x, one, out);
     each_winner<T>(v, primal, y, one, [&](int64_t cell, IntOf<T> wins, int64_t at) {
       store<T>(out + at, wins ? load<T>(x + cell) : load<T>(out + at));
     });
@@ -117,7 +118,8 @@ void pool_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
 }
 
 template <class T>
-void pool_backward(const Block<T>& b, const ValuePlan& v, Plane plane) {
+void pool_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  if (!to.to_a) return;
   const ValuePlan& a = b.plan->values[v.a];
   const T *dy = plane_of(b, v.self, plane), *x = plane_of(b, v.a, kPrimal), *y = plane_of(b, v.self, kPrimal);
   T* dx = plane_of(b, v.a, plane);
@@ -137,6 +139,9 @@ void pool_backward(const Block<T>& b, const ValuePlan& v, Plane plane) {
     });
   });
 }
+
+template <class T>
+constexpr LayerKernels<T> kPoolLayer = {pool_node<T, kPrimal>, pool_node<T, kTangent>, pool_backward<T>};
 
 }  // namespace
 }  // namespace mtmlk

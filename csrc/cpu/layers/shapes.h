@@ -30,15 +30,16 @@ void copy_view(const ValuePlan& from, const T* src, const ValuePlan& to, T* dst,
   }
 }
 
-template <class T>
-void cat_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
+template <class T, Plane kPlane>
+void cat_node(const Block<T>& b, const ValuePlan& v) {
+  T* out = plane_of(b, v.self, kPlane);
   int64_t column = 0;
   fill_zero<T>(out, rows_of(b, v) * v.ld);
   const int32_t operands[2] = {v.a, v.b};
   for (const int32_t operand : operands) {
     const ValuePlan& x = b.plan->values[operand];
-    if (plane == kPrimal || has_tangent(b, operand)) {
-      const T* src = plane_of(b, operand, plane);
+    if (kPlane == kPrimal || has_tangent(b, operand)) {
+      const T* src = plane_of(b, operand, kPlane);
       for (int64_t r = 0; r < rows_of(b, v); ++r)
         for (int64_t f = 0; f < x.features; ++f) out[r * v.ld + column + f] = src[r * x.ld + f];
     }
@@ -47,7 +48,7 @@ void cat_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
 }
 
 template <class T>
-void cat_backward(const Block<T>& b, const ValuePlan& v, Plane plane, bool to_a, bool to_b) {
+void cat_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
   const T* g = plane_of(b, v.self, plane);
   int64_t column = 0;
   const auto send = [&](int32_t operand, bool wanted, bool add) {
@@ -60,8 +61,8 @@ void cat_backward(const Block<T>& b, const ValuePlan& v, Plane plane, bool to_a,
     }
     column += x.features;
   };
-  send(v.a, to_a, v.add_a);
-  send(v.b, to_b, v.add_b);
+  send(v.a, to.to_a, v.add_a);
+  send(v.b, to.to_b, v.add_b);
 }
 
 template <class T>
@@ -83,18 +84,20 @@ void transpose_rows(const T* src, int64_t src_ld, int64_t rows, int64_t features
   }
 }
 
-template <class T>
-void transpose_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
+template <class T, Plane kPlane>
+void transpose_node(const Block<T>& b, const ValuePlan& v) {
   const ValuePlan& a = b.plan->values[v.a];
-  const int64_t src_ld = plane == kPrimal ? a.ld_primal : a.ld, dst_ld = plane == kPrimal ? v.ld_primal : v.ld;
-  const T* src = plane_of(b, v.a, plane);
+  const int64_t src_ld = kPlane == kPrimal ? a.ld_primal : a.ld, dst_ld = kPlane == kPrimal ? v.ld_primal : v.ld;
+  const T* src = plane_of(b, v.a, kPlane);
+  T* out = plane_of(b, v.self, kPlane);
   share(b, v.batched ? b.samples : 1, [&](int64_t n, int) {
     transpose_rows<T>(src + n * a.rows * src_ld, src_ld, a.rows, a.features, false, out + n * v.rows * dst_ld, dst_ld);
   });
 }
 
 template <class T>
-void transpose_backward(const Block<T>& b, const ValuePlan& v, Plane plane) {
+void transpose_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  if (!to.to_a) return;
   const ValuePlan& a = b.plan->values[v.a];
   const T* src = plane_of(b, v.self, plane);
   T* dst = plane_of(b, v.a, plane);
@@ -102,6 +105,56 @@ void transpose_backward(const Block<T>& b, const ValuePlan& v, Plane plane) {
     transpose_rows<T>(src + n * v.rows * v.ld, v.ld, v.rows, v.features, v.add_a, dst + n * a.rows * a.ld, a.ld);
   });
 }
+
+template <class T>
+void input_node(const Block<T>& b, const ValuePlan& v) {
+  if (!v.direct_input) read_input<T>(b, v, plane_of(b, v.self, kPrimal));
+}
+
+template <class T>
+constexpr LayerKernels<T> kInputLayer = {input_node<T>, nullptr, nullptr};
+
+template <class T, Plane kPlane>
+void param_node(const Block<T>& b, const ValuePlan& v) {
+  const ParamPtr<T>& p = (kPlane == kPrimal ? b.params : b.direction)[v.weight];
+  affine<T>(p.value, rows_of(b, v) * v.ld, T(1), T(0), false, plane_of(b, v.self, kPlane));
+}
+
+template <class T>
+void param_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  const Sink<T>& sink = to.sink;
+  if (!sink.dst[v.weight]) return;
+  const T *g = plane_of(b, v.self, plane), *init = sink_init(sink, v.weight, v.add_weight);
+  for (int64_t r = 0; r < rows_of(b, v); ++r)  // rows of a parameter are laid out as the value is
+    sum_rows<T>(g + r * v.ld, 1, v.ld, init ? init + r * v.ld : nullptr, sink.beta[v.weight],
+                sink.dst[v.weight] + r * v.ld);
+}
+
+template <class T>
+constexpr LayerKernels<T> kParamLayer = {param_node<T, kPrimal>, param_node<T, kTangent>, param_backward<T>};
+
+template <class T, Plane kPlane>
+void view_node(const Block<T>& b, const ValuePlan& v) {
+  copy_view<T>(b.plan->values[v.a], plane_of(b, v.a, kPlane), v, plane_of(b, v.self, kPlane), v.batched ? b.samples : 1,
+               false);
+}
+
+template <class T>
+void view_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  if (to.to_a)
+    copy_view<T>(v, plane_of(b, v.self, plane), b.plan->values[v.a], plane_of(b, v.a, plane), v.batched ? b.samples : 1,
+                 v.add_a);
+}
+
+template <class T>
+constexpr LayerKernels<T> kViewLayer = {view_node<T, kPrimal>, view_node<T, kTangent>, view_backward<T>};
+
+template <class T>
+constexpr LayerKernels<T> kCatLayer = {cat_node<T, kPrimal>, cat_node<T, kTangent>, cat_backward<T>};
+
+template <class T>
+constexpr LayerKernels<T> kTransposeLayer = {transpose_node<T, kPrimal>, transpose_node<T, kTangent>,
+                                             transpose_backward<T>};
 
 }  // namespace
 }  // namespace mtmlk

@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "mtml/abi.h"
-#include "mtml/program.h"
+#include "mtml/losses.h"
 #include "mtml/sizes.h"
 #include "runtime/threads.h"
 #include "runtime/watch.h"
@@ -58,8 +58,7 @@ class LinearRun {
     std::vector<MtmlkHead> found;
     for (int64_t h = 0; h < linear_.n_heads; ++h) {
       MtmlkHead head = linear_.heads[h];
-      const int64_t values = head.kind == 5 ? head.classes / 2 : head.classes;  // gaussian_nll: half of them
-      const int64_t target = head.ids ? 8 : values * itemsize_;
+      const int64_t target = head.ids ? 8 : target_values(head.kind, head.classes) * itemsize_;
       head.rows = call_.rows, head.ld = call_.ld;
       head.logits = static_cast<char*>(call_.z) + starts_[size_t(h)] * itemsize_;
       head.gradient = gradient ? const_cast<void*>(head.logits) : nullptr;

@@ -2,7 +2,7 @@
 #include "multihead_loss/units.h"
 
 #include "mtml/abi.h"
-#include "mtml/program.h"
+#include "mtml/losses.h"
 #include "mtml/sizes.h"
 #include "runtime/threads.h"
 #include "runtime/watch.h"
@@ -15,11 +15,10 @@ namespace {
 
 constexpr int64_t kUnit = 1 << 15;      // elements; a multiple of every tile's columns
 constexpr int64_t kTogether = 1 << 16;  // elements of all heads, 100 us of one core, from which threads are started
-constexpr int kCe = 0, kKl = 6, kGaussian = 5;
 
 void cut(const MtmlkHead& h, int64_t index, std::vector<MultiheadUnit>& units) {
-  const bool softmax = h.kind == kCe || h.kind == kKl;
-  const int64_t cols = h.kind == kGaussian ? h.classes / 2 : h.classes;
+  const bool softmax = is_softmax(h.kind);
+  const int64_t cols = target_values(h.kind, h.classes);
   if (h.rows == 0 || cols == 0) return;
   int64_t rows = kUnit / cols;
   if (softmax && h.inner == 1 && rows >= 64) rows = rows / 64 * 64;  // whole tiles

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "mtml/abi.h"
+#include "mtml/losses.h"
 #include "simd/simd.h"
 #include "runtime/stops.h"
 #include "multihead_loss/call.h"
@@ -25,7 +26,7 @@ template <class T>
 double unit_norm(const MtmlkHead& h, int64_t row0, int64_t row1) {
   const T* c = static_cast<const T*>(h.class_weights);
   const int64_t* y = static_cast<const int64_t*>(h.target);
-  if (!h.sample_weights && !(h.ids && is_softmax(h))) return double(row1 - row0);
+  if (!h.sample_weights && !(h.ids && is_softmax(h.kind))) return double(row1 - row0);
   if (!h.sample_weights && !c) {
     int64_t counted = 0;
     for (int64_t row = row0; row < row1; ++row) counted += y[row] != h.ignore_index;
@@ -66,7 +67,7 @@ constexpr int64_t kPastCaches = int64_t(4) << 20;
 
 template <class T>
 double unit_loss(const MtmlkHead& h, const MultiheadUnit& u, double inverse, T* scratch) {
-  if (!is_softmax(h)) return element_rows<T>(h, u, inverse);
+  if (!is_softmax(h.kind)) return element_rows<T>(h, u, inverse);
   const bool past = h.gradient && h.gradient != h.logits && h.rows * h.classes * int64_t(sizeof(T)) >= kPastCaches;
   double loss;
   if (h.inner > 1) {
@@ -98,7 +99,7 @@ void multihead_losses(const MultiheadCall& call, void* workspace, int64_t thread
 template <class T>
 int64_t multihead_scratch(const MtmlkHead& h) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
-  if (!is_softmax(h)) return 0;
+  if (!is_softmax(h.kind)) return 0;
   const int64_t size = h.inner > 1 ? 2 * h.classes * kTileCols<T> : 2 * kShortVecs * kTileVecs * kLanes * kLanes;
   return (size > h.classes ? size : h.classes + kLanes) * int64_t(sizeof(T));
 }

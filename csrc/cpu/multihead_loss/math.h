@@ -4,15 +4,12 @@
 #include <stdint.h>
 
 #include "mtml/abi.h"
+#include "mtml/program.h"
 #include "simd/simd.h"
 #include "simd/vmath.h"
 
 namespace mtmlk {
 namespace {
-
-enum HeadKind : int32_t { kHeadCe, kHeadBce, kHeadMse, kHeadL1, kHeadHuber, kHeadGaussian, kHeadKl };
-
-inline bool is_softmax(const MtmlkHead& h) { return h.kind == kHeadCe || h.kind == kHeadKl; }
 
 template <class T>
 MTMLK_INLINE IntOf<T> is_plus_zero(VecOf<T> x) {
@@ -101,9 +98,13 @@ struct Softmax {
 
 template <class T>
 Softmax<T> softmax_of(const MtmlkHead& h) {
-  const double e = h.kind == kHeadCe ? h.p0 : 0;
-  Softmax<T> s = {h.classes,        T(1 - e), T(e / double(h.classes)), T(e), static_cast<const T*>(h.class_weights),
-                  h.kind == kHeadKl};
+  const double e = h.kind == kMultiheadCrossEntropy ? h.p0 : 0;
+  Softmax<T> s = {h.classes,
+                  T(1 - e),
+                  T(e / double(h.classes)),
+                  T(e),
+                  static_cast<const T*>(h.class_weights),
+                  h.kind == kMultiheadKl};
   if (s.c) {
     double sum = 0;
     for (int64_t k = 0; k < h.classes && e != 0; ++k) sum += double(s.c[k]);

@@ -94,7 +94,6 @@ void mark_chains(PlanStorage& plan) {
     norm.kind = v.kind, norm.eps = v.c0, norm.self = norm.tail = int32_t(i), norm.slope = 1, norm.out_rows = v.rows;
     norm.groups = v.kind == kBatchNorm ? v.features : int64_t(v.c1);
     v.norm = &norm;
-    if (norm.kind == kBatchNorm) plan.mixes = true;
     ValuePlan& before = plan.values[v.a];
     if (before.op == kConv && before.window[kGroups] == 1 && only_reader(plan, v.a) == i)
       before.streamed = norm.streamed = true, before.norm = &norm;

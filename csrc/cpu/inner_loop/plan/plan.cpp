@@ -4,6 +4,8 @@
 #include <new>
 #include <vector>
 
+#include "mtml/pointwise.h"
+#include "inner_loop/plan/layers.h"
 #include "inner_loop/plan/storage.h"
 
 namespace mtmlk {
@@ -35,12 +37,13 @@ bool decode_node(PlanStorage& plan, const MtmlkPlanSpec& spec, const int64_t* p,
   v.self = int32_t(plan.value_store.size());
   v.op = int32_t(p[0]), v.a = int32_t(p[1]), v.b = int32_t(p[2]), v.weight = int32_t(p[3]), v.bias = int32_t(p[4]);
   v.rows = p[5], v.features = p[6], v.batched = p[7] != 0;
-  if (v.op == kAct || v.op == kNorm || v.op == kPool) v.kind = v.b, v.b = -1;
-  if (v.op == kInput || v.op == kEmbedding) v.kind = v.a, v.a = -1;
+  const LayerTraits& traits = traits_of(v.op);
+  if (traits.kind == KindIn::kB) v.kind = v.b, v.b = -1;
+  if (traits.kind == KindIn::kA) v.kind = v.a, v.a = -1;
   v.c0 = 1;
-  const bool window = v.op == kConv || v.op == kPool;
+  const bool window = traits.flags & kWindowed;
   const int64_t count = window ? int64_t(kWindowConsts) : 2;
-  if (p[8] < 0 ? window || v.op == kEmbedding : p[8] + count > spec.n_consts)
+  if (p[8] < 0 ? window || (traits.flags & kNeedsConsts) : p[8] + count > spec.n_consts)
     return why("node %zu: expected %lld constants from position %lld of consts, which has %lld",
                plan.value_store.size(), (long long)count, (long long)p[8], (long long)spec.n_consts);
   if (p[8] >= 0) v.c0 = spec.consts[p[8]], v.c1 = spec.consts[p[8] + 1];
@@ -88,6 +91,8 @@ void mark_live(Plan& plan) {
     if (v.b >= 0) plan.values[v.b].live = true;
     if (v.weight >= 0) plan.params[v.weight].used = true;
     if (v.bias >= 0) plan.params[v.bias].used = true;
+    const LayerTraits& traits = traits_of(v.op);
+    plan.mixes |= traits.mixes && traits.mixes(v);
   }
 }
 
@@ -116,16 +121,14 @@ void mark_dependence(Plan& plan) {
   }
 }
 
-// Linear layers and convolutions read their input element by element, so it needs no padding; narrow layers and grouped
-// convolutions read vectors.
+// Such a value needs no padding.
 bool only_elements_read(const Plan& plan, int32_t value) {
   if (plan.output == value) return false;
   for (int64_t i = 0; i < plan.n_values; ++i) {
     const ValuePlan& v = plan.values[i];
     if (!v.live || (v.a != value && v.b != value)) continue;
-    const bool elements = (v.op == kLinear && !plan.params[v.weight].narrow) || v.op == kTranspose ||
-                          (v.op == kConv && v.window[kGroups] == 1);
-    if (!elements) return false;
+    const LayerTraits& traits = traits_of(v.op);
+    if (!traits.reads_elements || !traits.reads_elements(plan, v)) return false;
   }
   return true;
 }
@@ -137,20 +140,7 @@ int32_t act_mode(const Plan& plan, const ValuePlan& v) {
   // max-pooling finds its winners by its output
   const bool alone =
       count_uses(plan, v.a) == 1 && v.batched && below != kInput && below != kParam && below != kAct && below != kPool;
-  if (!alone || v.in_chain) return kKeepInput;
-  switch (v.kind) {
-    case kRelu:
-    case kTanh:
-    case kSigmoid:
-      return kInPlace;
-    case kLeakyRelu:
-      return v.c0 > 0 ? kInPlace : kKeepInput;
-    case kSin:
-    case kCos:
-      return kSlopeOver;
-    default:
-      return kKeepInput;
-  }
+  return alone && !v.in_chain ? best_act_mode(v.kind, v.c0) : kKeepInput;
 }
 
 // relu's second derivative is 0: neither its input's delta nor the output's is needed once the other is known. At the
@@ -364,8 +354,7 @@ void place_state(Plan& plan) {
 // Multiply-adds of a sample in one node; ten for an element of what is no product.
 double node_work(const Plan& plan, const ValuePlan& v) {
   const double outputs = double(v.rows) * double(v.features);
-  const bool product = v.op == kLinear || v.op == kConv;
-  return outputs * (product ? double(plan.params[v.weight].cols) : 10.0);
+  return outputs * (traits_of(v.op).flags & kProducts ? double(plan.params[v.weight].cols) : 10.0);
 }
 
 // Whether a pass over one set of a task takes long enough to be looked at inside.

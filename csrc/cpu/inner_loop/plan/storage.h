@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -33,7 +34,7 @@ int64_t params_room(const Plan& plan);  // in a row of the carry, on any machine
 
 int count_uses(const Plan& plan, int32_t value);
 
-// check.cpp: where something is wrong they say so in words and return false.
+// check.cpp and layers.cpp: where something is wrong they say so in words and return false.
 class Why {
  public:
   explicit Why(MtmlkReason* to) : to_(to) {}
@@ -43,6 +44,7 @@ class Why {
   MtmlkReason* to_;
 };
 
+inline bool is_count(double c, double least, double most) { return c >= least && c <= most && c == std::floor(c); }
 bool check_header(const MtmlkPlanSpec& spec, const Why& why);  // before it is decoded
 bool check_window(const double* consts, const Why& why);       // [kWindowConsts], before they become integers
 bool check_program(const PlanStorage& plan, const Why& why);   // decoded, all indices in range

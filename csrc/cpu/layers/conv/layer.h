@@ -1,9 +1,9 @@
 // Convolutions, the four functions; see products.h for the products.
 //
 //   forward            z[p]   = b + sum_tap a[p + tap] W[tap]
-//   backward           da[q]  = sum_tap dz[q - tap] W[tap]^T           dW[tap] = sum_p a[p + tap]^T dz[p]    db = sum dz
+//   backward           da[q]  = sum_tap dz[q - tap] W[tap]^T         dW[tap] = sum_p a[p + tap]^T dz[p]  db = sum dz
 //   tangent            zt     = vb + sum_tap at W + a V
-//   tangent backward   dat    = sum_tap dzt W^T + dz V^T               dWt     = a^T dzt + at^T dz           dbt = sum dzt
+//   tangent backward   dat    = sum_tap dzt W^T + dz V^T             dWt     = a^T dzt + at^T dz         dbt = sum dzt
 #pragma once
 
 #include <stdint.h>
@@ -224,7 +224,7 @@ void conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sin
 }
 
 template <class T>
-void conv_node_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input) {
+void plain_conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input) {
   const T *g = plane_of(b, v.self, plane), *primal = plane_of(b, v.self, kDelta);
   conv_backward<T>(b, v, plane, sink, to_input, true, [&](Range n, Range, int) {
     const int64_t at = n.first * v.rows * v.ld;
