@@ -1,4 +1,4 @@
-// From a task's gradients in the small space to those of the features and the weight. Included after head_reverse.h.
+// From a task's gradients in the small space to those of the features and the weight.
 //
 // With P = dq F_q and W_K = u W - A F_s [C, D], both of one task and of a few columns at a time:
 //   dF_s = [dG + dG^T  dZ_s^T  -A^T] [F_s; W; P]        dF_q = dq^T W_K        dW = sum_t dZ_s F_s + u P
@@ -7,6 +7,22 @@
 //
 // Threads share the columns: each goes through all tasks in order, so dW is summed in task order whatever their number,
 // with no copy of it for each task.
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/sizes.h"
+#include "simd/gemm.h"
+#include "simd/simd.h"
+#include "runtime/carver.h"
+#include "runtime/stops.h"
+#include "runtime/watch.h"
+#include "head_inner_loop/features.h"
+#include "head_inner_loop/task.h"
+
+namespace mtmlk {
+namespace {
 
 inline int64_t head_carry_size(const MtmlkHeadCall& c) {
   const int64_t small = c.support * (c.support + 2 * c.classes) + c.query * c.classes;
@@ -146,3 +162,6 @@ void HeadChain<T>::run() {
   for (int64_t c = 0; to_weight && c < C; ++c)
     for (int64_t d = begin; d < end; ++d) to_weight[c * D + d] = sum[c * ld + d - begin];
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,4 +1,22 @@
-// All tasks of a linear head's call. Included inside an ISA-named namespace after head_chain.h.
+// All tasks of a linear head's call.
+#pragma once
+
+#include <omp.h>
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/program.h"
+#include "simd/simd.h"
+#include "runtime/carver.h"
+#include "runtime/stops.h"
+#include "runtime/watch.h"
+#include "head_inner_loop/chain.h"
+#include "head_inner_loop/loss.h"
+#include "head_inner_loop/reverse.h"
+#include "head_inner_loop/task.h"
+
+namespace mtmlk {
+namespace {
 
 // Serial below about 30 us: waking a second thread costs 5 to 20.
 inline int head_threads(const MtmlkHeadCall& c, int64_t most) {
@@ -140,3 +158,6 @@ void run_head_chain(const MtmlkHeadCall& call, void* workspace, Watch* watch) {
   }
   head_small_sums<T>(call);
 }
+
+}  // namespace
+}  // namespace mtmlk

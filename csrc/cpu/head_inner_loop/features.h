@@ -1,7 +1,17 @@
-// Products of features with a handful of class vectors. Included inside an ISA-named namespace after head_loss.h.
+// Products of features with a handful of class vectors.
 //
 // Features are the user's own rows [n, D]: any address, any D. What is multiplied by them stands in rows padded with
 // zeros.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/gemm.h"
+#include "simd/layout.h"
+#include "simd/simd.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 T head_sum(const T* a, int64_t n) {
@@ -55,3 +65,6 @@ void add_rows(const T* a, int64_t lda, int64_t m, T beta, const T* X, int64_t n,
     panel_any<T, kColumns>(int(kPanelVecs), m, g);
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

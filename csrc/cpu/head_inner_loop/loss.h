@@ -1,15 +1,26 @@
 // Losses of a linear head's task, the classes as rows and the samples as lanes: [C, ld], ld the samples padded to
 // vectors. Nothing is summed across lanes, and 5 classes of 25 samples take 10 vectors where rows of samples take 25.
-// Included inside an ISA-named namespace after vmath.h.
 //
 // Three losses have one form, with w a sample's weight and y its target (one-hot, smoothed, or values):
 //   cross_entropy     p = softmax(z)    L = sum w (lse(z) - <y, z>)        c = mean weight
 //   bce_with_logits   p = sigmoid(z)    L = sum w (log(1 + e^z) - z y)     c = mean weight / classes
 //   mse               p = z             L = sum w (z - y)^2 / 2            c = 2 mean weight / classes
 //   dL/dz = w (p - y);   its tangent along x = w p (x - <p, x>) | w p (1 - p) x | w x
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/program.h"
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "simd/vmath.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
-struct HeadLoss {
+struct HeadTaskLoss {
   int32_t kind;
   int64_t classes, ld;
   T* y;  // [classes, ld], 0 in padding
@@ -18,7 +29,8 @@ struct HeadLoss {
 
 // y and w from labels (int64 ids [samples], or values [samples, classes]) and the mask [samples] or nullptr.
 template <class T>
-void head_targets(const MtmlkLoss& loss, int64_t samples, const void* labels, const T* mask, const HeadLoss<T>& to) {
+void head_targets(const MtmlkLoss& loss, int64_t samples, const void* labels, const T* mask,
+                  const HeadTaskLoss<T>& to) {
   const bool ids = loss.kind == kCrossEntropy, mse = loss.kind == kMse;
   const int64_t *y = static_cast<const int64_t*>(labels), classes = to.classes;
   const T* values = static_cast<const T*>(labels);
@@ -40,7 +52,7 @@ void head_targets(const MtmlkLoss& loss, int64_t samples, const void* labels, co
 
 // z -> p in place for one vector of samples; returns their weighted losses, less the factor w.
 template <class T>
-MTMLK_INLINE VecOf<T> softmax_lanes(const HeadLoss<T>& l, T* z, const T* y) {
+MTMLK_INLINE VecOf<T> softmax_lanes(const HeadTaskLoss<T>& l, T* z, const T* y) {
   VecOf<T> top = load<T>(z);
   for (int64_t c = 1; c < l.classes; ++c) {
     const VecOf<T> v = load<T>(z + c * l.ld);
@@ -59,7 +71,7 @@ MTMLK_INLINE VecOf<T> softmax_lanes(const HeadLoss<T>& l, T* z, const T* y) {
 }
 
 template <class T>
-MTMLK_INLINE VecOf<T> elementwise_lanes(const HeadLoss<T>& l, T* z, const T* y) {
+MTMLK_INLINE VecOf<T> elementwise_lanes(const HeadTaskLoss<T>& l, T* z, const T* y) {
   VecOf<T> value = {};
   for (int64_t c = 0; c < l.classes; ++c) {
     const VecOf<T> v = load<T>(z + c * l.ld), target = load<T>(y + c * l.ld), r = v - target;
@@ -75,7 +87,7 @@ MTMLK_INLINE VecOf<T> elementwise_lanes(const HeadLoss<T>& l, T* z, const T* y) 
 
 // z [C, ld] -> p in place; returns the loss, kLanes partial sums of it.
 template <class T>
-VecOf<T> head_predict(const HeadLoss<T>& l, T* z) {
+VecOf<T> head_predict(const HeadTaskLoss<T>& l, T* z) {
   VecOf<T> total = {};
   for (int64_t j = 0; j < l.ld; j += Simd<T>::kLanes) {
     const VecOf<T> value =
@@ -88,7 +100,7 @@ VecOf<T> head_predict(const HeadLoss<T>& l, T* z) {
 
 // p -> dz in place, the tangent along x plus seed times the residual. x and p [C, ld].
 template <class T>
-void head_curve(const HeadLoss<T>& l, const T* x, T seed, T* p) {
+void head_curve(const HeadTaskLoss<T>& l, const T* x, T seed, T* p) {
   for (int64_t j = 0; j < l.ld; j += Simd<T>::kLanes) {
     VecOf<T> mean = {};
     if (l.kind == kCrossEntropy)
@@ -104,3 +116,6 @@ void head_curve(const HeadLoss<T>& l, const T* x, T seed, T* p) {
     }
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

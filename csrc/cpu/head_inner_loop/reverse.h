@@ -1,4 +1,19 @@
-// The way back through one task of a linear head's inner loop; formulas in head_task.h. Included after it.
+// The way back through one task of a linear head's inner loop; formulas in task.h.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/dots.h"
+#include "simd/gemm.h"
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "runtime/stops.h"
+#include "head_inner_loop/features.h"
+#include "head_inner_loop/loss.h"
+#include "head_inner_loop/task.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 T head_dot(const T* a, const T* b, int64_t n) {
@@ -107,3 +122,6 @@ void HeadTask<T>::reverse(int64_t task) {
   multiply_rows<T, true>(S, ls, to_gram);
   for (int64_t c = 0; groups == 1 && c < C; ++c) dbias[c] += head_sum<T>(dzs + c * ls, ls);
 }
+
+}  // namespace
+}  // namespace mtmlk

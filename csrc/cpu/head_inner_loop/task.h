@@ -1,19 +1,38 @@
-// One task of a linear head's inner loop, in the Gram matrix of its support features. Included inside an ISA-named
-// namespace after head_features.h. Classes are rows, samples are lanes.
+// One task of a linear head's inner loop, in the Gram matrix of its support features. Classes are rows, samples are
+// lanes.
 //
 // Forward, with A = 0, u = v = 1 at first, m = decay + proximal:
 //   z_k = u_k Z_s + v_k b - A_k G - B_k 1 1^T        G = F_s F_s^T [S, S], Z_s = W F_s^T [C, S]
-//   R_k = w (p(z_k) - y);  A_{k+1} = (1 - alpha_k m) A_k + alpha_k R_k;  u_{k+1} = (1 - alpha_k m) u_k + alpha_k
-//   proximal B, v with beta_k;   logits^T = W_K F_q^T + v_K b - B_K 1        W_K = u_K W - A_K F_s, of one task at a
-//   time
+//   R_k = w (p(z_k) - y);  A_{k+1} = (1 - alpha_k m) A_k + alpha_k R_k;
+//   u_{k+1} = (1 - alpha_k m) u_k + alpha_k proximal;  B, v with beta_k
+//   logits^T = W_K F_q^T + v_K b - B_K 1        W_K = u_K W - A_K F_s, of one task at a time
 // Where the weight and the bias share their rates, B = A and u = v: 1 1^T is added to G, b to Z_s, and B is gone.
 // Without a bias nothing is added.
 // Backward, dq the cotangent of the logits, dA, dB the ones of A_K, B_K from outside:
-//   P = dq F_q;  dA -= P F_s^T;  dB -= dq 1 1^T;  du = sum_d P W        (H = F_s F_q^T has C rows' worth of gradient:
-//   for k = K-1 .. 0:  x = alpha_k dA + beta_k dB;  dz = curvature(p_k) x + s_k R_k      P is all that is needed of it)
+//   P = dq F_q;  dA -= P F_s^T;  dB -= dq 1 1^T;  du = sum_d P W
+//   (H = F_s F_q^T has C rows' worth of gradient: P is all that is needed of it)
+//   for k = K-1 .. 0:  x = alpha_k dA + beta_k dB;  dz = curvature(p_k) x + s_k R_k
 //     dalpha_k = sum_s dA (R_k - m A_k) + du (proximal - m u_k), and dbeta_k
 //     dA <- (1 - alpha_k m) dA - dz G;  dB <- (1 - beta_k m) dB - dz 1 1^T;  dZ_s += u_k dz;  dG -= A_k^T dz
 //     du <- (1 - alpha_k m) du + sum_s dz Z_s;  dv <- (1 - beta_k m) dv + b sum_s dz;  db += v_k sum_s dz
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/sizes.h"
+#include "simd/dots.h"
+#include "simd/gemm.h"
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "runtime/carver.h"
+#include "runtime/stops.h"
+#include "runtime/watch.h"
+#include "head_inner_loop/features.h"
+#include "head_inner_loop/loss.h"
+
+namespace mtmlk {
+namespace {
 
 // What all tasks share.
 template <class T>
@@ -34,7 +53,7 @@ struct HeadTask {
   T *stack, *probs, *query;                         // A_k [K + 1, C, wide]; p_k, then dz_k [K, C, ls]; logits, then dq
   T *da, *x, *dzs, *dgram;                          // [C, wide], [C, ls], [C, ls], [S, ls]
   T *du, *dbias, *drate;                            // [groups, C], [C], [groups, K, C]
-  HeadLoss<T> support_loss, query_loss;
+  HeadTaskLoss<T> support_loss, query_loss;
 
   void carve(Carver& c, const MtmlkHeadCall& given);
   void measure(int64_t task);
@@ -162,3 +181,6 @@ void HeadTask<T>::judge(int64_t task) {
   const VecOf<T> value = head_predict<T>(query_loss, query);
   if (loss) loss[task] = sum_lanes<T>(value);
 }
+
+}  // namespace
+}  // namespace mtmlk

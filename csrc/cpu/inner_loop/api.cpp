@@ -1,17 +1,18 @@
 // The C ABI: checks, workspace, dispatch.
-#include <pthread.h>
-
 #include <vector>
 
+#include "mtml/abi.h"
+#include "mtml/program.h"
+#include "mtml/sizes.h"
+#include "runtime/threads.h"
+#include "runtime/watch.h"
+#include "runtime/workspace.h"
+#include "runtime/labels.h"
+#include "inner_loop/plan/plan.h"
 #include "isa/dispatch.h"
-#include "multihead_loss/units.h"
 
 namespace mtmlk {
 namespace {
-
-// A forked child inherits OpenMP's bookkeeping but not its threads: a parallel region of several threads would hang.
-bool forked = false;
-const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 // What a call lacks, or nullptr. Tensors without elements need no memory.
 const char* missing(const Plan& p, const MtmlkCall& call) {
@@ -34,22 +35,7 @@ const char* missing(const Plan& p, const MtmlkCall& call) {
   return nullptr;
 }
 
-bool labels_ok(const void* labels, int64_t tasks, int64_t samples, int64_t classes, bool query, MtmlkError* error) {
-  const int64_t* y = static_cast<const int64_t*>(labels);
-  for (int64_t i = 0; y && i < tasks * samples; ++i)
-    if ((y[i] < 0 && y[i] != -100) || y[i] >= classes) {
-      *error = {MTMLK_BAD_LABEL, query, i / samples, i % samples, y[i], nullptr, 0, 0};
-      return false;
-    }
-  return true;
-}
-
 }  // namespace
-
-int usable_threads(int threads) {
-  (void)registered;
-  return forked || threads < 1 ? 1 : threads;
-}
 
 }  // namespace mtmlk
 
@@ -62,9 +48,8 @@ struct MtmlkPlan {
 extern "C" {
 
 int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** out, MtmlkReason* reason) {
-  const Kernels& k = kernels();
   Plan* plan = nullptr;
-  const int status = create_plan(*spec, spec->dtype == MTMLK_F32 ? k.lanes_f32 : k.lanes_f64, &plan, reason);
+  const int status = create_plan(*spec, kernels_of(spec->dtype).lanes, &plan, reason);
   if (status == MTMLK_OK) *out = new MtmlkPlan{plan};
   return status;
 }
@@ -105,13 +90,11 @@ int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError
     return MTMLK_BAD_LABEL;
   if (!ids_ok(p, call, error)) return MTMLK_BAD_ID;
   call.threads = usable_threads(call.threads);
-  const Kernels& k = kernels();
-  const bool f32 = p.dtype == MTMLK_F32;
+  const TypedKernels& k = kernels_of(p.dtype);
   Watch watch = start_watch();
-  const int64_t bytes = (f32 ? k.workspace_f32 : k.workspace_f64)(p, call.tasks, call.threads, call.carry != nullptr);
-  const Workspace workspace(bytes, &watch);
+  const Workspace workspace(k.workspace_bytes(p, call.tasks, call.threads, call.carry != nullptr), &watch);
   if (!workspace.data()) return workspace.status();
-  (f32 ? k.inner_loop_f32 : k.inner_loop_f64)(p, call, workspace.data(), &watch);
+  k.inner_loop(p, call, workspace.data(), &watch);
   return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;
 }
 
@@ -127,51 +110,13 @@ int mtmlk_carry_to_grads(const MtmlkPlan* handle, const void* carry, int64_t tas
       if (at(t * scale_stride) != at(0)) return 1;
     }
   Watch watch = start_watch();
-  const Workspace workspace(p.carry_room * (f32 ? 4 : 8), &watch);
+  const Workspace workspace(p.carry_room * element_bytes(p.dtype), &watch);
   if (!workspace.data()) return workspace.status();
   std::vector<void*> targets(grads, grads + p.n_params);
   targets.push_back(workspace.data());
-  const Kernels& k = kernels();
-  (f32 ? k.carry_f32 : k.carry_f64)(p, carry, p.carry_per_task ? tasks : 1, scale, scale_stride, targets.data(),
-                                    lr_grads, usable_threads(threads));
+  kernels_of(p.dtype).carry_to_grads(p, carry, p.carry_per_task ? tasks : 1, scale, scale_stride, targets.data(),
+                                     lr_grads, usable_threads(threads));
   return MTMLK_OK;
 }
-
-int mtmlk_head_loop(const MtmlkHeadCall* given, MtmlkError* error) {
-  MtmlkHeadCall call = *given;
-  if (call.tasks == 0) return MTMLK_OK;
-  if (call.support_loss.kind == kCrossEntropy &&
-      !labels_ok(call.support_y, call.tasks, call.support, call.classes, false, error))
-    return MTMLK_BAD_LABEL;
-  if (call.query_loss.kind == kCrossEntropy &&
-      !labels_ok(call.query_y, call.tasks, call.query, call.classes, true, error))
-    return MTMLK_BAD_LABEL;
-  call.threads = usable_threads(call.threads);
-  const Kernels::Head& head = call.dtype == MTMLK_F32 ? kernels().head_f32 : kernels().head_f64;
-  Watch watch = start_watch();
-  const Workspace workspace(head.loop_bytes(call), &watch);
-  if (!workspace.data()) return workspace.status();
-  head.loop(call, workspace.data(), &watch);
-  return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;
-}
-
-int mtmlk_head_chain(const MtmlkHeadCall* given) {
-  MtmlkHeadCall call = *given;
-  call.threads = usable_threads(call.threads);
-  const Kernels::Head& head = call.dtype == MTMLK_F32 ? kernels().head_f32 : kernels().head_f64;
-  Watch watch = start_watch();
-  const Workspace workspace(head.chain_bytes(call), &watch);
-  if (!workspace.data()) return workspace.status();
-  head.chain(call, workspace.data(), &watch);
-  return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;
-}
-
-double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds) {
-  return kernels().fma_peak(dtype, usable_threads(threads), seconds);
-}
-
-const char* mtmlk_isa(void) { return isa_ok() ? kernels().name : ""; }
-const char* mtmlk_isa_reason(void) { return isa_reason(); }
-const char* mtmlk_isa_available(void) { return isa_available(); }
 
 }  // extern "C"

@@ -1,7 +1,30 @@
-// All tasks of a call. Included inside an ISA-named namespace after task_reverse.h.
+// All tasks of a call.
 //
 // Tasks go to threads; where there are fewer tasks than threads, the threads share each task's chunks. Sums over tasks
 // run in task order within groups of a few tasks, and over the groups in order, so the bits do not depend on threads.
+#pragma once
+
+#include <omp.h>
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/sizes.h"
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "runtime/carver.h"
+#include "runtime/stops.h"
+#include "runtime/watch.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/elementwise.h"
+#include "layers/params.h"
+#include "inner_loop/factors.h"
+#include "inner_loop/low_rank_sum.h"
+#include "inner_loop/runner.h"
+#include "inner_loop/task.h"
+
+namespace mtmlk {
+namespace {
 
 // A thread takes a group at a time: four small tasks, whose sums would otherwise be as much work as a part of them, or
 // one of convolutions (four of mini_conv's are half a second).
@@ -268,3 +291,6 @@ void carry_to_grads(const Plan& p, const void* carry, int64_t rows, const void* 
     }
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

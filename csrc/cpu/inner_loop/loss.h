@@ -1,4 +1,4 @@
-// Losses of a block of samples. Included inside an ISA-named namespace after vmath.h.
+// Losses of a block of samples.
 //
 // With c the weight of a sample (its mask over the sum of masks, and over the elements for means):
 //   mse               c (z - y)^2              dz = 2 c (z - y)          dzt = 2 c zt
@@ -7,6 +7,18 @@
 //   l1                c |z - y|                dz = c sign(z - y)        dzt = 0
 //   cross_entropy     c (lse(z) - <t, z>)      dz = c (p - t)            dzt = c p (zt - <p, zt>)    p = softmax(z)
 // t is one-hot, smoothed by e: (1 - e) [j = y] + e / C. `aux` keeps c times the curvature (p for cross_entropy).
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/losses.h"
+#include "mtml/program.h"
+#include "simd/simd.h"
+#include "simd/vmath.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 struct LossBlock {
@@ -20,28 +32,6 @@ struct LossBlock {
   T scale;          // of dz, not of the value: what the task's loss counts for
 };
 
-template <class T>
-struct Element {
-  VecOf<T> value, slope, curvature;
-};
-
-template <class T, int kKind>
-MTMLK_INLINE Element<T> element_loss(VecOf<T> z, VecOf<T> y, T delta) {
-  using V = VecOf<T>;
-  const V r = z - y, one = splat<T>(T(1)), zero = {};
-  if constexpr (kKind == kMse) return {r * r, T(2) * r, splat<T>(T(2))};
-  if constexpr (kKind == kBce) {
-    const V s = logistic<T>(z);
-    return {log1p_exp<T>(z) - z * y, s - y, s * (T(1) - s)};
-  }
-  const V size = absolute<T>(r), sign = r > T(0) ? one : r < T(0) ? -one : r * T(0);
-  if constexpr (kKind == kHuber) {
-    const IntOf<T> inside = size < delta;
-    return {inside ? T(0.5) * r * r : delta * (size - T(0.5) * delta), inside ? r : delta * sign, inside ? one : zero};
-  }
-  return {size, sign, zero};  // l1
-}
-
 template <class T, int kKind>
 double element_losses(const LossBlock<T> b) {
   const T* y = static_cast<const T*>(b.y);
@@ -50,8 +40,8 @@ double element_losses(const LossBlock<T> b) {
     const T c = b.weight[b.rows == 1 ? row : row / b.rows];
     for (int64_t f = 0; f < b.features; f += Simd<T>::kLanes) {
       const int64_t left = b.features - f, at = row * b.ld + f;
-      const Element<T> e =
-          element_loss<T, kKind>(load<T>(b.z + at), load_some<T>(y + row * b.features + f, left), T(b.loss.p0));
+      const auto e = element_loss<VectorMath<T>, kKind>(load<T>(b.z + at), load_some<T>(y + row * b.features + f, left),
+                                                        T(b.loss.p0));
       total += keep_lanes<T>(c * e.value, left);
       if (!b.dz) continue;
       store<T>(b.dz + at, keep_lanes<T>(b.scale * c * e.slope, left));
@@ -110,20 +100,16 @@ double cross_entropies(const LossBlock<T>& b) {
   return total;
 }
 
-template <class T>
+template <class T, int kKind = 0>
 double loss_block(const LossBlock<T>& b) {
-  switch (b.loss.kind) {
-    case kMse:
-      return element_losses<T, kMse>(b);
-    case kBce:
-      return element_losses<T, kBce>(b);
-    case kHuber:
-      return element_losses<T, kHuber>(b);
-    case kL1:
-      return element_losses<T, kL1>(b);
-    default:
+  if constexpr (kKind < kLossCount) {
+    if (b.loss.kind != kKind) return loss_block<T, kKind + 1>(b);
+    if constexpr (kKind == kCrossEntropy)
       return cross_entropies<T>(b);
+    else
+      return element_losses<T, kKind>(b);
   }
+  return 0;
 }
 
 // dzt = (second derivative) zt + seed dz; zt may be nullptr (no tangent reaches the output).
@@ -147,3 +133,6 @@ void loss_tangent(const LossBlock<T>& b, const T* zt, T seed, T* dzt) {
     }
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

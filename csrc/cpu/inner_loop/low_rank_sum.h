@@ -1,10 +1,23 @@
-// Meta-gradients of weights in low-rank form. Included inside an ISA-named namespace after low_rank.h.
+// Meta-gradients of weights in low-rank form.
 //
 //   dW [I, O] = sum over tasks and lambda_0's factors of A^T D
 // one product whose long side are the rows of all tasks, cut into units of inputs x outputs that threads share. A unit
 // takes the rows in order, those of a few tasks (up to kChain) at once, so the bits do not depend on threads. It copies
 // its rows first: read where they lie, rows that are a power of two apart would share a few sets of the first-level
 // cache.
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/sizes.h"
+#include "simd/dots.h"
+#include "simd/gemm.h"
+#include "simd/layout.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/low_rank.h"
+
+namespace mtmlk {
+namespace {
 
 constexpr int64_t kUnitInputs = 200;   // x kChain floats: 200 KB of the second-level cache
 constexpr int64_t kUnitOutputs = 256;  // likewise
@@ -161,3 +174,6 @@ void sum_unit(const LowRankUnit<T>& u, int64_t first, int64_t last, int64_t at_o
   flush();
   if (!add) clear_unit<T>(u, grad);  // no task has a factor
 }
+
+}  // namespace
+}  // namespace mtmlk

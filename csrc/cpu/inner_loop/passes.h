@@ -1,4 +1,22 @@
-// The passes of one task: see task.h for the recursion. Included inside an ISA-named namespace after task.h.
+// The passes of one task: see task.h for the recursion.
+#pragma once
+
+#include <omp.h>
+#include <stdint.h>
+
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/elementwise.h"
+#include "layers/params.h"
+#include "layers/table.h"
+#include "inner_loop/factors.h"
+#include "inner_loop/loss.h"
+#include "inner_loop/runner.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
@@ -183,16 +201,28 @@ LossBlock<T> Runner<T>::loss_of(const Phase& phase, const Block<T>& b, int64_t c
           scale};
 }
 
+// Planes of the nodes that depend on parameters only.
+template <class T>
+T* Runner<T>::fixed_plane(const Phase& phase, int64_t k, Plane plane) const {
+  switch (plane) {
+    case kPrimal:
+      return phase.query ? fixed_query[0] : state(k) + plan->state_fixed;
+    case kDelta:
+      return phase.query ? fixed_query[1] : state(k) + plan->state_fixed + plan->fixed_size[kPrimal];
+    case kTangent:
+      return fixed_tangent[0];
+    default:
+      return fixed_tangent[1];
+  }
+}
+
 // Nodes that depend on parameters only: once a pass, before the blocks (values, tangents) or after them (gradients).
 template <class T>
 void Runner<T>::fixed_nodes(const Phase& phase, int64_t k, Plane plane, const Sink<T>* sink, bool inner) {
   if (plan->fixed_size[kPrimal] == 0) return;
   Block<T> b = {};
   b.plan = plan, b.samples = 1, b.params = now, b.direction = along, b.tangent = !plan->first_order, b.workers = 1;
-  b.fixed[kPrimal] = phase.query ? fixed_query[0] : state(k) + plan->state_fixed;
-  b.fixed[kDelta] = phase.query ? fixed_query[1] : state(k) + plan->state_fixed + plan->fixed_size[kPrimal];
-  b.fixed[kTangent] = fixed_tangent[0];
-  b.fixed[kDeltaTangent] = fixed_tangent[1];
+  for (int each = 0; each < kPlanes; ++each) b.fixed[each] = fixed_plane(phase, k, Plane(each));
   const bool backward = plane == kDelta || plane == kDeltaTangent;
   for (int64_t n = 0; n < plan->n_values; ++n) {
     const int32_t i = int32_t(backward ? plan->n_values - 1 - n : n);
@@ -224,6 +254,22 @@ void backward_block(const Block<T>& b, Plane plane, const Sink<T>& sink, bool in
     if (b.plan->values[i].live && b.plan->values[i].batched) node_backward<T>(b, i, plane, sink, inner);
 }
 
+// A chunk's buffer of gradients, of parameters (which not every block writes) and, in `plane`, of unbatched values.
+template <class T>
+T* Runner<T>::begin_chunk(const Cut& cut, int64_t chunk, Plane plane) {
+  T* own = chunk_grads + chunk * plan->chunk_size;
+  if (cut.chunks > 1) fill_zero<T>(own, plan->lambda_size);
+  fill_zero<T>(own + plan->lambda_size + (plane == kDelta ? 0 : plan->fixed_size[kDelta]), plan->fixed_size[plane]);
+  return own;
+}
+
+template <class T>
+double Runner<T>::sum_losses(const Cut& cut) const {
+  double loss = 0;
+  for (int64_t c = 0; c < cut.chunks; ++c) loss += chunk_loss[c];
+  return loss;
+}
+
 // dst[0..n) = init + the chunks' buffers, in their order.
 template <class T>
 void Runner<T>::sum_chunks(int64_t chunks, int64_t n, const T* init, T* dst) const {
@@ -232,6 +278,22 @@ void Runner<T>::sum_chunks(int64_t chunks, int64_t n, const T* init, T* dst) con
     for (int64_t c = 0; c < chunks; ++c) sum += load<T>(chunk_grads + c * plan->chunk_size + i);
     store<T>(dst + i, sum);
   }
+}
+
+// After the chunks: what they send to unbatched values is summed and goes on to the parameters below them, to where
+// aim(worker) points.
+template <class T>
+template <class Aim>
+void Runner<T>::finish_chunks(const Phase& phase, int64_t k, Plane plane, const T* beta, bool inner, Aim aim) {
+  const int64_t n = plan->fixed_size[plane], at = plan->lambda_size + (plane == kDelta ? 0 : plan->fixed_size[kDelta]);
+  if (n == 0) return;
+  T* sum = fixed_plane(phase, k, plane);
+  fill_zero<T>(sum, n);
+  for (int64_t c = 0; c < phase.cut->chunks; ++c)
+    affine<T>(chunk_grads + c * plan->chunk_size + at, n, T(1), T(0), true, sum);
+  aim(workers[0]);
+  const Sink<T> sink = {workers[0].dst, workers[0].init, beta, true};
+  fixed_nodes(phase, k, plane, &sink, inner);
 }
 
 template <class T>
@@ -264,10 +326,8 @@ void Runner<T>::inner_step(int64_t k, bool record) {
   };
   each_chunk(cut, [&](int64_t chunk, int worker) {
     Worker<T>& w = workers[worker];
-    T* own = chunk_grads + chunk * plan->chunk_size;
+    T* own = begin_chunk(cut, chunk, kDelta);
     aim(w, cut.chunks == 1 ? grad : own);
-    if (cut.chunks > 1) fill_zero<T>(own, plan->lambda_size);  // parameters that no batched node writes
-    fill_zero<T>(own + plan->lambda_size, plan->fixed_size[kDelta]);
     double loss = 0;
     for (int64_t index = 0; index < cut.blocks; ++index) {
       const Block<T> b = block(phase, chunk, index, worker, k, plan->keep_planes);
@@ -278,19 +338,9 @@ void Runner<T>::inner_step(int64_t k, bool record) {
     chunk_loss[chunk] = loss;
   });
   if (plan->low_rank) factors[k] = {passes + k, kPrimal, kDelta, negative_rates + k * plan->n_params};
-  double loss = 0;
-  for (int64_t c = 0; c < cut.chunks; ++c) loss += chunk_loss[c];
-  if (record) losses[k] = T(loss);
+  if (record) losses[k] = T(sum_losses(cut));
   if (cut.chunks > 1) sum_chunks(cut.chunks, plan->own_size, nullptr, grad);
-  if (plan->fixed_size[kDelta] == 0) return;
-  T* fixed_delta = state(k) + plan->state_fixed + plan->fixed_size[kPrimal];
-  fill_zero<T>(fixed_delta, plan->fixed_size[kDelta]);
-  for (int64_t c = 0; c < cut.chunks; ++c)
-    affine<T>(chunk_grads + c * plan->chunk_size + plan->lambda_size, plan->fixed_size[kDelta], T(1), T(0), true,
-              fixed_delta);
-  aim(workers[0], grad);
-  const Sink<T> sink = {workers[0].dst, workers[0].init, negative_rate, true};
-  fixed_nodes(phase, k, kDelta, &sink, true);
+  finish_chunks(phase, k, kDelta, negative_rate, true, [&](Worker<T>& w) { aim(w, grad); });
 }
 
 // theta_{k+1} and its transposes.
@@ -353,10 +403,8 @@ void Runner<T>::query_pass(int64_t k, bool add) {
   };
   each_chunk(cut, [&](int64_t chunk, int worker) {
     Worker<T>& w = workers[worker];
-    T* own = chunk_grads + chunk * plan->chunk_size;
+    T* own = begin_chunk(cut, chunk, kDelta);
     aim(w, cut.chunks == 1 ? lambda : own);
-    if (cut.chunks > 1) fill_zero<T>(own, plan->lambda_size);  // parameters that no batched node writes
-    fill_zero<T>(own + plan->lambda_size, plan->fixed_size[kDelta]);
     chunk_loss[chunk] = 0;
     for (int64_t index = 0; index < cut.blocks; ++index) {
       const Block<T> b = block(phase, chunk, index, worker, 0, false);
@@ -378,17 +426,11 @@ void Runner<T>::query_pass(int64_t k, bool add) {
       if (call->grad_query_x) collect_input_gradient(phase, b, chunk, index, kDelta, call->grad_query_x);
     }
   });
-  double loss = 0;
-  for (int64_t c = 0; c < cut.chunks; ++c) loss += chunk_loss[c];
-  if (phase.y) losses[plan->steps] += T(double(weight) * loss);
+  if (phase.y) losses[plan->steps] += T(double(weight) * sum_losses(cut));
   if (!backward) return;
   if (cut.chunks > 1) sum_chunks(cut.chunks, plan->lambda_size, add ? lambda : nullptr, lambda);
-  if (plan->fixed_size[kDelta] == 0) return;
-  fill_zero<T>(fixed_query[1], plan->fixed_size[kDelta]);
-  for (int64_t c = 0; c < cut.chunks; ++c)
-    affine<T>(chunk_grads + c * plan->chunk_size + plan->lambda_size, plan->fixed_size[kDelta], T(1), T(0), true,
-              fixed_query[1]);
-  aim(workers[0], lambda);
-  const Sink<T> sink = {workers[0].dst, workers[0].init, shared->ones, true};
-  fixed_nodes(phase, k, kDelta, &sink, false);
+  finish_chunks(phase, k, kDelta, shared->ones, false, [&](Worker<T>& w) { aim(w, lambda); });
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,4 +1,20 @@
-// The way back through the inner steps. Included inside an ISA-named namespace after task_passes.h.
+// The way back through the inner steps.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/elementwise.h"
+#include "layers/params.h"
+#include "inner_loop/factors.h"
+#include "inner_loop/loss.h"
+#include "inner_loop/passes.h"
+#include "inner_loop/runner.h"
+
+namespace mtmlk {
+namespace {
 
 // The factors of lambda_{k+1}, which those of V are but for the rates.
 template <class T>
@@ -88,9 +104,7 @@ void Runner<T>::tangent_pass(int64_t k, T seed) {
   };
   each_chunk(cut, [&](int64_t chunk, int worker) {
     Worker<T>& w = workers[worker];
-    T* own = chunk_grads + chunk * plan->chunk_size;
-    if (cut.chunks > 1) fill_zero<T>(own, plan->lambda_size);
-    fill_zero<T>(own + plan->lambda_size + plan->fixed_size[kDelta], plan->fixed_size[kDeltaTangent]);
+    T* own = begin_chunk(cut, chunk, kDeltaTangent);
     for (int64_t index = 0; index < cut.blocks; ++index) {
       Block<T> b = block(phase, chunk, index, worker, k, plan->keep_planes);
       const LossBlock<T> loss = loss_of(phase, b, chunk, index, T(1));
@@ -111,14 +125,7 @@ void Runner<T>::tangent_pass(int64_t k, T seed) {
     }
   });
   if (cut.chunks > 1) sum_chunks(cut.chunks, plan->lambda_size, lambda, lambda);
-  if (plan->fixed_size[kDeltaTangent] == 0) return;
-  fill_zero<T>(fixed_tangent[1], plan->fixed_size[kDeltaTangent]);
-  for (int64_t c = 0; c < cut.chunks; ++c)
-    affine<T>(chunk_grads + c * plan->chunk_size + plan->lambda_size + plan->fixed_size[kDelta],
-              plan->fixed_size[kDeltaTangent], T(1), T(0), true, fixed_tangent[1]);
-  aim(workers[0], lambda);
-  const Sink<T> sink = {workers[0].dst, workers[0].init, shared->ones, true};
-  fixed_nodes(phase, k, kDeltaTangent, &sink, false);
+  finish_chunks(phase, k, kDeltaTangent, shared->ones, false, [&](Worker<T>& w) { aim(w, lambda); });
 }
 
 template <class T>
@@ -163,58 +170,5 @@ void Runner<T>::replay(int64_t start, int64_t end) {
   }
 }
 
-template <class T>
-void Runner<T>::reverse(T* carry_row) {
-  const int64_t steps = plan->steps;
-  lambda = carry_row;
-  fill_zero<T>(lambda + plan->lambda_size, plan->carry_cols - plan->lambda_size);
-  for (int64_t i = 0; i < plan->n_params; ++i)  // of which a pass writes one row
-    if (plan->params[i].layout == kStepRows) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
-  if (call->query_x)
-    query_pass(steps, false);  // writes every parameter that is used
-  else
-    fill_zero<T>(lambda, plan->lambda_size);
-  for (int64_t i = 0; i < plan->n_params; ++i)  // no pass writes a parameter that the output does not depend on
-    if (!plan->params[i].used) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
-  add_external(steps);
-  const T* seeds = static_cast<const T*>(call->grad_support_losses);
-  for (int64_t k = steps - 1; k >= 0 && !stops_at(k); --k) {
-    if (segmented() && k < steps - 1 && (k + 1) % plan->slots == 0) replay(k + 1 - plan->slots, k + 1);
-    point_along(k);
-    if (plan->needs & MTMLK_NEED_LR) rate_gradients(k);
-    if (!plan->first_order) make_direction(k);
-    tangent_pass(k, seeds ? seeds[k * call->tasks + task] : T(0));
-    if (call->query_x && step_weight(k) != 0) query_pass(k, true);
-    add_external(k);
-  }
-}
-
-template <class T>
-void Runner<T>::run(T* carry_row) {
-  const int64_t steps = plan->steps;
-  sample_weights(false, coef[0]);
-  sample_weights(true, coef[1]);
-  const auto clear = [&](void* out, int64_t samples) {
-    for (int64_t i = 0; out && i < plan->n_inputs; ++i) {
-      if (plan->inputs[i].ids) continue;
-      const int64_t size = samples * plan->inputs[i].size;
-      T* dst = static_cast<T*>(out) + call->tasks * samples * plan->inputs[i].offset + task * size;
-      __builtin_memset(dst, 0, sizeof(T) * size_t(size));
-    }
-  };
-  clear(call->grad_support_x, plan->support.samples);
-  clear(call->grad_query_x, plan->query.samples);
-  losses[steps] = 0;
-  for (int64_t k = 0; k < steps; ++k) {
-    if (stops_at(k)) return;
-    if (call->query_x && !differentiate() && step_weight(k) != 0) query_pass(k, false);
-    write_adapted(k);
-    inner_step(k, true);
-    take_step(k);
-  }
-  write_adapted(steps);
-  if (differentiate())
-    reverse(carry_row);
-  else if (call->query_x)
-    query_pass(steps, false);
-}
+}  // namespace
+}  // namespace mtmlk

@@ -1,5 +1,4 @@
-// One task: K inner steps, the query loss, and the meta-gradient by forward-over-reverse. Included inside an ISA-named
-// namespace after nodes.h and loss.h.
+// One task: K inner steps, the query loss, and the meta-gradient by forward-over-reverse.
 //
 //   theta_{k+1} = theta_k - alpha_k g_k,            g_k = grad of the support loss at theta_k
 //   lambda_K    = w_K grad L_q(theta_K) + ext_K
@@ -7,114 +6,76 @@
 //   dalpha_k   -= g_k lambda_{k+1}
 // H_k v is the tangent of the gradient along v: the tangent passes below run with V = -alpha_k lambda_{k+1}, seeded
 // with s_k g_k, and add straight into lambda.
+#pragma once
 
-// Aligned pieces of one allocation; with a null base it only counts.
-struct Carver {
-  char* base;
-  int64_t used;
-  template <class T>
-  T* take(int64_t n) {
-    char* p = base ? base + used : nullptr;
-    used += round_up(n * int64_t(sizeof(T)), 64);
-    return reinterpret_cast<T*>(p);
-  }
-};
+#include <stdint.h>
 
-// What tasks have in common.
+#include "simd/layout.h"
+#include "inner_loop/plan/plan.h"
+#include "inner_loop/passes.h"
+#include "inner_loop/reverse.h"
+#include "inner_loop/runner.h"
+
+namespace mtmlk {
+namespace {
+
+// A task from theta_0 to its loss, adapted parameters and (differentiating) meta-gradient in carry_row [carry_cols].
 template <class T>
-struct Shared {
-  T* packed;          // theta_0, then its transposes
-  ParamPtr<T>* base;  // [n_params] into packed
-  T* rates;           // packed
-  T* ones;            // [n_params]
-  int workers;        // threads that share one task
-};
-
-template <class T>
-struct Worker {
-  T* planes;   // transient
-  T* scratch;  // of its chunk's nodes
-  T* own;
-  T** dst;  // [n_params] each
-  const T** init;
-};
-
-template <class T>
-struct Runner {
-  const Plan* plan;
-  const MtmlkCall* call;
-  const Shared<T>* shared;
-  Watch* watch;
-  int64_t task;
-  T* losses;  // [steps + 1] of this task: support losses, then the query loss
-
-  T* states;       // [slots, state_size]; in low-rank form the planes of the query set behind them
-  T* checkpoints;  // [segments, own + own_t]
-  T* lambda;       // [carry_cols] full layout, then the rates' gradients
-  T* direction;    // V: own + own_t
-  T* fixed_query[2];
-  T* fixed_tangent[2];
-  T* chunk_grads;      // [chunks, chunk_size]
-  T* coef[2];          // weights of support and query samples
-  T* negative_rate;    // [n_params]
-  T* negative_rates;   // [steps, n_params] in low-rank form
-  Factor<T>* factors;  // theta's, then lambda's
-  Block<T>* passes;    // [steps + 1] of the task; these, its inputs and its states belong to the driver
-  LowRank<T> low;
-  double* chunk_loss;
-  ParamPtr<T>*now, *along;  // [n_params]: theta_k and V
-  Worker<T>* workers;
-  const T** inputs;  // [workers, n_inputs], or in low-rank form [steps + 1, n_inputs]
-
-  void carve(Carver& carver, const Plan& p, int worker_count);
-  void run(T* carry_row);
-
- private:
-  struct Phase {
-    bool query;
-    const Cut* cut;
-    MtmlkLoss loss;
-    const void* const* x;
-    const void* y;
-    const T* coef;
+void Runner<T>::run(T* carry_row) {
+  const int64_t steps = plan->steps;
+  sample_weights(false, coef[0]);
+  sample_weights(true, coef[1]);
+  const auto clear = [&](void* out, int64_t samples) {
+    for (int64_t i = 0; out && i < plan->n_inputs; ++i) {
+      if (plan->inputs[i].ids) continue;
+      const int64_t size = samples * plan->inputs[i].size;
+      T* dst = static_cast<T*>(out) + call->tasks * samples * plan->inputs[i].offset + task * size;
+      __builtin_memset(dst, 0, sizeof(T) * size_t(size));
+    }
   };
+  clear(call->grad_support_x, plan->support.samples);
+  clear(call->grad_query_x, plan->query.samples);
+  losses[steps] = 0;
+  for (int64_t k = 0; k < steps; ++k) {
+    if (stops_at(k)) return;
+    if (call->query_x && !differentiate() && step_weight(k) != 0) query_pass(k, false);
+    write_adapted(k);
+    inner_step(k, true);
+    take_step(k);
+  }
+  write_adapted(steps);
+  if (differentiate())
+    reverse(carry_row);
+  else if (call->query_x)
+    query_pass(steps, false);
+}
 
-  Phase support() const;
-  Phase query() const;
-  T cotangent() const { return call->grad_loss ? static_cast<const T*>(call->grad_loss)[task] : T(1); }
-  T step_weight(int64_t k) const;
-  bool differentiate() const { return call->differentiate != 0; }
-  // Of short passes, only some are followed by a look.
-  bool stops_at(int64_t k) const { return (plan->watched || k % 16 == 0) && stops(watch); }
-  bool segmented() const { return plan->needs && plan->slots < plan->steps; }
+// lambda_K ... lambda_0 into carry_row, and the rates' gradients.
+template <class T>
+void Runner<T>::reverse(T* carry_row) {
+  const int64_t steps = plan->steps;
+  lambda = carry_row;
+  fill_zero<T>(lambda + plan->lambda_size, plan->carry_cols - plan->lambda_size);
+  for (int64_t i = 0; i < plan->n_params; ++i)  // of which a pass writes one row
+    if (plan->params[i].layout == kStepRows) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
+  if (call->query_x)
+    query_pass(steps, false);  // writes every parameter that is used
+  else
+    fill_zero<T>(lambda, plan->lambda_size);
+  for (int64_t i = 0; i < plan->n_params; ++i)  // no pass writes a parameter that the output does not depend on
+    if (!plan->params[i].used) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
+  add_external(steps);
+  const T* seeds = static_cast<const T*>(call->grad_support_losses);
+  for (int64_t k = steps - 1; k >= 0 && !stops_at(k); --k) {
+    if (segmented() && k < steps - 1 && (k + 1) % plan->slots == 0) replay(k + 1 - plan->slots, k + 1);
+    point_along(k);
+    if (plan->needs & MTMLK_NEED_LR) rate_gradients(k);
+    if (!plan->first_order) make_direction(k);
+    tangent_pass(k, seeds ? seeds[k * call->tasks + task] : T(0));
+    if (call->query_x && step_weight(k) != 0) query_pass(k, true);
+    add_external(k);
+  }
+}
 
-  T* state(int64_t k) const { return states + k % plan->slots * plan->state_size; }
-  const T* theta(int64_t k) const;       // own layout; nullptr at k = 0
-  void point_to(int64_t k, bool query);  // now = theta_k
-  void point_along(int64_t k);           // the direction V of low weights at step k
-  T* gradient_of(T* base, int64_t i, int64_t k, bool query) const;
-  int64_t step_row(const ParamPlan& p, int64_t k, bool query) const;
-  const T* rate(const ParamPlan& p, int64_t k) const;
-  void sample_weights(bool query, T* out) const;
-
-  template <class Body>
-  void each_chunk(const Cut& cut, Body body);
-  Block<T> block(const Phase& phase, int64_t chunk, int64_t index, int worker, int64_t k, bool kept);
-  T* aux_of(const Block<T>& b) const { return b.planes[kPrimal] - plan->out_rows * plan->out_ld * b.stride; }
-  LossBlock<T> loss_of(const Phase& phase, const Block<T>& b, int64_t chunk, int64_t index, T scale) const;
-  void fixed_nodes(const Phase& phase, int64_t k, Plane plane, const Sink<T>* sink, bool inner);
-  void sum_chunks(int64_t chunks, int64_t n, const T* init, T* dst) const;
-
-  void inner_step(int64_t k, bool record);
-  void take_step(int64_t k);
-  void query_pass(int64_t k, bool add);
-  void make_direction(int64_t k);
-  void tangent_pass(int64_t k, T seed);
-  void rate_gradients(int64_t k);
-  void add_external(int64_t k);
-  void reverse(T* carry_row);
-  void replay(int64_t segment_start, int64_t end);
-  void write_adapted(int64_t k) const;
-  void collect_input_gradient(const Phase& phase, const Block<T>& b, int64_t chunk, int64_t index, Plane plane,
-                              void* out);
-};
+}  // namespace
+}  // namespace mtmlk

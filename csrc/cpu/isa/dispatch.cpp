@@ -7,6 +7,9 @@
 
 #include <string>
 
+#include "mtml/abi.h"
+#include "runtime/threads.h"
+
 namespace mtmlk {
 namespace {
 
@@ -60,7 +63,22 @@ const Choice& choice() {
 
 bool isa_ok() { return choice().kernels != nullptr; }
 const Kernels& kernels() { return choice().kernels ? *choice().kernels : kBaseKernels; }
+const TypedKernels& kernels_of(int32_t dtype) { return dtype == MTMLK_F32 ? kernels().f32 : kernels().f64; }
 const char* isa_reason() { return choice().reason.c_str(); }
 const char* isa_available() { return choice().available.c_str(); }
 
 }  // namespace mtmlk
+
+using namespace mtmlk;
+
+extern "C" {
+
+double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds) {
+  return kernels().fma_peak(dtype, usable_threads(threads), seconds);
+}
+
+const char* mtmlk_isa(void) { return isa_ok() ? kernels().name : ""; }
+const char* mtmlk_isa_reason(void) { return isa_reason(); }
+const char* mtmlk_isa_available(void) { return isa_available(); }
+
+}  // extern "C"

@@ -1,4 +1,15 @@
-// The machine's multiply-add peak, measured: independent chains that stay in registers. Included like the kernels.
+// The machine's multiply-add peak, measured: independent chains that stay in registers.
+#pragma once
+
+#include <omp.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "mtml/abi.h"
+#include "simd/simd.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 double fma_burst(int64_t rounds) {
@@ -38,3 +49,6 @@ inline double measure_fma_peak(int32_t dtype, int threads, double seconds) {
   } while (seconds_now() < stop);
   return best;
 }
+
+}  // namespace
+}  // namespace mtmlk

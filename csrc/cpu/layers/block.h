@@ -1,4 +1,16 @@
-// A block of samples and its planes: what every node works on. Included inside an ISA-named namespace after layout.h.
+// A block of samples and its planes: what every node works on.
+#pragma once
+
+#include <omp.h>
+#include <stdint.h>
+
+#include "simd/simd.h"
+#include "runtime/stops.h"
+#include "runtime/watch.h"
+#include "inner_loop/plan/plan.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 struct ParamPtr {
@@ -76,11 +88,6 @@ MTMLK_INLINE bool has_tangent(const Block<T>& b, int32_t value) {
   return b.tangent && b.plan->values[value].tan;
 }
 
-template <class T>
-void fill_zero(T* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += Simd<T>::kLanes) store<T>(p + i, VecOf<T>{});
-}
-
 // dst += beta * column sums of src [rows, ld], or dst = init + ...
 template <class T>
 void sum_rows(const T* src, int64_t rows, int64_t ld, const T* init, T beta, T* dst) {
@@ -102,3 +109,28 @@ template <class T>
 MTMLK_INLINE const T* sink_init(const Sink<T>& sink, int32_t param, bool add) {
   return add || !sink.first ? sink.dst[param] : sink.init[param];
 }
+
+// What a node's gradient goes to.
+template <class T>
+struct Targets {
+  const Sink<T>& sink;
+  bool to_a, to_b;  // the operands that take part
+  bool inner;       // of the inner loop's gradient: only what depends on adapted parameters takes part
+};
+
+// The four functions of a layer, over a block of samples:
+//   forward            value                                kPrimal
+//   backward           gradient with respect to it          kDelta
+//   tangent            derivative along a direction V       kTangent         (f' at theta + eps V)
+//   tangent backward   the same derivative of the gradient  kDeltaTangent
+// Both ways back are one function: what is linear in its operands does the same twice, and the rest has a second
+// product. nullptr: of an input, which has no tangent and sends its gradient nowhere.
+template <class T>
+struct LayerKernels {
+  void (*forward)(const Block<T>&, const ValuePlan&);
+  void (*tangent)(const Block<T>&, const ValuePlan&);
+  void (*backward)(const Block<T>&, const ValuePlan&, Plane, const Targets<T>&);
+};
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,30 +1,16 @@
-// The four functions of every node, over a block of samples. Included inside an ISA-named namespace.
-//
-//   forward            value                               kPrimal
-//   backward           gradient with respect to it         kDelta
-//   tangent            derivative along a direction V      kTangent         (at = f' at step theta + eps V)
-//   tangent backward   the same derivative of the gradient kDeltaTangent
-// Linear layers stand in linear.h.
-// Nodes that are linear in their operands send dz and dzt back alike, so one function serves both planes.
+// Sums and products that broadcast, and affine maps. Nodes that are linear in their operands send dz and dzt back
+// alike, so one function serves both planes.
+#pragma once
 
-// ---- activations ----
+#include <stdint.h>
 
-template <class T>
-void act_node(const Block<T>& b, const ValuePlan& v, Plane plane) {
-  const bool forward = plane == kPrimal || plane == kTangent;
-  if (forward ? v.gated_before : v.gated_after) return;  // a relu that the products around it apply
-  const int32_t self = int32_t(&v - b.plan->values);
-  ActPlanes<T> p = {};
-  p.kind = v.kind, p.mode = v.act_mode, p.c0 = T(v.c0), p.c1 = T(v.c1), p.n = rows_of(b, v) * v.ld;
-  p.z = plane_of(b, v.a, kPrimal), p.a = plane_of(b, self, kPrimal);
-  p.dz = plane_of(b, v.a, kDelta), p.da = plane_of(b, self, kDelta);
-  p.zt = plane_of(b, v.a, kTangent), p.at = plane_of(b, self, kTangent);
-  p.dzt = plane_of(b, v.a, kDeltaTangent), p.dat = plane_of(b, self, kDeltaTangent);
-  p.add = v.add_a;
-  act_pass_any<T>(p, plane, has_tangent(b, v.a));
-}
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
 
-// ---- broadcasting sums and products ----
+namespace mtmlk {
+namespace {
 
 // How an operand lies under the output's rows: row i reads its row (i % period), splatted where it has one feature.
 template <class T>
@@ -93,7 +79,8 @@ void send_back(const T* g, int64_t rows, int64_t ld, const Operand<T>* factor, c
 }
 
 template <class T>
-void add_tangent(const Block<T>& b, const ValuePlan& v, T* out) {
+void add_tangent(const Block<T>& b, const ValuePlan& v) {
+  T* out = plane_of(b, v.self, kTangent);
   bool add = false;
   const int32_t operands[2] = {v.a, v.b};
   for (const int32_t operand : operands) {
@@ -104,16 +91,16 @@ void add_tangent(const Block<T>& b, const ValuePlan& v, T* out) {
 }
 
 template <class T>
-void mul_tangent(const Block<T>& b, const ValuePlan& v, T* out) {
+void mul_tangent(const Block<T>& b, const ValuePlan& v) {
+  T* out = plane_of(b, v.self, kTangent);
   if (has_tangent(b, v.a)) combine_nodes<T, true>(b, v, kTangent, kPrimal, out, false);
   if (has_tangent(b, v.b)) combine_nodes<T, true>(b, v, kPrimal, kTangent, out, has_tangent(b, v.a));
 }
 
 template <class T>
-void pair_backward(const Block<T>& b, const ValuePlan& v, Plane plane, bool to_a, bool to_b) {
-  const int32_t self = int32_t(&v - b.plan->values);
+void pair_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& targets) {
   const int64_t rows = rows_of(b, v);
-  const T* g = plane_of(b, self, plane);
+  const T* g = plane_of(b, v.self, plane);
   const bool product = v.op == kMul;
   const auto send = [&](int32_t to, int32_t other, bool add) {
     const Operand<T> dst = operand_of(b, v, to, plane);
@@ -121,65 +108,11 @@ void pair_backward(const Block<T>& b, const ValuePlan& v, Plane plane, bool to_a
     send_back<T>(g, rows, v.ld, product ? &factor : nullptr, dst, add);
     if (product && plane == kDeltaTangent && has_tangent(b, other)) {
       const Operand<T> moved = operand_of(b, v, other, kTangent);
-      send_back<T>(plane_of(b, self, kDelta), rows, v.ld, &moved, dst, true);
+      send_back<T>(plane_of(b, v.self, kDelta), rows, v.ld, &moved, dst, true);
     }
   };
-  if (to_a) send(v.a, v.b, v.add_a);
-  if (to_b) send(v.b, v.a, v.add_b);
-}
-
-// ---- moving elements: view, cat, expand, affine ----
-
-// Element e of a sample (row-major over its real rows and features) in a padded plane.
-MTMLK_INLINE int64_t padded_index(const ValuePlan& v, int64_t e) { return e / v.features * v.ld + e % v.features; }
-
-template <class T>
-void copy_view(const ValuePlan& from, const T* src, const ValuePlan& to, T* dst, int64_t samples, bool add) {
-  const int64_t run = from.features < to.features ? from.features : to.features;
-  const int64_t unit = (from.features % run == 0 && to.features % run == 0) ? run : 1;
-  const int64_t size = to.rows * to.features;
-  for (int64_t n = 0; n < samples; ++n, src += from.rows * from.ld, dst += to.rows * to.ld) {
-    if (!add) fill_zero<T>(dst, to.rows * to.ld);
-    for (int64_t e = 0; e < size; e += unit) {
-      const T* s = src + padded_index(from, e);
-      T* d = dst + padded_index(to, e);
-      for (int64_t i = 0; i < unit; ++i) d[i] = add ? d[i] + s[i] : s[i];
-    }
-  }
-}
-
-template <class T>
-void cat_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
-  int64_t column = 0;
-  fill_zero<T>(out, rows_of(b, v) * v.ld);
-  const int32_t operands[2] = {v.a, v.b};
-  for (const int32_t operand : operands) {
-    const ValuePlan& x = b.plan->values[operand];
-    if (plane == kPrimal || has_tangent(b, operand)) {
-      const T* src = plane_of(b, operand, plane);
-      for (int64_t r = 0; r < rows_of(b, v); ++r)
-        for (int64_t f = 0; f < x.features; ++f) out[r * v.ld + column + f] = src[r * x.ld + f];
-    }
-    column += x.features;
-  }
-}
-
-template <class T>
-void cat_backward(const Block<T>& b, const ValuePlan& v, Plane plane, bool to_a, bool to_b) {
-  const T* g = plane_of(b, int32_t(&v - b.plan->values), plane);
-  int64_t column = 0;
-  const auto send = [&](int32_t operand, bool wanted, bool add) {
-    const ValuePlan& x = b.plan->values[operand];
-    if (wanted) {
-      T* dst = plane_of(b, operand, plane);
-      if (!add) fill_zero<T>(dst, rows_of(b, x) * x.ld);
-      for (int64_t r = 0; r < rows_of(b, x); ++r)
-        for (int64_t f = 0; f < x.features; ++f) dst[r * x.ld + f] += g[r * v.ld + column + f];
-    }
-    column += x.features;
-  };
-  send(v.a, to_a, v.add_a);
-  send(v.b, to_b, v.add_b);
+  if (targets.to_a) send(v.a, v.b, v.add_a);
+  if (targets.to_b) send(v.b, v.a, v.add_b);
 }
 
 template <class T>
@@ -190,10 +123,45 @@ void affine(const T* src, int64_t n, T scale, T shift, bool add, T* dst) {
   }
 }
 
-template <class T>
-void read_input(const Block<T>& b, const ValuePlan& v, T* out) {
-  const T* src = b.inputs[v.kind];
-  for (int64_t r = 0; r < rows_of(b, v); ++r)
-    for (int64_t f = 0; f < v.ld; f += Simd<T>::kLanes)
-      store<T>(out + r * v.ld + f, load_some<T>(src + r * v.features + f, v.features - f));
+template <class T, bool kProduct>
+void pair_forward(const Block<T>& b, const ValuePlan& v) {
+  combine_nodes<T, kProduct>(b, v, kPrimal, kPrimal, plane_of(b, v.self, kPrimal), false);
 }
+
+template <class T>
+constexpr LayerKernels<T> kAddLayer = {pair_forward<T, false>, add_tangent<T>, pair_backward<T>};
+
+template <class T>
+constexpr LayerKernels<T> kMulLayer = {pair_forward<T, true>, mul_tangent<T>, pair_backward<T>};
+
+template <class T, Plane kPlane>
+void expand_node(const Block<T>& b, const ValuePlan& v) {
+  combine<T, false>(operand_of(b, v, v.a, kPlane), nullptr, plane_of(b, v.self, kPlane), rows_of(b, v), v.ld, false);
+}
+
+template <class T>
+void expand_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  if (to.to_a)
+    send_back<T>(plane_of(b, v.self, plane), rows_of(b, v), v.ld, nullptr, operand_of(b, v, v.a, plane), v.add_a);
+}
+
+template <class T>
+constexpr LayerKernels<T> kExpandLayer = {expand_node<T, kPrimal>, expand_node<T, kTangent>, expand_backward<T>};
+
+template <class T, Plane kPlane>
+void affine_node(const Block<T>& b, const ValuePlan& v) {
+  affine<T>(plane_of(b, v.a, kPlane), rows_of(b, v) * v.ld, T(v.c0), T(kPlane == kPrimal ? v.c1 : 0), false,
+            plane_of(b, v.self, kPlane));
+}
+
+template <class T>
+void affine_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  if (to.to_a)
+    affine<T>(plane_of(b, v.self, plane), rows_of(b, v) * v.ld, T(v.c0), T(0), v.add_a, plane_of(b, v.a, plane));
+}
+
+template <class T>
+constexpr LayerKernels<T> kAffineLayer = {affine_node<T, kPrimal>, affine_node<T, kTangent>, affine_backward<T>};
+
+}  // namespace
+}  // namespace mtmlk

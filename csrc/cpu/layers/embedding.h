@@ -1,9 +1,21 @@
-// Embeddings: rows of a table at ids. Included inside an ISA-named namespace after nodes.h.
+// Embeddings: rows of a table at ids.
 //
 //   forward   z[r] = W[id_r]                 tangent            zt[r] = V[id_r]
 //   backward  dW[id_r] += dz[r]              tangent backward   dWt[id_r] += dzt[r]          rows in their order
 // The row of the padding id is read like any other and has no derivative: its tangent is 0, and it takes no gradient.
 // Ids were checked before (api.cpp).
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/sizes.h"
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 MTMLK_INLINE const int64_t* ids_of(const Block<T>& b, const ValuePlan& v) {
@@ -38,7 +50,8 @@ void read_table(const Block<T>& b, const ValuePlan& v, const T* table, int64_t p
 }
 
 template <class T>
-void embedding_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink) {
+void embedding_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  const Sink<T>& sink = to.sink;
   T* dst = sink.dst[v.weight];
   if (!dst) return;
   const ParamPlan& p = b.plan->params[v.weight];
@@ -46,10 +59,26 @@ void embedding_backward(const Block<T>& b, const ValuePlan& v, Plane plane, cons
   if (!init) fill_zero<T>(dst, p.size);
   if (init && init != dst) __builtin_memcpy(dst, init, sizeof(T) * size_t(p.size));
   const int64_t *ids = ids_of(b, v), padding = int64_t(v.c0);
-  const T *g = plane_of(b, int32_t(&v - b.plan->values), plane), beta = sink.beta[v.weight];
+  const T *g = plane_of(b, v.self, plane), beta = sink.beta[v.weight];
   for (int64_t r = 0; r < rows_of(b, v); ++r, g += v.ld) {
     if (ids[r] == padding) continue;
     const TableRow row = table_row<T>(p, ids[r]);
     for (int64_t c = 0; c < v.features; ++c) dst[row.at + c * row.step] += beta * g[c];
   }
 }
+
+template <class T>
+void embedding_forward(const Block<T>& b, const ValuePlan& v) {
+  read_table<T>(b, v, b.params[v.weight].value, -1, plane_of(b, v.self, kPrimal));
+}
+
+template <class T>
+void embedding_tangent(const Block<T>& b, const ValuePlan& v) {
+  read_table<T>(b, v, b.direction[v.weight].value, int64_t(v.c0), plane_of(b, v.self, kTangent));
+}
+
+template <class T>
+constexpr LayerKernels<T> kEmbeddingLayer = {embedding_forward<T>, embedding_tangent<T>, embedding_backward<T>};
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,7 +1,20 @@
-// Linear layers. Included inside an ISA-named namespace after low_rank.h.
+// Linear layers.
 //
 //   z = a W + b      da = dz W^T                dW = a^T dz                db = sum dz
 //   zt = at W + a V + vb     dat = dzt W^T + dz V^T     dWt = a^T dzt + at^T dz     dbt = sum dzt
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/sizes.h"
+#include "simd/dots.h"
+#include "simd/gemm.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/low_rank.h"
+
+namespace mtmlk {
+namespace {
 
 // z = bias + A1 W1 + A2 W2 (the products in g), for a packed or a narrow weight.
 template <class T>
@@ -22,7 +35,8 @@ RowsOf<T> rows_in(const Block<T>& b, const ValuePlan& v, int32_t value, Plane pl
 }
 
 template <class T>
-void linear_forward(const Block<T>& b, const ValuePlan& v, T* z) {
+void linear_forward(const Block<T>& b, const ValuePlan& v) {
+  T* z = plane_of(b, v.self, kPrimal);
   const ParamPlan& w = b.plan->params[v.weight];
   Gemm<T> g = {};
   g.p1.a = plane_of(b, v.a, kPrimal), g.p1.lda = b.plan->values[v.a].ld_primal;
@@ -36,7 +50,8 @@ void linear_forward(const Block<T>& b, const ValuePlan& v, T* z) {
 }
 
 template <class T>
-void linear_tangent(const Block<T>& b, const ValuePlan& v, T* zt) {
+void linear_tangent(const Block<T>& b, const ValuePlan& v) {
+  T* zt = plane_of(b, v.self, kTangent);
   const ValuePlan& a = b.plan->values[v.a];
   const ParamPlan& w = b.plan->params[v.weight];
   const bool bias_moves = v.bias >= 0 && b.plan->params[v.bias].adapted, input_moves = has_tangent(b, v.a);
@@ -48,7 +63,7 @@ void linear_tangent(const Block<T>& b, const ValuePlan& v, T* zt) {
     Product<T>& p = input_moves ? g.p2 : g.p1;
     p.a = plane_of(b, v.a, kPrimal), p.lda = a.ld_primal, p.b = b.direction[v.weight].value, p.k = w.cols;
   }
-  if (v.gate_output) g.gate = plane_of(b, int32_t(&v - b.plan->values), kPrimal), g.ldgate = v.ld;
+  if (v.gate_output) g.gate = plane_of(b, v.self, kPrimal), g.ldgate = v.ld;
   const T* bias = bias_moves ? b.direction[v.bias].value : nullptr;
   if (!w.low) return apply_weight<T>(w, rows_of(b, v), zt, v.ld, bias, g);
   g.c = zt, g.ldc = v.ld, g.d = bias, g.beta = T(1);
@@ -116,11 +131,11 @@ void input_gradient(const Block<T>& b, const ValuePlan& v, Plane plane, const T*
 
 // `plane` is kDelta or kDeltaTangent; the latter has the second products.
 template <class T>
-void linear_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input) {
+void linear_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  const Sink<T>& sink = to.sink;
   const ValuePlan& a = b.plan->values[v.a];
-  const int32_t self = int32_t(&v - b.plan->values);
   const int64_t rows = rows_of(b, v);
-  const T *dz = plane_of(b, self, plane), *primal_dz = plane_of(b, self, kDelta);
+  const T *dz = plane_of(b, v.self, plane), *primal_dz = plane_of(b, v.self, kDelta);
   if (sink.dst[v.weight]) {
     Gemm<T> g = {};
     g.p1.a = plane_of(b, v.a, kPrimal), g.p1.lda = a.ld_primal, g.p1.b = dz, g.p1.ldb = v.ld, g.p1.k = rows;
@@ -131,5 +146,11 @@ void linear_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const S
   }
   if (v.bias >= 0 && sink.dst[v.bias])
     sum_rows<T>(dz, rows, v.ld, sink_init(sink, v.bias, v.add_bias), sink.beta[v.bias], sink.dst[v.bias]);
-  if (to_input) input_gradient<T>(b, v, plane, dz, primal_dz);
+  if (to.to_a) input_gradient<T>(b, v, plane, dz, primal_dz);
 }
+
+template <class T>
+constexpr LayerKernels<T> kLinearLayer = {linear_forward<T>, linear_tangent<T>, linear_backward<T>};
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,9 +1,21 @@
-// Pooling and transposes. Included inside an ISA-named namespace after norm_node.h.
+// Pooling.
 //
 //   max       y = x at the winner      yt = xt at the winner      dx[winner] += dy
 //   average   y = sum x / n            and the same for yt;       dx[cell] += dy / n
 // The winner is the first cell that equals the maximum, or a NaN. Non-overlapping max-pooling behind a normalisation
-// runs in norm.h instead.
+// runs in norm/batch_group.h instead.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/conv/products.h"
+
+namespace mtmlk {
+namespace {
 
 struct Cells {
   int64_t first, end, step;
@@ -90,14 +102,15 @@ void average_pool(const ValuePlan& v, const T* x, Range samples, T* y) {
   });
 }
 
-template <class T>
-void pool_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
-  const T *x = plane_of(b, v.a, plane), *primal = plane_of(b, v.a, kPrimal);
-  const T* y = plane_of(b, int32_t(&v - b.plan->values), kPrimal);
+template <class T, Plane kPlane>
+void pool_node(const Block<T>& b, const ValuePlan& v) {
+  T* out = plane_of(b, v.self, kPlane);
+  const T *x = plane_of(b, v.a, kPlane), *primal = plane_of(b, v.a, kPrimal);
+  const T* y = plane_of(b, v.self, kPrimal);
   share(b, b.samples, [&](int64_t n, int) {
     const Range one = {n, n + 1};
     if (v.kind != kMaxPool) return average_pool<T>(v, x, one, out);
-    if (plane == kPrimal) return max_pool<T>(v, x, one, out);
+    if (kPlane == kPrimal) return max_pool<T>(v, x, one, out);
     each_winner<T>(v, primal, y, one, [&](int64_t cell, IntOf<T> wins, int64_t at) {
       store<T>(out + at, wins ? load<T>(x + cell) : load<T>(out + at));
     });
@@ -105,10 +118,10 @@ void pool_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
 }
 
 template <class T>
-void pool_backward(const Block<T>& b, const ValuePlan& v, Plane plane) {
+void pool_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  if (!to.to_a) return;
   const ValuePlan& a = b.plan->values[v.a];
-  const int32_t self = int32_t(&v - b.plan->values);
-  const T *dy = plane_of(b, self, plane), *x = plane_of(b, v.a, kPrimal), *y = plane_of(b, self, kPrimal);
+  const T *dy = plane_of(b, v.self, plane), *x = plane_of(b, v.a, kPrimal), *y = plane_of(b, v.self, kPrimal);
   T* dx = plane_of(b, v.a, plane);
   share(b, b.samples, [&](int64_t n, int) {
     const Range one = {n, n + 1};
@@ -127,33 +140,8 @@ void pool_backward(const Block<T>& b, const ValuePlan& v, Plane plane) {
   });
 }
 
-// dst [features, rows] = src [rows, features] per sample. Rows of `dst_ld` are filled up with zeros where they are read
-// as vectors, left alone where they lie without a gap.
 template <class T>
-void transpose_rows(const T* src, int64_t src_ld, int64_t rows, int64_t features, bool add, T* dst, int64_t dst_ld) {
-  for (int64_t f = 0; f < features; ++f) {
-    T* to = dst + f * dst_ld;
-    for (int64_t r = 0; r < rows; ++r) to[r] = add ? to[r] + src[r * src_ld + f] : src[r * src_ld + f];
-    for (int64_t r = rows; r < dst_ld && !add; ++r) to[r] = T(0);
-  }
-}
+constexpr LayerKernels<T> kPoolLayer = {pool_node<T, kPrimal>, pool_node<T, kTangent>, pool_backward<T>};
 
-template <class T>
-void transpose_forward(const Block<T>& b, const ValuePlan& v, Plane plane, T* out) {
-  const ValuePlan& a = b.plan->values[v.a];
-  const int64_t src_ld = plane == kPrimal ? a.ld_primal : a.ld, dst_ld = plane == kPrimal ? v.ld_primal : v.ld;
-  const T* src = plane_of(b, v.a, plane);
-  share(b, v.batched ? b.samples : 1, [&](int64_t n, int) {
-    transpose_rows<T>(src + n * a.rows * src_ld, src_ld, a.rows, a.features, false, out + n * v.rows * dst_ld, dst_ld);
-  });
-}
-
-template <class T>
-void transpose_backward(const Block<T>& b, const ValuePlan& v, Plane plane) {
-  const ValuePlan& a = b.plan->values[v.a];
-  const T* src = plane_of(b, int32_t(&v - b.plan->values), plane);
-  T* dst = plane_of(b, v.a, plane);
-  share(b, v.batched ? b.samples : 1, [&](int64_t n, int) {
-    transpose_rows<T>(src + n * v.rows * v.ld, v.ld, v.rows, v.features, v.add_a, dst + n * a.rows * a.ld, a.ld);
-  });
-}
+}  // namespace
+}  // namespace mtmlk

@@ -1,5 +1,15 @@
 // The C ABI of the linear heads: blocks of rows, workspace, dispatch.
+#include <vector>
+
+#include "mtml/abi.h"
+#include "mtml/losses.h"
+#include "mtml/sizes.h"
+#include "runtime/threads.h"
+#include "runtime/watch.h"
+#include "runtime/workspace.h"
 #include "multihead_loss/units.h"
+#include "linear_multihead_loss/call.h"
+#include "isa/dispatch.h"
 
 namespace mtmlk {
 namespace {
@@ -8,10 +18,7 @@ constexpr int64_t kLogitBytes = int64_t(96) << 20;   // of one block of rows
 constexpr int64_t kBlockRows = 384, kMultiple = 24;  // whole tiles of 6, 8 and 12 rows
 constexpr int64_t kParallel = 1 << 18;               // multiply-adds worth the threads' start
 
-int64_t stride(bool f32, int64_t columns) {
-  const int64_t lanes = f32 ? kernels().lanes_f32 : kernels().lanes_f64;
-  return (columns + lanes - 1) / lanes * lanes;
-}
+int64_t stride(int32_t dtype, int64_t columns) { return round_up(columns, kernels_of(dtype).lanes); }
 
 int64_t block_rows(int64_t ld, int64_t itemsize) {
   int64_t rows = kLogitBytes / (ld * itemsize) / kMultiple * kMultiple;
@@ -23,15 +30,15 @@ int64_t block_rows(int64_t ld, int64_t itemsize) {
 class LinearRun {
  public:
   LinearRun(const MtmlkLinear& linear, int32_t dtype, int threads, int64_t most_rows, Watch* watch)
-      : linear_(linear), f32_(dtype == MTMLK_F32), itemsize_(f32_ ? 4 : 8), starts_(1, 0) {
+      : linear_(linear), kernels_(kernels_of(dtype)), itemsize_(element_bytes(dtype)), starts_(1, 0) {
     for (int64_t h = 0; h < linear.n_heads; ++h) starts_.push_back(starts_.back() + linear.heads[h].classes);
-    call_.linear = &linear_, call_.starts = starts_.data(), call_.ld = stride(f32_, starts_.back());
+    call_.linear = &linear_, call_.starts = starts_.data(), call_.ld = round_up(starts_.back(), kernels_.lanes);
     const bool is_long = linear.rows * linear.features * starts_.back() >= kParallel;
     call_.threads = is_long ? usable_threads(threads) : 1, call_.watch = is_long ? watch : nullptr;
     int64_t thread = 0, shared = 0;
-    (f32_ ? kernels().linear_bytes_f32 : kernels().linear_bytes_f64)(linear.features, most_rows, &thread, &shared);
-    call_.thread_bytes = (thread + 127) / 128 * 128;
-    shared_ = (shared + 127) / 128 * 128;
+    kernels_.linear_bytes(linear.features, most_rows, &thread, &shared);
+    call_.thread_bytes = round_up(thread, 128);
+    shared_ = round_up(shared, 128);
   }
 
   int64_t ld() const { return call_.ld; }
@@ -43,8 +50,7 @@ class LinearRun {
   void at(int64_t row0, int64_t rows, void* z) { call_.row0 = row0, call_.rows = rows, call_.z = z; }
 
   void logits() {
-    const Kernels& k = kernels();
-    if (starts_.back()) (f32_ ? k.linear_logits_f32 : k.linear_logits_f64)(call_);
+    if (starts_.back()) kernels_.linear_logits(call_);
   }
 
   // The heads of the rows that z holds.
@@ -52,8 +58,7 @@ class LinearRun {
     std::vector<MtmlkHead> found;
     for (int64_t h = 0; h < linear_.n_heads; ++h) {
       MtmlkHead head = linear_.heads[h];
-      const int64_t values = head.kind == 5 ? head.classes / 2 : head.classes;  // gaussian_nll: half of them
-      const int64_t target = head.ids ? 8 : values * itemsize_;
+      const int64_t target = head.ids ? 8 : target_values(head.kind, head.classes) * itemsize_;
       head.rows = call_.rows, head.ld = call_.ld;
       head.logits = static_cast<char*>(call_.z) + starts_[size_t(h)] * itemsize_;
       head.gradient = gradient ? const_cast<void*>(head.logits) : nullptr;
@@ -66,20 +71,19 @@ class LinearRun {
   }
 
   void gradients(const double* by, void* dx, void* const* dw, void* const* db, bool add) {
-    const Kernels& k = kernels();
     call_.by = by, call_.dx = dx, call_.dw = dw, call_.db = db, call_.add = add;
-    if (dx) (f32_ ? k.linear_features_f32 : k.linear_features_f64)(call_);
+    if (dx) kernels_.linear_features(call_);
     bool any = false;
     for (int64_t h = 0; h < linear_.n_heads; ++h) any |= dw[h] || db[h];
-    if (any && starts_.back()) (f32_ ? k.linear_weights_f32 : k.linear_weights_f64)(call_);
+    if (any && starts_.back()) kernels_.linear_weights(call_);
   }
 
  private:
   MtmlkLinear linear_;
-  bool f32_;
+  const TypedKernels& kernels_;
   int64_t itemsize_, shared_ = 0;
   std::vector<int64_t> starts_;
-  LinearCall call_ = {};
+  LinearMultiheadCall call_ = {};
 };
 
 }  // namespace
@@ -89,12 +93,12 @@ using namespace mtmlk;
 
 extern "C" {
 
-int64_t mtmlk_linear_stride(int32_t dtype, int64_t columns) { return stride(dtype == MTMLK_F32, columns); }
+int64_t mtmlk_linear_stride(int32_t dtype, int64_t columns) { return stride(dtype, columns); }
 
 int mtmlk_linear_keep(const MtmlkLinear* linear, int32_t dtype, int32_t threads, void* losses, void* kept,
                       MtmlkHeadError* error) {
   Watch watch = start_watch();
-  HeadUnits units(linear->heads, linear->n_heads, dtype, usable_threads(threads), &watch);
+  MultiheadUnits units(linear->heads, linear->n_heads, dtype, usable_threads(threads), &watch);
   int status = units.prepare(error);
   if (status != MTMLK_OK) return status;
   LinearRun run(*linear, dtype, threads, 0, &watch);
@@ -124,15 +128,15 @@ int mtmlk_linear_blocks(const MtmlkLinear* linear, int32_t dtype, int32_t thread
                         void* const* dw, void* const* db, MtmlkHeadError* error) {
   const std::vector<double> ones(size_t(linear->n_heads), 1.0);
   Watch watch = start_watch();
-  HeadUnits units(linear->heads, linear->n_heads, dtype, usable_threads(threads), &watch);
+  MultiheadUnits units(linear->heads, linear->n_heads, dtype, usable_threads(threads), &watch);
   int status = units.prepare(error);
   if (status != MTMLK_OK) return status;
   bool gradient = dx;
   for (int64_t h = 0; h < linear->n_heads; ++h) gradient |= dw[h] || db[h];
-  const int64_t itemsize = dtype == MTMLK_F32 ? 4 : 8;
+  const int64_t itemsize = element_bytes(dtype);
   LinearRun run(*linear, dtype, threads, kBlockRows, &watch);
   const int64_t most = block_rows(run.ld() ? run.ld() : 1, itemsize), rows = most < linear->rows ? most : linear->rows;
-  const int64_t z_bytes = (rows * run.ld() * itemsize + 127) / 128 * 128;
+  const int64_t z_bytes = round_up(rows * run.ld() * itemsize, 128);
   const Workspace workspace(z_bytes + run.bytes(), &watch);
   if (!workspace.data()) return workspace.status();
   run.use(static_cast<char*>(workspace.data()) + z_bytes);

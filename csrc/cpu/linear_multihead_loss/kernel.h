@@ -1,10 +1,25 @@
-// The linear layers before the head losses. Included inside an ISA-named namespace after heads.h.
+// The linear layers before the head losses.
 //
 //   Z = X W^T + b            X [rows, D], W [C, D] of all heads one below the other, Z [rows, ld]
 //   dX = G W'                G = dL/dZ with every head's own loss, W' its rows times their head's cotangent
 //   dW = by G^T X            db = by sum_n G
 // Columns of Z go to threads in panels, and so do those of dX and the rows of dW: no two threads add to one element,
 // and every sum runs in an order that the sizes fix. Weights are packed a panel at a time, in the thread that needs it.
+#pragma once
+
+#include <omp.h>
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/sizes.h"
+#include "simd/gemm.h"
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "runtime/stops.h"
+#include "linear_multihead_loss/call.h"
+
+namespace mtmlk {
+namespace {
 
 // Rows of X and G packed together, rows of W packed together, panels of dW in one unit. With 16 columns a panel, packed
 // panels are to lie in the first-level cache side by side (of 16 heads' three products, dX 6.2 -> 4.7 ms and dW 6.8 ->
@@ -20,24 +35,19 @@ template <class T>
 constexpr int64_t kPanel = kPanelVecs * Simd<T>::kLanes;
 
 template <class T>
-MTMLK_INLINE int64_t whole_vectors(int64_t n) {
-  return (n + Simd<T>::kLanes - 1) / Simd<T>::kLanes * Simd<T>::kLanes;
-}
-
-template <class T>
 int64_t panels_of(int64_t n) {
   return (n + kPanel<T> - 1) / kPanel<T>;
 }
 
 template <class T>
 int64_t panel_width(int64_t n, int64_t panel) {
-  const int64_t left = whole_vectors<T>(n) - panel * kPanel<T>;
+  const int64_t left = round_up(n, Simd<T>::kLanes) - panel * kPanel<T>;
   return left < kPanel<T> ? left : kPanel<T>;
 }
 
 // Which head a column of Z belongs to; columns are asked for in order.
 struct HeadOf {
-  const LinearCall& call;
+  const LinearMultiheadCall& call;
   int64_t head = 0;
   bool find(int64_t column) {
     while (head < call.linear->n_heads && column >= call.starts[head + 1]) ++head;
@@ -50,14 +60,14 @@ struct HeadOf {
 };
 
 template <class T>
-T* scratch_of(const LinearCall& call) {
+T* scratch_of(const LinearMultiheadCall& call) {
   const int64_t thread = call.threads > 1 ? omp_get_thread_num() : 0;
   return reinterpret_cast<T*>(static_cast<char*>(call.scratch) + thread * call.thread_bytes);
 }
 
 // to [D, width] <- W^T, and the biases [width]
 template <class T>
-void pack_panel(const LinearCall& call, int64_t col, int64_t width, T* to, T* bias) {
+void pack_panel(const LinearMultiheadCall& call, int64_t col, int64_t width, T* to, T* bias) {
   constexpr int kLanes = Simd<T>::kLanes;
   const int64_t depth = call.linear->features;
   HeadOf of{call};
@@ -83,7 +93,7 @@ void pack_panel(const LinearCall& call, int64_t col, int64_t width, T* to, T* bi
 }
 
 template <class T>
-void linear_logits(const LinearCall& call) {
+void linear_logits(const LinearMultiheadCall& call) {
   const int64_t depth = call.linear->features, panels = panels_of<T>(call.starts[call.linear->n_heads]);
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
   for (int64_t p = 0; p < panels; ++p) {
@@ -98,12 +108,11 @@ void linear_logits(const LinearCall& call) {
   }
 }
 
-// --- dX
-// -----------------------------------------------------------------------------------------------------------------
+// --- dX ---
 
 // to [columns, width] <- rows of W from `col` on, columns [from, from + width) of them, times their head's cotangent
 template <class T>
-void pack_weights(const LinearCall& call, int64_t col, int64_t columns, int64_t from, int64_t width, T* to) {
+void pack_weights(const LinearMultiheadCall& call, int64_t col, int64_t columns, int64_t from, int64_t width, T* to) {
   const int64_t depth = call.linear->features;
   HeadOf of{call};
   for (int64_t c = 0; c < columns; ++c) {
@@ -116,7 +125,7 @@ void pack_weights(const LinearCall& call, int64_t col, int64_t columns, int64_t 
 }
 
 template <class T>
-void features_unit(const LinearCall& call, int64_t panel, int64_t row, int64_t rows) {
+void features_unit(const LinearMultiheadCall& call, int64_t panel, int64_t row, int64_t rows) {
   const int64_t depth = call.linear->features, from = panel * kPanel<T>, width = panel_width<T>(depth, panel);
   const int64_t total = call.starts[call.linear->n_heads];
   T *const packed = scratch_of<T>(call), *const sums = packed + kDepth * kPanel<T>;
@@ -135,7 +144,7 @@ void features_unit(const LinearCall& call, int64_t panel, int64_t row, int64_t r
 }
 
 template <class T>
-void linear_features(const LinearCall& call) {
+void linear_features(const LinearMultiheadCall& call) {
   const int64_t panels = panels_of<T>(call.linear->features), groups = (call.rows + kRowGroup - 1) / kRowGroup;
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
   for (int64_t u = 0; u < panels * groups; ++u) {
@@ -145,17 +154,16 @@ void linear_features(const LinearCall& call) {
   }
 }
 
-// --- dW and db
-// ----------------------------------------------------------------------------------------------------------
+// --- dW and db ---
 
 template <class T>
-T* packed_features(const LinearCall& call, int64_t block, int64_t panel) {
+T* packed_features(const LinearMultiheadCall& call, int64_t block, int64_t panel) {
   const int64_t panels = panels_of<T>(call.linear->features);
   return static_cast<T*>(call.shared) + (block * panels + panel) * kRowBlock * kPanel<T>;
 }
 
 template <class T>
-void pack_features(const LinearCall& call) {
+void pack_features(const LinearMultiheadCall& call) {
   const int64_t depth = call.linear->features, panels = panels_of<T>(depth);
   const int64_t blocks = (call.rows + kRowBlock - 1) / kRowBlock;
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
@@ -194,7 +202,8 @@ MTMLK_INLINE void put(T* to, VecOf<T> v, int64_t n, bool add) {
 
 // Columns [col, col + columns) of Z are rows of dW: write them, of panels [first, last), from `found` [columns, panel].
 template <class T>
-void put_weights(const LinearCall& call, int64_t col, int64_t columns, int64_t first, int64_t last, const T* found) {
+void put_weights(const LinearMultiheadCall& call, int64_t col, int64_t columns, int64_t first, int64_t last,
+                 const T* found) {
   const int64_t depth = call.linear->features;
   HeadOf of{call};
   for (int64_t c = 0; c < columns; ++c) {
@@ -213,7 +222,7 @@ void put_weights(const LinearCall& call, int64_t col, int64_t columns, int64_t f
 }
 
 template <class T>
-void put_biases(const LinearCall& call, int64_t col, int64_t columns, const T* sums) {
+void put_biases(const LinearMultiheadCall& call, int64_t col, int64_t columns, const T* sums) {
   HeadOf of{call};
   for (int64_t c = 0; c < columns; ++c) {
     of.find(col + c);
@@ -225,10 +234,10 @@ void put_biases(const LinearCall& call, int64_t col, int64_t columns, const T* s
 }
 
 template <class T>
-void weights_unit(const LinearCall& call, int64_t col, int64_t first) {
+void weights_unit(const LinearMultiheadCall& call, int64_t col, int64_t first) {
   const int64_t depth = call.linear->features, panels = panels_of<T>(depth), total = call.starts[call.linear->n_heads];
   const int64_t last = first + kPanelGroup < panels ? first + kPanelGroup : panels;
-  const int64_t columns = total - col < kPanel<T> ? total - col : kPanel<T>, width = whole_vectors<T>(columns);
+  const int64_t columns = total - col < kPanel<T> ? total - col : kPanel<T>, width = round_up(columns, Simd<T>::kLanes);
   T *const found = scratch_of<T>(call), *const packed = found + kPanelGroup * kPanel<T> * kPanel<T>;
   T* const sums = packed + kRowBlock * kPanel<T>;
   for (int64_t i = 0; i < width; ++i) sums[i] = T(0);
@@ -248,7 +257,7 @@ void weights_unit(const LinearCall& call, int64_t col, int64_t first) {
 }
 
 template <class T>
-void linear_weights(const LinearCall& call) {
+void linear_weights(const LinearMultiheadCall& call) {
   pack_features<T>(call);
   const int64_t groups = (panels_of<T>(call.linear->features) + kPanelGroup - 1) / kPanelGroup;
   const int64_t chunks = panels_of<T>(call.starts[call.linear->n_heads]);
@@ -266,3 +275,6 @@ void linear_bytes(int64_t features, int64_t rows, int64_t* thread, int64_t* shar
   *thread = (most > to_w ? most : to_w) * int64_t(sizeof(T));
   *shared = (rows + kRowBlock - 1) / kRowBlock * panels_of<T>(features) * kRowBlock * panel * int64_t(sizeof(T));
 }
+
+}  // namespace
+}  // namespace mtmlk

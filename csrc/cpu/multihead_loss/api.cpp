@@ -1,16 +1,24 @@
 // The C ABI of the head losses: units, workspace, dispatch.
 #include "multihead_loss/units.h"
 
+#include "mtml/abi.h"
+#include "mtml/losses.h"
+#include "mtml/sizes.h"
+#include "runtime/threads.h"
+#include "runtime/watch.h"
+#include "runtime/workspace.h"
+#include "multihead_loss/call.h"
+#include "isa/dispatch.h"
+
 namespace mtmlk {
 namespace {
 
 constexpr int64_t kUnit = 1 << 15;      // elements; a multiple of every tile's columns
 constexpr int64_t kTogether = 1 << 16;  // elements of all heads, 100 us of one core, from which threads are started
-constexpr int kCe = 0, kKl = 6, kGaussian = 5;
 
-void cut(const MtmlkHead& h, int64_t index, std::vector<HeadUnit>& units) {
-  const bool softmax = h.kind == kCe || h.kind == kKl;
-  const int64_t cols = h.kind == kGaussian ? h.classes / 2 : h.classes;
+void cut(const MtmlkHead& h, int64_t index, std::vector<MultiheadUnit>& units) {
+  const bool softmax = is_softmax(h.kind);
+  const int64_t cols = target_values(h.kind, h.classes);
   if (h.rows == 0 || cols == 0) return;
   int64_t rows = kUnit / cols;
   if (softmax && h.inner == 1 && rows >= 64) rows = rows / 64 * 64;  // whole tiles
@@ -44,16 +52,10 @@ bool labels_without_classes(const MtmlkHead& h, int64_t index, MtmlkHeadError* e
 
 }  // namespace
 
-HeadUnits::HeadUnits(const MtmlkHead* heads, int64_t n, int32_t dtype, int threads, Watch* watch)
-    : heads_(heads),
-      n_(n),
-      f32_(dtype == MTMLK_F32),
-      threads_(threads),
-      watch_(watch),
-      inverse_(size_t(n)),
-      sums_(size_t(n)) {}
+MultiheadUnits::MultiheadUnits(const MtmlkHead* heads, int64_t n, int32_t dtype, int threads, Watch* watch)
+    : heads_(heads), n_(n), dtype_(dtype), threads_(threads), watch_(watch), inverse_(size_t(n)), sums_(size_t(n)) {}
 
-HeadCall HeadUnits::call(const MtmlkHead* heads, std::vector<HeadUnit>& units) const {
+MultiheadCall MultiheadUnits::call(const MtmlkHead* heads, std::vector<MultiheadUnit>& units) const {
   const bool together = is_long(heads, n_);
   return {heads,
           units.data(),
@@ -63,17 +65,16 @@ HeadCall HeadUnits::call(const MtmlkHead* heads, std::vector<HeadUnit>& units) c
           together ? watch_ : nullptr};
 }
 
-int HeadUnits::prepare(MtmlkHeadError* error) {
-  std::vector<HeadUnit> units;
+int MultiheadUnits::prepare(MtmlkHeadError* error) {
+  std::vector<MultiheadUnit> units;
   for (int64_t i = 0; i < n_; ++i) {
     if (labels_without_classes(heads_[i], i, error)) return MTMLK_BAD_LABEL;
     cut(heads_[i], i, units);
   }
-  const Kernels& k = kernels();
-  (f32_ ? k.head_norms_f32 : k.head_norms_f64)(call(heads_, units));
+  kernels_of(dtype_).multihead_norms(call(heads_, units));
   if (watch_->stopped) return MTMLK_STOPPED;
   std::vector<double> norms(size_t(n_), 0.0);
-  for (const HeadUnit& u : units) {
+  for (const MultiheadUnit& u : units) {
     if (u.bad >= 0) {
       *error = {u.head, u.bad, static_cast<const int64_t*>(heads_[u.head].target)[u.bad]};
       return MTMLK_BAD_LABEL;
@@ -84,29 +85,29 @@ int HeadUnits::prepare(MtmlkHeadError* error) {
   return MTMLK_OK;
 }
 
-int HeadUnits::add_losses(const MtmlkHead* heads) {
-  const Kernels& k = kernels();
-  std::vector<HeadUnit> units;
+int MultiheadUnits::add_losses(const MtmlkHead* heads) {
+  const TypedKernels& k = kernels_of(dtype_);
+  std::vector<MultiheadUnit> units;
   int64_t scratch = 0;
   for (int64_t i = 0; i < n_; ++i) {
     cut(heads[i], i, units);
-    const int64_t bytes = (f32_ ? k.head_scratch_f32 : k.head_scratch_f64)(heads[i]);
+    const int64_t bytes = k.multihead_scratch(heads[i]);
     if (bytes > scratch) scratch = bytes;
   }
-  scratch = (scratch + 127) / 128 * 128;
-  const HeadCall call = this->call(heads, units);
+  scratch = round_up(scratch, 128);
+  const MultiheadCall call = this->call(heads, units);
   const Workspace workspace(scratch * call.threads, watch_);
   if (!workspace.data()) return workspace.status();
-  (f32_ ? k.head_losses_f32 : k.head_losses_f64)(call, workspace.data(), scratch);
+  k.multihead_losses(call, workspace.data(), scratch);
   if (watch_->stopped) return MTMLK_STOPPED;
-  for (const HeadUnit& u : units) sums_[size_t(u.head)] += u.loss;
+  for (const MultiheadUnit& u : units) sums_[size_t(u.head)] += u.loss;
   return MTMLK_OK;
 }
 
-void HeadUnits::put_losses(void* losses) const {
+void MultiheadUnits::put_losses(void* losses) const {
   for (size_t i = 0; i < sums_.size(); ++i) {
     const double loss = counts_nothing(inverse_[i]) ? 0 : sums_[i] * inverse_[i];
-    if (f32_)
+    if (dtype_ == MTMLK_F32)
       static_cast<float*>(losses)[i] = float(loss);
     else
       static_cast<double*>(losses)[i] = loss;
@@ -122,17 +123,11 @@ extern "C" {
 int mtmlk_multihead_loss(const MtmlkHead* heads, int64_t n, int32_t dtype, int32_t threads, void* losses,
                          MtmlkHeadError* error) {
   Watch watch = start_watch();
-  HeadUnits units(heads, n, dtype, usable_threads(threads), &watch);
+  MultiheadUnits units(heads, n, dtype, usable_threads(threads), &watch);
   int status = units.prepare(error);
   if (status == MTMLK_OK) status = units.add_losses(heads);
   if (status == MTMLK_OK) units.put_losses(losses);
   return status;
 }
-
-void* mtmlk_acquire(int64_t bytes) {
-  Watch watch = start_watch();
-  return acquire_workspace(bytes, &watch);
-}
-void mtmlk_release(void* memory) { release_workspace(memory); }
 
 }  // extern "C"

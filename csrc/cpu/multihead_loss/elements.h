@@ -1,19 +1,21 @@
-// Losses element by element. Included inside an ISA-named namespace after head_rows.h; mse, l1 and huber are in loss.h.
+// Losses element by element; the formulas are in include/mtml/losses.h.
 //
-//   bce_with_logits   (1 - y) z + q log(1 + e^-z)        dz = (1 - y) - q s(-z)      q = 1 + (pos_weight - 1) y
-//   gaussian_nll      (w + (y - m)^2 e^-w) / 2           dm = (m - y) e^-w           dw = (1 - (y - m)^2 e^-w) / 2
 // A row's loss is the mean over its elements, or their sum.
+#pragma once
 
-template <class T, int kKind>
-MTMLK_INLINE Element<T> head_element(VecOf<T> z, VecOf<T> y, VecOf<T> pos, T delta) {
-  if constexpr (kKind == kHeadBce) {
-    const VecOf<T> q = T(1) + (pos - T(1)) * y, rest = T(1) - y;
-    return {rest * z + q * log1p_exp<T>(-z), rest - q * logistic<T>(-z), VecOf<T>{}};
-  }
-  if constexpr (kKind == kHeadMse) return element_loss<T, kMse>(z, y, delta);
-  if constexpr (kKind == kHeadL1) return element_loss<T, kL1>(z, y, delta);
-  return element_loss<T, kHuber>(z, y, delta);
-}
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/losses.h"
+#include "mtml/program.h"
+#include "simd/simd.h"
+#include "simd/vmath.h"
+#include "multihead_loss/call.h"
+#include "multihead_loss/math.h"
+#include "multihead_loss/softmax_rows.h"
+
+namespace mtmlk {
+namespace {
 
 // Elements [from, to) of one row.
 template <class T, int kKind>
@@ -26,8 +28,9 @@ double element_part(const MtmlkHead& h, const T* z, const T* y, T* g, int64_t fr
     VecOf<T> sum = {};
     each_vector<T>(to - part < kPart ? to - part : kPart, [&](int64_t i, int64_t n) {
       const int64_t at = part + i;
-      const VecOf<T> weights = kKind == kHeadBce && pos ? load_some<T>(pos + at, n) : splat<T>(T(1));
-      const Element<T> e = head_element<T, kKind>(load_some<T>(z + at, n), load_some<T>(y + at, n), weights, delta);
+      const VecOf<T> weights = kKind == kMultiheadBce && pos ? load_some<T>(pos + at, n) : splat<T>(T(1));
+      const auto e =
+          multihead_element<VectorMath<T>, kKind>(load_some<T>(z + at, n), load_some<T>(y + at, n), weights, delta);
       sum += keep_lanes<T>(e.value, n);
       if (g) store_some<T>(g + at, scale * e.slope, n);
     });
@@ -42,35 +45,31 @@ double gaussian_part(const T* z, const T* y, T* g, int64_t outputs, int64_t from
   double total = 0;
   each_vector<T>(to - from, [&](int64_t i, int64_t n) {
     const int64_t at = from + i;
-    const VecOf<T> w = load_some<T>(z + outputs + at, n), r = load_some<T>(z + at, n) - load_some<T>(y + at, n);
-    const VecOf<T> precision = exponential<T>(-w), spread = r * r * precision;
-    total += double(sum_lanes<T>(keep_lanes<T>(T(0.5) * (w + spread), n)));
+    const auto e = gaussian_element<VectorMath<T>>(load_some<T>(z + at, n), load_some<T>(z + outputs + at, n),
+                                                   load_some<T>(y + at, n));
+    total += double(sum_lanes<T>(keep_lanes<T>(e.value, n)));
     if (!g) return;
-    store_some<T>(g + at, scale * (r * precision), n);
-    store_some<T>(g + outputs + at, scale * (T(0.5) * (T(1) - spread)), n);
+    store_some<T>(g + at, scale * e.mean_slope, n);
+    store_some<T>(g + outputs + at, scale * e.log_variance_slope, n);
   });
   return total;
 }
 
-template <class T>
+template <class T, int kKind = 0>
 double element_row(const MtmlkHead& h, const T* z, const T* y, T* g, int64_t from, int64_t to, T scale) {
-  switch (h.kind) {
-    case kHeadBce:
-      return element_part<T, kHeadBce>(h, z, y, g, from, to, scale);
-    case kHeadMse:
-      return element_part<T, kHeadMse>(h, z, y, g, from, to, scale);
-    case kHeadL1:
-      return element_part<T, kHeadL1>(h, z, y, g, from, to, scale);
-    case kHeadHuber:
-      return element_part<T, kHeadHuber>(h, z, y, g, from, to, scale);
-    default:
-      return gaussian_part<T>(z, y, g, h.classes / 2, from, to, scale);
+  if constexpr (kKind < kMultiheadCount) {
+    if (h.kind != kKind) return element_row<T, kKind + 1>(h, z, y, g, from, to, scale);
+    if constexpr (kKind == kMultiheadGaussian)
+      return gaussian_part<T>(z, y, g, target_values(kKind, h.classes), from, to, scale);
+    else if constexpr (!is_softmax(kKind))
+      return element_part<T, kKind>(h, z, y, g, from, to, scale);
   }
+  return 0;
 }
 
 template <class T>
-double element_rows(const MtmlkHead& h, const HeadUnit& u, double inverse) {
-  const int64_t each = h.kind == kHeadGaussian ? h.classes / 2 : h.classes;
+double element_rows(const MtmlkHead& h, const MultiheadUnit& u, double inverse) {
+  const int64_t each = target_values(h.kind, h.classes);
   const double share = h.mean ? 1 / double(each) : 1;
   double total = 0;
   for (int64_t row = u.row0; row < u.row1; ++row) {
@@ -83,7 +82,10 @@ double element_rows(const MtmlkHead& h, const HeadUnit& u, double inverse) {
                element_row<T>(h, z, static_cast<const T*>(h.target) + row * each, g, u.col0, u.col1, scale);
     if (weight != T(0) && !counts_nothing(inverse)) continue;
     if (g) clear_row<T>(g + u.col0, u.col1 - u.col0);
-    if (g && h.kind == kHeadGaussian) clear_row<T>(g + each + u.col0, u.col1 - u.col0);
+    if (g && h.kind == kMultiheadGaussian) clear_row<T>(g + each + u.col0, u.col1 - u.col0);
   }
   return total;
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,15 +1,32 @@
-// All heads of a call. Included inside an ISA-named namespace after head_elements.h.
+// All heads of a call.
 //
 // First a pass over the targets: labels are checked before they index anything, and the norm sum_i s_i v_i of every
 // head is summed, so that the second pass writes the gradient fully scaled. Units are cut by a head's own shape and
 // their sums are added in order: the bits depend neither on the threads nor on the heads beside.
+#pragma once
+
+#include <omp.h>
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/losses.h"
+#include "simd/simd.h"
+#include "runtime/stops.h"
+#include "multihead_loss/call.h"
+#include "multihead_loss/elements.h"
+#include "multihead_loss/math.h"
+#include "multihead_loss/softmax_rows.h"
+#include "multihead_loss/softmax_tiles.h"
+
+namespace mtmlk {
+namespace {
 
 // What the rows of a unit count for.
 template <class T>
 double unit_norm(const MtmlkHead& h, int64_t row0, int64_t row1) {
   const T* c = static_cast<const T*>(h.class_weights);
   const int64_t* y = static_cast<const int64_t*>(h.target);
-  if (!h.sample_weights && !(h.ids && is_softmax(h))) return double(row1 - row0);
+  if (!h.sample_weights && !(h.ids && is_softmax(h.kind))) return double(row1 - row0);
   if (!h.sample_weights && !c) {
     int64_t counted = 0;
     for (int64_t row = row0; row < row1; ++row) counted += y[row] != h.ignore_index;
@@ -34,11 +51,11 @@ inline int64_t first_bad_label(const MtmlkHead& h, int64_t row0, int64_t row1) {
 }
 
 template <class T>
-void head_norms(const HeadCall& call) {
+void multihead_norms(const MultiheadCall& call) {
 #pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
   for (int64_t i = 0; i < call.n_units; ++i) {
     if (stops(call.watch)) continue;
-    HeadUnit& u = call.units[i];
+    MultiheadUnit& u = call.units[i];
     const MtmlkHead& h = call.heads[u.head];
     u.bad = h.ids ? first_bad_label(h, u.row0, u.row1) : -1;
     u.norm = u.bad >= 0 || u.col0 > 0 ? 0 : unit_norm<T>(h, u.row0, u.row1);  // a row's first part speaks for it
@@ -49,8 +66,8 @@ void head_norms(const HeadCall& call) {
 constexpr int64_t kPastCaches = int64_t(4) << 20;
 
 template <class T>
-double unit_loss(const MtmlkHead& h, const HeadUnit& u, double inverse, T* scratch) {
-  if (!is_softmax(h)) return element_rows<T>(h, u, inverse);
+double unit_loss(const MtmlkHead& h, const MultiheadUnit& u, double inverse, T* scratch) {
+  if (!is_softmax(h.kind)) return element_rows<T>(h, u, inverse);
   const bool past = h.gradient && h.gradient != h.logits && h.rows * h.classes * int64_t(sizeof(T)) >= kPastCaches;
   double loss;
   if (h.inner > 1) {
@@ -65,14 +82,14 @@ double unit_loss(const MtmlkHead& h, const HeadUnit& u, double inverse, T* scrat
   return loss;
 }
 
-// `workspace`: of every thread, what head_scratch says. Heads differ in size, so units go out a few at a time.
+// `workspace`: of every thread, what multihead_scratch says. Heads differ in size, so units go out a few at a time.
 template <class T>
-void head_losses(const HeadCall& call, void* workspace, int64_t thread_bytes) {
+void multihead_losses(const MultiheadCall& call, void* workspace, int64_t thread_bytes) {
   const int64_t few = call.n_units / (8 * call.threads), at_once = few > 1 ? few : 1;
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, at_once) if (call.threads > 1)
   for (int64_t i = 0; i < call.n_units; ++i) {
     if (stops(call.watch)) continue;
-    HeadUnit& u = call.units[i];
+    MultiheadUnit& u = call.units[i];
     char* mine = static_cast<char*>(workspace) + thread_bytes * (call.threads > 1 ? omp_get_thread_num() : 0);
     u.loss = unit_loss<T>(call.heads[u.head], u, call.inverse[u.head], reinterpret_cast<T*>(mine));
   }
@@ -80,9 +97,12 @@ void head_losses(const HeadCall& call, void* workspace, int64_t thread_bytes) {
 
 // Bytes of scratch that a head asks of a thread.
 template <class T>
-int64_t head_scratch(const MtmlkHead& h) {
+int64_t multihead_scratch(const MtmlkHead& h) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
-  if (!is_softmax(h)) return 0;
+  if (!is_softmax(h.kind)) return 0;
   const int64_t size = h.inner > 1 ? 2 * h.classes * kTileCols<T> : 2 * kShortVecs * kTileVecs * kLanes * kLanes;
   return (size > h.classes ? size : h.classes + kLanes) * int64_t(sizeof(T));
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,8 +1,15 @@
-// What the head losses share. Included inside an ISA-named namespace after vmath.h.
+// What the head losses share.
+#pragma once
 
-enum HeadKind : int32_t { kHeadCe, kHeadBce, kHeadMse, kHeadL1, kHeadHuber, kHeadGaussian, kHeadKl };
+#include <stdint.h>
 
-inline bool is_softmax(const MtmlkHead& h) { return h.kind == kHeadCe || h.kind == kHeadKl; }
+#include "mtml/abi.h"
+#include "mtml/program.h"
+#include "simd/simd.h"
+#include "simd/vmath.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 MTMLK_INLINE IntOf<T> is_plus_zero(VecOf<T> x) {
@@ -67,19 +74,6 @@ MTMLK_INLINE bool is_aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % kVecBytes == 0;
 }
 
-// The first n <= kLanes elements of v.
-template <class T>
-MTMLK_INLINE void store_some(T* p, VecOf<T> v, int64_t n) {
-  if (n >= Simd<T>::kLanes) return store_anywhere<T>(p, v);
-#if defined(MTMLK_ISA_AVX512)
-  if constexpr (sizeof(T) == 4)
-    return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
-  else
-    return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
-#endif
-  for (int i = 0; i < int(n); ++i) p[i] = v[i];
-}
-
 template <class T>
 MTMLK_INLINE VecOf<T> larger(VecOf<T> a, VecOf<T> b) {  // a NaN in b stays out: its exponential is found later
   return a > b ? a : b;
@@ -104,9 +98,13 @@ struct Softmax {
 
 template <class T>
 Softmax<T> softmax_of(const MtmlkHead& h) {
-  const double e = h.kind == kHeadCe ? h.p0 : 0;
-  Softmax<T> s = {h.classes,        T(1 - e), T(e / double(h.classes)), T(e), static_cast<const T*>(h.class_weights),
-                  h.kind == kHeadKl};
+  const double e = h.kind == kMultiheadCrossEntropy ? h.p0 : 0;
+  Softmax<T> s = {h.classes,
+                  T(1 - e),
+                  T(e / double(h.classes)),
+                  T(e),
+                  static_cast<const T*>(h.class_weights),
+                  h.kind == kMultiheadKl};
   if (s.c) {
     double sum = 0;
     for (int64_t k = 0; k < h.classes && e != 0; ++k) sum += double(s.c[k]);
@@ -114,3 +112,6 @@ Softmax<T> softmax_of(const MtmlkHead& h) {
   }
   return s;
 }
+
+}  // namespace
+}  // namespace mtmlk

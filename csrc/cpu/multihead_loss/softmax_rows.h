@@ -1,8 +1,18 @@
-// Softmax losses of rows of many classes, one at a time. Included inside an ISA-named namespace after head_tile.h; the
-// formulas are in head_math.h.
+// Softmax losses of rows of many classes, one at a time; the formulas are in math.h.
 //
 // Three passes over a row that stays in the second-level cache: its largest logit; the exponentials and their sum; the
 // gradient, which is stored past the caches where it is too large to be found there again.
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "simd/simd.h"
+#include "multihead_loss/call.h"
+#include "multihead_loss/math.h"
+
+namespace mtmlk {
+namespace {
 
 // f(at, n, whole vector?) over [0, size).
 template <class T, class F>
@@ -153,3 +163,6 @@ double softmax_long(const MtmlkHead& h, int64_t row0, int64_t row1, T inverse, b
   }
   return total;
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,8 +1,21 @@
-// Softmax losses with one row in every lane: pixels, and rows of few classes. Included inside an ISA-named namespace
-// after head_math.h, where the formulas are.
+// Softmax losses with one row in every lane: pixels, and rows of few classes.
+// The formulas are in math.h.
 //
 // A tile is z [C, ld] in a scratch of its own, a column a row of the head. Pixels are copied there because a stride of
 // 64 KB between the classes puts them all into one set of the caches; rows of few classes are transposed.
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+#include "mtml/sizes.h"
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "multihead_loss/call.h"
+#include "multihead_loss/math.h"
+
+namespace mtmlk {
+namespace {
 
 constexpr int kTileVecs = 4;    // columns worked on together, in vectors
 constexpr int kPixelVecs = 16;  // columns copied together
@@ -166,7 +179,7 @@ double softmax_pixels(const MtmlkHead& h, int64_t row0, int64_t row1, T inverse,
     const int64_t pixel = row % h.inner, start = (row - pixel) * h.classes + pixel;
     int64_t n = row1 - row < most ? row1 - row : most;
     if (n > h.inner - pixel) n = h.inner - pixel;
-    const int64_t ld = (n + Simd<T>::kLanes - 1) / Simd<T>::kLanes * Simd<T>::kLanes;
+    const int64_t ld = round_up(n, Simd<T>::kLanes);
     copy_planes<T>(static_cast<const T*>(h.logits) + start, h.inner, h.classes, n, z, ld);
     if (!h.ids) copy_planes<T>(static_cast<const T*>(h.target) + start, h.inner, h.classes, n, t, ld);
     fill_columns<T>(h, row, n, ld, inverse, cols);
@@ -178,20 +191,6 @@ double softmax_pixels(const MtmlkHead& h, int64_t row0, int64_t row1, T inverse,
 }
 
 // --- rows of few classes ---
-
-// v[i][j] <- v[j][i]: perfect shuffles, log2(lanes) rounds.
-template <class T>
-MTMLK_INLINE void transpose_square(VecOf<T> (&v)[Simd<T>::kLanes]) {
-  constexpr int kLanes = Simd<T>::kLanes;
-#pragma GCC unroll 4
-  for (int round = 1; round < kLanes; round *= 2) {
-    VecOf<T> next[kLanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes / 2; ++i) interleave<T>(v[i], v[i + kLanes / 2], next[2 * i], next[2 * i + 1]);
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) v[i] = next[i];
-  }
-}
 
 // The class from which rows of 8 k + 2 classes, say, are moved one number at a time: a square for two is mostly empty.
 template <class T>
@@ -245,7 +244,7 @@ double softmax_short(const MtmlkHead& h, int64_t row0, int64_t row1, T inverse, 
   constexpr int64_t kStep = kTileVecs * Simd<T>::kLanes;
   for (int64_t row = row0; row < row1; row += kStep) {
     const int64_t n = row1 - row < kStep ? row1 - row : kStep;
-    const int64_t ld = (n + Simd<T>::kLanes - 1) / Simd<T>::kLanes * Simd<T>::kLanes;
+    const int64_t ld = round_up(n, Simd<T>::kLanes);
     transpose_in<T>(static_cast<const T*>(h.logits) + row * h.ld, h.ld, h.classes, n, z, ld);
     if (!h.ids) transpose_in<T>(static_cast<const T*>(h.target) + row * h.classes, h.classes, h.classes, n, t, ld);
     fill_columns<T>(h, row, n, ld, inverse, cols);
@@ -254,3 +253,6 @@ double softmax_short(const MtmlkHead& h, int64_t row0, int64_t row1, T inverse, 
   }
   return total;
 }
+
+}  // namespace
+}  // namespace mtmlk

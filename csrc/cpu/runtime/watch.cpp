@@ -4,11 +4,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 
 #include "mtml/abi.h"
-#include "inner_loop/plan/plan.h"
 
 namespace mtmlk {
 namespace {
@@ -30,13 +28,6 @@ int64_t now_ms() {
 }
 
 bool is_stopped(const Watch* watch) { return __atomic_load_n(&watch->stopped, __ATOMIC_RELAXED) != 0; }
-
-// Multiply-adds of a sample in one node; ten for an element of what is no product.
-double node_work(const Plan& plan, const ValuePlan& v) {
-  const double outputs = double(v.rows) * double(v.features);
-  const bool product = v.op == kLinear || v.op == kConv;
-  return outputs * (product ? double(plan.params[v.weight].cols) : 10.0);
-}
 
 }  // namespace
 
@@ -68,14 +59,6 @@ void wait_for_others(Watch* watch, int32_t* finished, int32_t team) {
     if (ask_caller(watch)) return;
     usleep(200);
   }
-}
-
-bool worth_watching(const Plan& plan) {
-  constexpr double kWork = 1 << 20;  // 30 us at the least
-  double sample = 0;
-  for (int64_t i = 0; i < plan.n_values; ++i)
-    if (plan.values[i].live && plan.values[i].batched) sample += node_work(plan, plan.values[i]);
-  return sample * double(std::max(plan.support.samples, plan.query.samples)) >= kWork;
 }
 
 }  // namespace mtmlk

@@ -7,8 +7,6 @@
 
 namespace mtmlk {
 
-struct Plan;
-
 // In cache lines of its own: all threads read it, and its neighbours on a stack are written.
 struct alignas(128) Watch {
   int32_t stopped;  // atomic
@@ -25,8 +23,5 @@ bool ask_caller(Watch* watch);
 // A thread of a team is through with its work. The one that called stays awake to ask until all are: in a barrier it
 // could not.
 void wait_for_others(Watch* watch, int32_t* finished, int32_t team);
-
-// Whether a pass over one set of a task takes long enough to be looked at inside.
-bool worth_watching(const Plan& plan);
 
 }  // namespace mtmlk

@@ -1,4 +1,6 @@
-// Buffers handed from call to call. First-touch page faults cost about 35 ms per 256 MB, more than many a call.
+// See workspace.h.
+#include "runtime/workspace.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -7,7 +9,8 @@
 #include <mutex>
 #include <vector>
 
-#include "isa/dispatch.h"
+#include "mtml/abi.h"
+#include "mtml/sizes.h"
 
 namespace mtmlk {
 namespace {
@@ -54,7 +57,7 @@ bool clear(void* base, int64_t bytes, Watch* watch) {
 
 void* acquire_workspace(int64_t bytes, Watch*) {
   if (too_much(bytes)) return nullptr;
-  return aligned_alloc(64, size_t((bytes + 63) / 64 * 64));
+  return aligned_alloc(64, size_t(round_up(bytes, 64)));
 }
 
 void release_workspace(void* buffer) { free(buffer); }
@@ -76,7 +79,7 @@ void* acquire_workspace(int64_t bytes, Watch* watch) {
     }
   }
   const int64_t unit = needed >= kHugePage ? kHugePage : 4096;
-  const int64_t size = (needed + unit - 1) / unit * unit;
+  const int64_t size = round_up(needed, unit);
   void* base = aligned_alloc(size_t(unit), size_t(size));
   if (!base) return nullptr;
 #if defined(MADV_HUGEPAGE)
@@ -113,3 +116,13 @@ void release_workspace(void* buffer) {
 #endif
 
 }  // namespace mtmlk
+
+extern "C" {
+
+void* mtmlk_acquire(int64_t bytes) {
+  mtmlk::Watch watch = mtmlk::start_watch();
+  return mtmlk::acquire_workspace(bytes, &watch);
+}
+void mtmlk_release(void* memory) { mtmlk::release_workspace(memory); }
+
+}  // extern "C"

@@ -1,5 +1,13 @@
-// Products whose long side is summed: rows times a handful of rows. Included inside an ISA-named namespace after
-// gemm.h.
+// Products whose long side is summed: rows times a handful of rows.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/gemm.h"
+#include "simd/simd.h"
+
+namespace mtmlk {
+namespace {
 
 // Rows of X and of W at once: 20 accumulators of 32 registers, or 10 of 16. Five is what few-shot classes come in.
 constexpr int kDotClasses = 5;
@@ -76,3 +84,6 @@ void row_dots(const RowsOf<T>& X, const RowsOf<T>& W, int64_t D, T* out, int64_t
     }
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,4 +1,4 @@
-// Matrix products of the engine. Included inside an ISA-named namespace after simd.h.
+// Matrix products of the engine.
 //
 //   C[m, n] = D[m, n] + beta * (sum_k A1[m, k] B1[k, n] + sum_k A2[m, k] B2[k, n])
 //
@@ -9,6 +9,14 @@
 //
 // A packed weight [K, N] is a sequence of panels of up to kPanelVecs vectors of columns: panel p holds its K rows one
 // after another, so that a tile streams it, and elementwise updates see one flat buffer.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/simd.h"
+
+namespace mtmlk {
+namespace {
 
 // With a gate, C keeps only the elements whose gate is positive or NaN (relu, and relu's slope); gate == c means C
 // itself. One struct is filled in by the caller and stepped through in place: a copy right after the scalar stores
@@ -297,3 +305,6 @@ void multiply_narrow(int64_t m, int64_t n, T* c, int64_t ldc, const T* bias, con
     }
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

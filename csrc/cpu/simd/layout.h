@@ -1,9 +1,17 @@
-// Between the module's tensors and the engine's layouts. Included inside an ISA-named namespace after gemm.h.
+// Between the module's tensors and the engine's layouts.
 //
 // A linear weight [O, I] is kept packed as [I, O] panels (gemm.h); its transposed copy, which input gradients need, as
 // [O, I] panels. Narrow weights and other parameters are rows padded to vectors. Padding is zero and stays zero.
+#pragma once
 
-MTMLK_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+#include <stdint.h>
+
+#include "mtml/sizes.h"
+#include "simd/gemm.h"
+#include "simd/simd.h"
+
+namespace mtmlk {
+namespace {
 
 // Calls body(panel start, column, width) for each panel of a packed matrix with `k` rows and `n` columns.
 template <class T, class Body>
@@ -123,55 +131,24 @@ void unpack_rows(const T* src, int64_t rows, int64_t cols, T* dst) {
     for (int64_t c = 0; c < cols; ++c) dst[r * cols + c] = src[r * ld + c];
 }
 
-// weight [O, C, taps] -> packed [taps * C, O], and back
-template <class T, class Each>
-MTMLK_INLINE void each_conv_element(const ParamPlan& p, Each each) {
-  const int64_t channels = p.cols / p.taps;
-  each_panel<T>(p.cols, p.rows, [&](int64_t start, int64_t col, int64_t width) {
-    for (int64_t tap = 0; tap < p.taps; ++tap)
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t o = 0; o < width; ++o) each(start + (tap * channels + c) * width + o, col + o, c * p.taps + tap);
-  });
+// v[i][j] <- v[j][i]: perfect shuffles, log2(lanes) rounds.
+template <class T>
+MTMLK_INLINE void transpose_square(VecOf<T> (&v)[Simd<T>::kLanes]) {
+  constexpr int kLanes = Simd<T>::kLanes;
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    VecOf<T> next[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) interleave<T>(v[i], v[i + kLanes / 2], next[2 * i], next[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) v[i] = next[i];
+  }
 }
 
 template <class T>
-void pack_conv(const ParamPlan& p, const T* src, T* dst) {
-  each_conv_element<T>(p, [&](int64_t at, int64_t output, int64_t element) {
-    dst[at] = output < p.rows ? src[output * p.cols + element] : T(0);
-  });
+void fill_zero(T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += Simd<T>::kLanes) store<T>(p + i, VecOf<T>{});
 }
 
-template <class T>
-void unpack_conv(const ParamPlan& p, const T* src, T* dst) {
-  each_conv_element<T>(p, [&](int64_t at, int64_t output, int64_t element) {
-    if (output < p.rows) dst[output * p.cols + element] = src[at];
-  });
-}
-
-template <class T>
-void pack_param(const ParamPlan& p, const T* src, T* dst) {
-  if (p.layout == kConvWeight)
-    pack_conv<T>(p, src, dst);
-  else if (p.layout == kLinearWeight && !p.narrow)
-    pack_weight<T>(src, p.rows, p.cols, dst);
-  else
-    pack_rows<T>(src, p.rows, p.cols, dst);
-}
-
-template <class T>
-void unpack_param(const ParamPlan& p, const T* src, T* dst) {
-  if (p.layout == kConvWeight)
-    unpack_conv<T>(p, src, dst);
-  else if (p.layout == kLinearWeight && !p.narrow)
-    unpack_weight<T>(src, p.rows, p.cols, dst);
-  else
-    unpack_rows<T>(src, p.rows, p.cols, dst);
-}
-
-// The transposed copy of a packed weight: [O, I], or of a convolution's [taps * O, C].
-template <class T>
-void transpose_param(const ParamPlan& p, const T* src, T* dst) {
-  const int64_t channels = p.cols / p.taps;
-  for (int64_t tap = 0; tap < p.taps; ++tap)
-    transpose_packed<T>(src, channels, p.rows, p.cols, p.taps * p.rows, tap * channels, tap * p.rows, dst);
-}
+}  // namespace
+}  // namespace mtmlk

@@ -1,6 +1,15 @@
-// Vectors of one instruction set, as compiler vector types. Included inside an ISA-named namespace; needs <stdint.h>.
+// Vectors of one instruction set, as compiler vector types.; needs <stdint.h>.
 //
 // Every internal row is padded to whole vectors and aligned, so no loop below has a scalar tail.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <stdint.h>
+
+namespace mtmlk {
+namespace {
 
 #if defined(MTMLK_ISA_AVX512)
 constexpr int kVecBytes = 64;
@@ -182,3 +191,19 @@ MTMLK_INLINE T max_lanes(VecOf<T> v) {
   for (int i = 1; i < Simd<T>::kLanes; ++i) best = (v[i] > best || v[i] != v[i]) ? v[i] : best;
   return best;
 }
+
+// The first n <= kLanes elements of v.
+template <class T>
+MTMLK_INLINE void store_some(T* p, VecOf<T> v, int64_t n) {
+  if (n >= Simd<T>::kLanes) return store_anywhere<T>(p, v);
+#if defined(MTMLK_ISA_AVX512)
+  if constexpr (sizeof(T) == 4)
+    return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+  else
+    return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+#endif
+  for (int i = 0; i < int(n); ++i) p[i] = v[i];
+}
+
+}  // namespace
+}  // namespace mtmlk

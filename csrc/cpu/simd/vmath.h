@@ -1,5 +1,13 @@
-// Elementary functions on vectors, 1-3 ulp. Included inside an ISA-named namespace after simd.h.
+// Elementary functions on vectors, 1-3 ulp.
 // Polynomials in Horner form; Taylor where the reduced argument is small, Chebyshev fits for erf (errors noted).
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/simd.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T, int N>
 MTMLK_INLINE VecOf<T> horner(VecOf<T> x, const T (&c)[N]) {  // highest power first
@@ -241,3 +249,25 @@ MTMLK_INLINE SinCos<T> sin_cos(VecOf<T> x) {
       }
   return {sine, cosine};
 }
+
+// The arithmetic of vectors, for the formulas of include/mtml.
+template <class T>
+struct VectorMath {
+  using Scalar = T;
+  using Value = VecOf<T>;
+
+  static MTMLK_INLINE Value exp(Value x) { return exponential<T>(x); }
+  static MTMLK_INLINE Value tanh(Value x) { return hyperbolic_tangent<T>(x); }
+  static MTMLK_INLINE Value logistic(Value x) { return mtmlk::logistic<T>(x); }
+  static MTMLK_INLINE Value erf(Value x) { return error_function<T>(x); }
+  static MTMLK_INLINE Value log1p_exp(Value x) { return mtmlk::log1p_exp<T>(x); }
+  static MTMLK_INLINE SinCos<T> sin_cos(Value x) { return mtmlk::sin_cos<T>(x); }
+  static MTMLK_INLINE Value abs(Value x) { return absolute<T>(x); }
+  static MTMLK_INLINE Value rsqrt(Value x) {
+    for (int i = 0; i < Simd<T>::kLanes; ++i) x[i] = T(1) / T(__builtin_sqrt(double(x[i])));
+    return x;
+  }
+};
+
+}  // namespace
+}  // namespace mtmlk

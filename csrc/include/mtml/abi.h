@@ -126,8 +126,8 @@ MTMLK_API int mtmlk_inner_loop(const MtmlkPlan* plan, const MtmlkCall* call, Mtm
 MTMLK_API int mtmlk_carry_to_grads(const MtmlkPlan* plan, const void* carry, int64_t tasks, const void* scale,
                                    int64_t scale_stride, void* const* grads, void* const* lr_grads, int32_t threads);
 
-// A linear head on given features, adapted in the Gram matrix of each task's support features (csrc/cpu/head_inner_loop/task.h).
-// All tensors are contiguous and of one dtype, class ids int64. NULL where absent.
+// A linear head on given features, adapted in the Gram matrix of each task's support features
+// (csrc/cpu/head_inner_loop/task.h). All tensors are contiguous and of one dtype, class ids int64. NULL where absent.
 typedef struct {
   int32_t dtype, threads;
   int64_t tasks, support, query, features, classes, steps;
@@ -154,6 +154,7 @@ typedef struct {
 
 MTMLK_API int mtmlk_head_loop(const MtmlkHeadCall* call, MtmlkError* error);
 MTMLK_API int mtmlk_head_chain(const MtmlkHeadCall* call);
+
 // --- losses of several heads ---
 
 // One head. A row is what has one class or is one sample: logits [rows / inner, classes, inner]; where inner is 1, a

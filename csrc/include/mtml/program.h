@@ -39,9 +39,9 @@ enum Act : int32_t {
   kActCount = 11
 };
 
-enum NormKind : int32_t { kBatchNorm = 0, kGroupNorm = 1, kLayerNorm = 2 };
+enum NormKind : int32_t { kBatchNorm = 0, kGroupNorm = 1, kLayerNorm = 2, kNormCount = 3 };
 
-enum PoolKind : int32_t { kMaxPool = 0, kAvgPool = 1, kAdaptiveAvgPool = 2 };
+enum PoolKind : int32_t { kMaxPool = 0, kAvgPool = 1, kAdaptiveAvgPool = 2, kPoolCount = 3 };
 
 enum ParamLayout : int32_t { kLinearWeight = 0, kRows = 1, kConvWeight = 2, kStepRows = 3 };
 
@@ -63,7 +63,20 @@ enum Window : int32_t {
   kDivisor = kGroups  // of an average: 0 counts padding, -1 does not, else the divisor itself
 };
 
-enum LossKind : int32_t { kMse = 0, kCrossEntropy = 1, kBce = 2, kHuber = 3, kL1 = 4 };
+// Losses of the inner loop; formulas in losses.h.
+enum LossKind : int32_t { kMse = 0, kCrossEntropy = 1, kBce = 2, kHuber = 3, kL1 = 4, kLossCount = 5 };
+
+// Losses of several heads.
+enum MultiheadKind : int32_t {
+  kMultiheadCrossEntropy = 0,
+  kMultiheadBce = 1,
+  kMultiheadMse = 2,
+  kMultiheadL1 = 3,
+  kMultiheadHuber = 4,
+  kMultiheadGaussian = 5,
+  kMultiheadKl = 6,
+  kMultiheadCount = 7
+};
 
 constexpr int kHeaderInts = 5;  // version, inputs, params, nodes, output value
 constexpr int kParamInts = 3;   // layout, rows, cols

@@ -36,7 +36,7 @@ void place_conv(PlanStorage& plan, ValuePlan& v) {
   const ValuePlan& a = plan.values[v.a];
   const ParamPlan& weight = plan.params[v.weight];
   const int64_t* w = v.window;
-  const int64_t bytes = element_bytes(plan);
+  const int64_t bytes = element_bytes(plan.dtype);
   const AxisShape y = {w[kHeight], w[kOutHeight], w[kKernelY], w[kStrideY], w[kPadY], w[kDilationY]};
   const AxisShape x = {w[kWidth], w[kOutWidth], w[kKernelX], w[kStrideX], w[kPadX], w[kDilationX]};
   auto conv = std::make_unique<ConvPlan>();
@@ -94,7 +94,6 @@ void mark_chains(PlanStorage& plan) {
     norm.kind = v.kind, norm.eps = v.c0, norm.self = norm.tail = int32_t(i), norm.slope = 1, norm.out_rows = v.rows;
     norm.groups = v.kind == kBatchNorm ? v.features : int64_t(v.c1);
     v.norm = &norm;
-    if (norm.kind == kBatchNorm) plan.mixes = true;
     ValuePlan& before = plan.values[v.a];
     if (before.op == kConv && before.window[kGroups] == 1 && only_reader(plan, v.a) == i)
       before.streamed = norm.streamed = true, before.norm = &norm;
@@ -117,10 +116,10 @@ void mark_chains(PlanStorage& plan) {
 // needs: their place in the query set's planes (135 of mini_conv's 541 MB) is worth making them twice.
 bool is_remade(const Plan& plan, const ValuePlan& v) {
   return v.op == kConv && v.streamed && v.norm->pooled && !plan.values[v.a].meta &&
-         v.rows * v.ld * element_bytes(plan) > kFarBytes;
+         v.rows * v.ld * element_bytes(plan.dtype) > kFarBytes;
 }
 
-// Room for what a normalisation keeps a sample; see norm.h. A chain's other values have no planes.
+// Room for what a normalisation keeps a sample; see norm/batch_group.h. A chain's other values have no planes.
 void place_norm(Plan& plan, ValuePlan& v) {
   if (!v.norm) return;
   NormPlan& norm = *v.norm;

@@ -21,11 +21,11 @@ bool plan_allows(const Plan& plan, const MtmlkPlanSpec& spec) {
   if (spec.form == MTMLK_WEIGHTS || plan.keep != 0 || plan.mixes) return false;
   constexpr int64_t kTaskBytes = 4 << 20;  // of planes, of which several tasks' are held at once
   const TaskPlanes planes = task_planes(plan, spec.support, spec.query);
-  const int64_t bytes = (spec.steps * planes.step + planes.query) * element_bytes(plan);
+  const int64_t bytes = (spec.steps * planes.step + planes.query) * element_bytes(plan.dtype);
   if (spec.form == MTMLK_AUTO && bytes > kTaskBytes) return false;
   // Gradients are summed over the tasks; where a row each would be carried, the choice must not depend on more sizes
   // than the carry's shape does.
-  if (spec.form == MTMLK_AUTO && params_room(plan) * element_bytes(plan) <= kTaskCarryBytes) return false;
+  if (spec.form == MTMLK_AUTO && params_room(plan) * element_bytes(plan.dtype) <= kTaskCarryBytes) return false;
   for (int64_t i = 0; i < plan.n_values; ++i)
     if (plan.values[i].live && plan.values[i].op == kConv) return false;
   return true;

@@ -1,4 +1,4 @@
-// Planning of convolutions that run two pixels at a time, see conv_pairs.h.
+// Planning of convolutions that run two pixels at a time, see conv/pairs.h.
 #include "inner_loop/plan/storage.h"
 
 namespace mtmlk {
@@ -14,7 +14,7 @@ bool runs_in_pairs(const ValuePlan& v, const ValuePlan& a) {
 void place_pairs(PlanStorage& plan, const ValuePlan& v, ConvPlan& conv, const AxisShape& y) {
   const ValuePlan& a = plan.values[v.a];
   const int64_t* w = v.window;
-  const int64_t bytes = element_bytes(plan);
+  const int64_t bytes = element_bytes(plan.dtype);
   for (PairPlan* p : {&conv.pairs_forward, &conv.pairs_backward}) {
     const bool forward = p == &conv.pairs_forward;
     const ValuePlan &source = forward ? a : v, &dest = forward ? v : a;

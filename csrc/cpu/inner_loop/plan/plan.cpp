@@ -4,7 +4,8 @@
 #include <new>
 #include <vector>
 
-#include "isa/dispatch.h"
+#include "mtml/pointwise.h"
+#include "inner_loop/plan/layers.h"
 #include "inner_loop/plan/storage.h"
 
 namespace mtmlk {
@@ -33,14 +34,16 @@ bool decode_node(PlanStorage& plan, const MtmlkPlanSpec& spec, const int64_t* p,
     if (p[c] < -1 || p[c] > INT32_MAX)
       return why("node %zu: expected numbers from -1 to 2^31, got %lld", plan.value_store.size(), (long long)p[c]);
   ValuePlan v = {};
+  v.self = int32_t(plan.value_store.size());
   v.op = int32_t(p[0]), v.a = int32_t(p[1]), v.b = int32_t(p[2]), v.weight = int32_t(p[3]), v.bias = int32_t(p[4]);
   v.rows = p[5], v.features = p[6], v.batched = p[7] != 0;
-  if (v.op == kAct || v.op == kNorm || v.op == kPool) v.kind = v.b, v.b = -1;
-  if (v.op == kInput || v.op == kEmbedding) v.kind = v.a, v.a = -1;
+  const LayerTraits& traits = traits_of(v.op);
+  if (traits.kind == KindIn::kB) v.kind = v.b, v.b = -1;
+  if (traits.kind == KindIn::kA) v.kind = v.a, v.a = -1;
   v.c0 = 1;
-  const bool window = v.op == kConv || v.op == kPool;
+  const bool window = traits.flags & kWindowed;
   const int64_t count = window ? int64_t(kWindowConsts) : 2;
-  if (p[8] < 0 ? window || v.op == kEmbedding : p[8] + count > spec.n_consts)
+  if (p[8] < 0 ? window || (traits.flags & kNeedsConsts) : p[8] + count > spec.n_consts)
     return why("node %zu: expected %lld constants from position %lld of consts, which has %lld",
                plan.value_store.size(), (long long)count, (long long)p[8], (long long)spec.n_consts);
   if (p[8] >= 0) v.c0 = spec.consts[p[8]], v.c1 = spec.consts[p[8] + 1];
@@ -88,6 +91,8 @@ void mark_live(Plan& plan) {
     if (v.b >= 0) plan.values[v.b].live = true;
     if (v.weight >= 0) plan.params[v.weight].used = true;
     if (v.bias >= 0) plan.params[v.bias].used = true;
+    const LayerTraits& traits = traits_of(v.op);
+    plan.mixes |= traits.mixes && traits.mixes(v);
   }
 }
 
@@ -116,16 +121,14 @@ void mark_dependence(Plan& plan) {
   }
 }
 
-// Linear layers and convolutions read their input element by element, so it needs no padding; narrow layers and grouped
-// convolutions read vectors.
+// Such a value needs no padding.
 bool only_elements_read(const Plan& plan, int32_t value) {
   if (plan.output == value) return false;
   for (int64_t i = 0; i < plan.n_values; ++i) {
     const ValuePlan& v = plan.values[i];
     if (!v.live || (v.a != value && v.b != value)) continue;
-    const bool elements = (v.op == kLinear && !plan.params[v.weight].narrow) || v.op == kTranspose ||
-                          (v.op == kConv && v.window[kGroups] == 1);
-    if (!elements) return false;
+    const LayerTraits& traits = traits_of(v.op);
+    if (!traits.reads_elements || !traits.reads_elements(plan, v)) return false;
   }
   return true;
 }
@@ -137,20 +140,7 @@ int32_t act_mode(const Plan& plan, const ValuePlan& v) {
   // max-pooling finds its winners by its output
   const bool alone =
       count_uses(plan, v.a) == 1 && v.batched && below != kInput && below != kParam && below != kAct && below != kPool;
-  if (!alone || v.in_chain) return kKeepInput;
-  switch (v.kind) {
-    case kRelu:
-    case kTanh:
-    case kSigmoid:
-      return kInPlace;
-    case kLeakyRelu:
-      return v.c0 > 0 ? kInPlace : kKeepInput;
-    case kSin:
-    case kCos:
-      return kSlopeOver;
-    default:
-      return kKeepInput;
-  }
+  return alone && !v.in_chain ? best_act_mode(v.kind, v.c0) : kKeepInput;
 }
 
 // relu's second derivative is 0: neither its input's delta nor the output's is needed once the other is known. At the
@@ -313,7 +303,7 @@ int64_t carry_room(const Plan& plan) {
 // each costs a gradient buffer (256 rows make the buffer's sum under 3 % of the products).
 Cut cut_rows(const Plan& plan, int64_t samples) {
   constexpr int64_t kBlockBytes = 192 << 10, kChunkRows = 256, kMaxChunks = 16, kMinBlockRows = 48;
-  const int64_t bytes = plan.dtype == MTMLK_F32 ? 4 : 8;
+  const int64_t bytes = element_bytes(plan.dtype);
   int64_t sample = 0;
   for (const int64_t size : plan.plane_size) sample += size;
   int64_t rows = 1;
@@ -330,7 +320,7 @@ Cut cut_rows(const Plan& plan, int64_t samples) {
 }
 
 void place_state(Plan& plan) {
-  const int64_t bytes = plan.dtype == MTMLK_F32 ? 4 : 8;
+  const int64_t bytes = element_bytes(plan.dtype);
   const bool second_order = plan.needs != 0 && !plan.first_order;
   const int64_t aux = plan.out_rows * plan.out_ld;
   const int64_t planes = plan.plane_size[kPrimal] + plan.plane_size[kDelta] + aux;
@@ -359,6 +349,21 @@ void place_state(Plan& plan) {
   plan.fused_update = plan.support.chunks == 1 && plan.support.blocks == 1 && !(plan.needs & MTMLK_NEED_LR);
   for (int64_t i = 0; i < plan.n_lr; ++i) plan.fused_update &= !plan.lrs[i].elements;
   if (plan.low_rank) place_low_state(plan);
+}
+
+// Multiply-adds of a sample in one node; ten for an element of what is no product.
+double node_work(const Plan& plan, const ValuePlan& v) {
+  const double outputs = double(v.rows) * double(v.features);
+  return outputs * (traits_of(v.op).flags & kProducts ? double(plan.params[v.weight].cols) : 10.0);
+}
+
+// Whether a pass over one set of a task takes long enough to be looked at inside.
+bool worth_watching(const Plan& plan) {
+  constexpr double kWork = 1 << 20;  // 30 us at the least
+  double sample = 0;
+  for (int64_t i = 0; i < plan.n_values; ++i)
+    if (plan.values[i].live && plan.values[i].batched) sample += node_work(plan, plan.values[i]);
+  return sample * double(std::max(plan.support.samples, plan.query.samples)) >= kWork;
 }
 
 }  // namespace
@@ -397,7 +402,7 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out, MtmlkReason* r
   place_scratch(*plan);
   place_state(*plan);
   // A row a task lets the backward pass weigh tasks freely; beyond 64 KiB a row only the sum over the tasks is kept.
-  const int64_t bytes = plan->dtype == MTMLK_F32 ? 4 : 8;
+  const int64_t bytes = element_bytes(plan->dtype);
   plan->carry_room = carry_room(*plan);
   plan->carry_per_task = plan->carry_room * bytes <= kTaskCarryBytes && !plan->low_rank;
   *out = plan.release();

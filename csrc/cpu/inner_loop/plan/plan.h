@@ -11,17 +11,10 @@
 
 namespace mtmlk {
 
-// How an activation shares memory with its input.
-enum ActMode : int32_t {
-  kInPlace = 0,    // output over input, derivatives from the output: relu, tanh, ...
-  kSlopeOver = 1,  // the input's plane holds f'(z) after the forward pass: sin, cos
-  kKeepInput = 2   // the input stays: gelu, silu, softplus
-};
-
 // Planes of a value: primal, its gradient (delta), and the tangents of both.
 enum Plane : int32_t { kPrimal = 0, kDelta = 1, kTangent = 2, kDeltaTangent = 3, kPlanes = 4 };
 
-// Partial sums of a unit: see norm_stats.h.
+// Partial sums of a unit: see norm/stats.h.
 constexpr int64_t kSlotRows = 3;
 
 // Rows of a value cut into units: `samples` whole samples, or bands of `rows` rows of one sample.
@@ -33,7 +26,7 @@ struct RowUnits {
 // threads that share it.
 constexpr int64_t kMaxParts = 4;
 
-// A convolution (or the gradient of its input) two pixels at a time, see conv_pairs.h.
+// A convolution (or the gradient of its input) two pixels at a time, see conv/pairs.h.
 struct PairPlan {
   TapPlan taps;  // of kernel rows, on planes of pairs
   bool forward;
@@ -73,34 +66,43 @@ struct NormPlan {
   // gradient of its outputs is handed to it group by group instead of being stored.
   bool streamed;
   RowUnits stats, sums;  // each with a partial statistic of its own: of the input's rows, and of the tail's
-  int64_t coefs, coefs_tangent, peak, peak_tangent;  // offsets in the planes, see norm.h
+  int64_t coefs, coefs_tangent, peak, peak_tangent;  // offsets in the planes, see norm/batch_group.h
 };
 
 struct ValuePlan {
+  // The node, as it stands in the program.
+  int32_t self;  // its position among the values
   int32_t op, a, b, weight, bias, kind;
   double c0, c1;
   int64_t rows, features;  // per sample (batched) or in all
-  int64_t ld;              // a row padded to vectors
-  int64_t ld_primal;       // the same but for an input read in place, whose rows are not padded
   bool batched;
-  bool live;                  // reaches the output
-  bool direct_input;          // an input that only linear layers read: used where it lies
-  bool tan;                   // depends on an adapted parameter: has a delta in the inner loop and a tangent
-  bool meta;                  // depends on something a meta-gradient is wanted for
-  bool add_a, add_b;          // this node's gradient to a (b) is added to what a later node wrote
-  bool add_weight, add_bias;  // another node has already written this parameter's gradient in the same pass
-  int32_t act_mode;
-  // A relu in place is applied by the products that write its plane: forward by the linear layer before it, backward by
-  // the one after it, where that is its only reader.
-  bool gate_output, gate_input;  // of a linear layer
-  bool in_chain;                 // computed by the normalisation before it, see NormPlan
-  bool streamed;                 // a convolution whose output's gradient has no plane
-  bool remade;                   // its output has none for the query set either, see Block::remake
-  const int64_t* window;         // [kWindowConsts] of a convolution or pooling
-  const ConvPlan* conv;
-  NormPlan* norm;                  // of a normalisation, and of what runs with it
+  const int64_t* window;  // [kWindowConsts] of a convolution or pooling
+
+  // Dependence.
+  bool live;  // reaches the output
+  bool tan;   // depends on an adapted parameter: has a delta in the inner loop and a tangent
+  bool meta;  // depends on something a meta-gradient is wanted for
+
+  // Placement.
+  int64_t ld;               // a row padded to vectors
+  int64_t ld_primal;        // the same but for an input read in place, whose rows are not padded
+  bool direct_input;        // an input that only linear layers read: used where it lies
+  int32_t act_mode;         // ActMode
+  int64_t offset[kPlanes];  // per sample of the block (batched), else absolute; see Layout
+
+  // Order: which gradients are added to what a later node wrote in the same pass.
+  bool add_a, add_b;          // those of its operands
+  bool add_weight, add_bias;  // those of its parameters
+
+  // Fusion. A relu in place is applied by the products that write its plane: forward by the linear layer before it,
+  // backward by the one after it, where that is its only reader.
+  bool gate_output, gate_input;    // of a linear layer
   bool gated_before, gated_after;  // of the relu
-  int64_t offset[kPlanes];         // per sample of the block (batched), else absolute; see Layout
+  bool in_chain;                   // computed by the normalisation before it, see NormPlan
+  bool streamed;                   // a convolution whose output's gradient has no plane
+  bool remade;                     // its output has none for the query set either, see Block::remake
+  const ConvPlan* conv;
+  NormPlan* norm;  // of a normalisation, and of what runs with it
 };
 
 struct ParamPlan {
@@ -142,6 +144,7 @@ struct Cut {
 };
 
 struct Plan {
+  // The program and the options, as given.
   int32_t dtype;
   int32_t lanes;
   int64_t n_values, n_params, n_inputs, n_lr, n_adapted;
@@ -154,29 +157,37 @@ struct Plan {
   MtmlkLoss support_loss, query_loss;
   bool first_order;
   int32_t needs, keep;
+
+  // Samples, outputs and inputs.
   Cut support, query;
   int64_t out_rows, out_features, out_ld, out_size;
   int64_t input_size;  // of one sample, all inputs but ids
 
+  // What kind of program it is.
+  bool heavy;     // has convolutions
+  bool mixes;     // a normalisation mixes a set's samples: one block holds them all
+  bool watched;   // a pass takes so long that its nodes look at the call's Watch
+  bool low_rank;  // some weight is in low-rank form
+
+  // Sizes of parameters and rates, and of a row of the carry.
   int64_t full_size, full_t_size, own_size, own_t_size, lr_size;
+  int64_t lambda_size;  // gradients of all parameters but the low ones
+  int64_t carry_cols;   // those and the rates': what each task has
+  int64_t carry_end;    // and the low weights', which are summed over the tasks at once
+  int64_t carry_room;   // what a row of the carry is given: enough for the layout of any instruction set
+  bool carry_per_task;
+
+  // Planes.
   int64_t plane_size[kPlanes];  // a sample, batched values
   int64_t remade_size;          // of them, at the end of the primal ones
   int64_t fixed_size[kPlanes];  // unbatched values
-  int64_t lambda_size;          // gradients of all parameters but the low ones
-  int64_t carry_cols;           // those and the rates': what each task has
-  int64_t carry_end;            // and the low weights', which are summed over the tasks at once
-  int64_t carry_room;           // what a row of the carry is given: enough for the layout of any instruction set
-  bool carry_per_task;
-  bool heavy;    // has convolutions
-  bool watched;  // a pass takes so long that its nodes look at the call's Watch
-  // Low-rank form: a task's planes of all steps, then of its query set, are kept until its wave's gradients are summed.
-  bool low_rank;
-  int64_t query_at, task_size, gram_size, kept_size;
-  int64_t task_rows;            // of lambda_0's factors in one layer, at most
-  bool mixes;                   // a normalisation mixes a set's samples: one block holds them all
+  int64_t transient_size;       // planes of one worker
+
+  // Scratch.
+  int64_t chunk_size;           // gradients of one chunk: parameters, then deltas of unbatched values
   int64_t scratch_size;         // of one task, shared by its workers
   int64_t worker_scratch_size;  // of each worker
-  int64_t pair_weights;         // where transformed weights lie in the scratch, see conv_pairs.h
+  int64_t pair_weights;         // where transformed weights lie in the scratch, see conv/pairs.h
   int64_t worker_pairs;         // where a worker's planes of pairs lie in its own
 
   // What one task remembers of one inner step, in this order: adapted parameters and their transposes, the gradient
@@ -184,9 +195,15 @@ struct Plan {
   bool keep_planes;
   bool fused_update;                                          // the products write theta_{k+1} directly
   int64_t state_size, state_grad, state_fixed, state_blocks;  // size and offsets
-  int64_t slots;           // steps held at once: all of them, or one segment between checkpoints
-  int64_t transient_size;  // planes of one worker
-  int64_t chunk_size;      // gradients of one chunk: parameters, then deltas of unbatched values
+  int64_t slots;  // steps held at once: all of them, or one segment between checkpoints
+
+  // Low-rank form: a task's planes of all steps, then of its query set, are kept until its wave's gradients are summed.
+  int64_t query_at, task_size, gram_size, kept_size;
+  int64_t task_rows;  // of lambda_0's factors in one layer, at most
 };
+
+int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** plan, MtmlkReason* reason);
+void destroy_plan(Plan* plan);
+bool ids_ok(const Plan& plan, const MtmlkCall& call, MtmlkError* error);  // of embeddings; false: `error` says which
 
 }  // namespace mtmlk

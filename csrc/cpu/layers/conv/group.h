@@ -1,9 +1,23 @@
-// Grouped convolutions: output o reads the channels of its group only. Included inside an ISA-named namespace after
-// conv_node.h.
+// Grouped convolutions: output o reads the channels of its group only.
 //
 //   z[p, o] = b[o] + sum_tap sum_j a[p + tap, group(o) C + j] W[tap, j, o],     C channels a group
 //
 // Depthwise ones (one channel and one output a group) run in vectors along the channels; others element by element.
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/sizes.h"
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "runtime/stops.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/conv/layer.h"
+#include "layers/conv/products.h"
+
+namespace mtmlk {
+namespace {
 
 // Where (row, column) of a packed matrix lies.
 template <class T>
@@ -92,10 +106,9 @@ void group_input_gradient(const Block<T>& b, const ValuePlan& v, T* da, const T*
 
 template <class T, bool kDepthwise>
 void group_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input) {
-  const int32_t self = int32_t(&v - b.plan->values);
   const ParamPlan& w = b.plan->params[v.weight];
   const ValuePlan& a = b.plan->values[v.a];
-  const T *dz = plane_of(b, self, plane), *primal_dz = plane_of(b, self, kDelta);
+  const T *dz = plane_of(b, v.self, plane), *primal_dz = plane_of(b, v.self, kDelta);
   const bool tangent = plane == kDeltaTangent;
   if (sink.dst[v.weight]) {
     fill_zero<T>(b.scratch, w.size);
@@ -122,3 +135,6 @@ void group_conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, con
   else
     group_backward<T, false>(b, v, plane, sink, to_input);
 }
+
+}  // namespace
+}  // namespace mtmlk

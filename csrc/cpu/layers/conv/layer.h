@@ -1,9 +1,23 @@
-// Convolutions, the four functions; see conv.h for the products. Included inside an ISA-named namespace after nodes.h.
+// Convolutions, the four functions; see products.h for the products.
 //
 //   forward            z[p]   = b + sum_tap a[p + tap] W[tap]
-//   backward           da[q]  = sum_tap dz[q - tap] W[tap]^T           dW[tap] = sum_p a[p + tap]^T dz[p]    db = sum
-//   dz tangent            zt     = vb + sum_tap at W + a V tangent backward   dat    = sum_tap dzt W^T + dz V^T dWt =
-//   a^T dzt + at^T dz           dbt = sum dzt
+//   backward           da[q]  = sum_tap dz[q - tap] W[tap]^T         dW[tap] = sum_p a[p + tap]^T dz[p]  db = sum dz
+//   tangent            zt     = vb + sum_tap at W + a V
+//   tangent backward   dat    = sum_tap dzt W^T + dz V^T             dWt     = a^T dzt + at^T dz         dbt = sum dzt
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "runtime/stops.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/conv/pairs.h"
+#include "layers/conv/products.h"
+
+namespace mtmlk {
+namespace {
 
 MTMLK_INLINE Strides strides_of(const ValuePlan& v, int64_t width, int64_t ld) { return {v.rows * ld, width * ld, ld}; }
 
@@ -28,7 +42,7 @@ Gather<T> conv_gather(const Block<T>& b, const ValuePlan& v, bool tangent) {
   const ValuePlan& a = b.plan->values[v.a];
   const ParamPlan& w = b.plan->params[v.weight];
   Gather<T> g = {};
-  g.c = plane_of(b, int32_t(&v - b.plan->values), tangent ? kTangent : kPrimal);
+  g.c = plane_of(b, v.self, tangent ? kTangent : kPrimal);
   g.to = strides_of(v, v.window[kOutWidth], v.ld), g.from = strides_of(a, v.window[kWidth], a.ld_primal);
   g.weight_rows = w.cols, g.n = v.ld;
   const bool bias = v.bias >= 0 && (!tangent || b.plan->params[v.bias].adapted);
@@ -210,11 +224,13 @@ void conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sin
 }
 
 template <class T>
-void conv_node_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input) {
-  const int32_t self = int32_t(&v - b.plan->values);
-  const T *g = plane_of(b, self, plane), *primal = plane_of(b, self, kDelta);
+void plain_conv_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input) {
+  const T *g = plane_of(b, v.self, plane), *primal = plane_of(b, v.self, kDelta);
   conv_backward<T>(b, v, plane, sink, to_input, true, [&](Range n, Range, int) {
     const int64_t at = n.first * v.rows * v.ld;
     return OutputGrads<T>{g + at, primal + at};
   });
 }
+
+}  // namespace
+}  // namespace mtmlk

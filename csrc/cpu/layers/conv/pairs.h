@@ -1,5 +1,5 @@
 // Convolutions with three taps a row, two pixels at a time: four products instead of six (Winograd 1980, F(2, 3) along
-// the rows of the image). Included inside an ISA-named namespace after conv.h.
+// the rows of the image).
 //
 // For the pixels 2j and 2j + 1 of a row, with d_i = a[2j - pad + i] (0 outside the image) and the taps g_0, g_1, g_2:
 //   u = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)          h = (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2)
@@ -8,8 +8,20 @@
 // and of the transposed map, which gives the weight's gradient:
 //   e = (dz0, dz0 + dz1, dz0 - dz1, -dz1)             dh_i = sum u_i^T e_i
 //   dg = (dh0 + (dh1 + dh2) / 2, (dh1 - dh2) / 2, (dh1 + dh2) / 2 + dh3)
-// The gradient of the input is the same map with the taps in reverse order. Sums over channels are conv.h's products on
+// The gradient of the input is the same map with the taps in reverse order. Sums over channels are products.h's on
 // planes of pairs, u_i and m_i and e_i each [rows, pairs, ld].
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/gemm.h"
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/conv/products.h"
+
+namespace mtmlk {
+namespace {
 
 constexpr int kPairPlanes = 4;
 
@@ -186,3 +198,6 @@ void grad_pairs(const PairPlan& p, const ConvGrad<T>& g, Range samples, Range ro
     }
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

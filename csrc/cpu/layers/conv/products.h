@@ -1,5 +1,4 @@
-// Products of convolutions, channels last, without a matrix of patches. Included inside an ISA-named namespace after
-// gemm.h.
+// Products of convolutions, channels last, without a matrix of patches.
 //
 //   gather   c[p, :] = d + sum_tap a1[p + tap, :] W1[tap] + sum_tap a2[p + tap, :] W2[tap]
 //   grad     dW[tap] += sum_p a1[p + tap, :]^T b1[p, :] + a2[p + tap, :]^T b2[p, :]
@@ -8,6 +7,16 @@
 // gradients of outputs and W its transposed copy [taps * O, C]. The second pair is the product rule of the tangents.
 // Which taps an element reads stands in the plan (taps.h). Tiles run along whichever of samples, rows and columns is
 // longest: the pixels of small images are few, their samples many.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/gemm.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/taps.h"
+
+namespace mtmlk {
+namespace {
 
 // Where the samples, rows and columns of an image lie.
 struct Strides {
@@ -320,3 +329,6 @@ void conv_grad(const TapPlan& plan, const ConvGrad<T>& g, Range samples, Range r
     }
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

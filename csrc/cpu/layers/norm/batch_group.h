@@ -1,5 +1,4 @@
-// Batch, group and instance normalisation with the relu and the max-pooling after it. Included inside an ISA-named
-// namespace after norm_sums.h.
+// Batch, group and instance normalisation with the relu and the max-pooling after it.
 //
 //   forward            xhat = r (z - mean)                 y   = act(gamma xhat + beta), pooled
 //   backward           dz   = r (gamma dy' - m1 - xhat m2)              dgamma  = s2     dbeta  = s1
@@ -9,6 +8,18 @@
 // Everything is linear in z - mean, zt, dy' and dyt' with coefficients of the feature alone, so that each pass reads
 // its planes once. dy' is 0 but at the places that won their pooling windows; the winner is the first that equals the
 // peak.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/conv/products.h"
+#include "layers/norm/stats.h"
+#include "layers/norm/sums.h"
+
+namespace mtmlk {
+namespace {
 
 // One output of a stream: out = centre (z - mean) + tangent (zt - mean') + grad dy' + grad_t dyt' + shift, rows of ld.
 // Those that a pass does not need are not read.
@@ -128,3 +139,6 @@ void pool_sample_tangent(const T* z, const T* zt, const PoolShape& p, Range rows
         store<T>(peak_t + at, found);
       }
 }
+
+}  // namespace
+}  // namespace mtmlk

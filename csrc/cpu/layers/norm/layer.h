@@ -1,10 +1,23 @@
-// Layer normalisation: each row by itself, over its features. Included inside an ISA-named namespace after norm_node.h.
+// Layer normalisation: each row by itself, over its features.
 //
 //   forward            y   = gamma xhat + beta,   xhat = r (x - mean)
 //   backward           dx  = r (g - m1 - xhat m2),   g = gamma dy,   m1 = mean g,   m2 = mean g xhat
 //   tangent            yt  = gamma xhatt + gamma' xhat + beta',   xhatt = r (xt - mean') + r' (x - mean)
 //   tangent backward   dxt = r'/r dx + r (gt - m1t - xhatt m2 - xhat m2t),   gt = gamma dyt + gamma' dy,
 //                      m2t = mean gt xhat + g xhatt;      dgammat = sum dyt xhat + dy xhatt
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/conv/layer.h"
+#include "layers/norm/passes.h"
+
+namespace mtmlk {
+namespace {
 
 struct RowMoments {
   double mean, r, mean_t, r_t;
@@ -81,10 +94,9 @@ void layer_row_backward(const LayerRow<T>& w, bool tangent, bool add, T* out) {
 template <class T>
 void layer_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sink<T>& sink, bool to_input) {
   const NormParams<T> p = norm_params(b, v);
-  const int32_t self = int32_t(&v - b.plan->values);
   const bool tangent = plane == kDeltaTangent, moves = norm_moves(b, v, plane);
   const T* xt = tangent && has_tangent(b, v.a) ? plane_of(b, v.a, kTangent) : nullptr;
-  const T *x = plane_of(b, v.a, kPrimal), *g = plane_of(b, self, plane), *dy = plane_of(b, self, kDelta);
+  const T *x = plane_of(b, v.a, kPrimal), *g = plane_of(b, v.self, plane), *dy = plane_of(b, v.self, kDelta);
   T* dx = to_input ? plane_of(b, v.a, plane) : nullptr;
   T *gamma_sum = b.own, *beta_sum = b.own + v.ld;
   fill_zero<T>(gamma_sum, 2 * v.ld);
@@ -108,3 +120,6 @@ void layer_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Si
   send(v.weight, v.add_weight, gamma_sum);
   send(v.bias, v.add_bias, beta_sum);
 }
+
+}  // namespace
+}  // namespace mtmlk

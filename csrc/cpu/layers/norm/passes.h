@@ -1,4 +1,20 @@
-// The passes of a normalisation, see norm.h. Included inside an ISA-named namespace after norm.h.
+// The passes of a normalisation, see norm/batch_group.h.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/conv/layer.h"
+#include "layers/norm/batch_group.h"
+#include "layers/norm/stats.h"
+#include "layers/norm/stream.h"
+#include "layers/norm/sums.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 struct NormParams {
@@ -310,3 +326,6 @@ void norm_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Sin
     norm_stream<T>(b, v, plane, moves, {i, i + 1}, {0, v.rows}, v.add_a, scratch_of(b, worker), z + own, out + own);
   });
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,4 +1,4 @@
-// Statistics of normalisations. Included inside an ISA-named namespace after conv_node.h.
+// Statistics of normalisations.
 //
 // A set is what shares one mean: all samples (batch), or one sample (group, instance; then neighbouring features share
 // it as well). What a set needs lies in rows of ld elements in the planes:
@@ -8,6 +8,18 @@
 // `rest` is what the mean lost when it was rounded to T. Where means are large beside deviations (images that are not
 // centred), an error that is the same at every place does not cancel in sums over them, so that it is taken off.
 // Units of rows write partial sums into slots, each in T over at most a few hundred rows; their sum is taken in double.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+#include "layers/conv/layer.h"
+#include "layers/conv/products.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 struct Coefs {
@@ -213,3 +225,6 @@ void finish_moments_tangent(const Block<T>& b, const ValuePlan& v, int64_t set) 
     }
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,7 +1,19 @@
-// The gradient streams of normalisations. Included inside an ISA-named namespace after norm.h.
+// The gradient streams of normalisations.
 //
 //   dz (or dzt) = centre (z - mean) + tangent (zt - mean') + shift + act' (grad dy + grad_t dyt)
 // where the last term is at the winners only, with max-pooling.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/simd.h"
+#include "layers/conv/products.h"
+#include "layers/norm/batch_group.h"
+#include "layers/norm/stats.h"
+#include "layers/norm/sums.h"
+
+namespace mtmlk {
+namespace {
 
 // One sample; the planes start where it does.
 template <class T>
@@ -124,3 +136,6 @@ void pool_sample_backward(const GradStream<T>& s, const PoolShape& p, Range rows
     }
   });
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,10 +1,20 @@
-// Sums of gradients that normalisations need. Included inside an ISA-named namespace after norm_stats.h.
+// Sums of gradients that normalisations need.
 //
 //   dy'  = dy (slope where y <= 0)              the activation's derivative
 //   s1   = sum dy'        s2  = sum dy' xhat                                   over a set, feature by feature
 //   m1   = mean gamma dy' m2  = mean gamma dy' xhat                            over what shares a mean
 //   s1t  = sum dyt'       s2t = sum dyt' xhat + dy' xhatt
 // With max-pooling behind it, dy lies at the pooled places, and z there is the peak.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/simd.h"
+#include "layers/block.h"
+#include "layers/norm/stats.h"
+
+namespace mtmlk {
+namespace {
 
 template <class T>
 struct NormPlanes {
@@ -114,3 +124,6 @@ void group_means(const SetView& s, const T* gamma, const T* gamma_t, const doubl
       m1[c] = T(sum1 / s.count), m2[c] = T(sum2 / s.count);
   }
 }
+
+}  // namespace
+}  // namespace mtmlk

@@ -1,5 +1,4 @@
-// Weights in low-rank form: a task's own weights are never formed. Included inside an ISA-named namespace after
-// block.h.
+// Weights in low-rank form: a task's own weights are never formed.
 //
 // A gradient of a linear layer is dW = A^T D, with its inputs A and the gradients D at its outputs, a row a sample. So
 //   theta_k        = theta_0 - sum_{j < k} alpha_j A_j^T D_j             j: the support set at step j
@@ -12,6 +11,17 @@
 // lambda_0 summed over the tasks is one product over the rows of all of them (low_rank_sum.h). A step costs S (I + O)
 // multiplications a row instead of the passes over I x O elements that writing, transposing and reading a task's
 // weights take.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/dots.h"
+#include "simd/gemm.h"
+#include "inner_loop/plan/plan.h"
+#include "layers/block.h"
+
+namespace mtmlk {
+namespace {
 
 // `by` A^T D of a pass, for every weight in low-rank form.
 template <class T>
@@ -48,7 +58,7 @@ RowsOf<T> factor_inputs(const Factor<T>& f, const ValuePlan& v) {
 
 template <class T>
 RowsOf<T> factor_outputs(const Factor<T>& f, const ValuePlan& v) {
-  return {plane_of(*f.block, int32_t(&v - f.block->plan->values), f.d), v.ld, rows_of(*f.block, v)};
+  return {plane_of(*f.block, v.self, f.d), v.ld, rows_of(*f.block, v)};
 }
 
 // gram [x, y] = by X Y^T
@@ -145,30 +155,5 @@ double low_rank_inner(const Factor<T>& g, const LowRank<T>& low, const ValuePlan
   return total;
 }
 
-// The planes of one pass of a task: of the support set at step k, or of the query set where k is the number of steps.
-template <class T>
-Block<T> pass_of(const Plan& p, const MtmlkCall& call, T* memory, int64_t task, int64_t k, const T** inputs) {
-  const bool query = k == p.steps;
-  Block<T> b = {};
-  b.plan = &p, b.pass = k, b.samples = b.stride = (query ? p.query : p.support).samples;
-  T* at = memory + (query ? p.query_at : k * p.state_size + p.state_blocks) + p.out_rows * p.out_ld * b.stride;
-  for (int plane = 0; plane < kPlanes; ++plane) {
-    b.planes[plane] = at;
-    at += p.plane_size[plane] * b.stride;
-  }
-  const void* const* x = query ? call.query_x : call.support_x;
-  for (int64_t i = 0; x && i < p.n_inputs; ++i) inputs[i] = input_at<T>(p.inputs[i], x[i], task * b.samples);
-  b.inputs = inputs;
-  return b;
-}
-
-// Calls body(factor) for the factors of lambda_k: the query set's, then those of the steps K - 1 ... k.
-template <class T, class Body>
-void each_factor(const Plan& p, const MtmlkCall& call, const Block<T>* passes, int64_t k, const T* by, Body body) {
-  if (call.query_x) body(Factor<T>{passes + p.steps, kPrimal, kDelta, by});
-  for (int64_t j = p.steps - 1; j >= k; --j) {
-    if (p.first_order && !call.grad_support_losses) continue;
-    body(Factor<T>{passes + j, kPrimal, kDeltaTangent, by});
-    if (!p.first_order) body(Factor<T>{passes + j, kTangent, kDelta, by});
-  }
-}
+}  // namespace
+}  // namespace mtmlk

@@ -1,0 +1,67 @@
+// Between the tensors of a module and the packed parameters of the engine.
+#pragma once
+
+#include <stdint.h>
+
+#include "simd/layout.h"
+#include "simd/simd.h"
+#include "inner_loop/plan/plan.h"
+
+namespace mtmlk {
+namespace {
+
+// weight [O, C, taps] -> packed [taps * C, O], and back
+template <class T, class Each>
+MTMLK_INLINE void each_conv_element(const ParamPlan& p, Each each) {
+  const int64_t channels = p.cols / p.taps;
+  each_panel<T>(p.cols, p.rows, [&](int64_t start, int64_t col, int64_t width) {
+    for (int64_t tap = 0; tap < p.taps; ++tap)
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t o = 0; o < width; ++o) each(start + (tap * channels + c) * width + o, col + o, c * p.taps + tap);
+  });
+}
+
+template <class T>
+void pack_conv(const ParamPlan& p, const T* src, T* dst) {
+  each_conv_element<T>(p, [&](int64_t at, int64_t output, int64_t element) {
+    dst[at] = output < p.rows ? src[output * p.cols + element] : T(0);
+  });
+}
+
+template <class T>
+void unpack_conv(const ParamPlan& p, const T* src, T* dst) {
+  each_conv_element<T>(p, [&](int64_t at, int64_t output, int64_t element) {
+    if (output < p.rows) dst[output * p.cols + element] = src[at];
+  });
+}
+
+template <class T>
+void pack_param(const ParamPlan& p, const T* src, T* dst) {
+  if (p.layout == kConvWeight)
+    pack_conv<T>(p, src, dst);
+  else if (p.layout == kLinearWeight && !p.narrow)
+    pack_weight<T>(src, p.rows, p.cols, dst);
+  else
+    pack_rows<T>(src, p.rows, p.cols, dst);
+}
+
+template <class T>
+void unpack_param(const ParamPlan& p, const T* src, T* dst) {
+  if (p.layout == kConvWeight)
+    unpack_conv<T>(p, src, dst);
+  else if (p.layout == kLinearWeight && !p.narrow)
+    unpack_weight<T>(src, p.rows, p.cols, dst);
+  else
+    unpack_rows<T>(src, p.rows, p.cols, dst);
+}
+
+// The transposed copy of a packed weight: [O, I], or of a convolution's [taps * O, C].
+template <class T>
+void transpose_param(const ParamPlan& p, const T* src, T* dst) {
+  const int64_t channels = p.cols / p.taps;
+  for (int64_t tap = 0; tap < p.taps; ++tap)
+    transpose_packed<T>(src, channels, p.rows, p.cols, p.taps * p.rows, tap * channels, tap * p.rows, dst);
+}
+
+}  // namespace
+}  // namespace mtmlk

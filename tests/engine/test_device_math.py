@@ -1,0 +1,247 @@
+"""Formulas of activations and losses that the CPU's vectors and CUDA kernels share (csrc/include/mtml).
+
+As plain scalars they agree with PyTorch's values and derivatives, and nvcc compiles them for a device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INCLUDE = Path(__file__).resolve().parents[2] / "csrc" / "include"
+
+HOST = """
+#include "mtml/losses.h"
+#include "mtml/pointwise.h"
+#include "mtml/scalar_math.h"
+
+using namespace mtmlk;
+
+template <class T, int kKind>
+static void losses(int kind, long n, const T* z, const T* y, T delta, T* out) {
+  if constexpr (kKind < kLossCount) {
+    if constexpr (kKind != kCrossEntropy)
+      for (long i = 0; kind == kKind && i < n; ++i) {
+        const Element<T> e = element_loss<ScalarMath<T>, kKind>(z[i], y[i], delta);
+        out[i] = e.value, out[n + i] = e.slope, out[2 * n + i] = e.curvature;
+      }
+    losses<T, kKind + 1>(kind, n, z, y, delta, out);
+  }
+}
+
+template <class T>
+static void acts(int kind, long n, const T* z, T c0, T c1, T* out) {
+  for (long i = 0; i < n; ++i) {
+    const Jet<T> jet = act_jet<ScalarMath<T>>(kind, z[i], c0, c1);
+    out[i] = jet.value, out[n + i] = jet.slope, out[2 * n + i] = jet.curvature;
+  }
+}
+
+template <class T>
+static void pairs(long n, const T* z, const T* y, const T* pos, T* out) {
+  for (long i = 0; i < n; ++i) {
+    const Element<T> bce = multihead_element<ScalarMath<T>, kMultiheadBce>(z[i], y[i], pos[i], T(1));
+    const GaussianElement<T> g = gaussian_element<ScalarMath<T>>(z[i], pos[i], y[i]);
+    out[i] = bce.value, out[n + i] = bce.slope;
+    out[2 * n + i] = g.value, out[3 * n + i] = g.mean_slope, out[4 * n + i] = g.log_variance_slope;
+  }
+}
+
+#define EXPORT(T, NAME)                                                                                          \\
+  extern "C" void acts_##NAME(int k, long n, const T* z, T c0, T c1, T* out) { acts<T>(k, n, z, c0, c1, out); }  \\
+  extern "C" void losses_##NAME(int k, long n, const T* z, const T* y, T d, T* out) {                            \\
+    losses<T, 0>(k, n, z, y, d, out);                                                                            \\
+  }                                                                                                              \\
+  extern "C" void pairs_##NAME(long n, const T* z, const T* y, const T* p, T* out) { pairs<T>(n, z, y, p, out); }
+EXPORT(float, float32)
+EXPORT(double, float64)
+"""
+
+DEVICE = """
+#include "mtml/losses.h"
+#include "mtml/pointwise.h"
+#include "mtml/scalar_math.h"
+
+using namespace mtmlk;
+
+template <class T>
+__global__ void acts(int kind, const T* z, T c0, T c1, T* out) {
+  using M = ScalarMath<T>;
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  const Jet<T> jet = act_jet<M>(kind, z[i], c0, c1);
+  out[i] = jet.value + jet.slope + jet.curvature + slope_of_output<M>(kind, z[i], c0) + bend_of_output<M>(kind, z[i]) +
+           curvature_of_output<M>(z[i], c0) + T(is_straight(kind) + best_act_mode(kind, 1.0));
+}
+
+template <class T, int kKind>
+__device__ T one(int kind, T z, T y, T delta) {
+  if constexpr (kKind < kLossCount) {
+    if constexpr (kKind != kCrossEntropy)
+      if (kind == kKind) {
+        const Element<T> e = element_loss<ScalarMath<T>, kKind>(z, y, delta);
+        return e.value + e.slope + e.curvature;
+      }
+    return one<T, kKind + 1>(kind, z, y, delta);
+  }
+  return T(0);
+}
+
+template <class T, int kKind>
+__device__ T several(int kind, T z, T y, T pos) {
+  if constexpr (kKind < kMultiheadCount) {
+    if constexpr (!is_softmax(kKind) && kKind != kMultiheadGaussian)
+      if (kind == kKind) return multihead_element<ScalarMath<T>, kKind>(z, y, pos, T(1)).slope;
+    return several<T, kKind + 1>(kind, z, y, pos);
+  }
+  const GaussianElement<T> g = gaussian_element<ScalarMath<T>>(z, pos, y);
+  return g.value + g.mean_slope + g.log_variance_slope;
+}
+
+template <class T>
+__global__ void losses(int kind, const T* z, const T* y, T delta, T* out) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  out[i] = one<T, 0>(kind, z[i], y[i], delta) + several<T, 0>(kind, z[i], y[i], delta);
+}
+
+template __global__ void acts<float>(int, const float*, float, float, float*);
+template __global__ void acts<double>(int, const double*, double, double, double*);
+template __global__ void losses<float>(int, const float*, const float*, float, float*);
+template __global__ void losses<double>(int, const double*, const double*, double, double*);
+"""
+
+# Each activation as PyTorch spells it, with c0 and c1.
+ACTS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
+    "Relu": (F.relu, 1, 0),
+    "LeakyRelu": (lambda z: F.leaky_relu(z, 0.2), 0.2, 0),
+    "Tanh": (torch.tanh, 1, 0),
+    "Sigmoid": (torch.sigmoid, 1, 0),
+    "GeluErf": (F.gelu, 1, 0),
+    "GeluTanh": (lambda z: F.gelu(z, approximate="tanh"), 1, 0),
+    "Silu": (F.silu, 1, 0),
+    "Softplus": (lambda z: F.softplus(z, 2.0, 3.0), 2, 3),
+    "Sin": (lambda z: torch.sin(1.5 * z), 1.5, 0),
+    "Cos": (lambda z: torch.cos(1.5 * z), 1.5, 0),
+    "Rsqrt": (lambda z: torch.rsqrt(z + 5), 5, 0),
+}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Mse": lambda z, y: (z - y) ** 2,
+    "Bce": lambda z, y: F.binary_cross_entropy_with_logits(z, y, reduction="none"),
+    "Huber": lambda z, y: F.huber_loss(z, y, reduction="none", delta=0.7),
+    "L1": lambda z, y: F.l1_loss(z, y, reduction="none"),
+}
+TYPES = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+every_dtype = pytest.mark.parametrize("dtype", list(TYPES), ids=["float32", "float64"])
+
+
+def kinds(enum: str) -> dict[str, int]:
+    """Enumerators of program.h without their k, the count left out."""
+    body = re.search(rf"enum {enum} : int32_t {{(.*?)}};", (INCLUDE / "mtml" / "program.h").read_text(), re.DOTALL)
+    assert body is not None
+    found = {name: int(value) for name, value in re.findall(r"k(\w+) = (\d+)", body.group(1))}
+    return {name: value for name, value in found.items() if not name.endswith("Count")}
+
+
+def compiled(command: list[str], text: str, source: Path) -> Path:
+    """The object that `command` makes of a program text."""
+    source.write_text(text)
+    target = source.with_suffix(".so")
+    done = subprocess.run([*command, f"-I{INCLUDE}", str(source), "-o", str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    command = shlex.split(os.environ.get("CXX") or "g++")
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"no C++ compiler {command[0]}")
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra"]
+    return ctypes.CDLL(str(compiled([*command, *flags], HOST, tmp_path_factory.mktemp("math") / "host.cpp")))
+
+
+def call(library: ctypes.CDLL, name: str, planes: int, *arguments: Tensor | float, kind: int | None = None) -> Tensor:
+    """Runs a function of HOST: [planes, n] from tensors [n] and numbers."""
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    dtype, n = tensors[0].dtype, tensors[0].numel()
+    out = torch.full((planes, n), torch.nan, dtype=dtype)
+    given = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else TYPES[dtype](a) for a in arguments]
+    first = [] if kind is None else [ctypes.c_int(kind)]
+    getattr(library, f"{name}_{str(dtype)[6:]}")(*first, ctypes.c_long(n), *given, ctypes.c_void_p(out.data_ptr()))
+    return out
+
+
+def derivatives(f: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """[3, n]: f, f' and f'' at z [n] by autograd in float64, rounded to z's dtype."""
+    x = z.double().requires_grad_()
+    value = f(x)
+    slope = torch.autograd.grad(value.sum(), x, create_graph=True)[0]
+    bent = torch.autograd.grad(slope.sum(), x, allow_unused=True)[0] if slope.requires_grad else None
+    curvature = torch.zeros_like(x) if bent is None else bent
+    return torch.stack([value, slope, curvature]).detach().to(z.dtype)
+
+
+def points(dtype: torch.dtype) -> Tensor:
+    """No kink among them."""
+    return torch.linspace(-4, 4, 98, dtype=dtype)
+
+
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    tolerance = 1e-11 if actual.dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@every_dtype
+@pytest.mark.parametrize("name", list(kinds("Act")))
+def test_activations_as_scalars(host: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
+    f, c0, c1 = ACTS[name]
+    z = points(dtype)
+    assert_near(call(host, "acts", 3, z, c0, c1, kind=kinds("Act")[name]), derivatives(f, z))
+
+
+@every_dtype
+@pytest.mark.parametrize("name", [name for name in kinds("LossKind") if name != "CrossEntropy"])
+def test_losses_as_scalars(host: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
+    z = points(dtype)
+    y = (z * 0.37).sin().abs()
+    expected = derivatives(lambda x: LOSSES[name](x, y.double()), z)
+    assert_near(call(host, "losses", 3, z, y, 0.7, kind=kinds("LossKind")[name]), expected)
+
+
+@every_dtype
+def test_losses_of_heads_as_scalars(host: ctypes.CDLL, dtype: torch.dtype) -> None:
+    z = points(dtype)
+    y, pos = (z * 0.37).sin().abs(), (z * 0.9).cos() + 1.5
+    out = call(host, "pairs", 5, z, y, pos)
+
+    def bce(x: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(x, y.double(), pos_weight=pos.double(), reduction="none")
+
+    def gaussian(mean: Tensor, w: Tensor) -> Tensor:
+        return (w + (y.double() - mean) ** 2 * (-w).exp()) / 2
+
+    assert_near(out[:2], derivatives(bce, z)[:2])
+    assert_near(out[2:4], derivatives(lambda mean: gaussian(mean, pos.double()), z)[:2])
+    assert_near(out[4], derivatives(lambda w: gaussian(z.double(), w), pos)[1])
+
+
+def test_a_wrong_derivative_is_found(host: ctypes.CDLL) -> None:
+    z = points(torch.float64)
+    with pytest.raises(AssertionError):
+        assert_near(call(host, "acts", 3, z, 1.0, 0.0, kind=kinds("Act")["Silu"]), derivatives(F.gelu, z))
+
+
+def test_nvcc_compiles_them(tmp_path: Path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    compiled(["nvcc", "-std=c++17", "-arch=sm_90", "-c"], DEVICE, tmp_path / "device.cu")
