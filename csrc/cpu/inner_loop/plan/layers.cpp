@@ -45,9 +45,7 @@ struct NodeCheck {
 
   bool kind() const {
     if (traits.kind == KindIn::kNowhere) return true;
-    if (traits.kinds == 0)
-      return (v.kind >= 0 && v.kind < plan.n_inputs) || fails("expected a to be an input of the program");
-    return (v.kind >= 0 && v.kind < traits.kinds) || fails("unknown kind");
+    return (v.kind >= 0 && v.kind < (traits.kinds ? traits.kinds : plan.n_inputs)) || fails(traits.bad_kind);
   }
 
   bool like_a() const {
@@ -204,26 +202,28 @@ bool is_batch_norm(const ValuePlan& v) { return v.kind == kBatchNorm; }
 constexpr KindIn kNoKind = KindIn::kNowhere, kInA = KindIn::kA, kInB = KindIn::kB;
 constexpr Reads kNone = Reads::kNever, kMay = Reads::kMaybe, kMust = Reads::kAlways;
 
+constexpr const char* kNoInput = "expected a to be an input of the program";
+
 const LayerTraits kTraits[kOpCount] = {
-    // in the order of Op: name, operands, kind, kinds, weight, bias, flags, fits, reads_elements, mixes
-    {"input", 0, kInA, 0, kNone, kNone, kPlain, fits_input},
-    {"param", 0, kNoKind, 0, kMust, kNone, kPlain, fits_param},
-    {"view", 1, kNoKind, 0, kNone, kNone, kPlain, fits_view},
-    {"linear", 1, kNoKind, 0, kMust, kMay, kProducts, fits_linear, packed},
-    {"act", 1, kInB, kActCount, kNone, kNone, kPlain, fits_like_a},
-    {"add", 2, kNoKind, 0, kNone, kNone, kPlain, fits_pair},
-    {"mul", 2, kNoKind, 0, kNone, kNone, kPlain, fits_pair},
-    {"cat", 2, kNoKind, 0, kNone, kNone, kPlain, fits_cat},
-    {"expand", 1, kNoKind, 0, kNone, kNone, kPlain, fits_expand},
-    {"affine", 1, kNoKind, 0, kNone, kNone, kPlain, fits_like_a},
-    {"transpose", 1, kNoKind, 0, kNone, kNone, kPlain, fits_transpose, always},
-    {"conv", 1, kNoKind, 0, kMust, kMay, kWindowed | kProducts, fits_conv, ungrouped},
-    {"norm", 1, kInB, kNormCount, kMay, kMay, kPlain, fits_norm, nullptr, is_batch_norm},
-    {"pool", 1, kInB, kPoolCount, kNone, kNone, kWindowed, fits_pool},
-    {"embedding", 0, kInA, 0, kMust, kNone, kNeedsConsts, fits_embedding},
+    // in the order of Op: name, operands, kind, kinds, bad_kind, weight, bias, flags, fits, reads_elements, mixes
+    {"input", 0, kInA, 0, kNoInput, kNone, kNone, kPlain, fits_input},
+    {"param", 0, kNoKind, 0, nullptr, kMust, kNone, kPlain, fits_param},
+    {"view", 1, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_view},
+    {"linear", 1, kNoKind, 0, nullptr, kMust, kMay, kProducts, fits_linear, packed},
+    {"act", 1, kInB, kActCount, "unknown activation", kNone, kNone, kPlain, fits_like_a},
+    {"add", 2, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_pair},
+    {"mul", 2, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_pair},
+    {"cat", 2, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_cat},
+    {"expand", 1, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_expand},
+    {"affine", 1, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_like_a},
+    {"transpose", 1, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_transpose, always},
+    {"conv", 1, kNoKind, 0, nullptr, kMust, kMay, kWindowed | kProducts, fits_conv, ungrouped},
+    {"norm", 1, kInB, kNormCount, "unknown normalisation", kMay, kMay, kPlain, fits_norm, nullptr, is_batch_norm},
+    {"pool", 1, kInB, kPoolCount, "unknown pooling", kNone, kNone, kWindowed, fits_pool},
+    {"embedding", 0, kInA, 0, kNoInput, kMust, kNone, kNeedsConsts, fits_embedding},
 };
 
-const LayerTraits kUnknown = {"unknown", 0, kNoKind, 0, kNone, kNone, kPlain, nullptr};
+const LayerTraits kUnknown = {"unknown", 0, kNoKind, 0, nullptr, kNone, kNone, kPlain, nullptr};
 
 }  // namespace
 

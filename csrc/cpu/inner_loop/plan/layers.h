@@ -29,6 +29,7 @@ struct LayerTraits {
   int operands;  // earlier nodes that it reads: a, then b
   KindIn kind;   // of an operation with `kinds` kinds, or (kinds 0) the index of an input
   int32_t kinds;
+  const char* bad_kind;  // what is said of any other
   Reads weight, bias;
   int32_t flags;                                               // LayerFlags
   bool (*fits)(const NodeCheck&);                              // its form: shapes and constants
