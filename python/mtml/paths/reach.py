@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -39,10 +39,10 @@ class Reach:
     """The names that forward can read, as pairs of a namespace and a name, and what stands there.
 
     For who watches it: `pairs`; `classes`, the namespaces of classes, with their `sizes`; and `contents`, which tells
-    whether what the pairs hold has been changed in place.
+    whether what the pairs hold has been changed in place. `also`: further pairs to watch.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, also: Sequence[tuple[Namespace, str]] = ()) -> None:
         self.foreign = False  # code of the user's can be reached: it may read what no name shows
         self._names: set[str] = set(_CALLED)
         self._computed = False
@@ -53,7 +53,7 @@ class Reach:
         for module in model.modules():
             self._module(module)
         self._follow()
-        self.pairs = [(space, name) for (_, name), space in self._pairs.items()]
+        self.pairs = [(space, name) for (_, name), space in self._pairs.items()] + list(also)
         self.classes = [space.names for space in self._spaces.values() if not isinstance(space.names, dict)]
         self._take(self._look())
 

@@ -1,0 +1,285 @@
+"""Which loss of the table a callable computes, found by running both on random inputs in float64.
+
+What is compared: the value, the gradients in the output and in a floating-point target, and a second derivative, at
+magnitudes from a millionth to a million millions, at the sizes of the calls that are to be fused. That proves something
+because `purity` admits only smooth functions and a few piecewise ones, whose pieces lie between those magnitudes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from mtml_kernels.losses.task import per_sample, task_loss
+from mtml_kernels.losses.vocabulary import OPERATIONS
+from mtml_kernels.neutral import neutral
+from mtml_kernels.schema.losses import IGNORED, KINDS, LOSSES, LossSpec
+
+__all__ = ["Match", "match"]
+
+MAGNITUDES = (1.0, 1e-6, 1e-3, 30.0, 1e3, 1e6, 1e12)
+TOLERANCE = 1e-10  # in float64, relative to the largest value
+NEAR, FAR = 2.0**-30, 2.0**40  # where huber is surely a square, and surely linear
+
+Function = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A callable computes `scale` times `spec`. weighs: it returns one loss a sample, which a mask can weigh."""
+
+    spec: LossSpec
+    scale: float = 1.0
+    weighs: bool = False
+
+
+class _Strange(Exception):
+    """The callable does something that no fused loss does, and what."""
+
+
+class _Followed(TorchFunctionMode):
+    """Notes what runs, by PyTorch's names; raises for what is not in the vocabulary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__.strip("_")
+        if name not in OPERATIONS or func.__name__.endswith("_") != func.__name__.startswith("__"):
+            raise _Strange(f"it uses {func.__name__!r}, which no fused loss is made of")
+        result = func(*args, **(kwargs or {}))
+        given: Any = args[0] if args else None
+        tensors = isinstance(given, Tensor) and isinstance(result, Tensor)
+        if tensors and given.is_floating_point() and result.dtype != given.dtype:
+            raise _Strange(f"it casts {given.dtype} to {result.dtype}")
+        self.ran.append(name)
+        return result
+
+
+def match(loss: Function, shape: Sequence[int], target: Tensor, dtype: torch.dtype) -> Match | str:
+    """What a callable computes at these sizes, or why it is none of the table.
+
+    Args:
+        loss: a callable that `purity.live_because` finds nothing against.
+        shape: of the output of one task, [N, *out].
+        target: one like those of one task; only its shape and dtype are read.
+        dtype: of the model.
+
+    Example:
+        >>> match(lambda output, y: ((output - y) ** 2).mean(), (4, 2), torch.zeros(4, 2), torch.float32)
+        Match(spec=LossSpec(kind='mse', reduction='mean', label_smoothing=0.0, delta=1.0), scale=1.0, weighs=False)
+    """
+    return neutral(lambda: _attempted(loss, tuple(shape), target, dtype))
+
+
+def _attempted(loss: Function, shape: tuple[int, ...], target: Tensor, dtype: torch.dtype) -> Match | str:
+    if math.prod(shape) == 0:
+        return "there are no samples to try it on"
+    trial = _Trial(loss, shape, tuple(target.shape), target.dtype)
+    try:
+        trial.check_dtype(dtype)
+        return trial.find()
+    except (MemoryError, torch.OutOfMemoryError):  # which says nothing about the loss
+        raise
+    except _Strange as found:
+        return str(found)
+    except Exception as error:  # whatever a user's code raises: it may run all the same where it is called
+        return f"it fails on random inputs: {type(error).__name__}: {str(error)[:160]}"
+
+
+class _Trial:
+    """One callable at the sizes of one call."""
+
+    def __init__(self, loss: Function, shape: tuple[int, ...], target: tuple[int, ...], kind: torch.dtype) -> None:
+        self.loss, self.shape, self.target, self.kind = loss, shape, target, kind
+        self.ids = not kind.is_floating_point
+        self.generator = torch.Generator().manual_seed(0)
+        self.form = "scalar"  # what it returns
+
+    # --- inputs -----------------------------------------------------------------------------------------------------
+
+    def _random(self, shape: tuple[int, ...], magnitude: float = 1.0) -> Tensor:
+        return magnitude * torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def _inputs(self, magnitude: float) -> tuple[Tensor, Tensor]:
+        if not self.ids:
+            return self._random(self.shape, magnitude), self._random(self.target, magnitude)
+        classes = self.shape[-1]
+        ids = torch.randint(classes, self.target, generator=self.generator).to(self.kind)
+        return self._random(self.shape, magnitude), ids
+
+    # --- the callable -----------------------------------------------------------------------------------------------
+
+    def run(self, output: Tensor, target: Tensor) -> Tensor:
+        """As the general path takes it: a scalar, or one loss a sample [N]."""
+        value = self._followed(output, target)[0]
+        if value.ndim == 0:
+            self.form = "scalar"
+        elif value.shape[0] == output.shape[0]:
+            self.form = "samples"
+            return value.flatten(1).mean(1) if value.ndim > 1 else value
+        else:
+            self.form = "others"
+        return value.mean()
+
+    def _followed(self, output: Tensor, target: Tensor) -> tuple[Tensor, list[str]]:
+        with _Followed() as mode:
+            value = self.loss(output, target)
+        if not isinstance(value, Tensor):
+            raise _Strange(f"it returns a {type(value).__name__}")
+        return value, mode.ran
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Raise where it runs other operations in the model's dtype than in float64, in which it is judged."""
+        output, target = self._inputs(1.0)
+        narrow = target if self.ids else target.to(dtype)
+        if self._followed(output.to(dtype), narrow)[1] != self._followed(output, target)[1]:
+            raise _Strange(f"it runs other operations in {dtype} than in float64")
+
+    # --- comparing --------------------------------------------------------------------------------------------------
+
+    def find(self) -> Match | str:
+        """The loss of the table that it is, or what it is instead."""
+        output, target = self._inputs(1.0)
+        near = ""
+        for kind in KINDS:
+            info = LOSSES[kind]
+            if info.ids != self.ids or (info.ids and (len(self.shape), len(self.target)) != (2, 1)):
+                continue
+            if not info.ids and self.shape != self.target:
+                continue
+            option = self._option(kind)
+            if option is None:
+                continue
+            spec = LossSpec.decode(KINDS.index(kind), 0, option)
+            scale = _scale(self._derived(self.run, output, target), self._derived(self._formula(spec), output, target))
+            if scale is None or not self._agree(spec, scale, MAGNITUDES[:1]):
+                continue
+            near = f"it differs from {kind} at large or small values"
+            if self._agree(spec, scale, (*MAGNITUDES[1:], *(f * spec.delta for f in (0.3, 1.0, 3.0)))):
+                return self._named(spec, scale)
+        return near or "it computes none of them at these shapes"
+
+    def _named(self, spec: LossSpec, scale: float) -> Match | str:
+        count = self.shape[0] * (1 if spec.info.classes else math.prod(self.shape[1:]))
+        forms = [(spec, scale)]
+        if self.form != "samples":
+            forms.insert(scale != count, (dataclasses.replace(spec, reduction="sum"), _rounded(scale / count)))
+        why = ""
+        for spec, scale in forms:
+            if not self.ids or self._knows_ids(spec, scale, True):
+                return Match(spec, scale, self.form == "samples")
+            if self._knows_ids(spec, scale, False):
+                why = f"it treats the id {IGNORED} otherwise than {spec.kind!r}, which passes over it"
+        return why or f"it treats some classes otherwise than {spec.kind!r}"
+
+    def _formula(self, spec: LossSpec) -> Function:
+        each = self.form == "samples"
+        return lambda output, target: (per_sample if each else task_loss)(spec, output, target)
+
+    def _agree(self, spec: LossSpec, scale: float, magnitudes: Sequence[float]) -> bool:
+        formula = self._formula(spec)
+        return all(self._same(formula, scale, *self._inputs(magnitude)) for magnitude in magnitudes)
+
+    def _same(self, formula: Function, scale: float, output: Tensor, target: Tensor) -> bool:
+        """Whether the callable is scale times the formula, in value and derivatives, but for roundings."""
+        expected = self._derived(lambda o, t: scale * formula(o, t), output, target)
+        found = self._derived(self.run, output, target)
+        rounding = 1e-13 * abs(scale)  # of numbers around 1 that cancel
+        floors = [rounding * float(output.abs().amax()), *[rounding] * len(found)]
+        return all(map(_close, expected, found, floors))
+
+    def _knows_ids(self, spec: LossSpec, scale: float, ignored: bool) -> bool:
+        """Whether every class counts as it does for the kernels, and so does an ignored id."""
+        classes = self.shape[-1]
+        rows = max(self.shape[0], 3 * classes)
+        output, target = self._random((rows, classes)), (torch.arange(rows) // 3 % classes).to(self.kind)
+        if ignored:
+            target[::3] = IGNORED
+        try:
+            return self._same(self._formula(spec), scale, output, target)
+        except Exception:  # an index out of range
+            return False
+
+    def _derived(self, function: Function, output: Tensor, target: Tensor) -> list[Tensor]:
+        """Value, gradients, and second derivatives in one direction."""
+        leaves = [output.detach().requires_grad_()]
+        leaves += [] if self.ids else [target.detach().requires_grad_()]
+        value = function(leaves[0], target if self.ids else leaves[1])
+        generator = torch.Generator().manual_seed(1)
+        weights = torch.randn(value.shape, generator=generator, dtype=value.dtype) if value.ndim else 1.0
+        grads = _gradients((weights * value).sum(), leaves)
+        along = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+        return [value.detach(), *(g.detach() for g in grads), *_gradients((grads[0] * along).sum(), leaves)]
+
+    # --- options ----------------------------------------------------------------------------------------------------
+
+    def _option(self, kind: str) -> float | None:
+        """The option of a loss of this kind that the callable may be; None where it can be none."""
+        option = LOSSES[kind].option
+        if option == "delta":
+            return self._delta()
+        return self._smoothing() if option else 0.0
+
+    def _first_gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        leaf = output.requires_grad_()
+        return _gradients(self.run(leaf, target).sum(), [leaf])[0][0].detach()
+
+    def _delta(self) -> float | None:
+        """Where the slope stops growing."""
+        zero = torch.zeros(self.target, dtype=torch.float64)
+        near, far = (
+            self._first_gradient(torch.full(self.shape, at, dtype=torch.float64), zero).sum().item()
+            for at in (NEAR, FAR)
+        )
+        delta = NEAR * far / near if near else 0.0
+        return _rounded(delta) if 4.0 * NEAR < delta < 0.25 * FAR else None
+
+    def _smoothing(self) -> float | None:
+        """From the gradients where one class has all the probability: a wrong one, and the right one."""
+        classes, ids = self.shape[-1], torch.zeros(self.target, dtype=self.kind)
+        if classes < 2:
+            return None
+        rows = []
+        for sure in (1, 0):
+            output = torch.zeros(self.shape, dtype=torch.float64)
+            output[:, sure] = 1e4
+            rows.append(self._first_gradient(output, ids)[sure].item())
+        weight = rows[0] + rows[1] / (classes - 1)
+        smoothing = _rounded(rows[1] / weight / (1.0 - 1.0 / classes)) if weight else math.nan
+        return smoothing if 0.0 <= smoothing <= 1.0 else None
+
+
+def _gradients(value: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    if not value.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    return torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+
+
+def _scale(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float | None:
+    """By how much the gradient in the output is larger than expected; None where that is no number."""
+    size = float((expected[1] * expected[1]).sum())  # 1 is the gradient in the output
+    scale = _rounded(float((found[1] * expected[1]).sum()) / size) if size else 0.0
+    return scale if math.isfinite(scale) and scale != 0.0 and found[1].shape == expected[1].shape else None
+
+
+def _rounded(value: float) -> float:
+    """The number that was written, where a sum of roundings hides it."""
+    near = float(f"{value:.12g}")
+    return near if abs(near - value) <= 1e-13 * abs(value) + 1e-15 else value
+
+
+def _close(expected: Tensor, found: Tensor, floor: float) -> bool:
+    expected, found = expected.detach(), found.detach()
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return False
+    if not (expected.isfinite().all() and found.isfinite().all()):
+        return False
+    return bool((expected - found).abs().amax() <= TOLERANCE * expected.abs().amax() + floor)
