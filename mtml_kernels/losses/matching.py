@@ -10,20 +10,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mtml_kernels.losses.task import per_sample, task_loss
-from mtml_kernels.losses.vocabulary import OPERATIONS
+from mtml_kernels.losses.vocabulary import OPERATIONS, OPERATORS
 from mtml_kernels.neutral import neutral
 from mtml_kernels.schema.losses import IGNORED, KINDS, LOSSES, LossSpec
 
-__all__ = ["Match", "match"]
+__all__ = ["Match", "Sizes", "match"]
 
 MAGNITUDES = (1.0, 1e-6, 1e-3, 30.0, 1e3, 1e6, 1e12)
+LARGEST = 1 << 22  # elements of an output, which every trial holds a few times
 TOLERANCE = 1e-10  # in float64, relative to the largest value
 NEAR, FAR = 2.0**-30, 2.0**40  # where huber is surely a square, and surely linear
 
@@ -32,11 +33,39 @@ Function = Callable[[Tensor, Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A callable computes `scale` times `spec`. weighs: it returns one loss a sample, which a mask can weigh."""
+    """A callable computes `scale` times `spec`.
+
+    weighs: it returns one loss a sample, which a mask can weigh. passes_over: the ignored id means to it what it means
+    to the kernels. flat: its targets are the kernels' in another shape.
+    """
 
     spec: LossSpec
     scale: float = 1.0
     weighs: bool = False
+    passes_over: bool = True
+    flat: bool = False
+
+
+class Sizes(NamedTuple):
+    """Of one task: the output's shape [N, *out], the target's shape and dtype, and the model's dtype."""
+
+    output: tuple[int, ...]
+    target: tuple[int, ...]
+    targets: torch.dtype
+    dtype: torch.dtype
+
+    @property
+    def ids(self) -> bool:
+        """Whether the targets are no numbers but ids."""
+        return not self.targets.is_floating_point
+
+    def obstacle(self) -> str | None:
+        """Why no callable is tried at these sizes, or None."""
+        if self.targets == torch.bool or self.targets.is_complex or (not self.ids and self.targets != self.dtype):
+            return f"its targets are {self.targets}, and the model is {self.dtype}"
+        if not 0 < math.prod(self.output) <= LARGEST or (self.ids and 3 * self.output[-1] ** 2 > LARGEST):
+            return "its outputs are none, or too many to try it on; a loss by name is not tried"
+        return None
 
 
 class _Strange(Exception):
@@ -51,9 +80,11 @@ class _Followed(TorchFunctionMode):
         self.ran: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__.strip("_")
-        if name not in OPERATIONS or func.__name__.endswith("_") != func.__name__.startswith("__"):
-            raise _Strange(f"it uses {func.__name__!r}, which no fused loss is made of")
+        name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
+        if name not in OPERATIONS and name not in OPERATORS:
+            raise _Strange(f"it uses {name!r}, which no fused loss is made of")
+        if kwargs and "out" in kwargs:
+            raise _Strange("it changes tensors in place")
         result = func(*args, **(kwargs or {}))
         given: Any = args[0] if args else None
         tensors = isinstance(given, Tensor) and isinstance(result, Tensor)
@@ -63,28 +94,21 @@ class _Followed(TorchFunctionMode):
         return result
 
 
-def match(loss: Function, shape: Sequence[int], target: Tensor, dtype: torch.dtype) -> Match | str:
-    """What a callable computes at these sizes, or why it is none of the table.
-
-    Args:
-        loss: a callable that `purity.live_because` finds nothing against.
-        shape: of the output of one task, [N, *out].
-        target: one like those of one task; only its shape and dtype are read.
-        dtype: of the model.
+def match(loss: Function, sizes: Sizes) -> Match | str:
+    """What a callable that `live_because` finds nothing against computes at these sizes, or why it is nothing known.
 
     Example:
-        >>> match(lambda output, y: ((output - y) ** 2).mean(), (4, 2), torch.zeros(4, 2), torch.float32)
-        Match(spec=LossSpec(kind='mse', reduction='mean', label_smoothing=0.0, delta=1.0), scale=1.0, weighs=False)
+        >>> sizes = Sizes((4, 2), (4, 2), torch.float32, torch.float32)
+        >>> match(lambda output, target: ((output - target) ** 2).mean(), sizes)
+        Match(spec=LossSpec(kind='mse', ...), scale=1.0, weighs=False, passes_over=True, flat=False)
     """
-    return neutral(lambda: _attempted(loss, tuple(shape), target, dtype))
+    return sizes.obstacle() or neutral(lambda: _attempted(loss, sizes))
 
 
-def _attempted(loss: Function, shape: tuple[int, ...], target: Tensor, dtype: torch.dtype) -> Match | str:
-    if math.prod(shape) == 0:
-        return "there are no samples to try it on"
-    trial = _Trial(loss, shape, tuple(target.shape), target.dtype)
+def _attempted(loss: Function, sizes: Sizes) -> Match | str:
+    trial = _Trial(loss, sizes)
     try:
-        trial.check_dtype(dtype)
+        trial.check_dtype(sizes.dtype)
         return trial.find()
     except (MemoryError, torch.OutOfMemoryError):  # which says nothing about the loss
         raise
@@ -97,9 +121,10 @@ def _attempted(loss: Function, shape: tuple[int, ...], target: Tensor, dtype: to
 class _Trial:
     """One callable at the sizes of one call."""
 
-    def __init__(self, loss: Function, shape: tuple[int, ...], target: tuple[int, ...], kind: torch.dtype) -> None:
-        self.loss, self.shape, self.target, self.kind = loss, shape, target, kind
-        self.ids = not kind.is_floating_point
+    def __init__(self, loss: Function, sizes: Sizes) -> None:
+        self.loss, self.ids, self.kind = loss, sizes.ids, sizes.targets
+        self.shape, self.target = sizes.output, sizes.target
+        self.flat = not self.ids and self.shape != self.target and _squeezed(self.shape) == _squeezed(self.target)
         self.generator = torch.Generator().manual_seed(0)
         self.form = "scalar"  # what it returns
 
@@ -153,7 +178,7 @@ class _Trial:
             info = LOSSES[kind]
             if info.ids != self.ids or (info.ids and (len(self.shape), len(self.target)) != (2, 1)):
                 continue
-            if not info.ids and self.shape != self.target:
+            if not info.ids and self.shape != self.target and not self.flat:
                 continue
             option = self._option(kind)
             if option is None:
@@ -170,19 +195,24 @@ class _Trial:
     def _named(self, spec: LossSpec, scale: float) -> Match | str:
         count = self.shape[0] * (1 if spec.info.classes else math.prod(self.shape[1:]))
         forms = [(spec, scale)]
-        if self.form != "samples":
+        each = self.form == "samples"
+        if not each:
             forms.insert(scale != count, (dataclasses.replace(spec, reduction="sum"), _rounded(scale / count)))
-        why = ""
-        for spec, scale in forms:
-            if not self.ids or self._knows_ids(spec, scale, True):
-                return Match(spec, scale, self.form == "samples")
-            if self._knows_ids(spec, scale, False):
-                why = f"it treats the id {IGNORED} otherwise than {spec.kind!r}, which passes over it"
-        return why or f"it treats some classes otherwise than {spec.kind!r}"
+        for ignored in (True, False) if self.ids else ():
+            known = [Match(*form, each, ignored) for form in forms if self._knows_ids(*form, ignored)]
+            if known:
+                return known[0]
+        return (
+            f"it treats some classes otherwise than {spec.kind!r}"
+            if self.ids
+            else Match(*forms[0], each, True, self.flat)
+        )
 
     def _formula(self, spec: LossSpec) -> Function:
-        each = self.form == "samples"
-        return lambda output, target: (per_sample if each else task_loss)(spec, output, target)
+        loss = per_sample if self.form == "samples" else task_loss
+        if self.flat:
+            return lambda output, target: loss(spec, output, target.reshape(output.shape))
+        return lambda output, target: loss(spec, output, target)
 
     def _agree(self, spec: LossSpec, scale: float, magnitudes: Sequence[float]) -> bool:
         formula = self._formula(spec)
@@ -255,6 +285,11 @@ class _Trial:
         weight = rows[0] + rows[1] / (classes - 1)
         smoothing = _rounded(rows[1] / weight / (1.0 - 1.0 / classes)) if weight else math.nan
         return smoothing if 0.0 <= smoothing <= 1.0 else None
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """[N, *out] without dimensions of 1 after the first."""
+    return (*shape[:1], *(size for size in shape[1:] if size != 1))
 
 
 def _gradients(value: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["BUILTINS", "LAYERS", "NAMES", "OPERATIONS"]
+__all__ = ["BUILTINS", "LAYERS", "NAMES", "OPERATIONS", "OPERATORS"]
 
 _ARITHMETIC = """
-    add radd sub rsub subtract mul rmul multiply div rdiv truediv rtruediv divide true_divide neg negative pos pow rpow
-    square abs absolute exp log logsumexp log_softmax softmax sigmoid logsigmoid log_sigmoid mean sum
+    add sub rsub subtract mul multiply div divide true_divide neg negative pow square abs absolute exp log logsumexp
+    log_softmax softmax sigmoid logsigmoid log_sigmoid mean sum
 """
 _LOSSES = """
     mse_loss l1_loss huber_loss smooth_l1_loss cross_entropy nll_loss binary_cross_entropy_with_logits
 """
 _SHAPES = """
     reshape view view_as flatten unflatten squeeze unsqueeze expand expand_as contiguous permute transpose t T mT
-    getitem chunk split gather take_along_dim one_hot size shape dim ndim numel len dtype device to type_as float double
+    chunk split gather take_along_dim one_hot size shape dim ndim numel dtype device to type_as float double
     long is_floating_point arange zeros ones zeros_like ones_like tensor
 """
 
-# What runs, by the name under which PyTorch calls it (`__rsub__` is rsub).
+# What runs, by the name under which PyTorch calls it.
+OPERATORS = {"__getitem__", "__len__", "__radd__", "__rsub__", "__rmul__", "__rdiv__", "__rtruediv__", "__rpow__"}
 OPERATIONS = frozenset(f"{_ARITHMETIC} {_LOSSES} {_SHAPES}".split())
 
 # Modules that hold no tensors; a loss's own forward is seen as the function that it calls.

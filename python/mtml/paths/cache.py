@@ -106,7 +106,7 @@ class PathCache:
         """The finder of the module as it stands."""
         owner = self.owner
         check_initialised(owner.module)
-        verdicts = self.reads.look((owner.loss, owner.query_loss))
+        verdicts = {} if owner.backend == GENERAL else self.reads.look((owner.loss, owner.query_loss))
         options = _options(owner, verdicts)
         words = (owner.batch_norm, owner.backend, owner.allow_unused)
         key = (structure(owner.module), tuple(options.tokens), words)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtml.params import adaptable, aliases, select
+from mtml.paths.as_written import as_written
 from mtml.paths.batch import Batch
 from mtml.paths.fused import Fused
 from mtml.paths.general import General
@@ -29,6 +30,7 @@ from mtml_kernels.general.choice import choose, probe
 from mtml_kernels.general.task import TaskRule
 from mtml_kernels.general.unused import refuse_unused
 from mtml_kernels.losses import LossSpec, Opaque, Recognised, recognise, resolve, unfused_target
+from mtml_kernels.losses.matching import Sizes as LossSizes
 from mtml_kernels.losses.task import TaskLoss
 from mtml_kernels.neutral import exclusive, uncompiled, unhooked
 from mtml_kernels.ops.inner_loop import BACKENDS
@@ -128,21 +130,20 @@ class PathFinder:
         check_devices(like.device, iter(batch.tensors()))
         rates = self._rates(self.names, options, like)
         if self.requested() == GENERAL:
-            with unhooked():  # what is measured here is not run again by activation checkpointing around this call
-                return self._general(batch, options, rates)
+            return self._live(batch, options, rates)
         traced = self.obstacles(batch)
         if not traced.reasons:
             assert traced.program is not None
-            return self._fused(traced.program, _specs(traced.losses), batch, options, sizes)
+            path = self._fused(traced.program, _specs(traced.losses), batch, options, sizes)
+            return as_written(path, traced.losses, lambda batch: self._live(batch, options, rates))
         if self.backend != "auto":
             raise BackendUnavailable(
                 f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(traced.reasons)}. "
                 "Use backend='auto' or 'general' for the general path, which runs any module and loss"
             )
-        with unhooked():
-            path = self._general(batch, options, rates)
-        path.notice = path.plan.mode, "; ".join(traced.reasons)
-        return path
+        general = self._live(batch, options, rates)
+        general.notice = general.plan.mode, "; ".join(traced.reasons)
+        return general
 
     def _rates(self, names: Sequence[str], options: Options, like: Tensor) -> Rates:
         shapes = {name: self.tensors[name].shape for name in names}
@@ -175,7 +176,7 @@ class PathFinder:
         reasons += dict.fromkeys(loss.reason for loss in losses if isinstance(loss, Opaque))
         reasons += traced.reasons
         if traced.program is not None:
-            reasons += self._unfused_targets(traced.program, _specs(losses), batch)
+            reasons += self._unfused_targets(traced.program, losses, batch)
             reasons += self._unfused_tensors(traced.program)
             reasons += _single_values(traced.program, batch) + _other_shapes(batch)
         return _Traced(traced.program, reasons, traced.nodes, losses=losses)
@@ -195,10 +196,13 @@ class PathFinder:
             return loss
         if isinstance(verdict, str):
             return replace(loss, reason=f"{loss.reason}: {verdict}")
-        if program is None or not isinstance(target, Tensor) or not target.shape[0]:
-            return loss
-        dtype = self.tensors[program.params[0].name].dtype
-        return recognise(loss, (target.shape[1], *program.output_shape), target[0], dtype, mask is not None)
+        if program is None or not isinstance(target, Tensor):
+            missing = "the model's output" if program is None else "its targets"
+            return replace(loss, reason=f"{loss.reason}: it is not tried without {missing}")
+        shape, dtype = tuple(target.shape[1:]), self.tensors[program.params[0].name].dtype
+        sizes = LossSizes((shape[0], *program.output_shape), shape, target.dtype, dtype)
+        factors = self.update is None  # a factor is one of the rates for plain steps alone
+        return recognise(loss, sizes, mask is not None, factors)
 
     def _trace(self, batch: Batch) -> _Traced:
         shapes = sample_shapes(batch.sx)
@@ -222,10 +226,10 @@ class PathFinder:
             return _Traced(None, error.reasons, error.nodes, shapes)
         return _Traced(program, [], program.describe(), shapes)
 
-    def _unfused_targets(self, program: Program, losses: Sequence[LossSpec | Opaque], batch: Batch) -> list[str]:
+    def _unfused_targets(self, program: Program, losses: Losses, batch: Batch) -> list[str]:
         reasons = []
         for name, loss, target in (("sy", losses[0], batch.sy), ("qy", losses[1], batch.qy)):
-            if target is None or isinstance(loss, Opaque):
+            if target is None or not isinstance(loss, LossSpec):  # what was recognised was tried on the targets
                 continue
             if not isinstance(target, Tensor):
                 reasons.append(f"{name}: a tuple or dict of targets is not fused")
@@ -295,6 +299,11 @@ class PathFinder:
         asked = VARIANT in backend  # for a way of holding weights, of which the Gram form has none
         kind = FusedHead if not asked and is_head(program, spec, rates(), losses, sizes) else Fused
         return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
+
+    def _live(self, batch: Batch, options: Options, rates: Rates) -> General:
+        """The general path."""
+        with unhooked():  # what is measured here is not run again by activation checkpointing around this call
+            return self._general(batch, options, rates)
 
     def _general(self, batch: Batch, options: Options, rates: Rates) -> General:
         found = probe(self.model, batch.sx, self.batch_norm)

@@ -54,7 +54,7 @@ class LossReads:
         changes = 0 if last is None else last.changes + (last.reach.contents.tokens != reach.contents.tokens)
         self._last[id(loss)] = _Last(loss, reach, changes)
         while len(self._last) > LOSSES:
-            del self._last[next(iter(self._last))]
+            self._last.pop(list(self._last)[0], None)  # noqa: RUF015 - other threads may add to it meanwhile
         return reach if changes <= CHANGES else "what it reads changes from call to call"
 
 
@@ -73,7 +73,9 @@ def _unknown(loss: Any) -> bool:
 
 def _reach(loss: Any) -> Reach:
     """What a loss reads, PyTorch's losses included, in whose place another function may be put."""
-    holder = loss if isinstance(loss, nn.Module) else nn.Module()
-    if holder is not loss:
-        holder.__dict__["forward"] = loss
-    return Reach(holder, [(vars(F), name) for name in PATCHED])
+    also = [(vars(F), name) for name in PATCHED]
+    if isinstance(loss, nn.Module):
+        return Reach(loss, also + [(m.__dict__, name) for m in loss.modules() for name in ("training", "_modules")])
+    holder = nn.Module()
+    holder.__dict__["forward"] = loss
+    return Reach(holder, also)
