@@ -172,19 +172,14 @@ class _Trial:
 
     def find(self) -> Match | str:
         """The loss of the table that it is, or what it is instead."""
-        output, target = self._inputs(1.0)
+        self.run(*self._inputs(1.0))  # `form` says from here on what it returns
         near = ""
         for kind in KINDS:
-            info = LOSSES[kind]
-            if info.ids != self.ids or (info.ids and (len(self.shape), len(self.target)) != (2, 1)):
-                continue
-            if not info.ids and self.shape != self.target and not self.flat:
-                continue
-            option = self._option(kind)
+            option = self._option(kind) if self._fits(kind) else None
             if option is None:
                 continue
             spec = LossSpec.decode(KINDS.index(kind), 0, option)
-            scale = _scale(self._derived(self.run, output, target), self._derived(self._formula(spec), output, target))
+            scale = self._scale(spec)
             if scale is None or not self._agree(spec, scale, MAGNITUDES[:1]):
                 continue
             near = f"it differs from {kind} at large or small values"
@@ -192,21 +187,33 @@ class _Trial:
                 return self._named(spec, scale)
         return near or "it computes none of them at these shapes"
 
+    def _fits(self, kind: str) -> bool:
+        """Whether a loss of this kind takes such targets."""
+        if LOSSES[kind].ids:
+            return self.ids and (len(self.shape), len(self.target)) == (2, 1)
+        return not self.ids and (self.shape == self.target or self.flat)
+
+    def _scale(self, spec: LossSpec) -> float | None:
+        """By how much the gradient in the output is larger than the formula's; None where that is no number."""
+        given = self._inputs(1.0)
+        found, expected = (self._derived(f, *given)[1] for f in (self.run, self._formula(spec)))
+        size = float((expected * expected).sum())
+        scale = _rounded(float((found * expected).sum()) / size) if size else 0.0
+        return scale if math.isfinite(scale) and scale != 0.0 else None
+
     def _named(self, spec: LossSpec, scale: float) -> Match | str:
+        """With the reduction that the numbers allow: as a mean, or as a sum of which it is a multiple."""
         count = self.shape[0] * (1 if spec.info.classes else math.prod(self.shape[1:]))
-        forms = [(spec, scale)]
-        each = self.form == "samples"
+        forms, each = [(spec, scale)], self.form == "samples"
         if not each:
             forms.insert(scale != count, (dataclasses.replace(spec, reduction="sum"), _rounded(scale / count)))
-        for ignored in (True, False) if self.ids else ():
-            known = [Match(*form, each, ignored) for form in forms if self._knows_ids(*form, ignored)]
-            if known:
-                return known[0]
-        return (
-            f"it treats some classes otherwise than {spec.kind!r}"
-            if self.ids
-            else Match(*forms[0], each, True, self.flat)
-        )
+        if not self.ids:
+            return Match(*forms[0], each, True, self.flat)
+        for ignored in (True, False):
+            for form in forms:
+                if self._knows_ids(*form, ignored):
+                    return Match(*form, each, ignored)
+        return f"it treats some classes otherwise than {spec.kind!r}"
 
     def _formula(self, spec: LossSpec) -> Function:
         loss = per_sample if self.form == "samples" else task_loss
@@ -296,13 +303,6 @@ def _gradients(value: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if not value.requires_grad:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
     return torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
-
-
-def _scale(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float | None:
-    """By how much the gradient in the output is larger than expected; None where that is no number."""
-    size = float((expected[1] * expected[1]).sum())  # 1 is the gradient in the output
-    scale = _rounded(float((found[1] * expected[1]).sum()) / size) if size else 0.0
-    return scale if math.isfinite(scale) and scale != 0.0 and found[1].shape == expected[1].shape else None
 
 
 def _rounded(value: float) -> float:

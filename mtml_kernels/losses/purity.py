@@ -34,8 +34,11 @@ _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _ONCE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
-# Functions that PyTorch's own modules look up at every call: somebody may have put another in their place.
-PATCHED = tuple(name for name in sorted(OPERATIONS) if name in vars(F))
+# What PyTorch's own modules look up at every call: somebody may have put another function in its place.
+PATCHED: list[tuple[Any, str]] = [
+    *((vars(F), name) for name in sorted(OPERATIONS) if name in vars(F)),
+    *((vars(layer), "forward") for layer in LAYERS if "forward" in vars(layer)),
+]
 
 
 class _Live(Exception):
@@ -73,8 +76,8 @@ class _Reading:
         if not isinstance(loss, types.FunctionType | functools.partial | nn.Module):
             raise _Live(f"it is a {type(loss).__name__}, whose state may change from call to call")
         self._value("the loss", loss)
-        for name in PATCHED:
-            self._value(name, vars(F)[name])
+        for space, name in PATCHED:
+            self._value(name, space[name])
         count = -1
         while count != len(self._seen) + len(self._names):
             count = len(self._seen) + len(self._names)
@@ -105,7 +108,9 @@ class _Reading:
             self._module(name, value)
         elif isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in ("torch", "math"):
             self._packages.append(value)
-        elif not _is_library(value):
+        elif isinstance(value, type) and value not in _TYPES:
+            raise _Live(f"it uses {name}, which no fused loss is made of")
+        elif not isinstance(value, type) and not _is_library(value):
             raise _Live(f"it reads {name}, a {type(value).__name__}, which may change from call to call")
 
     def _all(self, name: str, values: Any) -> None:
@@ -172,9 +177,7 @@ class _Reading:
 
 
 def _is_library(value: Any) -> bool:
-    """Is it PyTorch's or math's own function, or a type that is called for a constant or a layer?"""
-    if isinstance(value, type):
-        return value in _TYPES
+    """Is it PyTorch's or math's own function?"""
     name = getattr(value, "__name__", "")
     builtin = isinstance(value, types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType)
     return builtin and any(getattr(package, name, None) is value for package in (*_LIBRARIES, torch.Tensor))

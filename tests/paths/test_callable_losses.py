@@ -291,11 +291,16 @@ def changes() -> dict[str, tuple[Callable[..., Any], Callable[[pytest.MonkeyPatc
         "module in a global": (lambda o, t: huber(o, t), lambda m: m.setattr(huber, "delta", 0.2)),
         "module in a global replaced": (lambda o, t: huber(o, t), lambda m: m.setattr(here, "huber", nn.MSELoss())),
         "PyTorch's function": (lambda o, t: F.mse_loss(o, t), lambda m: m.setattr(F, "mse_loss", other)),
+        "PyTorch's layer": (lambda o, t: nn.L1Loss()(o, t), lambda m: m.setattr(nn.L1Loss, "forward", _forward)),
         "PyTorch's function within a module": (
             lambda o, t: nn.L1Loss()(o, t),
             lambda m: m.setattr(F, "l1_loss", _patched),
         ),
     }
+
+
+def _forward(self: Any, output: Tensor, target: Tensor) -> Tensor:
+    return _patched(output, target)
 
 
 def _patched(output: Tensor, target: Tensor, **_: Any) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
 from torch import nn
 
 from mtml.paths.reach import Reach
@@ -73,9 +72,9 @@ def _unknown(loss: Any) -> bool:
 
 def _reach(loss: Any) -> Reach:
     """What a loss reads, PyTorch's losses included, in whose place another function may be put."""
-    also = [(vars(F), name) for name in PATCHED]
     if isinstance(loss, nn.Module):
-        return Reach(loss, also + [(m.__dict__, name) for m in loss.modules() for name in ("training", "_modules")])
+        modes = [(m.__dict__, name) for m in loss.modules() for name in ("training", "_modules")]
+        return Reach(loss, PATCHED + modes)
     holder = nn.Module()
     holder.__dict__["forward"] = loss
-    return Reach(holder, also)
+    return Reach(holder, PATCHED)
