@@ -27,11 +27,12 @@ __all__ = ["PATCHED", "live_because"]
 
 _PLAIN = (bool, int, float, str, type(None), type(...), torch.dtype, torch.device)
 _TYPES = {*LAYERS, torch.Tensor, torch.dtype, torch.device, bool, int, float, tuple}
-_LIBRARIES = (torch, F, math, torch._C._nn)
+_PLACES = (torch, F, torch._C._nn, torch.Tensor)
 _CHANGES = ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_SUBSCR", "DELETE_SUBSCR")
 _IMPORTS = ("IMPORT_NAME", "LOAD_BUILD_CLASS")
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STRANGE = ", which no fused loss is made of"
 _ONCE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 # What PyTorch's own modules look up at every call: somebody may have put another function in its place.
@@ -87,7 +88,7 @@ class _Reading:
                     self._value(name, vars(package)[name])
         strange = sorted(self._names - NAMES - known - set(dir(math) if math in self._packages else ()))
         if strange:
-            raise _Live(f"it uses {', '.join(map(repr, strange))}, which no fused loss is made of")
+            raise _Live(f"it uses {', '.join(map(repr, strange))}{_STRANGE}")
 
     def _value(self, name: str, value: Any) -> None:
         if isinstance(value, _PLAIN) or id(value) in self._seen:
@@ -108,9 +109,10 @@ class _Reading:
             self._module(name, value)
         elif isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in ("torch", "math"):
             self._packages.append(value)
-        elif isinstance(value, type) and value not in _TYPES:
-            raise _Live(f"it uses {name}, which no fused loss is made of")
-        elif not isinstance(value, type) and not _is_library(value):
+        elif isinstance(value, type | types.BuiltinFunctionType):
+            if value not in _TYPES and not _is_library(value):
+                raise _Live(f"it uses {name!r}{_STRANGE}")
+        elif not _is_library(value):
             raise _Live(f"it reads {name}, a {type(value).__name__}, which may change from call to call")
 
     def _all(self, name: str, values: Any) -> None:
@@ -123,12 +125,12 @@ class _Reading:
         kind = type(module)
         if any(True for _ in (*module.parameters(), *module.buffers())):
             raise _Live(f"it reads tensors of its own ({name} has some)")
-        if any(module.__dict__[hooks] for hooks in _HOOKS) or "forward" in module.__dict__:
+        if any(module.__dict__.get(hooks) for hooks in _HOOKS) or "forward" in module.__dict__:
             raise _Live(f"{name} carries hooks or a replaced forward")
         if kind in LAYERS:
             return
         if _package(kind) == "torch" or _overrides(kind):
-            raise _Live(f"it runs {name}, a {kind.__name__}, which no fused loss is made of")
+            raise _Live(f"it runs {name}, a {kind.__name__}{_STRANGE}")
         self._modules.append(module)
         self._names.add("forward")
 
@@ -145,6 +147,7 @@ class _Reading:
     def _function(self, function: types.FunctionType) -> None:
         package = _package(function)
         if package == "torch":
+            _check_word(function.__name__)
             return
         if package in sys.stdlib_module_names or package in ("numpy", "mtml", "mtml_kernels"):
             raise _Live(f"it calls {function.__name__} of {package}")
@@ -173,14 +176,21 @@ class _Reading:
         if name in space:
             self._value(name, space[name])
         elif hasattr(builtins, name) and name not in BUILTINS and not name.endswith("Error"):
-            raise _Live(f"it calls {name}(), which no fused loss is made of")
+            raise _Live(f"it calls {name}(){_STRANGE}")
 
 
 def _is_library(value: Any) -> bool:
     """Is it PyTorch's or math's own function?"""
     name = getattr(value, "__name__", "")
     builtin = isinstance(value, types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType)
-    return builtin and any(getattr(package, name, None) is value for package in (*_LIBRARIES, torch.Tensor))
+    if getattr(math, name, None) is value:
+        return True
+    return builtin and name in NAMES and any(getattr(place, name, None) is value for place in _PLACES)
+
+
+def _check_word(name: str) -> None:
+    if name not in NAMES:
+        raise _Live(f"it uses {name!r}{_STRANGE}")
 
 
 def _overrides(kind: type[nn.Module]) -> bool:

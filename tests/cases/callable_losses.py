@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, manual_seed, nn
 
 from mtml_kernels.losses import LossSpec
 
@@ -199,13 +199,14 @@ LIVE: dict[str, tuple[Any, str]] = {
     "detached target": (lambda o, t: F.mse_loss(o, t.detach()), "'detach'"),
     "detached output": (lambda o, t: ((o - t) * (o - t).detach()).mean(), "'detach'"),
     "data": (lambda o, t: F.mse_loss(o, t.data), "'data'"),
-    "no_grad": (without_graph, "it uses no_grad"),
+    "no_grad": (without_graph, "'no_grad'"),
     "clamp": (lambda o, t: F.mse_loss(o, t).clamp(max=10.0), "'clamp'"),
     "dropout": (lambda o, t: F.mse_loss(F.dropout(o, 0.0), t), "'dropout'"),
     "random": (lambda o, t: F.mse_loss(o + 0.0 * torch.randn(()), t), "'randn'"),
     "item": (lambda o, t: F.mse_loss(o, t) * t.mean().item(), "'item'"),
     "mode": (lambda o, t: F.mse_loss(o, t) if torch.is_grad_enabled() else o.mean(), "'is_grad_enabled'"),
     "by a computed name": (lambda o, t: F.mse_loss(o, getattr(t, "det" + "ach")()), "getattr()"),
+    "PyTorch's, by its own name": (lambda o, t: manual_seed(0) and F.mse_loss(o, t), "manual_seed"),
     "stdlib": (lambda o, t: functools.reduce(lambda a, b: a + b, [F.mse_loss(o, t)]), "module"),
 }
 # name: (loss, with class ids, what is found by running it)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -64,8 +63,10 @@ def path_of(maml: MAML, batch: Any) -> Any:
     return maml._paths.find(mtml.paths.batch.Batch(*batch), maml.steps, maml.first_order, 0, quiet=True)
 
 
-@pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("name", KNOWN)
+FIRST_ORDER = [(f"numbers: {name}", True) for name in ("square", "half", "norm of each")]
+
+
+@pytest.mark.parametrize(("name", "first_order"), [*((name, False) for name in KNOWN), *FIRST_ORDER])
 def test_every_spelling_is_fused_and_right(name: str, first_order: bool) -> None:
     batch = data(name.startswith("ids"))
     maml = MAML(mlp(3, 6, 4), 0.05, steps=2, loss=KNOWN[name].loss, first_order=first_order)
@@ -178,6 +179,16 @@ def test_a_head_alone_and_a_trunk_once() -> None:
             same_as_general(maml, batch)
 
 
+def test_float_ids_run_live() -> None:
+    sx, sy, qx, qy = data(True)
+    maml = MAML(mlp(3, 6, 4), 0.05, steps=2, loss=lambda o, t: F.cross_entropy(o, t.long()))
+    batch = (sx, sy.double(), qx, qy.double())
+    assert maml.explain(*batch).path == "general"
+    same_as_general(maml, batch)
+    assert maml.explain(sx, sy.int(), qx, qy.short()).path == "fused"
+    same_as_general(maml, (sx, sy.int(), qx, qy.short()))
+
+
 def test_targets_that_require_grad_run_live() -> None:
     sx, sy, qx, qy = data(False)
     maml = MAML(mlp(3, 6, 4), 0.05, loss=NUMBERS["square"].loss)
@@ -216,7 +227,6 @@ def test_a_backend_by_name_says_why() -> None:
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 FACTOR = 1.0
-PARTS = types.ModuleType("torch.parts")
 
 
 def helper(output: Tensor, target: Tensor) -> Tensor:
