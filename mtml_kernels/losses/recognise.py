@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from mtml_kernels.schema.losses import IGNORED, KINDS, LOSSES, LossSpec
 
-__all__ = ["Loss", "Opaque", "resolve", "unfused_target"]
+__all__ = ["Loss", "Opaque", "loss_name", "resolve", "unfused_target"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Opaque:
-    """A loss that only its callable knows; `reason` says why it is not fused."""
+    """A loss that only its callable knows; `reason` says why it is not fused.
+
+    unknown: neither PyTorch's nor a partial of PyTorch's: it may compute what a loss of the table does (`recognise`).
+    """
 
     callable: Callable[..., Tensor]
     reason: str
+    unknown: bool = False
 
 
 Loss = str | LossSpec | Callable[..., Tensor]
@@ -71,7 +75,7 @@ def _resolve_module(loss: nn.Module) -> LossSpec | Opaque:
     name = type(loss).__name__
     kind = _MODULES.get(type(loss))  # exact types only: a subclass may compute anything
     if kind is None:
-        return Opaque(loss, f"{name}: this loss is not fused")
+        return Opaque(loss, f"{name}: this loss is not fused", unknown=True)
     if loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks or "forward" in vars(loss):
         return Opaque(loss, f"{name}: it carries hooks or a replaced forward")
     known = _fused_options(kind) | set(_OTHER_OPTIONS)
@@ -83,10 +87,15 @@ def _resolve_function(loss: Loss, function: Any, args: tuple[Any, ...], options:
     name = getattr(function, "__name__", type(function).__name__)
     kind = _FUNCTIONS.get(function) if _hashable(function) else None
     if kind is None:
-        return Opaque(loss, f"{name}: this callable is not fused")
+        return Opaque(loss, f"{name}: this callable is not fused", unknown=True)
     if args:
         return Opaque(loss, f"{name}: positional arguments of a partial are not fused")
     return _spec(loss, name, kind, options)
+
+
+def loss_name(loss: Any) -> str:
+    """What to call a loss: its own name, or its class's."""
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
 
 def _hashable(value: object) -> bool:

@@ -59,7 +59,8 @@ class MAML(MetaLearner):
             permission: by default they adapt what requires grad, and `params` may name what does not.
         steps: K, the number of inner gradient steps.
         loss: of a task: "cross_entropy", "mse", "bce_with_logits", "huber", "l1"; an ``nn.*Loss`` or ``F.*`` function;
-            or a callable(output [N, ...], target [N, ...]) -> scalar, or losses [N, ...] per sample. One that takes the
+            or a callable(output [N, ...], target [N, ...]) -> scalar, or losses [N, ...] per sample, which is fused
+            where it computes a multiple of one of those and reads nothing but constants. One that takes the
             output alone needs no targets. The callable alone knows what to do with outputs of several tensors.
         query_loss: the same for the query set; None: as `loss`.
         params: which tensors the inner loop changes: None for all trainable parameters; names or patterns ("head.*");

@@ -9,7 +9,7 @@ loops that run in C, in a few microseconds.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, getitem, is_
 from typing import Any
@@ -23,7 +23,8 @@ from mtml.notices import warn_of_fallback, warn_of_statistics
 from mtml.paths.batch import Batch
 from mtml.paths.contents import Contents, package_of
 from mtml.paths.explain import Explanation, Subject, loss_names
-from mtml.paths.finder import PathFinder
+from mtml.paths.finder import GENERAL, PathFinder
+from mtml.paths.loss_reads import LossReads, Verdicts, tokens_of
 from mtml.paths.path import Options, Path
 from mtml.paths.reach import Reach
 from mtml_kernels.checks import check_batch, check_initialised, check_steps
@@ -48,6 +49,7 @@ class PathCache:
         self.owner = owner
         self.now: PathFinder | None = None
         self.states: dict[Hashable, PathFinder] = {}
+        self.reads = LossReads()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PathCache, (None,)
@@ -96,14 +98,16 @@ class PathCache:
         path = self.find(batch, owner.steps, owner.first_order, 0 if batch.qx is not None else 1, quiet=True)
         traced = self.finder().obstacles(batch)
         nodes = [dict(node) for node in traced.nodes]
-        subject = Subject(list(traced.reasons), nodes, *loss_names(owner.loss, owner.query_loss), owner.batch_norm)
+        names = loss_names(owner.loss, owner.query_loss, () if path.kind == GENERAL else traced.losses)
+        subject = Subject(list(traced.reasons), nodes, *names, owner.batch_norm)
         return path.explain(subject, check_batch(*batch.parts()))
 
     def finder(self) -> PathFinder:
         """The finder of the module as it stands."""
         owner = self.owner
         check_initialised(owner.module)
-        options = _options(owner)
+        verdicts = {} if owner.backend == GENERAL else self.reads.look((owner.loss, owner.query_loss))
+        options = _options(owner, verdicts)
         words = (owner.batch_norm, owner.backend, owner.allow_unused)
         key = (structure(owner.module), tuple(options.tokens), words)
         finder = self.states.pop(key, None)
@@ -111,8 +115,9 @@ class PathCache:
             finder = PathFinder(owner)
             while len(self.states) >= STATES:
                 self.states.pop(next(iter(self.states)))
+        finder.verdicts = verdicts
         finder.look_again()
-        finder.fresh = Watch(owner, finder.reach, options)
+        finder.fresh = Watch(owner, [finder.reach, *(v for v in verdicts.values() if isinstance(v, Reach))], options)
         self.states[key] = self.now = finder
         return finder
 
@@ -125,14 +130,14 @@ class Watch:
         "traits", "types", "values",
     )  # fmt: skip
 
-    def __init__(self, owner: Any, reach: Reach, options: Contents) -> None:
+    def __init__(self, owner: Any, reaches: Sequence[Reach], options: Contents) -> None:
         # lists and objects met on the way, which can change in place; most models have none
-        self.contents = [contents for contents in (reach.contents, options) if contents.changeable]
+        self.contents = [contents for contents in (*(r.contents for r in reaches), options) if contents.changeable]
         self.modules = list(owner.modules())
         self.types = list(map(type, self.modules))
         pairs: list[tuple[Mapping[str, Any], str]]
         pairs = [(m.__dict__, name) for m in self.modules for name in ("training", *_TABLES, *_HOOKS)]
-        pairs += reach.pairs
+        pairs += chain.from_iterable(reach.pairs for reach in reaches)
         # of the MAML itself and of modules beside the model (rates, losses, update rules) every attribute counts
         seen = {id(m) for m in owner.module.modules()}
         others = [m.__dict__ for m in self.modules if id(m) not in seen]
@@ -144,8 +149,8 @@ class Watch:
         self.filled = [d for d in tables if d]
         self.names = list(chain.from_iterable(self.filled))
         self.entries = list(chain.from_iterable(map(dict.values, self.filled)))
-        self.dicts = [*(m.__dict__ for m in self.modules), *reach.classes]
-        self.sizes = [*map(len, self.dicts[: len(self.modules)]), *reach.sizes]
+        self.dicts = [*(m.__dict__ for m in self.modules), *chain.from_iterable(reach.classes for reach in reaches)]
+        self.sizes = [*map(len, self.dicts[: len(self.modules)]), *chain.from_iterable(r.sizes for r in reaches)]
         self.tensors = [*owner.parameters(), *owner.buffers()]
         self.traits = list(map(_traits, self.tensors))
 
@@ -177,9 +182,10 @@ def structure(model: nn.Module) -> Hashable:
     return tuple(parts)
 
 
-def _options(owner: Any) -> Contents:
+def _options(owner: Any, verdicts: Verdicts) -> Contents:
     """What a MAML was given beside its model; where that was read in advance it is looked into, for it may be changed
-    in place. Callables run live: what they hold is their own affair, and may change at every call.
+    in place. Callables run live, unless they hold nothing but constants: what they hold is their own affair, and may
+    change at every call.
     """
     options = Contents(versions=False)  # tensors among them are read at every call
     options.visit(owner.lr)
@@ -191,4 +197,5 @@ def _options(owner: Any) -> Contents:
             options.visit(loss)
     live = (owner.loss, owner.query_loss, owner.update)
     options.tokens += [None if given is None or isinstance(given, str) else id(given) for given in live]
+    options.tokens += tokens_of(verdicts)
     return options.settle()

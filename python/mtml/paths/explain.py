@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mtml_kernels import native
+from mtml_kernels.losses import Recognised, loss_name
 
 __all__ = ["Explanation", "Subject", "loss_names", "with_isa"]
 
@@ -94,13 +95,12 @@ def _table(nodes: Sequence[Node]) -> list[str]:
     return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def loss_names(loss: Any, query_loss: Any) -> tuple[str, str]:
-    """What to call a learner's losses: their own names, or their classes'."""
-    return _loss_name(loss), _loss_name(loss if query_loss is None else query_loss)
-
-
-def _loss_name(loss: Any) -> str:
-    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+def loss_names(loss: Any, query_loss: Any, known: Sequence[Any] = ()) -> tuple[str, str]:
+    """What to call a learner's losses: their own names, or their classes'; those among `known` by what they compute."""
+    names = [loss_name(loss), loss_name(loss if query_loss is None else query_loss)]
+    for at, found in enumerate(known):
+        names[at] = str(found) if isinstance(found, Recognised) else names[at]
+    return names[0], names[1]
 
 
 def with_isa(backend: str) -> str:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtml.params import adaptable, aliases, select
+from mtml.paths.as_written import as_written
 from mtml.paths.batch import Batch
 from mtml.paths.fused import Fused
 from mtml.paths.general import General
 from mtml.paths.gram import FusedHead, is_head
 from mtml.paths.inputs import input_names, named_inputs, sample_shapes
+from mtml.paths.loss_reads import Verdicts
 from mtml.paths.path import Options, Path
 from mtml.paths.rates import Rates
 from mtml.paths.reach import Reach
@@ -25,7 +29,8 @@ from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.general.choice import choose, probe
 from mtml_kernels.general.task import TaskRule
 from mtml_kernels.general.unused import refuse_unused
-from mtml_kernels.losses import LossSpec, Opaque, resolve, unfused_target
+from mtml_kernels.losses import LossSpec, Opaque, Recognised, recognise, resolve, unfused_target
+from mtml_kernels.losses.matching import Sizes as LossSizes
 from mtml_kernels.losses.task import TaskLoss
 from mtml_kernels.neutral import exclusive, uncompiled, unhooked
 from mtml_kernels.ops.inner_loop import BACKENDS
@@ -36,8 +41,9 @@ from mtml_kernels.registry import VARIANT
 from mtml_kernels.schema.inner_loop import InnerLoopSpec
 from mtml_kernels.transforms import is_forward_mode
 
-__all__ = ["PathFinder"]
+__all__ = ["GENERAL", "PathFinder"]
 
+Losses = Sequence[LossSpec | Recognised | Opaque]
 GENERAL = "general"
 FIRST_LOOK = 64  # calls of a model with code of the user's before its program is traced again; then 4 times as many
 
@@ -47,6 +53,7 @@ class _Traced(NamedTuple):
     reasons: list[str]
     nodes: list[dict[str, object]]
     shapes: Any = None  # of one sample, as `trace` takes them
+    losses: Losses = ()  # of support and query set
 
 
 def _writes(traced: _Traced) -> bool:
@@ -59,6 +66,7 @@ class PathFinder:
 
     left: int  # calls until `verify`; from 0 on down there is none
     fresh: Callable[[], bool]  # set by who watches the model
+    verdicts: Verdicts = MappingProxyType({})  # on callable losses, set likewise
 
     def __init__(self, maml: Any) -> None:
         self.model: nn.Module = maml.module
@@ -122,21 +130,20 @@ class PathFinder:
         check_devices(like.device, iter(batch.tensors()))
         rates = self._rates(self.names, options, like)
         if self.requested() == GENERAL:
-            with unhooked():  # what is measured here is not run again by activation checkpointing around this call
-                return self._general(batch, options, rates)
+            return self._live(batch, options, rates)
         traced = self.obstacles(batch)
         if not traced.reasons:
             assert traced.program is not None
-            return self._fused(traced.program, batch, options, sizes)
+            path = self._fused(traced.program, _specs(traced.losses), batch, options, sizes)
+            return as_written(path, traced.losses, lambda batch: self._live(batch, options, rates))
         if self.backend != "auto":
             raise BackendUnavailable(
                 f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(traced.reasons)}. "
                 "Use backend='auto' or 'general' for the general path, which runs any module and loss"
             )
-        with unhooked():
-            path = self._general(batch, options, rates)
-        path.notice = path.plan.mode, "; ".join(traced.reasons)
-        return path
+        general = self._live(batch, options, rates)
+        general.notice = general.plan.mode, "; ".join(traced.reasons)
+        return general
 
     def _rates(self, names: Sequence[str], options: Options, like: Tensor) -> Rates:
         shapes = {name: self.tensors[name].shape for name in names}
@@ -151,7 +158,6 @@ class PathFinder:
         reasons = []
         if self.update is not None:
             reasons.append("update: a rule other than plain gradient steps is not fused")
-        reasons += dict.fromkeys(loss.reason for loss in self.losses if isinstance(loss, Opaque))
         if torch._C._are_functorch_transforms_active():
             reasons.append("torch.func: the call is inside a transform (grad, vmap, ...), which needs the general path")
         elif is_forward_mode():
@@ -166,12 +172,37 @@ class PathFinder:
                 wanted.append("step_weights")
             reasons += [f"{name} requires grad, which the fused path does not give" for name in wanted]
         traced = self._trace(batch)
+        losses = self._recognised(traced.program, batch)
+        reasons += dict.fromkeys(loss.reason for loss in losses if isinstance(loss, Opaque))
         reasons += traced.reasons
         if traced.program is not None:
-            reasons += self._unfused_targets(traced.program, batch)
+            reasons += self._unfused_targets(traced.program, losses, batch)
             reasons += self._unfused_tensors(traced.program)
             reasons += _single_values(traced.program, batch) + _other_shapes(batch)
-        return _Traced(traced.program, reasons, traced.nodes)
+        return _Traced(traced.program, reasons, traced.nodes, losses=losses)
+
+    def _recognised(self, program: Program | None, batch: Batch) -> Losses:
+        """The losses, callables among them as what they compute at the sizes of this batch."""
+        sets = [(batch.sy, batch.support_mask), (batch.qy, batch.query_mask)]
+        if batch.qx is None:  # the query loss judges nothing
+            sets[1] = sets[0]
+        return [self._known(loss, program, *given) for loss, given in zip(self.losses, sets, strict=True)]
+
+    def _known(
+        self, loss: LossSpec | Opaque, program: Program | None, target: Any, mask: Tensor | None
+    ) -> LossSpec | Recognised | Opaque:
+        verdict = self.verdicts.get(id(loss.callable)) if isinstance(loss, Opaque) else None
+        if isinstance(loss, LossSpec) or verdict is None:
+            return loss
+        if isinstance(verdict, str):
+            return replace(loss, reason=f"{loss.reason}: {verdict}")
+        if program is None or not isinstance(target, Tensor):
+            missing = "the model's output" if program is None else "its targets"
+            return replace(loss, reason=f"{loss.reason}: it is not tried without {missing}")
+        shape, dtype = tuple(target.shape[1:]), self.tensors[program.params[0].name].dtype
+        sizes = LossSizes((shape[0], *program.output_shape), shape, target.dtype, dtype)
+        factors = self.update is None  # a factor is one of the rates for plain steps alone
+        return recognise(loss, sizes, mask is not None, factors)
 
     def _trace(self, batch: Batch) -> _Traced:
         shapes = sample_shapes(batch.sx)
@@ -195,10 +226,10 @@ class PathFinder:
             return _Traced(None, error.reasons, error.nodes, shapes)
         return _Traced(program, [], program.describe(), shapes)
 
-    def _unfused_targets(self, program: Program, batch: Batch) -> list[str]:
+    def _unfused_targets(self, program: Program, losses: Losses, batch: Batch) -> list[str]:
         reasons = []
-        for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
-            if target is None or isinstance(loss, Opaque):
+        for name, loss, target in (("sy", losses[0], batch.sy), ("qy", losses[1], batch.qy)):
+            if target is None or not isinstance(loss, LossSpec):  # what was recognised was tried on the targets
                 continue
             if not isinstance(target, Tensor):
                 reasons.append(f"{name}: a tuple or dict of targets is not fused")
@@ -227,11 +258,13 @@ class PathFinder:
 
     # --- building ---------------------------------------------------------------------------------------------------
 
-    def _fused(self, program: Program, batch: Batch, options: Options, sizes: Sizes) -> Fused | TrunkOnce:
+    def _fused(
+        self, program: Program, losses: Sequence[LossSpec], batch: Batch, options: Options, sizes: Sizes
+    ) -> Fused | TrunkOnce:
         """The engine's path: the whole program in every step, or its trunk once where that is exact and cheaper."""
         like = self.tensors[program.params[0].name]
         backend = BACKENDS.resolve(self.requested(), like.device.type, like.dtype).name
-        self._check_dtypes(program, batch, like.dtype)
+        self._check_dtypes(program, losses, batch, like.dtype)
         names = (input_names(program, batch.sx), input_names(program, batch.sx if batch.qx is None else batch.qx))
         parts = split_head(program, [p.name in self.names for p in program.params])
         if isinstance(parts, str):
@@ -239,27 +272,38 @@ class PathFinder:
         else:
             why = once_is_dearer(parts.trunk, sizes.support, sizes.query, options.steps, options.first_order)
             if not why:
-                head = self._in_engine(parts.head, batch, options, sizes, backend, (None, None))
+                head = self._in_engine(parts.head, losses, batch, options, sizes, backend, (None, None))
                 return TrunkOnce(parts, self.tensors, head, names)
-        path = self._in_engine(program, batch, options, sizes, backend, names)
+        path = self._in_engine(program, losses, batch, options, sizes, backend, names)
         path.trunk = f"it runs in every step: {why}" if why else ""
         return path
 
     def _in_engine(
-        self, program: Program, batch: Batch, options: Options, sizes: Sizes, backend: str, names: tuple[Any, Any]
+        self,
+        program: Program,
+        losses: Sequence[LossSpec],
+        batch: Batch,
+        options: Options,
+        sizes: Sizes,
+        backend: str,
+        names: tuple[Any, Any],
     ) -> Fused:
         """One call of the engine for every step of this program."""
         adapted = [p.name in self.names for p in program.params]
-        losses = [loss for loss in self.losses if isinstance(loss, LossSpec)]
         spec = InnerLoopSpec.of(program, adapted, losses, **options._asdict())
         moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
         rates = self._rates(moving, options, self.tensors[program.params[0].name])
         narrow = any(isinstance(y, Tensor) and y.dtype in NARROW for y in (batch.sy, batch.qy))
         looks = backend == "reference" or narrow
-        classes = self._classes(program.output_shape[-1:], batch) if looks else (0, 0)
+        classes = _classes(program.output_shape[-1:], losses, batch) if looks else (0, 0)
         asked = VARIANT in backend  # for a way of holding weights, of which the Gram form has none
-        kind = FusedHead if not asked and is_head(program, spec, rates(), self.losses, sizes) else Fused
+        kind = FusedHead if not asked and is_head(program, spec, rates(), losses, sizes) else Fused
         return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
+
+    def _live(self, batch: Batch, options: Options, rates: Rates) -> General:
+        """The general path."""
+        with unhooked():  # what is measured here is not run again by activation checkpointing around this call
+            return self._general(batch, options, rates)
 
     def _general(self, batch: Batch, options: Options, rates: Rates) -> General:
         found = probe(self.model, batch.sx, self.batch_norm)
@@ -275,7 +319,7 @@ class PathFinder:
         if partial and options.steps and not self.allow_unused and _plain_autograd():
             refuse_unused(rule, theta, data, self.batch_norm, found.recomputes)
         plan = choose(rule, theta, rates(), data, batch.weights, self.batch_norm, found)
-        classes = (0, 0) if found.output is None else self._classes(found.output[1:2], batch)
+        classes = (0, 0) if found.output is None else _classes(found.output[1:2], self.losses, batch)
         return General(rule, plan, self.tensors, rates, classes)
 
     def _check_targets(self, batch: Batch, output: tuple[int, ...]) -> None:
@@ -284,16 +328,7 @@ class PathFinder:
                 lead = target.shape[:2] if isinstance(target, Tensor) else ()
                 check_target(name, loss.kind, target, (*lead, *output))
 
-    def _classes(self, count: Sequence[int], batch: Batch) -> tuple[int, int]:
-        """How many classes the ids in sy and qy may name; 0 where they are none."""
-        found = []
-        for loss, target in zip(self.losses, (batch.sy, batch.qy), strict=True):
-            ids = isinstance(loss, LossSpec) and loss.kind == "cross_entropy"
-            ids = ids and isinstance(target, Tensor) and not target.is_floating_point()
-            found.append(count[0] if ids and count else 0)
-        return found[0], found[1]
-
-    def _check_dtypes(self, program: Program, batch: Batch, dtype: torch.dtype) -> None:
+    def _check_dtypes(self, program: Program, losses: Sequence[LossSpec], batch: Batch, dtype: torch.dtype) -> None:
         why = f"the model's dtype, which {_first_layer(program)} needs"
         for name, x in (("sx", batch.sx), ("qx", batch.qx)):
             for info, called, tensor in [] if x is None else named_inputs(program, name, x):
@@ -301,9 +336,24 @@ class PathFinder:
                     check_ids(called, tensor)
                 else:
                     check_dtypes(dtype, iter([(called, tensor)]), why)
-        for name, loss, target in (("sy", self.losses[0], batch.sy), ("qy", self.losses[1], batch.qy)):
-            if isinstance(loss, LossSpec) and loss.kind != "cross_entropy" and target is not None:
+        for name, loss, target in (("sy", losses[0], batch.sy), ("qy", losses[1], batch.qy)):
+            if loss.kind != "cross_entropy" and target is not None:
                 check_dtypes(dtype, iter([(name, target)]), f"the model's dtype, for loss {loss.kind!r}")
+
+
+def _specs(losses: Losses) -> list[Any]:
+    """The losses as the engine knows them; those that it does not as they are."""
+    return [loss.spec if isinstance(loss, Recognised) else loss for loss in losses]
+
+
+def _classes(count: Sequence[int], losses: Sequence[LossSpec | Opaque], batch: Batch) -> tuple[int, int]:
+    """How many classes the ids in sy and qy may name; 0 where they are none."""
+    found = []
+    for loss, target in zip(losses, (batch.sy, batch.qy), strict=True):
+        ids = isinstance(loss, LossSpec) and loss.kind == "cross_entropy"
+        ids = ids and isinstance(target, Tensor) and not target.is_floating_point()
+        found.append(count[0] if ids and count else 0)
+    return found[0], found[1]
 
 
 def _plain_autograd() -> bool:

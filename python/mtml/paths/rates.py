@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class Rates:
     ) -> None:
         self.lr, self.shapes, self.steps, self.known, self.others = lr, shapes, steps, known, others
         self.dtype, self.device, self.names = like.dtype, like.device, list(shapes)
+        self.factor = 1.0
         self._checked: list[int] | None = None
         first = self._read()
         # numbers alone never change, so their list is made once
@@ -41,7 +43,18 @@ class Rates:
         self.constant = first if numbers else None
 
     def __call__(self) -> list[Tensor]:
-        return self.constant if self.constant is not None else self._read()
+        if self.constant is not None:
+            return self.constant
+        return self._read() if self.factor == 1.0 else [self.factor * rate for rate in self._read()]
+
+    def times(self, factor: float) -> Rates:
+        """The same rates, each times a number."""
+        if factor == 1.0:
+            return self
+        found = copy(self)
+        found.factor = self.factor * factor
+        found.constant = None if self.constant is None else [factor * rate for rate in self.constant]
+        return found
 
     def _read(self) -> list[Tensor]:
         if not isinstance(self.lr, InnerLR):

@@ -7,9 +7,10 @@ but for what is asked for by a computed name (then every attribute counts) or co
 
 from __future__ import annotations
 
+import dis
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -23,6 +24,7 @@ _CALLED = ("forward", "__call__", "__getattr__", "__getattribute__", "__init_sub
 _COMPUTED = {"getattr", "hasattr", "vars", "__dict__", "attrgetter", "eval", "exec", "globals", "locals", "dir"}
 _OTHERS = {"torch", "numpy", "mtml", "mtml_kernels", *sys.stdlib_module_names}  # their code reads nothing of the user's
 _INTERNAL = {*vars(nn.Module()), "training"}  # what every module has: in `Watch` and `structure`
+_FREE = {"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "IMPORT_NAME", "IMPORT_FROM"}
 _ABSENT = object()
 
 Namespace = Mapping[str, Any]
@@ -39,10 +41,10 @@ class Reach:
     """The names that forward can read, as pairs of a namespace and a name, and what stands there.
 
     For who watches it: `pairs`; `classes`, the namespaces of classes, with their `sizes`; and `contents`, which tells
-    whether what the pairs hold has been changed in place.
+    whether what the pairs hold has been changed in place. `also`: further pairs to watch.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, also: Sequence[tuple[Namespace, str]] = ()) -> None:
         self.foreign = False  # code of the user's can be reached: it may read what no name shows
         self._names: set[str] = set(_CALLED)
         self._computed = False
@@ -53,7 +55,7 @@ class Reach:
         for module in model.modules():
             self._module(module)
         self._follow()
-        self.pairs = [(space, name) for (_, name), space in self._pairs.items()]
+        self.pairs = [(space, name) for (_, name), space in self._pairs.items()] + list(also)
         self.classes = [space.names for space in self._spaces.values() if not isinstance(space.names, dict)]
         self._take(self._look())
 
@@ -143,15 +145,20 @@ class Reach:
             self._names.update(code.co_names)
             if not layer:
                 self._computed |= not _COMPUTED.isdisjoint(code.co_names)
-                self._globals(function.__globals__, code.co_names)
+                self._globals(function.__globals__, _free(code), code.co_names)
 
-    def _globals(self, space: Namespace, names: tuple[str, ...]) -> None:
+    def _globals(self, space: Namespace, names: Iterable[str], attributes: tuple[str, ...]) -> None:
         """The globals of a function, and what it may take from the Python modules among them."""
         for name in names:
             if name in space and (id(space), name) not in self._pairs:
                 self._add((id(space), name), space)
                 if isinstance(space[name], types.ModuleType):
-                    self._globals(vars(space[name]), names)
+                    self._globals(vars(space[name]), attributes, attributes)
+
+
+def _free(code: types.CodeType) -> set[str]:
+    """The names that code takes from its globals: a script's `mean = 0.1` is not what `x.mean()` reads."""
+    return {at.argval for at in dis.get_instructions(code) if at.opname in _FREE}
 
 
 def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
