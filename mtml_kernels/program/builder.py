@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtml_kernels.program.activations import Act, Constants
 from mtml_kernels.program.encoding import (
     LAYOUT_CONV,
+    LAYOUT_IN_OUT,
     LAYOUT_LINEAR,
     LAYOUT_ROWS,
     LAYOUT_STEPS,
@@ -28,6 +29,7 @@ __all__ = ["Builder", "Draft"]
 
 _USES = {
     LAYOUT_LINEAR: "a linear weight",
+    LAYOUT_IN_OUT: "a linear weight [in, out]",
     LAYOUT_ROWS: "a plain value",
     LAYOUT_CONV: "a convolution's weight",
     LAYOUT_STEPS: "rows for the steps",

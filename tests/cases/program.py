@@ -14,12 +14,14 @@ from mtml_kernels.program import (
     LAYOUT_ROWS,
     LAYOUT_STEPS,
     Node,
+    Norm,
     Op,
     Program,
     constants_of,
     decode,
 )
 from mtml_kernels.program.execution import run_program
+from mtml_kernels.program.layers.slicing import SLICE
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -101,10 +103,14 @@ def check_node(program: Program, node: Node, operands: list[Node]) -> None:
     elif node.op == Op.NORM:
         assert (node.rows, node.features, node.batched) == (operands[0].rows, operands[0].features, 1)
         eps, groups = constants_of(node, program.consts)
-        assert eps > 0 and node.features % groups == 0
+        assert (eps > 0 or (eps, node.b) == (-1, Norm.RMS)) and node.features % groups == 0
         check_affine(program, node, node.features)
     elif node.op in (Op.ADD, Op.MUL):
         assert all(broadcasts(a, node) for a in operands)
+    elif node.op == SLICE:
+        start, stop = constants_of(node, program.consts)
+        assert 0 <= start < stop <= operands[0].features and node.features == stop - start
+        assert (node.rows, node.batched) == (operands[0].rows, operands[0].batched)
     else:
         assert operands[0].rows * operands[0].features == size and operands[0].batched == node.batched
 

@@ -14,6 +14,7 @@
 #include "layers/pointwise.h"
 #include "layers/pool.h"
 #include "layers/shapes.h"
+#include "layers/softmax.h"
 
 namespace mtmlk {
 namespace {
@@ -38,6 +39,8 @@ struct LayerTable {
     of[kNorm] = kNormLayer<T>;
     of[kPool] = kPoolLayer<T>;
     of[kEmbedding] = kEmbeddingLayer<T>;
+    of[kSlice] = kSliceLayer<T>;
+    of[kSoftmax] = kSoftmaxLayer<T>;
   }
 };
 
