@@ -85,6 +85,10 @@ class Builder:
             raise Cannot(f"the parameter {name} is used as {uses}")
         return name
 
+    def layout(self, name: str) -> int | None:
+        """In which layout nodes read this parameter so far."""
+        return self._layouts.get(name)
+
     def input_of(self, ids: Value) -> int:
         """The index of the input that a value is or is a view of; -1 where it is neither."""
         leaf = self.node(ids.node) if ids.node >= 0 else Node(-1)

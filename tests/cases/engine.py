@@ -16,7 +16,6 @@ from mtml_kernels.losses import KINDS, LossSpec
 from mtml_kernels.losses import LOSSES as LOSS_TABLE
 from mtml_kernels.ops.inner_loop import InnerLoopSpec
 from mtml_kernels.program import LAYOUT_IN_OUT, LAYOUT_LINEAR, Act, Op
-from mtml_kernels.program.layers.slicing import SLICE
 
 LINEAR = (LAYOUT_LINEAR, LAYOUT_IN_OUT)
 ALL_FORMS = ["all", "all_per_step", "tensor", "tensor_per_step", "element", "element_per_step"]
@@ -59,7 +58,7 @@ class Draft:
         self.consts: list[float] = []
         self._nodes: list[list[int]] = []
 
-    def _node(
+    def node(
         self, op: int, value: tuple[int, int, bool], *, consts: tuple[float, float] | None = None, **at: int
     ) -> Value:
         rows, features, batched = value
@@ -81,46 +80,50 @@ class Draft:
         if index is None:
             self.inputs.append(rows * features)
             index = len(self.inputs) - 1
-        return self._node(Op.INPUT, (rows, features, True), a=index)
+        return self.node(Op.INPUT, (rows, features, True), a=index)
 
     def param(self, index: int) -> Value:
         _, rows, cols = self.params[index]
-        return self._node(Op.PARAM, (rows, cols, False), weight=index)
+        return self.node(Op.PARAM, (rows, cols, False), weight=index)
 
     def linear(self, x: Value, out: int, weight: int | None = None, bias: int | None = None) -> Value:
         """`bias`: None makes a new one, -1 none."""
         if weight is None:
             weight = self.new_param(LAYOUT_LINEAR, out, x.features)
         bias = self.new_param(1, out) if bias is None else bias
-        return self._node(Op.LINEAR, (x.rows, out, x.batched), a=x.index, weight=weight, bias=bias)
+        return self.node(Op.LINEAR, (x.rows, out, x.batched), a=x.index, weight=weight, bias=bias)
+
+    def linear_back(self, x: Value, weight: int) -> Value:
+        """By the transpose of a weight with as many outputs as x has features, with a bias of its own."""
+        out = self.params[weight][2]
+        bias = self.new_param(1, out)
+        form = (x.rows, out, x.batched)
+        return self.node(Op.LINEAR_TRANSPOSED, form, a=x.index, weight=weight, bias=bias)
 
     def act(self, x: Value, kind: Act, consts: tuple[float, float] | None = None) -> Value:
         consts = consts or constants(kind)
-        return self._node(Op.ACT, (x.rows, x.features, x.batched), a=x.index, b=int(kind), consts=consts)
+        return self.node(Op.ACT, (x.rows, x.features, x.batched), a=x.index, b=int(kind), consts=consts)
 
     def pair(self, op: Op, a: Value, b: Value) -> Value:
         """ADD or MUL of two values that broadcast."""
         form = max(a.rows, b.rows), max(a.features, b.features), a.batched or b.batched
-        return self._node(op, form, a=a.index, b=b.index)
+        return self.node(op, form, a=a.index, b=b.index)
 
     def cat(self, a: Value, b: Value) -> Value:
-        return self._node(Op.CAT, (a.rows, a.features + b.features, a.batched), a=a.index, b=b.index)
+        return self.node(Op.CAT, (a.rows, a.features + b.features, a.batched), a=a.index, b=b.index)
 
     def view(self, x: Value, rows: int) -> Value:
-        return self._node(Op.VIEW, (rows, x.rows * x.features // rows, x.batched), a=x.index)
+        return self.node(Op.VIEW, (rows, x.rows * x.features // rows, x.batched), a=x.index)
 
     def expand(self, x: Value, rows: int) -> Value:
-        return self._node(Op.EXPAND, (rows, x.features, True), a=x.index)
+        return self.node(Op.EXPAND, (rows, x.features, True), a=x.index)
 
     def affine(self, x: Value, c0: float, c1: float) -> Value:
-        return self._node(Op.AFFINE, (x.rows, x.features, x.batched), a=x.index, consts=(c0, c1))
+        return self.node(Op.AFFINE, (x.rows, x.features, x.batched), a=x.index, consts=(c0, c1))
 
     def rows_op(self, op: int, x: Value, kind: int, consts: tuple[float, float] | None = None, **at: int) -> Value:
         """An operation over each row of x, which keeps its form: softmax, the normalisations of rows."""
-        return self._node(op, (x.rows, x.features, x.batched), a=x.index, b=kind, consts=consts, **at)
-
-    def slice(self, x: Value, start: int, stop: int) -> Value:
-        return self._node(SLICE, (x.rows, stop - start, x.batched), a=x.index, consts=(float(start), float(stop)))
+        return self.node(op, (x.rows, x.features, x.batched), a=x.index, b=kind, consts=consts, **at)
 
     def ints(self, output: Value | None = None) -> list[int]:
         return encode(self.inputs, self.params, self._nodes, None if output is None else output.index)

@@ -8,6 +8,7 @@ from cases.engine import ALL_FORMS, LINEAR, LOSSES, Draft, Value, problem
 from cases.inner_loop import Case
 
 from mtml_kernels.program import LAYOUT_IN_OUT, Act, Norm, Op
+from mtml_kernels.program.layers.slicing import SLICE
 from mtml_kernels.program.layers.softmax import SOFTMAX, Softmax
 
 WIDTHS = [1, 2, 3, 5, 16, 17, 33, 40, 65]
@@ -41,6 +42,10 @@ def _random_linear(rng: random.Random, draft: Draft) -> None:
     shared = [i for i, (layout, _, cols) in enumerate(draft.params) if layout in LINEAR and cols == x.features]
     weight = rng.choice(shared) if shared and rng.random() < 0.5 else None
     out = rng.choice(WIDTHS) if weight is None else draft.params[weight][1]
+    tied = [i for i, (layout, rows, _) in enumerate(draft.params) if layout in LINEAR and rows == x.features]
+    if tied and rng.random() < 0.4:
+        draft.linear_back(x, rng.choice(tied))
+        return
     if weight is None and rng.random() < 0.3:
         weight = draft.new_param(LAYOUT_IN_OUT, out, x.features)
     same = [i for i, param in enumerate(draft.params) if param == (1, 1, out)]
@@ -62,7 +67,7 @@ def _random_node(rng: random.Random, draft: Draft) -> None:
         draft.cat(x, rng.choice(others))
     elif kind == "slice":
         start = rng.randrange(x.features)
-        draft.slice(x, start, rng.randint(start + 1, x.features))
+        sliced(draft, x, start, rng.randint(start + 1, x.features))
     elif kind == "softmax":
         draft.rows_op(SOFTMAX, x, rng.choice(list(Softmax)))
     elif kind == "norm":
@@ -77,6 +82,11 @@ def _random_node(rng: random.Random, draft: Draft) -> None:
         draft.affine(x, rng.choice([-1.0, 0.5, 2.0]), rng.choice([0.0, 0.7]))
     else:
         _random_leaf(rng, draft)
+
+
+def sliced(draft: Draft, x: Value, start: int, stop: int) -> Value:
+    """Features [start, stop) of every row."""
+    return draft.node(SLICE, (x.rows, stop - start, x.batched), a=x.index, consts=(float(start), float(stop)))
 
 
 def _random_norm(rng: random.Random, draft: Draft) -> None:

@@ -216,6 +216,8 @@ FUSED: dict[str, Case] = {
                               v=lambda: weight(4), **_A),
     "weight that is a transpose": net(lambda m, x: F.linear(x, m.w.t(), m.v), (5, 3), w=lambda: weight(3, 4),
                                       v=lambda: weight(4)),
+    "tied autoencoder": net(lambda m, x: F.linear(m.a(x).tanh(), m.a.weight.t(), m.v), (3,), v=lambda: weight(3), **_A),
+    "tied the other way": net(lambda m, x: F.linear((x @ m.w).sin(), m.w) @ m.w, (5, 3), w=lambda: weight(3, 4)),
     "einsum": net(
         lambda m, x: torch.einsum("...h,ho->...o", torch.einsum("npi,oi->npo", x, m.w).sin(), m.v), (5, 3),
         w=lambda: weight(4, 3), v=lambda: weight(4, 2)),
@@ -382,7 +384,6 @@ UNFUSED: dict[str, Unfused] = {
     "index past the end": no(lambda m, x: m.a(x)[:, 4], "index 4 of a dimension of 4"),
     "indices": no(lambda m, x: m.a(x)[:, [0, 2]], "by numbers and slices"),
     "chunk of the batch": no(lambda m, x: m.a(x).chunk(2)[0], "it changes the batch dimension"),
-    "tied to a transpose": no(lambda m, x: F.linear(m.a(x), m.a.weight.t()), "a linear weight [in, out]"),
     "einsum of values": no(lambda m, x: torch.einsum("bi,bj->bij", x, x), "einsum"),
     "length of another power": no(lambda m, x: F.normalize(m.a(x), p=1), "p=2"),
     "weight as value too": no(lambda m, x: m.a(x) * m.a.weight, "as a linear weight and as a plain value",

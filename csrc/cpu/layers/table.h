@@ -10,6 +10,7 @@
 #include "layers/elementwise.h"
 #include "layers/embedding.h"
 #include "layers/linear.h"
+#include "layers/linear_transposed.h"
 #include "layers/norm/node.h"
 #include "layers/pointwise.h"
 #include "layers/pool.h"
@@ -41,6 +42,7 @@ struct LayerTable {
     of[kEmbedding] = kEmbeddingLayer<T>;
     of[kSlice] = kSliceLayer<T>;
     of[kSoftmax] = kSoftmaxLayer<T>;
+    of[kLinearTransposed] = kLinearTransposedLayer<T>;
   }
 };
 

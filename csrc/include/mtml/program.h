@@ -23,7 +23,8 @@ enum Op : int32_t {
   kEmbedding = 14,
   kSlice = 15,
   kSoftmax = 16,
-  kOpCount = 17
+  kLinearTransposed = 17,
+  kOpCount = 18
 };
 
 enum Act : int32_t {

@@ -24,7 +24,14 @@ def _compute(given: Given) -> Tensor:
     return F.linear(given.operands[0], given.weight, None if given.bias is None else given.bias.reshape(-1))
 
 
+def _compute_transposed(given: Given) -> Tensor:
+    assert given.weight is not None
+    product = given.operands[0] @ given.weight
+    return product if given.bias is None else product + given.bias.reshape(-1)
+
+
 operation(OpInfo(Op.LINEAR, "linear", _compute))
+operation(OpInfo(Op.LINEAR_TRANSPOSED, "linear_transposed", _compute_transposed))
 
 
 def _build(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Value:
@@ -36,9 +43,13 @@ def _build(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Va
     if x.shape[-1] != features:
         raise Cannot(f"the layer expects {features} features, its input is {x}")
     own_bias = bias is not None and bias.is_row(outputs)
+    layouts = [LAYOUT_LINEAR, LAYOUT_IN_OUT]
+    natural, other = layouts[:: -1 if weight.transposed else 1]
+    turned = b.layout(weight.param) == other  # another layer reads it the other way round
+    op = Op.LINEAR_TRANSPOSED if turned else Op.LINEAR
     draft = Draft(
-        Node(Op.LINEAR, a=b.matrix(x), rows=x.rows, features=outputs, batched=int(x.batched)),
-        weight=b.read(weight.param, LAYOUT_IN_OUT if weight.transposed else LAYOUT_LINEAR),
+        Node(op, a=b.matrix(x), rows=x.rows, features=outputs, batched=int(x.batched)),
+        weight=b.read(weight.param, other if turned else natural),
         bias=b.read(bias.param, LAYOUT_ROWS) if bias is not None and own_bias else "",
     )
     out = b.value(b.emit(draft), (*x.shape[:-1], outputs), x.lead)

@@ -88,6 +88,15 @@ bool fits_linear(const NodeCheck& n) {
   return n.one_row(v.bias) || n.fails("expected a bias of one row of features");
 }
 
+bool fits_linear_transposed(const NodeCheck& n) {
+  const ValuePlan& v = n.v;
+  const ParamPlan& w = n.plan.params[v.weight];
+  if (w.layout != kLinearWeight || w.cols != v.features || w.rows != n.a().features)
+    return n.fails("expected a linear weight of [features of a, features]");
+  if (v.rows != n.a().rows || v.batched != n.a().batched) return n.fails("expected the rows of a");
+  return n.one_row(v.bias) || n.fails("expected a bias of one row of features");
+}
+
 bool fits_like_a(const NodeCheck& n) { return n.like_a(); }
 
 // Every operand has the result's rows, or is one row that all samples share; and its features, or one.
@@ -230,6 +239,7 @@ const LayerTraits kTraits[kOpCount] = {
     {"embedding", 0, kInA, 0, kNoInput, kMust, kNone, kNeedsConsts, fits_embedding},
     {"slice", 1, kNoKind, 0, nullptr, kNone, kNone, kNeedsConsts, fits_slice, always},
     {"softmax", 1, kInB, kSoftmaxCount, "unknown softmax", kNone, kNone, kKeepsOutput, fits_like_a},
+    {"linear_transposed", 1, kNoKind, 0, nullptr, kMust, kMay, kProducts, fits_linear_transposed},
 };
 
 const LayerTraits kUnknown = {"unknown", 0, kNoKind, 0, nullptr, kNone, kNone, kPlain, nullptr};

@@ -78,6 +78,8 @@ bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec, const Why& why) {
   plan.values = plan.value_store.data(), plan.params = plan.param_store.data(), plan.inputs = plan.input_store.data();
   if (!check_program(plan, why) || !check_sizes(plan, spec, why)) return false;
   for (ValuePlan& v : plan.value_store)
+    if (v.op == kLinearTransposed) plan.params[v.weight].narrow = false;
+  for (ValuePlan& v : plan.value_store)
     if (v.op == kConv) plan.params[v.weight].taps = v.window[kKernelY] * v.window[kKernelX];
   mark_ids(plan);
   return true;
@@ -118,6 +120,7 @@ void mark_dependence(Plan& plan) {
         v.meta |= plan.params[param].meta;
       }
     if (v.op == kLinear && plan.values[v.a].meta) plan.params[v.weight].transposed = !plan.params[v.weight].narrow;
+    if (v.op == kLinearTransposed) plan.params[v.weight].transposed = true;
     if (v.op == kConv && plan.values[v.a].meta) plan.params[v.weight].transposed |= v.window[kGroups] == 1;
   }
 }
