@@ -193,6 +193,18 @@ def test_operations_on_rows(name: str, kind: Act) -> None:
         check_all(draft_case(draft, support=4, keep=1))
 
 
+def test_eps_is_that_of_the_dtype() -> None:
+    """Rows as short as eps: that of float32 makes a difference of factors."""
+    draft = Draft()
+    x = draft.affine(draft.linear(draft.input(3, 4), 5), 3e-4, 0.0)
+    draft.linear(draft.rows_op(Op.NORM, x, Norm.RMS, (-1.0, 1.0)), 2)
+    case = converted(draft_case(draft, keep=1, lr_scale=1e-4), torch.float32)
+    cotangents = every_cotangent(case)
+    error = worst_error(evaluate(case, "cpu", cotangents), evaluate(case, "reference", cotangents))
+    wide = evaluate(converted(case, torch.float64), "reference", [c.double() for c in cotangents if c is not None])
+    assert error < 1e-3 < 0.03 < worst_error(evaluate(case, "reference", cotangents), wide)
+
+
 def test_rows_of_zeros_have_no_direction() -> None:
     """relu makes them: a row of zeros stays one, and its gradient is that of x / eps."""
     draft = Draft()
