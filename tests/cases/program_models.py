@@ -240,6 +240,7 @@ FUSED: dict[str, Case] = {
     "a changed slice": net(lambda m, x: m.a(x)[:, 1:].mul_(2.0), (3,), **_A),
     "SwiGLU": net(lambda m, x: m.b(F.silu(m.h(x)[..., :4]) * m.h(x)[..., 4:]), (3,), h=lambda: nn.Linear(3, 8),
                   **_LINEAR),
+    "gated units": net(lambda m, x: F.glu(m.a(x)) * nn.GLU(1)(m.a(x)), (3,), **_A),
     "chunks of channels": net(
         lambda m, x: next((p * q.sigmoid()).flatten(1) for p, q in [m.c(x).chunk(2, 1)]), (2, 4, 3),
         c=lambda: nn.Conv2d(2, 6, 1)),
@@ -252,7 +253,8 @@ FUSED: dict[str, Case] = {
     "softmax of channels": net(lambda m, x: m.c(x).softmax(1).flatten(1), (2, 4, 3), c=lambda: nn.Conv2d(2, 3, 1)),
     "softmax of a latent": net(lambda m, x: m.a(x) * m.h(m.z).softmax(0), (3,), h=lambda: nn.Linear(5, 4), **_Z),
     "exponential units": module(
-        lambda: nn.Sequential(nn.Linear(3, 6), nn.ELU(0.7), nn.Linear(6, 6), nn.SELU(), nn.PReLU(), nn.ELU()), (3,)),
+        lambda: nn.Sequential(nn.Linear(3, 6), nn.ELU(0.7), nn.Linear(6, 6), nn.SELU(), nn.PReLU(), nn.ELU(),
+                              nn.LogSigmoid()), (3,)),
     "exponential functions": net(lambda m, x: F.elu(F.selu(m.a(x)), 1.3) * F.elu(m.a(x), inplace=True), (3,), **_A),
     "PReLU": net(lambda m, x: m.p(m.c(x)).flatten(1) * F.prelu(m.c(x), m.s).flatten(1), (2, 4, 3),
                  c=lambda: nn.Conv2d(2, 3, 1), p=lambda: nn.PReLU(3, 0.3), s=lambda: weight(1)),

@@ -91,7 +91,14 @@ def _selu(b: Builder, input: Any, inplace: bool = False) -> Any:
     return written(b.affine(b.act(Act.ELU, tensor(input), (alpha, 0.0)), scale, 0.0), inplace)
 
 
+@function(F.logsigmoid)
+def _log_sigmoid(b: Builder, input: Any) -> Any:
+    """-softplus(-x), which is x itself to rounding where it counts as linear."""
+    return b.affine(b.act(Act.SOFTPLUS, b.affine(tensor(input), -1.0, 0.0), (1.0, 40.0)), -1.0, 0.0)
+
+
 layer_of(_selu, "inplace", nn.SELU)
+layer_of(_log_sigmoid, "", nn.LogSigmoid)
 
 
 @function(

@@ -7,13 +7,17 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch.nn.functional as F
+from torch import nn
+
+from mtml_kernels.program.activations import Act
 from mtml_kernels.program.builder import Builder, Draft
 from mtml_kernels.program.encoding import Node
 from mtml_kernels.program.layers.shapes import inner_dimension
 from mtml_kernels.program.obstacles import Cannot
-from mtml_kernels.program.ops import OpInfo, operation
+from mtml_kernels.program.ops import Op, OpInfo, operation
 from mtml_kernels.program.values import BatchSize, Value, as_int, tensor
-from mtml_kernels.program.vocabulary import function
+from mtml_kernels.program.vocabulary import function, layer_of
 
 __all__: list[str] = []
 
@@ -161,3 +165,16 @@ def _chunk(b: Builder, input: Any, chunks: int, dim: int = 0) -> Any:
     if count < 1:
         raise Cannot(f"{count} chunks")
     return tuple(_parts(b, value, dim, _equal_parts(total, -(-total // count))))
+
+
+@function(F.glu)
+def _glu(b: Builder, input: Any, dim: int = -1) -> Any:
+    """The first half times the sigmoid of the second."""
+    value = tensor(input)
+    if value.shape[inner_dimension(value, dim)] % 2:
+        raise Cannot(f"two halves of {value} along dimension {dim}")
+    first, second = _chunk(b, value, 2, dim)
+    return b.elementwise(Op.MUL, first, b.act(Act.SIGMOID, second, ()))
+
+
+layer_of(_glu, "dim", nn.GLU)
