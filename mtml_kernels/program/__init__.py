@@ -7,6 +7,7 @@ from mtml_kernels.program.activations import Act
 from mtml_kernels.program.encoding import (
     HEADER_INTS,
     LAYOUT_CONV,
+    LAYOUT_IN_OUT,
     LAYOUT_LINEAR,
     LAYOUT_ROWS,
     LAYOUT_STEPS,
@@ -35,6 +36,7 @@ from mtml_kernels.program.tracer import trace
 __all__ = [
     "HEADER_INTS",
     "LAYOUT_CONV",
+    "LAYOUT_IN_OUT",
     "LAYOUT_LINEAR",
     "LAYOUT_ROWS",
     "LAYOUT_STEPS",

@@ -55,6 +55,10 @@ def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Constants:
     return float(beta), float(threshold)
 
 
+def _alpha(alpha: float = 1.0) -> Constants:
+    return float(alpha), 0.0
+
+
 def _unit() -> Constants:
     return 1.0, 0.0
 
@@ -140,4 +144,15 @@ class Act(enum.IntEnum):
     RSQRT = (  # 1 / sqrt(x + c0), of running variances
         10,
         Activation(lambda x, c0, c1: torch.rsqrt(x + c0), options=_unit),
+    )
+    ELU = (  # c0 = alpha
+        11,
+        Activation(
+            lambda x, c0, c1: F.elu(x, c0),
+            functions=(F.elu,),
+            modules={nn.ELU: ("alpha", "inplace")},
+            options=_alpha,
+            inplace=True,
+            overwriting=(F.elu_,),
+        ),
     )

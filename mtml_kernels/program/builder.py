@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtml_kernels.program.activations import Act, Constants
 from mtml_kernels.program.encoding import (
     LAYOUT_CONV,
+    LAYOUT_IN_OUT,
     LAYOUT_LINEAR,
     LAYOUT_ROWS,
     LAYOUT_STEPS,
@@ -28,6 +29,7 @@ __all__ = ["Builder", "Draft"]
 
 _USES = {
     LAYOUT_LINEAR: "a linear weight",
+    LAYOUT_IN_OUT: "a linear weight [in, out]",
     LAYOUT_ROWS: "a plain value",
     LAYOUT_CONV: "a convolution's weight",
     LAYOUT_STEPS: "rows for the steps",
@@ -82,6 +84,10 @@ class Builder:
             uses = " and as ".join(_USES[use] for use in sorted((known, layout), key=lambda use: use == LAYOUT_ROWS))
             raise Cannot(f"the parameter {name} is used as {uses}")
         return name
+
+    def layout(self, name: str) -> int | None:
+        """In which layout nodes read this parameter so far."""
+        return self._layouts.get(name)
 
     def input_of(self, ids: Value) -> int:
         """The index of the input that a value is or is a view of; -1 where it is neither."""

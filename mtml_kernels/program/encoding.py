@@ -29,6 +29,7 @@ from mtml_kernels.schema.program import HEADER_INTS, NODE_INTS, PARAM_INTS
 __all__ = [
     "HEADER_INTS",
     "LAYOUT_CONV",
+    "LAYOUT_IN_OUT",
     "LAYOUT_LINEAR",
     "LAYOUT_ROWS",
     "LAYOUT_STEPS",
@@ -50,6 +51,7 @@ VERSION = 2
 LAYOUT_LINEAR = 0  # a linear weight [out, in]
 LAYOUT_ROWS = 1  # rows x cols: [F] is 1 x F, a scalar 1 x 1, [a, b, F] is a*b x F
 LAYOUT_CONV = 2  # a convolution's weight [O, C/groups, kh, kw] or [O, C/groups, k]: O rows
+LAYOUT_IN_OUT = 4  # a linear weight stored [in, out], whose matrix is the transpose [out, in]
 LAYOUT_STEPS = 3  # a NORM's weight or bias with a row for every inner step [K, C]; not adapted (`batch_norm.step_row`)
 
 Shape = tuple[int, ...]
@@ -66,6 +68,8 @@ class ParamInfo:
     @property
     def rows(self) -> int:
         """Rows of its matrix."""
+        if self.layout == LAYOUT_IN_OUT:
+            return self.shape[1]
         return self.shape[0] if self.layout == LAYOUT_CONV else math.prod(self.shape[:-1])
 
     @property
@@ -73,6 +77,8 @@ class ParamInfo:
         """Columns of its matrix."""
         if self.layout == LAYOUT_CONV:
             return math.prod(self.shape[1:])
+        if self.layout == LAYOUT_IN_OUT:
+            return self.shape[0]
         return self.shape[-1] if self.shape else 1
 
 

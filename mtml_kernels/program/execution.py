@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mtml_kernels.batch_norm import step_row
-from mtml_kernels.program.encoding import LAYOUT_STEPS, Node, constants_of, decode
+from mtml_kernels.program.encoding import LAYOUT_IN_OUT, LAYOUT_STEPS, Node, constants_of, decode
 from mtml_kernels.program.ops import OPS, Given
 
 __all__ = ["run_program"]
@@ -56,6 +56,8 @@ def run_program(
 def _matrix(param: Tensor, form: tuple[int, int, int], step: int | None, query: bool) -> Tensor:
     """The parameter as [rows, cols]; of one with a row for every step that row, [1, cols]."""
     layout, rows, cols = form
+    if layout == LAYOUT_IN_OUT:
+        return param.reshape(cols, rows).T
     matrix = param.reshape(rows, cols)
     return matrix[step_row(rows, step, query)].reshape(1, cols) if layout == LAYOUT_STEPS else matrix
 

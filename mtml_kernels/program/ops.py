@@ -29,6 +29,7 @@ class Op(enum.IntEnum):
     NORM = 12  # b = Norm: (a - mean) / sqrt(var + c0) * weight + bias; c1 = groups
     POOL = 13  # b = Pool
     EMBEDDING = 14  # rows of the table `weight` at the ids of input a; c0 = the id without a gradient, or -1
+    LINEAR_TRANSPOSED = 17  # a @ weight + bias
 
 
 class Given(NamedTuple):

@@ -149,7 +149,12 @@ ONCE, ONCE_CONV, CALL = 5, 4, 300_000
 def _products(program: Program) -> int:
     """Multiply-adds of one forward pass over one sample."""
     return sum(
-        node.rows * node.features * program.params[node.weight].cols
+        node.rows * node.features * _inputs(program.params[node.weight], node.op)
         for node in program.nodes
-        if node.op in (Op.LINEAR, Op.CONV)
+        if node.op in (Op.LINEAR, Op.LINEAR_TRANSPOSED, Op.CONV)
     )
+
+
+def _inputs(weight: ParamInfo, op: int) -> int:
+    """What an output sums over."""
+    return weight.rows if op == Op.LINEAR_TRANSPOSED else weight.cols

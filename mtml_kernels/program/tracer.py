@@ -284,12 +284,13 @@ class _Tracer(fx.Tracer):
         self.records.append(record)
         outer, self.builder.path = self.builder.path, where
         try:
-            values = fx.node.map_aggregate((node.args, node.kwargs), self._lookup)
-            result = handler(*values[0], **values[1])
+            args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), self._lookup)
+            result = handler(*args, **kwargs)
             if isinstance(result, InPlace):
                 result = self._overwrite(node, result.value)
-            if isinstance(result, Value):
-                record["shape"] = str(result)
+            values = [v for v in (result if isinstance(result, tuple) else (result,)) if isinstance(v, Value)]
+            if values:
+                record["shape"] = ", ".join(map(str, values))
                 _check_context(node)
         except Cannot as error:
             record.update(fused=False, reason=str(error))
@@ -356,7 +357,8 @@ class _Tracer(fx.Tracer):
     def _store(self, proxy: fx.Proxy, result: Any) -> Any:
         """Keep a symbolic result under its node; hand plain Python to forward, with proxies for batch sizes."""
         if isinstance(result, tuple):
-            return tuple(self._store(proxy, item) for item in result)
+            parts = [self._part(proxy, i) if isinstance(item, Value) else proxy for i, item in enumerate(result)]
+            return tuple(map(self._store, parts, result))
         if isinstance(result, BatchSize):  # one proxy for each, so that x.shape == y.shape is decided
             if result.times not in self._batch_sizes:
                 self._values[proxy.node] = result
@@ -366,6 +368,11 @@ class _Tracer(fx.Tracer):
             self._values[proxy.node] = result
             return proxy
         return result
+
+    def _part(self, proxy: fx.Proxy, index: int) -> fx.Proxy:
+        """A proxy of its own for one of several results."""
+        part: fx.Proxy = super().create_proxy("call_function", operator.getitem, (proxy, index), {})
+        return part
 
     def _overwrite(self, node: fx.Node, value: Value) -> Value:
         """The call's first tensor now has this value, under all its names; views of it have lost theirs."""

@@ -129,13 +129,9 @@ def layer_of(handler: Handler, attributes: str, *types: type[nn.Module]) -> None
 _MIXES = "it reduces over dimensions, possibly over the samples of the batch"
 REASONS = {
     **dict.fromkeys(("sum", "var", "std", "prod", "max", "min", "norm", "logsumexp", "amax", "amin"), _MIXES),
-    "softmax": "softmax is not fused; give the logits to a cross-entropy loss",
-    "log_softmax": "log_softmax is not fused; give the logits to a cross-entropy loss",
     "detach": "it hides a part of the gradient",
     "data": "reading .data hides a part of the gradient",
     "item": "a value of a tensor steers the Python code",
-    "chunk": "slices of a tensor are not fused; use one layer per part",
-    "split": "slices of a tensor are not fused; use one layer per part",
     "bernoulli": "it is random",
     "rand_like": "it is random",
     "randn_like": "it is random",

@@ -245,7 +245,7 @@ UNFUSED: dict[str, Unfused] = {
     "group norm of frames": no(
         lambda m, x: F.group_norm(x.flatten(0, 1), 2), "groups of channels for each sample", (3, 4)),
     "whole tracked net": no_module(
-        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.PReLU(), nn.BatchNorm2d(3)), "1 (PReLU): this layer", shape=_X),
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Mish(), nn.BatchNorm2d(3)), "1 (Mish): this layer", shape=_X),
 }  # fmt: skip
 
 __all__ = ["NORMED", "SPATIAL", "UNFUSED", "Net", "conv4", "resnet12", "three_convs"]

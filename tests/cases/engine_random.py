@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
-from cases.engine import ALL_FORMS, LOSSES, Draft, Value, problem
+from cases.engine import ALL_FORMS, LINEAR, LOSSES, Draft, Value, problem
 from cases.inner_loop import Case
 
-from mtml_kernels.program import Act, Op
+from mtml_kernels.program import LAYOUT_IN_OUT, Act, Norm, Op
+from mtml_kernels.program.layers.slicing import SLICE
+from mtml_kernels.program.layers.softmax import SOFTMAX, Softmax
 
 WIDTHS = [1, 2, 3, 5, 16, 17, 33, 40, 65]
 
@@ -37,15 +39,22 @@ def _random_pair(rng: random.Random, draft: Draft, op: Op) -> None:
 
 def _random_linear(rng: random.Random, draft: Draft) -> None:
     x = rng.choice(draft.values)
-    shared = [i for i, (layout, _, cols) in enumerate(draft.params) if layout == 0 and cols == x.features]
+    shared = [i for i, (layout, _, cols) in enumerate(draft.params) if layout in LINEAR and cols == x.features]
     weight = rng.choice(shared) if shared and rng.random() < 0.5 else None
     out = rng.choice(WIDTHS) if weight is None else draft.params[weight][1]
+    tied = [i for i, (layout, rows, _) in enumerate(draft.params) if layout in LINEAR and rows == x.features]
+    if tied and rng.random() < 0.4:
+        draft.linear_back(x, rng.choice(tied))
+        return
+    if weight is None and rng.random() < 0.3:
+        weight = draft.new_param(LAYOUT_IN_OUT, out, x.features)
     same = [i for i, param in enumerate(draft.params) if param == (1, 1, out)]
     draft.linear(x, out, weight, rng.choice([None, -1, *same]))
 
 
 def _random_node(rng: random.Random, draft: Draft) -> None:
-    kind = rng.choice(["linear"] * 4 + ["act"] * 4 + ["add", "mul"] * 2 + ["cat", "view", "expand", "affine", "leaf"])
+    rest = ["cat", "view", "expand", "affine", "leaf", "slice", "slice", "softmax", "norm"]
+    kind = rng.choice(["linear"] * 4 + ["act"] * 4 + ["add", "mul"] * 2 + rest)
     x = rng.choice(draft.values)
     if kind == "linear":
         _random_linear(rng, draft)
@@ -56,6 +65,13 @@ def _random_node(rng: random.Random, draft: Draft) -> None:
     elif kind == "cat":
         others = [v for v in draft.values if (v.rows, v.batched) == (x.rows, x.batched)]
         draft.cat(x, rng.choice(others))
+    elif kind == "slice":
+        start = rng.randrange(x.features)
+        sliced(draft, x, start, rng.randint(start + 1, x.features))
+    elif kind == "softmax":
+        draft.rows_op(SOFTMAX, x, rng.choice(list(Softmax)))
+    elif kind == "norm":
+        _random_norm(rng, draft)
     elif kind == "view":
         draft.view(x, rng.choice(_divisors(x.rows * x.features)))
     elif kind == "expand":
@@ -66,6 +82,18 @@ def _random_node(rng: random.Random, draft: Draft) -> None:
         draft.affine(x, rng.choice([-1.0, 0.5, 2.0]), rng.choice([0.0, 0.7]))
     else:
         _random_leaf(rng, draft)
+
+
+def sliced(draft: Draft, x: Value, start: int, stop: int) -> Value:
+    """Features [start, stop) of every row."""
+    return draft.node(SLICE, (x.rows, stop - start, x.batched), a=x.index, consts=(float(start), float(stop)))
+
+
+def _random_norm(rng: random.Random, draft: Draft) -> None:
+    """Of rows; eps is of their size, so that some are shorter than it."""
+    x = rng.choice([v for v in draft.values if v.batched])
+    affine = {name: draft.new_param(1, x.features) for name in ("weight", "bias") if rng.random() < 0.5}
+    draft.rows_op(Op.NORM, x, rng.choice([Norm.LAYER, Norm.RMS, Norm.UNIT]), (rng.choice([0.1, 0.7]), 1.0), **affine)
 
 
 def _random_leaf(rng: random.Random, draft: Draft) -> None:

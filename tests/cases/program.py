@@ -14,6 +14,7 @@ from mtml_kernels.program import (
     LAYOUT_ROWS,
     LAYOUT_STEPS,
     Node,
+    Norm,
     Op,
     Program,
     constants_of,
@@ -101,12 +102,13 @@ def check_node(program: Program, node: Node, operands: list[Node]) -> None:
     elif node.op == Op.NORM:
         assert (node.rows, node.features, node.batched) == (operands[0].rows, operands[0].features, 1)
         eps, groups = constants_of(node, program.consts)
-        assert eps > 0 and node.features % groups == 0
+        assert (eps > 0 or (eps, node.b) == (-1, Norm.RMS)) and node.features % groups == 0
         check_affine(program, node, node.features)
     elif node.op in (Op.ADD, Op.MUL):
         assert all(broadcasts(a, node) for a in operands)
     else:
-        assert operands[0].rows * operands[0].features == size and operands[0].batched == node.batched
+        same_size = operands[0].rows * operands[0].features == size
+        assert operands[0].batched == node.batched and (same_size or node.op not in (Op.VIEW, Op.ACT, Op.AFFINE))
 
 
 def broadcasts(a: Node, node: Node) -> bool:

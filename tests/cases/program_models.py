@@ -212,6 +212,63 @@ FUSED: dict[str, Case] = {
         lambda m, x: m.a(x.to(m.a.weight.dtype).contiguous().clone().type_as(x).to(x.device)), (3,), **_A),
     "keyword layer": net(lambda m, x: m.a(input=x), (3,), **_A),
     "layer made in forward": net(lambda m, x: nn.Tanh()(m.a(x)), (3,), **_A),
+    "input-major weight": net(lambda m, x: (x @ m.w + m.v).tanh() @ m.a.weight, (3,), w=lambda: weight(3, 4),
+                              v=lambda: weight(4), **_A),
+    "weight that is a transpose": net(lambda m, x: F.linear(x, m.w.t(), m.v), (5, 3), w=lambda: weight(3, 4),
+                                      v=lambda: weight(4)),
+    "tied autoencoder": net(lambda m, x: F.linear(m.a(x).tanh(), m.a.weight.t(), m.v), (3,), v=lambda: weight(3), **_A),
+    "tied the other way": net(lambda m, x: F.linear((x @ m.w).sin(), m.w) @ m.w, (5, 3), w=lambda: weight(3, 4)),
+    "einsum": net(
+        lambda m, x: torch.einsum("...h,ho->...o", torch.einsum("npi,oi->npo", x, m.w).sin(), m.v), (5, 3),
+        w=lambda: weight(4, 3), v=lambda: weight(4, 2)),
+    "einsum, weight first": net(lambda m, x: torch.einsum("o i, b i -> b o", [m.w, x]), (3,), w=lambda: weight(4, 3)),
+    "slices": net(
+        lambda m, x: x[:, 1:3] * m.a(x)[..., -2:] + x[:, :1] + m.z[2:4] * x[:, 2:] - x[..., 0, None], (3,), **_Z),
+    "an index": net(lambda m, x: m.a(x)[:, -1, 1:] * m.a(x)[..., 1][:, 2:3] + x[:, 2, 0][:, None], (6, 3), **_A),
+    "slices of points": net(lambda m, x: m.a(torch.cat([x[:, 4:], x[:, :2, :]], 1) * x[:, 1:5]), (6, 3), **_A),
+    "chunks": net(lambda m, x: torch.cat([p.sin() * i for i, p in enumerate(m.a(x).chunk(3, -1), 1)], 1), (3,), **_A),
+    "splits": net(lambda m, x: next(a * b for a, b in [m.a(x).split([1, 3], 1)]) + m.a(x).split(2, dim=-1)[1][:, :1],
+                  (3,), **_A),
+    "parts by other names": net(
+        lambda m, x: torch.narrow(x, 1, 1, 2) + x.select(-1, 0)[:, None] + m.z.unbind(0)[3] * x.unbind(1)[2][:, None],
+        (3,), **_Z),
+    "chunks of a parameter": net(lambda m, x: x * m.h(m.z).chunk(2)[0] + m.h(m.z).chunk(2)[1], (3,),
+                                 h=lambda: nn.Linear(5, 6), **_Z),
+    "FiLM from a hypernetwork": net(
+        lambda m, x: next(torch.sin(m.a(x) * (1 + s) + t) for s, t in [m.h(m.z).split(4, -1)]), (7, 3),
+        h=lambda: nn.Linear(5, 8), **_Z),
+    "a changed slice": net(lambda m, x: m.a(x)[:, 1:].mul_(2.0), (3,), **_A),
+    "SwiGLU": net(lambda m, x: m.b(F.silu(m.h(x)[..., :4]) * m.h(x)[..., 4:]), (3,), h=lambda: nn.Linear(3, 8),
+                  **_LINEAR),
+    "gated units": net(lambda m, x: F.glu(m.a(x)) * nn.GLU(1)(m.a(x)), (3,), **_A),
+    "chunks of channels": net(
+        lambda m, x: next((p * q.sigmoid()).flatten(1) for p, q in [m.c(x).chunk(2, 1)]), (2, 4, 3),
+        c=lambda: nn.Conv2d(2, 6, 1)),
+    "a crop": net(lambda m, x: m.c(x)[:, :, 1:-1, 2:].flatten(1), (2, 4, 3), c=lambda: nn.Conv2d(2, 3, 1)),
+    "softmax": net(lambda m, x: F.log_softmax(m.b(torch.softmax(m.a(x), -1)), dim=1) * m.a(x).softmax(1), (3,),
+                   **_LINEAR),
+    "softmax layers": module(
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 5), nn.Softmin(-1), nn.LogSoftmax(-1)),
+        (6, 3)),
+    "softmax of channels": net(lambda m, x: m.c(x).softmax(1).flatten(1), (2, 4, 3), c=lambda: nn.Conv2d(2, 3, 1)),
+    "softmax of a latent": net(lambda m, x: m.a(x) * m.h(m.z).softmax(0), (3,), h=lambda: nn.Linear(5, 4), **_Z),
+    "exponential units": module(
+        lambda: nn.Sequential(nn.Linear(3, 6), nn.ELU(0.7), nn.Linear(6, 6), nn.SELU(), nn.PReLU(), nn.ELU(),
+                              nn.LogSigmoid()), (3,)),
+    "exponential functions": net(lambda m, x: F.elu(F.selu(m.a(x)), 1.3) * F.elu(m.a(x), inplace=True), (3,), **_A),
+    "PReLU": net(lambda m, x: m.p(m.c(x)).flatten(1) * F.prelu(m.c(x), m.s).flatten(1), (2, 4, 3),
+                 c=lambda: nn.Conv2d(2, 3, 1), p=lambda: nn.PReLU(3, 0.3), s=lambda: weight(1)),
+    "RMSNorm": module(lambda: nn.Sequential(nn.Linear(3, 6), nn.RMSNorm(6, 0.1), nn.Linear(6, 4), nn.RMSNorm(4)), (3,)),
+    "RMSNorm of points": net(lambda m, x: F.rms_norm(m.a(x), (5, 4), eps=0.1) * F.rms_norm(m.a(x), (4,), m.w, 0.2),
+                             (5, 3), w=lambda: weight(4), **_A),
+    "normalize": net(lambda m, x: F.normalize(m.a(x), dim=-1) * F.normalize(m.a(x), eps=2.0), (3,), **_A),
+    "normalize channels": net(lambda m, x: F.normalize(m.c(x)).flatten(1), (2, 4, 3), c=lambda: nn.Conv2d(2, 3, 1)),
+    "frequencies": net(
+        lambda m, x: m.h(torch.cat([x, *(f(2.0**i * 3.1 * x) for i in range(2) for f in (torch.sin, torch.cos))], -1)),
+        (6, 2), h=lambda: nn.Linear(10, 3)),
+    "frequencies in a buffer": net(
+        lambda m, x: m.h(torch.cat([(x[..., None] * m.f).flatten(-2).sin(), (x @ m.g).cos()], -1)), (6, 2),
+        f=lambda: torch.tensor([1.0, 2.0, 4.0]), g=lambda: torch.randn(2, 5), h=lambda: nn.Linear(11, 3)),
     "two inputs": net(lambda m, x, c: m.b(torch.cat([m.a(x), c], 1)), (3,), (2,), b=lambda: nn.Linear(6, 2), **_A),
     "keyword inputs": Case(
         lambda: Net(lambda m, x, context: m.a(x) * context, a=nn.Linear(3, 4)), {"context": (4,), "x": (3,)}),
@@ -249,6 +306,11 @@ def _stale_view(m: Any, x: Tensor) -> Tensor:
     other = h.view(-1, 2, 2)
     h += 1.0
     return other.flatten(1) + h
+
+
+def _changed_slice(h: Tensor) -> Tensor:
+    h[:, :2].mul_(2.0)
+    return h  # its first two features are other ones
 
 
 def _counts(m: Any, x: Tensor) -> Tensor:
@@ -297,12 +359,13 @@ def no_module(make: Callable[[], nn.Module], *reasons: str, shape: tuple[int, ..
 
 UNFUSED: dict[str, Unfused] = {
     "unknown layers": no_module(
-        lambda: nn.Sequential(nn.Conv3d(1, 2, 3), nn.PReLU(), nn.ReLU(), nn.Flatten()),
-        "0 (Conv3d): this layer is not fused", "1 (PReLU): this layer is not fused", shape=(1, 5, 5, 5)),
+        lambda: nn.Sequential(nn.Conv3d(1, 2, 3), nn.Mish(), nn.ReLU(), nn.Flatten()),
+        "0 (Conv3d): this layer is not fused", "1 (Mish): this layer is not fused", shape=(1, 5, 5, 5)),
     "subclassed activation": no_module(
-        lambda: nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1)), "1 (Softmax): this layer is not fused"),
-    "softmax": no(lambda m, x: torch.softmax(m.a(x), -1), "torch.softmax: softmax is not fused"),
-    "two reasons": Unfused(net(lambda m, x: F.softmax(m.a(x), -1) + x.exp(), (3,), **_A), ("softmax", "exp")),
+        lambda: nn.Sequential(nn.Linear(3, 2), nn.Mish()), "1 (Mish): this layer is not fused"),
+    "softmax over the batch": no(lambda m, x: torch.softmax(m.a(x), 0), "it changes the batch dimension"),
+    "softmax over points": no(lambda m, x: x.softmax(2), "neither its features nor its channels", (2, 3, 4)),
+    "two reasons": Unfused(net(lambda m, x: F.mish(m.a(x)) + x.exp(), (3,), **_A), ("mish", "exp")),
     "mean over the batch": no(lambda m, x: m.a(x) - m.a(x).mean(0), "it reduces over the samples of the batch"),
     "gram matrix": no(lambda m, x: x @ x.T, "it moves the batch dimension"),
     "attention": no(lambda m, x: x @ x.transpose(1, 2), "product of two computed tensors", (4, 3)),
@@ -314,15 +377,20 @@ UNFUSED: dict[str, Unfused] = {
     "folded output": no(lambda m, x: m.a(x).flatten(0, 1), "does not start with the batch dimension", (4, 3)),
     "bare squeeze": no(lambda m, x: m.a(x).squeeze(), "name it: squeeze(-1)"),
     "other samples": no(lambda m, x: m.a(x) + m.z, "meets the batch dimension", **_Z | {"z": lambda: weight(5, 4)}),
-    "samples by samples": no(lambda m, x: x[:, 0:1].squeeze(1) + x, "slices of a tensor"),
+    "samples by samples": no(lambda m, x: x[:, 0:1].squeeze(1) + x, "mixes samples"),
     "outer sum": no(lambda m, x: m.g(x).squeeze(-1) + x, "mixes samples", g=lambda: nn.Linear(3, 1)),
-    "batched rows": no(lambda m, x: x + x.view(x.shape[0], 1, -1)[:, 0:1], "cannot be broadcast", (4, 3)),
-    "slice": no(lambda m, x: m.a(x[:, :3]), "slices of a tensor", (5,)),
-    "chunk": no(lambda m, x: m.a(x).chunk(2, -1)[0], "slices of a tensor"),
+    "batched rows": no(lambda m, x: x + x.view(x.shape[0], 1, -1), "cannot be broadcast", (4, 3)),
+    "slice of the batch": no(lambda m, x: m.a(x[:2]), "selects samples of the batch"),
+    "slice with a step": no(lambda m, x: m.a(x)[:, ::2], "slices with a step"),
+    "empty slice": no(lambda m, x: m.a(x)[:, 4:], "an empty slice"),
+    "index past the end": no(lambda m, x: m.a(x)[:, 4], "index 4 of a dimension of 4"),
+    "indices": no(lambda m, x: m.a(x)[:, [0, 2]], "by numbers and slices"),
+    "chunk of the batch": no(lambda m, x: m.a(x).chunk(2)[0], "it changes the batch dimension"),
+    "einsum of values": no(lambda m, x: torch.einsum("bi,bj->bij", x, x), "einsum"),
+    "length of another power": no(lambda m, x: F.normalize(m.a(x), p=1), "p=2"),
     "weight as value too": no(lambda m, x: m.a(x) * m.a.weight, "as a linear weight and as a plain value",
                               a=lambda: nn.Linear(3, 1)),
     "computed weight": no(lambda m, x: F.linear(x, m.a.weight * 2), "must be a parameter itself"),
-    "input-major weight": no(lambda m, x: x @ m.w, "stored as [in, out]", w=lambda: weight(3, 4)),
     "product of values": no(lambda m, x: m.a(x) @ m.b(m.b(x)), "product of two computed tensors",
                             a=lambda: nn.Linear(3, 3), b=lambda: nn.Linear(3, 3)),
     "division by a tensor": no(lambda m, x: m.a(x) / m.s, "division by a tensor", s=lambda: weight(1), **_A),
@@ -354,6 +422,7 @@ UNFUSED: dict[str, Unfused] = {
     "in-place on a parameter": no(lambda m, x: m.a(x) + m.z.mul_(2.0), "changes the parameter z in place",
                                   z=lambda: weight(4), **_A),
     "view of overwritten memory": no(_stale_view, "changed in place"),
+    "slice of overwritten memory": no(lambda m, x: _changed_slice(m.a(x)), "changed in place"),
     "side effects": no(_counts, "forward sets calls on the module"),
     "tuple output": no(lambda m, x: (m.a(x), x), "output: it is a tuple"),
     "dict output": no(lambda m, x: {"y": m.a(x)}, "output: it is a"),

@@ -17,7 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from cases.engine import constants
 from torch import Tensor
+
+from mtml_kernels.program import Act
+from mtml_kernels.schema.losses import KINDS, LOSSES
 
 INCLUDE = Path(__file__).resolve().parents[2] / "csrc" / "include"
 
@@ -120,26 +124,6 @@ template __global__ void losses<float>(int, const float*, const float*, float, f
 template __global__ void losses<double>(int, const double*, const double*, double, double*);
 """
 
-# Each activation as PyTorch spells it, with c0 and c1.
-ACTS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
-    "Relu": (F.relu, 1, 0),
-    "LeakyRelu": (lambda z: F.leaky_relu(z, 0.2), 0.2, 0),
-    "Tanh": (torch.tanh, 1, 0),
-    "Sigmoid": (torch.sigmoid, 1, 0),
-    "GeluErf": (F.gelu, 1, 0),
-    "GeluTanh": (lambda z: F.gelu(z, approximate="tanh"), 1, 0),
-    "Silu": (F.silu, 1, 0),
-    "Softplus": (lambda z: F.softplus(z, 2.0, 3.0), 2, 3),
-    "Sin": (lambda z: torch.sin(1.5 * z), 1.5, 0),
-    "Cos": (lambda z: torch.cos(1.5 * z), 1.5, 0),
-    "Rsqrt": (lambda z: torch.rsqrt(z + 5), 5, 0),
-}
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "Mse": lambda z, y: (z - y) ** 2,
-    "Bce": lambda z, y: F.binary_cross_entropy_with_logits(z, y, reduction="none"),
-    "Huber": lambda z, y: F.huber_loss(z, y, reduction="none", delta=0.7),
-    "L1": lambda z, y: F.l1_loss(z, y, reduction="none"),
-}
 TYPES = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 every_dtype = pytest.mark.parametrize("dtype", list(TYPES), ids=["float32", "float64"])
 
@@ -204,9 +188,11 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
 @every_dtype
 @pytest.mark.parametrize("name", list(kinds("Act")))
 def test_activations_as_scalars(host: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
-    f, c0, c1 = ACTS[name]
+    kind = Act(kinds("Act")[name])
+    c0, c1 = constants(kind) or (1.0, 0.0)
     z = points(dtype)
-    assert_near(call(host, "acts", 3, z, c0, c1, kind=kinds("Act")[name]), derivatives(f, z))
+    expected = derivatives(lambda x: kind.info.formula(x, c0, c1), z)
+    assert_near(call(host, "acts", 3, z, c0, c1, kind=int(kind)), expected)
 
 
 @every_dtype
@@ -214,8 +200,9 @@ def test_activations_as_scalars(host: ctypes.CDLL, name: str, dtype: torch.dtype
 def test_losses_as_scalars(host: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
     z = points(dtype)
     y = (z * 0.37).sin().abs()
-    expected = derivatives(lambda x: LOSSES[name](x, y.double()), z)
-    assert_near(call(host, "losses", 3, z, y, 0.7, kind=kinds("LossKind")[name]), expected)
+    kind = kinds("LossKind")[name]
+    expected = derivatives(lambda x: LOSSES[KINDS[kind]].formula(x, y.double(), 0.7), z)
+    assert_near(call(host, "losses", 3, z, y, 0.7, kind=kind), expected)
 
 
 @every_dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from cases.engine import (
     GROUPS,
     LOSSES,
     Draft,
+    Value,
     check,
     converted,
     cotangents_of,
@@ -28,14 +29,15 @@ from cases.engine import (
     strided,
     worst_error,
 )
-from cases.engine_random import random_case
+from cases.engine_random import random_case, sliced
 from cases.inner_loop import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mtml_kernels.losses import LossSpec
-from mtml_kernels.program import Act, Op
+from mtml_kernels.program import LAYOUT_IN_OUT, LAYOUT_LINEAR, Act, Norm, Op
+from mtml_kernels.program.layers.softmax import SOFTMAX, Softmax
 
 seeds, sizes = st.integers(0, 2**40), st.integers(0, 10)
 
@@ -164,6 +166,84 @@ def test_broadcasting(name: str, op: Op) -> None:
             y = draft.pair(Op.MUL, draft.input(3, 17), y)
         draft.linear(draft.act(y, Act.SIN), 2)
         check_all(draft_case(draft, support=4, keep=1))
+
+
+ROWS: dict[str, Callable[[Draft, Value], Value]] = {
+    "softmax": lambda draft, x: draft.rows_op(SOFTMAX, x, Softmax.SOFTMAX),
+    "log_softmax": lambda draft, x: draft.rows_op(SOFTMAX, x, Softmax.LOG_SOFTMAX),
+    "layer_norm": lambda draft, x: draft.rows_op(Op.NORM, x, Norm.LAYER, (0.1, 1.0)),
+    "rms_norm": lambda draft, x: draft.rows_op(Op.NORM, x, Norm.RMS, (0.1, 1.0)),
+    "rms_norm by the dtype's eps": lambda draft, x: draft.rows_op(Op.NORM, x, Norm.RMS, (-1.0, 1.0)),
+    "unit_norm": lambda draft, x: draft.rows_op(Op.NORM, x, Norm.UNIT, (1e-12, 1.0)),
+    "unit_norm of short rows": lambda draft, x: draft.rows_op(Op.NORM, x, Norm.UNIT, (1.5, 1.0)),
+    "slice": lambda draft, x: sliced(draft, x, 1, x.features - 1),
+}
+
+
+@pytest.mark.parametrize("kind", [Act.RELU, Act.TANH, Act.SIN, Act.SILU], ids=lambda kind: kind.name.lower())
+@pytest.mark.parametrize("name", ROWS)
+def test_operations_on_rows(name: str, kind: Act) -> None:
+    """Under an activation, which may not overwrite what the operation reads again; and as the output."""
+    for rows, features in ((1, 17), (3, 5), (2, 33)):
+        draft = Draft()
+        x = draft.linear(draft.input(rows, 3), features)
+        y = ROWS[name](draft, x)
+        z = draft.linear(draft.act(y, kind), y.features)
+        ROWS[name](draft, draft.act(draft.pair(Op.MUL, z, sliced(draft, x, 0, y.features)), kind))
+        check_all(draft_case(draft, support=4, keep=1))
+
+
+def test_eps_is_that_of_the_dtype() -> None:
+    """Rows as short as eps: that of float32 makes a difference of factors."""
+    draft = Draft()
+    x = draft.affine(draft.linear(draft.input(3, 4), 5), 3e-4, 0.0)
+    draft.linear(draft.rows_op(Op.NORM, x, Norm.RMS, (-1.0, 1.0)), 2)
+    case = converted(draft_case(draft, keep=1, lr_scale=1e-4), torch.float32)
+    cotangents = every_cotangent(case)
+    error = worst_error(evaluate(case, "cpu", cotangents), evaluate(case, "reference", cotangents))
+    wide = evaluate(converted(case, torch.float64), "reference", [c.double() for c in cotangents if c is not None])
+    assert error < 1e-3 < 0.03 < worst_error(evaluate(case, "reference", cotangents), wide)
+
+
+def test_rows_of_zeros_have_no_direction() -> None:
+    """relu makes them: a row of zeros stays one, and its gradient is that of x / eps."""
+    draft = Draft()
+    x = draft.act(draft.affine(draft.linear(draft.input(4, 2), 3), 1.0, -2.0), Act.RELU)
+    draft.linear(draft.rows_op(Op.NORM, x, Norm.UNIT, (0.01, 1.0)), 2)
+    check_all(draft_case(draft, support=6, lr_scale=0.01, keep=1))
+
+
+def test_slices_of_inputs_in_place() -> None:
+    """Slices read an input element by element where it lies, beside a linear layer that does."""
+    draft = Draft()
+    x = draft.input(2, 11)
+    both = draft.cat(sliced(draft, x, 3, 8), sliced(draft, sliced(draft, x, 0, 9), 8, 9))
+    draft.pair(Op.ADD, draft.linear(both, 4), draft.act(draft.linear(x, 4), Act.TANH))
+    for wanted in (GROUPS, ["params"]):
+        check_all(draft_case(draft, support=4, keep=1), wanted)
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 17, 70])
+@pytest.mark.parametrize("lr", ["all", "element_per_step"])
+def test_weights_stored_in_out(outputs: int, lr: str) -> None:
+    draft = Draft()
+    x = draft.act(draft.linear(draft.input(1, 5), 33, draft.new_param(LAYOUT_IN_OUT, 33, 5)), Act.RELU)
+    draft.linear(x, outputs, draft.new_param(LAYOUT_IN_OUT, outputs, 33))
+    check_all(draft_case(draft, lr=lr, keep=2, steps=3))
+
+
+@pytest.mark.parametrize("layout", [LAYOUT_LINEAR, LAYOUT_IN_OUT], ids=["out-in", "in-out"])
+@pytest.mark.parametrize("hidden", [1, 3, 17, 40])
+def test_tied_autoencoders(hidden: int, layout: int) -> None:
+    """Encoder and decoder by one weight: sigmoid leaves halves in the padding, the gradient must not."""
+    for last in (Act.SIGMOID, Act.RELU):
+        draft = Draft()
+        weight = draft.new_param(layout, hidden, 9)
+        x = draft.act(draft.linear(draft.input(2, 9), hidden, weight), last)
+        x = draft.act(draft.linear_back(x, weight), last)
+        draft.linear_back(draft.linear(x, hidden, weight), weight)
+        check_all(draft_case(draft, support=4, keep=1, lr="element"))
+        check_all(draft_case(draft, support=300, keep=1))
 
 
 @pytest.mark.parametrize("lr", ALL_FORMS)

@@ -33,7 +33,7 @@ def test_general_names_every_obstacle() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.norm, self.b = nn.Linear(3, 4), nn.RMSNorm(4), nn.Linear(4, 2)
+            self.a, self.norm, self.b = nn.Linear(3, 4), nn.Softsign(), nn.Linear(4, 2)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.b(torch.cumsum(self.norm(self.a(x)), -1))

@@ -59,7 +59,8 @@ def test_losses() -> None:
 
 def test_layouts_and_widths() -> None:
     layouts = (program.LAYOUT_LINEAR, program.LAYOUT_ROWS, program.LAYOUT_CONV, program.LAYOUT_STEPS)
-    names = ("linearweight", "rows", "convweight", "steprows")
+    layouts = (*layouts, program.LAYOUT_IN_OUT)
+    names = ("linearweight", "rows", "convweight", "steprows", "inoutweight")
     assert enumerators("ParamLayout")[: len(names)] == list(zip(names, layouts, strict=True))
     numbers = {name: int(value) for name, value in re.findall(r"constexpr int k(\w+) = (\d+);", HEADER)}
     assert numbers["HeaderInts"] == program.HEADER_INTS and numbers["ParamInts"] == program.PARAM_INTS

@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 
+#include "mtml/sizes.h"
 #include "simd/layout.h"
 #include "simd/simd.h"
 #include "inner_loop/plan/plan.h"
@@ -35,9 +36,24 @@ void unpack_conv(const ParamPlan& p, const T* src, T* dst) {
   });
 }
 
+// weight [I, O] -> packed as one [O, I] is, and back; element -1: padding
+template <class T, class Each>
+MTMLK_INLINE void each_in_out_element(const ParamPlan& p, Each each) {
+  const int64_t ld = round_up(p.cols, Simd<T>::kLanes);
+  for (int64_t o = 0; p.narrow && o < p.rows; ++o)
+    for (int64_t i = 0; i < ld; ++i) each(o * ld + i, i < p.cols ? i * p.rows + o : -1);
+  if (p.narrow) return;
+  each_panel<T>(p.cols, p.rows, [&](int64_t start, int64_t col, int64_t width) {
+    for (int64_t i = 0; i < p.cols; ++i)
+      for (int64_t o = 0; o < width; ++o) each(start + i * width + o, col + o < p.rows ? i * p.rows + col + o : -1);
+  });
+}
+
 template <class T>
 void pack_param(const ParamPlan& p, const T* src, T* dst) {
-  if (p.layout == kConvWeight)
+  if (p.in_out)
+    each_in_out_element<T>(p, [&](int64_t at, int64_t element) { dst[at] = element < 0 ? T(0) : src[element]; });
+  else if (p.layout == kConvWeight)
     pack_conv<T>(p, src, dst);
   else if (p.layout == kLinearWeight && !p.narrow)
     pack_weight<T>(src, p.rows, p.cols, dst);
@@ -47,7 +63,11 @@ void pack_param(const ParamPlan& p, const T* src, T* dst) {
 
 template <class T>
 void unpack_param(const ParamPlan& p, const T* src, T* dst) {
-  if (p.layout == kConvWeight)
+  if (p.in_out)
+    each_in_out_element<T>(p, [&](int64_t at, int64_t element) {
+      if (element >= 0) dst[element] = src[at];
+    });
+  else if (p.layout == kConvWeight)
     unpack_conv<T>(p, src, dst);
   else if (p.layout == kLinearWeight && !p.narrow)
     unpack_weight<T>(src, p.rows, p.cols, dst);

@@ -1,4 +1,4 @@
-// Nodes that move elements: inputs, parameters as values, views, concatenation, transposes.
+// Nodes that move elements: inputs, parameters as values, views, concatenation, slices, transposes.
 #pragma once
 
 #include <stdint.h>
@@ -63,6 +63,29 @@ void cat_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targ
   };
   send(v.a, to.to_a, v.add_a);
   send(v.b, to.to_b, v.add_b);
+}
+
+// Features [c0, c1) of every row.
+template <class T, Plane kPlane>
+void slice_node(const Block<T>& b, const ValuePlan& v) {
+  const ValuePlan& a = b.plan->values[v.a];
+  const int64_t src_ld = kPlane == kPrimal ? a.ld_primal : a.ld;
+  const T* src = plane_of(b, v.a, kPlane) + int64_t(v.c0);
+  T* out = plane_of(b, v.self, kPlane);
+  for (int64_t r = 0; r < rows_of(b, v); ++r, src += src_ld)
+    for (int64_t f = 0; f < v.ld; f += Simd<T>::kLanes, out += Simd<T>::kLanes)
+      store<T>(out, load_some<T>(src + f, v.features - f));
+}
+
+template <class T>
+void slice_backward(const Block<T>& b, const ValuePlan& v, Plane plane, const Targets<T>& to) {
+  if (!to.to_a) return;
+  const ValuePlan& a = b.plan->values[v.a];
+  const T* g = plane_of(b, v.self, plane);
+  T* dst = plane_of(b, v.a, plane);
+  if (!v.add_a) fill_zero<T>(dst, rows_of(b, v) * a.ld);
+  for (int64_t r = 0; r < rows_of(b, v); ++r)
+    for (int64_t f = 0; f < v.features; ++f) dst[r * a.ld + int64_t(v.c0) + f] += g[r * v.ld + f];
 }
 
 template <class T>
@@ -151,6 +174,9 @@ constexpr LayerKernels<T> kViewLayer = {view_node<T, kPrimal>, view_node<T, kTan
 
 template <class T>
 constexpr LayerKernels<T> kCatLayer = {cat_node<T, kPrimal>, cat_node<T, kTangent>, cat_backward<T>};
+
+template <class T>
+constexpr LayerKernels<T> kSliceLayer = {slice_node<T, kPrimal>, slice_node<T, kTangent>, slice_backward<T>};
 
 template <class T>
 constexpr LayerKernels<T> kTransposeLayer = {transpose_node<T, kPrimal>, transpose_node<T, kTangent>,

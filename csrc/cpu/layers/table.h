@@ -10,10 +10,12 @@
 #include "layers/elementwise.h"
 #include "layers/embedding.h"
 #include "layers/linear.h"
+#include "layers/linear_transposed.h"
 #include "layers/norm/node.h"
 #include "layers/pointwise.h"
 #include "layers/pool.h"
 #include "layers/shapes.h"
+#include "layers/softmax.h"
 
 namespace mtmlk {
 namespace {
@@ -38,6 +40,9 @@ struct LayerTable {
     of[kNorm] = kNormLayer<T>;
     of[kPool] = kPoolLayer<T>;
     of[kEmbedding] = kEmbeddingLayer<T>;
+    of[kSlice] = kSliceLayer<T>;
+    of[kSoftmax] = kSoftmaxLayer<T>;
+    of[kLinearTransposed] = kLinearTransposedLayer<T>;
   }
 };
 

@@ -66,6 +66,11 @@ MTMLK_ANYWHERE Jet<typename M::Value> act_jet(int kind, typename M::Value z, typ
       const V a = M::rsqrt(z + c0), cube = a * a * a;
       return {a, T(-0.5) * cube, T(0.75) * cube * a * a};
     }
+    case kElu: {  // e^z - 1 by tanh, which loses nothing near 0
+      const V t = M::tanh(T(0.5) * z), grown = c0 * M::exp(z);
+      const auto linear = z > T(0);
+      return {linear ? z : c0 * T(2) * t / (T(1) - t), linear ? one : grown, z < T(0) ? grown : zero};
+    }
     default:
       return {zero, zero, zero};
   }

@@ -21,7 +21,10 @@ enum Op : int32_t {
   kNorm = 12,
   kPool = 13,
   kEmbedding = 14,
-  kOpCount = 15
+  kSlice = 15,
+  kSoftmax = 16,
+  kLinearTransposed = 17,
+  kOpCount = 18
 };
 
 enum Act : int32_t {
@@ -36,14 +39,17 @@ enum Act : int32_t {
   kSin = 8,
   kCos = 9,
   kRsqrt = 10,
-  kActCount = 11
+  kElu = 11,
+  kActCount = 12
 };
 
-enum NormKind : int32_t { kBatchNorm = 0, kGroupNorm = 1, kLayerNorm = 2, kNormCount = 3 };
+enum NormKind : int32_t { kBatchNorm = 0, kGroupNorm = 1, kLayerNorm = 2, kRmsNorm = 3, kUnitNorm = 4, kNormCount = 5 };
+
+enum SoftmaxKind : int32_t { kSoftmaxItself = 0, kLogSoftmax = 1, kSoftmaxCount = 2 };
 
 enum PoolKind : int32_t { kMaxPool = 0, kAvgPool = 1, kAdaptiveAvgPool = 2, kPoolCount = 3 };
 
-enum ParamLayout : int32_t { kLinearWeight = 0, kRows = 1, kConvWeight = 2, kStepRows = 3 };
+enum ParamLayout : int32_t { kLinearWeight = 0, kRows = 1, kConvWeight = 2, kStepRows = 3, kInOutWeight = 4 };
 
 // The constants of a convolution or pooling node, in this order.
 enum Window : int32_t {

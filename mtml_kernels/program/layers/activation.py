@@ -15,7 +15,7 @@ from mtml_kernels.program.builder import Builder
 from mtml_kernels.program.obstacles import Cannot
 from mtml_kernels.program.ops import Given, Op, OpInfo, operation
 from mtml_kernels.program.values import tensor
-from mtml_kernels.program.vocabulary import Handler, function, in_place, layer_of, written
+from mtml_kernels.program.vocabulary import Handler, Weights, function, in_place, layer, layer_of, written
 
 __all__: list[str] = []
 
@@ -67,6 +67,38 @@ def _register() -> None:
 
 
 _register()
+
+
+@function(F.prelu, methods="prelu")
+def _prelu(b: Builder, input: Any, weight: Any) -> Any:
+    """relu(x) + w (x - relu(x)): exact, at 0 with PyTorch's slope w."""
+    x, w = tensor(input), tensor(weight)
+    above = b.act(Act.RELU, x, ())
+    below = b.elementwise(Op.ADD, x, b.affine(above, -1.0, 0.0))
+    slope = w if w.elements == 1 else b.per_channel(w, x)
+    return b.elementwise(Op.ADD, above, b.elementwise(Op.MUL, slope, below))
+
+
+@layer(nn.PReLU)
+def _prelu_layer(b: Builder, m: Any, weights: Weights, input: Any) -> Any:
+    return _prelu(b, input, weights(m.weight))
+
+
+@function(F.selu)
+def _selu(b: Builder, input: Any, inplace: bool = False) -> Any:
+    """ELU with PyTorch's constants."""
+    alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+    return written(b.affine(b.act(Act.ELU, tensor(input), (alpha, 0.0)), scale, 0.0), inplace)
+
+
+@function(F.logsigmoid)
+def _log_sigmoid(b: Builder, input: Any) -> Any:
+    """-softplus(-x), which is x itself to rounding where it counts as linear."""
+    return b.affine(b.act(Act.SOFTPLUS, b.affine(tensor(input), -1.0, 0.0), (1.0, 40.0)), -1.0, 0.0)
+
+
+layer_of(_selu, "inplace", nn.SELU)
+layer_of(_log_sigmoid, "", nn.LogSigmoid)
 
 
 @function(

@@ -1,4 +1,4 @@
-"""Normalisations: batch, group, instance and layer."""
+"""Normalisations: batch, group, instance, layer, by root mean square and to unit length."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mtml_kernels.batch_norm import PerStepBatchNorm
 from mtml_kernels.program.activations import Act
 from mtml_kernels.program.builder import Builder, Draft
 from mtml_kernels.program.encoding import LAYOUT_ROWS, LAYOUT_STEPS, Node
+from mtml_kernels.program.layers.shapes import rows_along
 from mtml_kernels.program.obstacles import Cannot
 from mtml_kernels.program.ops import Given, Op, OpInfo, operation
 from mtml_kernels.program.values import BatchSize, Value, optional, tensor
@@ -24,29 +25,51 @@ __all__ = ["Norm", "normalise"]
 
 
 class Norm(enum.IntEnum):
-    """What mean and (biased) variance are taken over."""
+    """What mean and (biased) variance are taken over; the last two know no mean."""
 
     BATCH = 0  # for each feature: all samples of the set and all rows
     GROUP = 1  # for each sample and group of neighbouring features: the group and all rows
     LAYER = 2  # for each sample and row: the features
+    RMS = 3  # the same, over the root mean square; eps -1: that of the dtype
+    UNIT = 4  # the same, over the length, or over eps where that is longer
+
+
+def _over_length(x: Tensor, eps: float) -> Tensor:
+    """Rows over their length, or over eps where that is longer, where the length has no gradient."""
+    squares = x.square().sum(-1, keepdim=True)
+    length = torch.sqrt(torch.where(squares > 0, squares, 1.0))
+    return torch.where((squares > 0) & (length >= eps), x / length, x / eps)
+
+
+def _over_root_mean_square(x: Tensor, eps: float) -> Tensor:
+    eps = eps if eps >= 0 else torch.finfo(x.dtype).eps
+    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
 def normalise(
     kind: int, x: Tensor, eps: float, groups: int, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
     """[N, rows, F] with mean 0 and variance 1 over what the kind says, then times weight [F], plus bias [F]."""
+    out = _normalised(Norm(kind), x, eps, groups)
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def _normalised(kind: Norm, x: Tensor, eps: float, groups: int) -> Tensor:
+    if kind == Norm.UNIT:
+        return _over_length(x, eps)
+    if kind == Norm.RMS:
+        return _over_root_mean_square(x, eps)
     n, rows, features = x.shape
     shape = {
         Norm.BATCH: (1, n * rows, features, 1),
         Norm.GROUP: (n, rows, groups, features // groups),
         Norm.LAYER: (n * rows, 1, 1, features),
-    }[Norm(kind)]
+    }[kind]
     grouped = x.reshape(shape)
     centred = grouped - grouped.mean((1, 3), keepdim=True)
     variance = centred.square().mean((1, 3), keepdim=True)
-    out = (centred / torch.sqrt(variance + eps)).reshape(x.shape)
-    out = out if weight is None else out * weight
-    return out if bias is None else out + bias
+    return (centred / torch.sqrt(variance + eps)).reshape(x.shape)
 
 
 def _compute(given: Given) -> Tensor:
@@ -70,8 +93,8 @@ operation(
 def _build(
     b: Builder, x: Value, kind: Norm, eps: float, groups: int, weight: Value | None, bias: Value | None
 ) -> Value:
-    """Normalises a value [C, *space] (LAYER: [..., C]); weight and bias are [C] or, for the steps, [K, C]."""
-    image = kind != Norm.LAYER and len(x.shape) > 1
+    """Normalises a value [C, *space] (by rows: [..., C]); weight and bias are [C] or, for the steps, [K, C]."""
+    image = kind in (Norm.BATCH, Norm.GROUP) and len(x.shape) > 1
     node = b.image(x) if image else b.matrix(x)
     form = b.node(node)
     names = [_row_name(b, row, form.features) for row in (weight, bias)]
@@ -82,7 +105,7 @@ def _build(
     out = b.value(b.emit(draft), x.shape, x.lead, image=image)
     for op, row, name in ((Op.MUL, weight, names[0]), (Op.ADD, bias, names[1])):
         if row is not None and not name:
-            out = b.elementwise(op, out, row if kind == Norm.LAYER else b.per_channel(row, x))
+            out = b.elementwise(op, out, b.per_channel(row, x) if kind in (Norm.BATCH, Norm.GROUP) else row)
     return out
 
 
@@ -169,6 +192,31 @@ def _layer_norm(
     return out if shift is None else b.elementwise(Op.ADD, out, shift)
 
 
+@function(F.rms_norm, torch.rms_norm)
+def _rms_norm(b: Builder, input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    x, scale = _channels(input, "normalisation by root mean square"), optional(weight)
+    over = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if any(isinstance(size, BatchSize) for size in over) or x.shape[len(x.shape) - len(over) :] != over:
+        raise Cannot(f"it normalises {list(over)}, its input is {x}")
+    own = -1.0 if eps is None else float(eps)
+    if len(over) == 1:
+        return _build(b, x, Norm.RMS, own, 1, scale, None)
+    flat = b.reshape(x, x.lead, (*x.shape[: len(x.shape) - len(over)], math.prod(over)))
+    out = b.reshape(_build(b, flat, Norm.RMS, own, 1, None, None), x.lead, x.shape)
+    return out if scale is None else b.elementwise(Op.MUL, out, scale)
+
+
+@function(F.normalize)
+def _normalize(b: Builder, input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
+    x = _channels(input, "normalize")
+    if p != 2 or out is not None:
+        raise Cannot("only the normalisation to a Euclidean length of 1 is fused (p=2)")
+    source, image = rows_along(b, x, dim)
+    form = b.node(source)
+    node = Node(Op.NORM, a=source, b=int(Norm.UNIT), rows=form.rows, features=form.features)
+    return b.value(b.emit(Draft(node, constants=(float(eps), 1.0))), x.shape, x.lead, image=image)
+
+
 @function(F.batch_norm)
 def _functional_batch_norm(
     b: Builder, input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
@@ -237,3 +285,8 @@ def _group_norm_layer(b: Builder, m: Any, weights: Weights, input: Any) -> Any:
 @layer(nn.LayerNorm)
 def _layer_norm_layer(b: Builder, m: Any, weights: Weights, input: Any) -> Any:
     return _layer_norm(b, input, m.normalized_shape, *_affine(m, weights), m.eps)
+
+
+@layer(nn.RMSNorm)
+def _rms_norm_layer(b: Builder, m: Any, weights: Weights, input: Any) -> Any:
+    return _rms_norm(b, input, m.normalized_shape, None if m.weight is None else weights(m.weight), m.eps)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 from torch import nn
 
 from mtml_kernels.program.builder import Builder
-from mtml_kernels.program.encoding import Shape
 from mtml_kernels.program.obstacles import Cannot
 from mtml_kernels.program.ops import Op, OpInfo, operation
 from mtml_kernels.program.values import BatchSize, Value, dimension, fill, listed, tensor
 from mtml_kernels.program.vocabulary import attribute, function, layer_of
 
-__all__ = ["unsqueeze"]
+__all__ = ["inner_dimension", "rows_along", "unsqueeze"]
 
 operation(OpInfo(Op.VIEW, "view", lambda g: g.operands[0].reshape(g.shape)))
 operation(OpInfo(Op.TRANSPOSE, "transpose", lambda g: g.operands[0].transpose(-1, -2)))
@@ -26,12 +24,22 @@ def _insides(value: Value) -> int:
     return 1 if value.batched else 0
 
 
-def _inner(value: Value, dim: object, extra: int = 0) -> int:
+def inner_dimension(value: Value, dim: object, extra: int = 0) -> int:
     """`dim` as an index into `value.shape`; the batch dimension itself is refused."""
     at = dimension(value, dim, extra) - _insides(value)
     if at < 0:
         raise Cannot("it changes the batch dimension")
     return at
+
+
+def rows_along(b: Builder, value: Value, dim: object) -> tuple[int, bool]:
+    """The node whose rows run along a dimension of each sample, and whether it is an image's."""
+    at = inner_dimension(value, dim)
+    if at == 0 and len(value.shape) > 1 and value.batched:
+        return b.image(value), True
+    if at != len(value.shape) - 1:
+        raise Cannot(f"dimension {dim} of {value} is neither its features nor its channels")
+    return b.matrix(value), False
 
 
 @function(methods="reshape", only_methods="view")
@@ -64,7 +72,7 @@ def _unflatten(b: Builder, input: Any, dim: int, sizes: Any) -> Any:
     value = tensor(input)
     if value.batched and dimension(value, dim) == 0:
         return b.view(value, [*sizes, *value.shape])
-    at = _inner(value, dim)
+    at = inner_dimension(value, dim)
     if not isinstance(sizes, list | tuple) or not all(isinstance(s, int) for s in sizes):
         raise Cannot("unflatten needs plain sizes")
     return b.reshape(value, value.lead, (*value.shape[:at], *fill(sizes, value.shape[at]), *value.shape[at + 1 :]))
@@ -76,7 +84,7 @@ def _squeeze(b: Builder, input: Any, dim: Any = None) -> Any:
     if dim is None and value.batched:
         raise Cannot("squeeze() without a dimension drops the batch dimension of a single sample; name it: squeeze(-1)")
     named = range(value.ndim) if dim is None else dim if isinstance(dim, tuple) else (dim,)
-    dims = [_inner(value, d) for d in named]
+    dims = [inner_dimension(value, d) for d in named]
     kept = tuple(s for i, s in enumerate(value.shape) if s != 1 or i not in dims)
     return b.reshape(value, value.lead, kept)
 
@@ -85,7 +93,7 @@ def _squeeze(b: Builder, input: Any, dim: Any = None) -> Any:
 def unsqueeze(b: Builder, input: Any, dim: int) -> Any:
     """A dimension of one element before `dim`."""
     value = tensor(input)
-    at = _inner(value, dim, extra=1)
+    at = inner_dimension(value, dim, extra=1)
     return b.reshape(value, value.lead, (*value.shape[:at], 1, *value.shape[at:]))
 
 
@@ -132,45 +140,6 @@ def _t(b: Builder, input: Any) -> Any:
     if value.ndim > 2:
         raise Cannot(f"the transpose of {value} is not fused")
     return _permute(b, value, [1, 0]) if value.ndim == 2 else value
-
-
-@function(operator.getitem)
-def _getitem(b: Builder, input: Any, index: Any) -> Any:
-    """x[:, None], x[..., None], x[None] on a parameter, and [0] on a dimension of size 1: indexing as a reshape."""
-    value = tensor(input)
-    keys = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(key, Value | BatchSize) for key in keys):
-        raise Cannot("indexing by a tensor is not fused")
-    consumed = sum(key is not None and key is not Ellipsis for key in keys)
-    if Ellipsis not in keys:
-        keys.append(Ellipsis)
-    at = keys.index(Ellipsis)
-    keys[at : at + 1] = [slice(None)] * (value.ndim - consumed)
-    shape: list[Any] = []
-    sizes = iter(value.sizes())
-    for key in keys:
-        shape += [1] if key is None else _selected(next(sizes), key)
-    return _with_batch_first(b, value, shape)
-
-
-def _selected(size: Any, key: Any) -> list[Any]:
-    """What is left of a dimension under one index."""
-    if isinstance(key, slice) and key in (slice(None), slice(0, None), slice(None, None, 1)):
-        return [size]
-    if isinstance(key, slice) and isinstance(size, int) and key.indices(size) == (0, size, 1):
-        return [size]
-    if isinstance(key, int) and size == 1 and key in (0, -1):
-        return []
-    raise Cannot("slices of a tensor are not fused")
-
-
-def _with_batch_first(b: Builder, value: Value, shape: list[Any]) -> Value:
-    if not value.batched:
-        return b.reshape(value, 0, tuple(shape))
-    if not shape or not isinstance(shape[0], BatchSize):
-        raise Cannot("it moves the batch dimension away from the front")
-    inner: Shape = tuple(shape[1:])
-    return b.reshape(value, value.lead, inner)
 
 
 @attribute("shape")

@@ -15,7 +15,7 @@ from mtml_kernels.checks import Sizes
 from mtml_kernels.functional.head_forms import gram_is_cheaper
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.head_inner_loop import head_inner_loop_call
-from mtml_kernels.program import Op, Program
+from mtml_kernels.program import LAYOUT_LINEAR, Op, Program
 from mtml_kernels.reference.head_inner_loop import KINDS
 from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions, encode_options
 from mtml_kernels.schema.inner_loop import KEEP_STEPS, InnerLoopSpec
@@ -28,7 +28,7 @@ def is_head(program: Program, spec: InnerLoopSpec, rates: Sequence[Tensor], loss
     if [node.op for node in program.nodes] != [Op.INPUT, Op.LINEAR] or len(program.output_shape) != 1:
         return False
     layer = program.nodes[1]
-    adapted = spec.adapted[layer.weight]
+    adapted = spec.adapted[layer.weight] and program.params[layer.weight].layout == LAYOUT_LINEAR
     if not adapted or spec.first_order or spec.keep == KEEP_STEPS or any(rate.ndim > 1 for rate in rates):
         return False
     known = all(isinstance(loss, LossSpec) and loss.kind in KINDS for loss in losses)

@@ -37,7 +37,7 @@ bool check_tensors(const MtmlkPlanSpec& spec, const Why& why) {
     if (*p < 1 || *p > kMostElements)
       return why("input %lld: expected 1 to 2^40 elements, got %lld", Long(i), Long(*p));
   for (int64_t i = 0; i < n_params; ++i, p += kParamInts) {
-    if (p[0] < kLinearWeight || p[0] > kStepRows)
+    if (p[0] < kLinearWeight || p[0] > kInOutWeight)
       return why("parameter %lld: unknown layout %lld", Long(i), Long(p[0]));
     if (p[1] < 1 || p[2] < 1 || p[1] > kMostElements || p[2] > kMostElements / p[1])
       return why("parameter %lld: expected 1 to 2^40 elements, got [%lld, %lld]", Long(i), Long(p[1]), Long(p[2]));

@@ -87,7 +87,7 @@ void place_sums(PlanStorage& plan, const ValuePlan& v, NormPlan& norm) {
 void mark_chains(PlanStorage& plan) {
   for (int64_t i = 0; i < plan.n_values; ++i) {
     ValuePlan& v = plan.values[i];
-    if (!v.live || v.op != kNorm || v.kind == kLayerNorm) continue;
+    if (!v.live || v.op != kNorm || (v.kind != kBatchNorm && v.kind != kGroupNorm)) continue;
     plan.norms.push_back(std::make_unique<NormPlan>());
     NormPlan& norm = *plan.norms.back();
     norm = {};

@@ -88,6 +88,15 @@ bool fits_linear(const NodeCheck& n) {
   return n.one_row(v.bias) || n.fails("expected a bias of one row of features");
 }
 
+bool fits_linear_transposed(const NodeCheck& n) {
+  const ValuePlan& v = n.v;
+  const ParamPlan& w = n.plan.params[v.weight];
+  if (w.layout != kLinearWeight || w.cols != v.features || w.rows != n.a().features)
+    return n.fails("expected a linear weight of [features of a, features]");
+  if (v.rows != n.a().rows || v.batched != n.a().batched) return n.fails("expected the rows of a");
+  return n.one_row(v.bias) || n.fails("expected a bias of one row of features");
+}
+
 bool fits_like_a(const NodeCheck& n) { return n.like_a(); }
 
 // Every operand has the result's rows, or is one row that all samples share; and its features, or one.
@@ -150,6 +159,13 @@ bool fits_embedding(const NodeCheck& n) {
          n.fails("expected its padding id to be a row of the table, or -1");
 }
 
+bool fits_slice(const NodeCheck& n) {
+  const ValuePlan& v = n.v;
+  if (v.rows != n.a().rows || v.batched != n.a().batched) return n.fails("expected the rows of a");
+  return (is_count(v.c0, 0, double(n.a().features - v.features)) && v.c1 == v.c0 + double(v.features)) ||
+         n.fails("expected to begin and end inside the features of a");
+}
+
 bool window(const NodeCheck& n) {
   const ValuePlan& v = n.v;
   const int64_t* w = v.window;
@@ -206,11 +222,11 @@ constexpr const char* kNoInput = "expected a to be an input of the program";
 
 const LayerTraits kTraits[kOpCount] = {
     // in the order of Op: name, operands, kind, kinds, bad_kind, weight, bias, flags, fits, reads_elements, mixes
-    {"input", 0, kInA, 0, kNoInput, kNone, kNone, kPlain, fits_input},
-    {"param", 0, kNoKind, 0, nullptr, kMust, kNone, kPlain, fits_param},
+    {"input", 0, kInA, 0, kNoInput, kNone, kNone, kKeepsOutput, fits_input},
+    {"param", 0, kNoKind, 0, nullptr, kMust, kNone, kKeepsOutput, fits_param},
     {"view", 1, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_view},
     {"linear", 1, kNoKind, 0, nullptr, kMust, kMay, kProducts, fits_linear, packed},
-    {"act", 1, kInB, kActCount, "unknown activation", kNone, kNone, kPlain, fits_like_a},
+    {"act", 1, kInB, kActCount, "unknown activation", kNone, kNone, kKeepsOutput, fits_like_a},
     {"add", 2, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_pair},
     {"mul", 2, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_pair},
     {"cat", 2, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_cat},
@@ -219,8 +235,11 @@ const LayerTraits kTraits[kOpCount] = {
     {"transpose", 1, kNoKind, 0, nullptr, kNone, kNone, kPlain, fits_transpose, always},
     {"conv", 1, kNoKind, 0, nullptr, kMust, kMay, kWindowed | kProducts, fits_conv, ungrouped},
     {"norm", 1, kInB, kNormCount, "unknown normalisation", kMay, kMay, kPlain, fits_norm, nullptr, is_batch_norm},
-    {"pool", 1, kInB, kPoolCount, "unknown pooling", kNone, kNone, kWindowed, fits_pool},
+    {"pool", 1, kInB, kPoolCount, "unknown pooling", kNone, kNone, kWindowed | kKeepsOutput, fits_pool},
     {"embedding", 0, kInA, 0, kNoInput, kMust, kNone, kNeedsConsts, fits_embedding},
+    {"slice", 1, kNoKind, 0, nullptr, kNone, kNone, kNeedsConsts, fits_slice, always},
+    {"softmax", 1, kInB, kSoftmaxCount, "unknown softmax", kNone, kNone, kKeepsOutput, fits_like_a},
+    {"linear_transposed", 1, kNoKind, 0, nullptr, kMust, kMay, kProducts, fits_linear_transposed},
 };
 
 const LayerTraits kUnknown = {"unknown", 0, kNoKind, 0, nullptr, kNone, kNone, kPlain, nullptr};

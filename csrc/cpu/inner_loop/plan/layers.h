@@ -19,7 +19,8 @@ enum LayerFlags : int32_t {
   kPlain = 0,
   kWindowed = 1,     // its constants are a window; else two at most
   kNeedsConsts = 2,  // it cannot do without its two
-  kProducts = 4      // its work are multiply-adds of its weight
+  kProducts = 4,     // its work are multiply-adds of its weight
+  kKeepsOutput = 8   // its output is read again, or not its own: no activation may overwrite it
 };
 
 struct NodeCheck;

@@ -65,7 +65,8 @@ bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec, const Why& why) {
   for (int64_t i = 0; i < plan.n_inputs; ++i, ++p) plan.input_store.push_back({p[0], 0, false});
   for (int64_t i = 0; i < plan.n_params; ++i, p += kParamInts) {
     ParamPlan param = {};
-    param.layout = int32_t(p[0]), param.rows = p[1], param.cols = p[2];
+    param.in_out = p[0] == kInOutWeight;
+    param.layout = param.in_out ? int32_t(kLinearWeight) : int32_t(p[0]), param.rows = p[1], param.cols = p[2];
     param.adapted = spec.adapted[i] != 0;
     // Up to a quarter of a vector: padded columns would waste 3/4 of two products, dot products waste their sums.
     param.narrow = param.layout == kLinearWeight && param.rows * 4 <= plan.lanes;
@@ -76,6 +77,8 @@ bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec, const Why& why) {
     if (!decode_node(plan, spec, p, why)) return false;
   plan.values = plan.value_store.data(), plan.params = plan.param_store.data(), plan.inputs = plan.input_store.data();
   if (!check_program(plan, why) || !check_sizes(plan, spec, why)) return false;
+  for (ValuePlan& v : plan.value_store)
+    if (v.op == kLinearTransposed) plan.params[v.weight].narrow = false;
   for (ValuePlan& v : plan.value_store)
     if (v.op == kConv) plan.params[v.weight].taps = v.window[kKernelY] * v.window[kKernelX];
   mark_ids(plan);
@@ -117,6 +120,7 @@ void mark_dependence(Plan& plan) {
         v.meta |= plan.params[param].meta;
       }
     if (v.op == kLinear && plan.values[v.a].meta) plan.params[v.weight].transposed = !plan.params[v.weight].narrow;
+    if (v.op == kLinearTransposed) plan.params[v.weight].transposed = true;
     if (v.op == kConv && plan.values[v.a].meta) plan.params[v.weight].transposed |= v.window[kGroups] == 1;
   }
 }
@@ -136,10 +140,8 @@ bool only_elements_read(const Plan& plan, int32_t value) {
 // An activation may overwrite its input's plane where nothing else reads it. Another activation does: its derivatives
 // come from its own output.
 int32_t act_mode(const Plan& plan, const ValuePlan& v) {
-  const int32_t below = plan.values[v.a].op;
-  // max-pooling finds its winners by its output
-  const bool alone =
-      count_uses(plan, v.a) == 1 && v.batched && below != kInput && below != kParam && below != kAct && below != kPool;
+  const bool keeps = traits_of(plan.values[v.a].op).flags & kKeepsOutput;
+  const bool alone = count_uses(plan, v.a) == 1 && v.batched && !keeps;
   return alone && !v.in_chain ? best_act_mode(v.kind, v.c0) : kKeepInput;
 }
 

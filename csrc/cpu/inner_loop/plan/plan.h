@@ -106,7 +106,8 @@ struct ValuePlan {
 };
 
 struct ParamPlan {
-  int32_t layout;  // ParamLayout
+  int32_t layout;  // ParamLayout; of a weight stored [in, out] kLinearWeight, as it is packed
+  bool in_out;
   bool adapted, meta, used, transposed;
   bool low;              // a weight whose tasks' values and gradients stay in low-rank form, see low_rank.h
   int32_t layer;         // the only linear layer that reads it, else -1
