@@ -21,7 +21,8 @@ class Plan {
        const std::vector<bool>& adapted, int64_t support, int64_t query, int64_t steps,
        const std::vector<int>& support_loss, const std::vector<int>& query_loss, const std::vector<double>& loss_args,
        bool first_order, int needs, int keep, const std::vector<int64_t>& lr_steps,
-       const std::vector<bool>& lr_elements, int form) {
+       const std::vector<bool>& lr_elements, int form, const std::vector<int64_t>& update, bool starts, bool per_step,
+       bool query_steps, bool tasks_apart) {
     const std::vector<uint8_t> adapted_bytes(adapted.begin(), adapted.end()),
         elements(lr_elements.begin(), lr_elements.end());
     MtmlkPlanSpec spec = {};
@@ -35,12 +36,17 @@ class Plan {
     spec.first_order = first_order, spec.needs = needs, spec.keep = keep;
     spec.lr_steps = lr_steps.data(), spec.lr_elements = elements.data(), spec.n_lr = int64_t(lr_steps.size());
     spec.form = form;
+    const std::vector<uint8_t> own(starts ? adapted.size() : 0, 1);
+    spec.rule = int32_t(update.at(0)), spec.rule_flags = int32_t(update.at(1)), spec.taken = update.at(2);
+    spec.starts = own.empty() ? nullptr : own.data(), spec.per_step = per_step;
+    spec.query_steps = query_steps, spec.tasks_apart = tasks_apart;
     MtmlkPlan* plan = nullptr;
     MtmlkReason reason = {};
     const int status = mtmlk_plan_create(&spec, &plan, &reason);
     if (status == MTMLK_BAD_PROGRAM) throw Malformed(std::string("program: ") + reason.text);
     finish(status, MtmlkError{});
     plan_.reset(plan);
+    keeps_ = keep != 0;
     mtmlk_plan_info(plan, &info_);
   }
 
@@ -56,9 +62,10 @@ class Plan {
                Address support_losses, const Addresses& adapted, bool differentiate, Address carry,
                Address grad_support_x, Address grad_query_x) const {
     MtmlkCall call = called(tasks, threads, inputs);
-    expect_or_none("adapted", adapted, info_.n_adapted);
     call.loss = as<void>(loss), call.output = as<void>(output), call.support_losses = as<void>(support_losses);
-    call.adapted = list_out(adapted);
+    const Kept kept = split("adapted", adapted);
+    call.adapted = kept.params ? list_out(adapted) : nullptr;
+    call.moments_after = kept.moments ? list_out(adapted) + kept.params : nullptr;
     call.differentiate = differentiate;
     run(call, carry, grad_support_x, grad_query_x);
   }
@@ -68,22 +75,26 @@ class Plan {
                 Address grad_support_losses, const Addresses& grad_adapted, Address carry, Address grad_support_x,
                 Address grad_query_x) const {
     MtmlkCall call = called(tasks, threads, inputs);
-    expect_or_none("grad_adapted", grad_adapted, info_.n_adapted);
     call.differentiate = true;
     call.grad_loss = as<void>(grad_loss), call.grad_output = as<void>(grad_output);
-    call.grad_support_losses = as<void>(grad_support_losses), call.grad_adapted = list_in(grad_adapted);
+    call.grad_support_losses = as<void>(grad_support_losses);
+    const Kept kept = split("grad_adapted", grad_adapted);
+    call.grad_adapted = kept.params ? list_in(grad_adapted) : nullptr;
+    call.grad_moments = kept.moments ? list_in(grad_adapted) + kept.params : nullptr;
     run(call, carry, grad_support_x, grad_query_x);
   }
 
   bool carry_to_grads(Address carry, int64_t tasks, Address scale, int64_t stride, const Addresses& grads,
-                      const Addresses& lr_grads, int threads) const {
+                      const Addresses& lr_grads, int threads, Address hyper_grads,
+                      const Addresses& moment_grads) const {
     const Timed timed;
     expect("params", grads, info_.n_params), expect("lr", lr_grads, info_.n_rates);
+    expect_or_none("moments", moment_grads, info_.n_moments * info_.n_adapted);
     int status;
     {
       const py::gil_scoped_release release;
       status = mtmlk_carry_to_grads(plan_.get(), as<void>(carry), tasks, as<void>(scale), stride, list_out(grads),
-                                    list_out(lr_grads), threads);
+                                    list_out(lr_grads), as<void>(hyper_grads), list_out(moment_grads), threads);
     }
     if (status == MTMLK_OUT_OF_MEMORY || status == MTMLK_STOPPED) finish(status, MtmlkError{});
     return status == MTMLK_OK;
@@ -104,6 +115,19 @@ class Plan {
     if (!list.empty()) expect(name, list, count);
   }
 
+  // What is kept of a call: adapted parameters, moments of the rule behind them, both or nothing.
+  struct Kept {
+    int64_t params, moments;
+  };
+
+  Kept split(const char* name, const Addresses& list) const {
+    const int64_t count = int64_t(list.size()), moments = info_.n_moments * info_.n_adapted;
+    if (count == 0 || (count == info_.n_adapted && keeps_)) return {count, 0};
+    if (count == moments && !keeps_) return {0, moments};
+    expect(name, list, info_.n_adapted + moments);
+    return {info_.n_adapted, moments};
+  }
+
   MtmlkCall called(int64_t tasks, int threads, const InnerLoopInputs& in) const {
     expect("params", in.params, info_.n_params), expect("lr", in.lr, info_.n_rates);
     expect_or_none("support_x", in.support_x, info_.n_inputs);
@@ -115,6 +139,8 @@ class Plan {
     call.support_y = as<void>(in.support_y), call.query_y = as<void>(in.query_y);
     call.support_mask = as<void>(in.support_mask), call.query_mask = as<void>(in.query_mask);
     call.step_weights = as<void>(in.step_weights);
+    expect_or_none("moments", in.moments, info_.n_moments * info_.n_adapted);
+    call.hyper = as<double>(in.hyper), call.moments = list_in(in.moments);
     return call;
   }
 
@@ -133,12 +159,16 @@ class Plan {
 
   std::unique_ptr<MtmlkPlan, Destroy> plan_;
   MtmlkPlanInfo info_;
+  bool keeps_ = false;  // adapted parameters
 };
 
 InnerLoopInputs inputs_of(Addresses params, Addresses support_x, Address support_y, Addresses query_x, Address query_y,
                           Address support_mask, Address query_mask, Addresses lr, Address step_weights) {
-  return {std::move(params), std::move(support_x), std::move(query_x), std::move(lr), support_y,
-          query_y,           support_mask,         query_mask,         step_weights};
+  InnerLoopInputs in;
+  in.params = std::move(params), in.support_x = std::move(support_x), in.query_x = std::move(query_x);
+  in.lr = std::move(lr), in.support_y = support_y, in.query_y = query_y;
+  in.support_mask = support_mask, in.query_mask = query_mask, in.step_weights = step_weights;
+  return in;
 }
 
 }  // namespace
@@ -147,7 +177,9 @@ void bind_inner_loop(py::module_& m) {
   using py::arg;
   py::class_<InnerLoopInputs>(m, "InnerLoopInputs")
       .def(py::init(&inputs_of), py::kw_only(), arg("params"), arg("support_x"), arg("support_y"), arg("query_x"),
-           arg("query_y"), arg("support_mask"), arg("query_mask"), arg("lr"), arg("step_weights"));
+           arg("query_y"), arg("support_mask"), arg("query_mask"), arg("lr"), arg("step_weights"))
+      .def_readwrite("hyper", &InnerLoopInputs::hyper)
+      .def_readwrite("moments", &InnerLoopInputs::moments);
   py::class_<PlanInfo>(m, "PlanInfo")
       .def_readonly("carry_cols", &PlanInfo::carry_cols)
       .def_readonly("carry_per_task", &PlanInfo::carry_per_task)
@@ -156,14 +188,17 @@ void bind_inner_loop(py::module_& m) {
   py::class_<Plan>(m, "Plan")
       .def(py::init<int, const std::vector<int64_t>&, const std::vector<double>&, const std::vector<bool>&, int64_t,
                     int64_t, int64_t, const std::vector<int>&, const std::vector<int>&, const std::vector<double>&,
-                    bool, int, int, const std::vector<int64_t>&, const std::vector<bool>&, int>(),
+                    bool, int, int, const std::vector<int64_t>&, const std::vector<bool>&, int,
+                    const std::vector<int64_t>&, bool, bool, bool, bool>(),
            py::kw_only(), arg("dtype"), arg("program"), arg("consts"), arg("adapted"), arg("support"), arg("query"),
            arg("steps"), arg("support_loss"), arg("query_loss"), arg("loss_args"), arg("first_order"), arg("needs"),
-           arg("keep"), arg("lr_steps"), arg("lr_elements"), arg("form"))
+           arg("keep"), arg("lr_steps"), arg("lr_elements"), arg("form"), arg("update"), arg("starts"), arg("per_step"),
+           arg("query_steps"), arg("tasks_apart"))
       .def("info", &Plan::info)
       .def("forward", &Plan::forward)
       .def("backward", &Plan::backward)
-      .def("carry_to_grads", &Plan::carry_to_grads);
+      .def("carry_to_grads", &Plan::carry_to_grads, arg("carry"), arg("tasks"), arg("scale"), arg("stride"),
+           arg("params"), arg("lr"), arg("threads"), arg("hyper") = Address(0), arg("moments") = Addresses());
 }
 
 }  // namespace mtmlk

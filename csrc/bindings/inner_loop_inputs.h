@@ -6,8 +6,8 @@
 namespace mtmlk {
 
 struct InnerLoopInputs {
-  Addresses params, support_x, query_x, lr;
-  Address support_y = 0, query_y = 0, support_mask = 0, query_mask = 0, step_weights = 0;
+  Addresses params, support_x, query_x, lr, moments;
+  Address support_y = 0, query_y = 0, support_mask = 0, query_mask = 0, step_weights = 0, hyper = 0;
 };
 
 }  // namespace mtmlk

@@ -33,6 +33,7 @@ class GeneralResult(NamedTuple):
     output: Any
     support_losses: Tensor
     adapted: dict[str, Tensor]
+    moments: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,18 @@ def general_inner_loop(
             functional = _in_transform()
             result = _stack([one(task, functional) for task in _unbind(dict(data))])
     forward.release()
-    adapted = result["adapted"]
+    adapted, moments = result["adapted"], result["moments"]
     if rule.keep == KEEP_STEPS:
         adapted = {name: value.transpose(0, 1) for name, value in adapted.items()}
     # without grad the loop differentiates by leaves of its own, which must not be seen outside; tangents must
     if not torch.is_grad_enabled() and not is_forward_mode():
-        result, adapted = pytree.tree_map_only(Tensor, Tensor.detach, (result, adapted))
+        result, adapted, moments = pytree.tree_map_only(Tensor, Tensor.detach, (result, adapted, moments))
     elif plan.blocked:
         result, adapted = pytree.tree_map_only(Tensor, lambda t: blocked(t, plan.blocked), (result, adapted))
-    return GeneralResult(result.get("loss"), result.get("output"), result["support_losses"].transpose(0, 1), adapted)
+    loss, output = result.get("loss"), result.get("output")
+    if rule.query_steps:
+        loss, output = pytree.tree_map_only(Tensor, lambda t: t.transpose(0, 1), (loss, output))
+    return GeneralResult(loss, output, result["support_losses"].transpose(0, 1), adapted, moments or None)
 
 
 def forward_tasks(

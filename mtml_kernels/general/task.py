@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value
+from torch.utils import _pytree as pytree
 
 from mtml_kernels.batch_norm import step_rows
 from mtml_kernels.losses.task import TaskLoss
 from mtml_kernels.rates import rate_at
 from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_NONE, KEEP_STEPS
+from mtml_kernels.schema.update import UpdateSpec
 
 __all__ = ["TaskRule", "apply_update", "run_task"]
 
@@ -39,6 +41,9 @@ class TaskRule:
     first_order: bool = False
     update: Update | None = None
     keep: int = KEEP_NONE
+    per_step: bool = False  # the support sets have a step axis
+    query_steps: bool = False  # loss and output are those at theta_0 .. theta_K
+    taken: int = 0  # steps that the rule has taken before
 
 
 def apply_update(
@@ -89,10 +94,11 @@ class _Steps:
         rates: Sequence[Tensor],
         functional: bool,
         forward: Callable[[Mapping[str, Tensor], Any], Any],
+        state: Any = None,
     ) -> None:
         self.rule, self.fixed, self.rates, self.functional, self.forward = rule, fixed, rates, functional, forward
         self.recording = torch.is_grad_enabled()
-        self.state: Any = None
+        self.state: Any = state
 
     def start(self, theta: Params) -> Params:
         """Parameters that autograd can differentiate by, as they are where they already can be."""
@@ -115,8 +121,10 @@ class _Steps:
 
     def _gradients(self, k: int, theta: Params, data: Mapping[str, Any]) -> tuple[Params, Tensor]:
         def loss_of(params: Params) -> Tensor:
-            output = self.output(k, params, data["sx"], False)
-            loss = self.rule.loss(output, data.get("sy"), data.get("support_mask"))
+            x, y, mask = data["sx"], data.get("sy"), data.get("support_mask")
+            if self.rule.per_step:
+                x, y, mask = pytree.tree_map_only(Tensor, lambda t: t[k], (x, y, mask))
+            loss = self.rule.loss(self.output(k, params, x, False), y, mask)
             if loss.ndim:
                 raise ValueError(f"loss: expected a scalar per task, got {list(loss.shape)}")
             return loss
@@ -140,6 +148,12 @@ def _stacked(history: list[Params], keep: int) -> Params:
     return {name: torch.stack([params[name] for params in history]) for name in history[0]}
 
 
+def _moments(update: Update | None, state: Any) -> dict[str, Any]:
+    """What a rule that has an `UpdateSpec` leaves for the next step, by name; of other rules nothing is known."""
+    spec = getattr(update, "spec", None)
+    return {name: state[name] for name in spec.moments} if isinstance(spec, UpdateSpec) and state is not None else {}
+
+
 def run_task(
     rule: TaskRule,
     theta: Params,
@@ -150,31 +164,39 @@ def run_task(
     functional: bool,
     forward: Callable[[Mapping[str, Tensor], Any], Any],
 ) -> dict[str, Any]:
-    """One task: {"support_losses": [K], "adapted": {...}} and, with a query set, "output" and "loss".
+    """One task: {"support_losses": [K], "adapted": {...}, "moments": {...}} and, with a query set, "output" and "loss".
 
     Args:
         theta: the adapted tensors at the start, by name.
         fixed: further tensors to use in place of the model's own.
         weights: of the query loss at theta_0 .. theta_K; None for 1 at theta_K alone.
-        data: "sx" and, where given, "sy", "qx", "qy", "support_mask", "query_mask".
+        data: "sx" and, where given, "sy", "qx", "qy", "support_mask", "query_mask"; "start", tensors in the place of
+            theta's; "moments", the update rule's after `rule.taken` steps.
         functional: gradients by torch.func instead of torch.autograd.
         forward: runs the model with tensors in place of its own, by name: a `Private`.
     """
-    steps = _Steps(rule, fixed, rates, functional, forward)
-    theta = steps.start(theta)
+    moments = data.get("moments")
+    state = None if moments is None else {"step": rule.taken, **moments}
+    steps = _Steps(rule, fixed, rates, functional, forward, state)
+    theta = steps.start({**theta, **data.get("start", {})})
     history, losses = [theta], []
     total: Any = None
     judged = "qy" in data or rule.query_loss.alone
     result: dict[str, Any] = {}
+    outputs: list[Any] = []
+    totals: list[Any] = []
     for k in range(rule.steps + 1):
         last = k == rule.steps
         weight = (1.0 if last else 0.0) if weights is None else weights[k]
-        skip = isinstance(weight, float) and weight == 0.0
+        skip = isinstance(weight, float) and weight == 0.0 and not rule.query_steps
         if "qx" in data and (last or not skip):
             output = steps.output(k, theta, data["qx"], True)
             if last:
                 result["output"] = output
-            if judged and not (skip and total is not None):
+            outputs = [*outputs, output] if rule.query_steps else []
+            if judged and rule.query_steps:
+                totals = [*totals, rule.query_loss(output, data.get("qy"), data.get("query_mask"))]
+            elif judged and not (skip and total is not None):
                 loss = rule.query_loss(output, data.get("qy"), data.get("query_mask"))
                 loss = loss if weights is None else weight * loss
                 total = loss if total is None else total + loss
@@ -182,8 +204,12 @@ def run_task(
             theta, loss = steps.step(k, theta, data)
             losses.append(loss)
             history = [*history, theta] if rule.keep == KEEP_STEPS else [theta]
+    if rule.query_steps and outputs:
+        result["output"] = pytree.tree_map(lambda *steps: torch.stack(steps), *outputs)
+        total = torch.stack(totals) if totals else None
     if total is not None:
         result["loss"] = total
     result["support_losses"] = torch.stack(losses) if losses else next(iter(theta.values())).new_zeros(0)
     result["adapted"] = _stacked(history, rule.keep)
+    result["moments"] = _moments(rule.update, steps.state) if rule.keep else {}
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,16 +23,24 @@ from mtml_kernels.native.tensors import (
 from mtml_kernels.schema.dtypes import DTYPES
 from mtml_kernels.schema.inner_loop import (
     CLASS_IDS,
-    KEEP_LAST,
     KEEP_NONE,
+    MOMENTS,
+    NEED_HYPER,
     NEED_LR,
+    NEED_MOMENTS,
     NEED_PARAMS,
     NEED_QUERY_X,
     NEED_SUPPORT_X,
+    PER_STEP,
+    PLAIN,
+    QUERY_STEPS,
+    STARTS,
+    TASKS_APART,
     Grads,
     InnerLoopArgs,
     InnerLoopSpec,
     Outputs,
+    output_shapes,
 )
 from mtml_kernels.schema.program import output_size
 
@@ -98,9 +106,9 @@ _MAX_PLANS = 512
 def _plan(a: InnerLoopArgs, support: int, query: int, form: int) -> Plan:
     """The plan for these arguments, S and Q samples a task."""
     rates = tuple([(int(t.shape[0]), t.dim()) for t in a.lr])  # int(): a traced size is symbolic
-    if form != WEIGHTS and a.step_weights is not None:  # query losses between the steps need each step's weights
+    if form != WEIGHTS and (why := _needs_weights(a)):
         if form == LOW_RANK:
-            raise ValueError(NO_LOW_RANK.format("step_weights were given"))
+            raise ValueError(NO_LOW_RANK.format(why))
         form = WEIGHTS
     dtype = a.params[0].dtype
     options = (support, query, dtype, rates, a.needs, form)
@@ -111,6 +119,15 @@ def _plan(a: InnerLoopArgs, support: int, query: int, form: int) -> Plan:
             _plans.clear()
         found = _plans[key] = Plan(_engine_plan(a, options), a.spec, dtype)
     return found
+
+
+def _needs_weights(a: InnerLoopArgs) -> str:
+    """What of a call low-rank form has no place for, in words."""
+    if a.step_weights is not None:  # query losses between the steps need each step's weights
+        return "step_weights were given"
+    if a.spec.update[:2] != PLAIN[:2]:
+        return "the update rule is not gradient descent"
+    return "the call has axes that need each task's own" if a.spec.axes & ~PER_STEP else ""
 
 
 def _engine_plan(a: InnerLoopArgs, options: tuple[Any, ...]) -> Any:
@@ -152,6 +169,11 @@ def _make_plan(
             lr_steps=rate_steps,
             lr_elements=[dims > 1 for _, dims in rates],
             form=form,
+            update=spec.update,
+            starts=spec.has(STARTS),
+            per_step=spec.has(PER_STEP),
+            query_steps=spec.has(QUERY_STEPS),
+            tasks_apart=spec.has(TASKS_APART),
         )
     except module.NoLowRank:
         why = "adapted parameters were asked for" if spec.keep else "no linear layer of this model admits it"
@@ -162,7 +184,7 @@ def low_rank_weights(
     params: list[Tensor], lr: list[Tensor], spec: InnerLoopSpec, support: int, query: int, form: int = AUTO
 ) -> int:
     """How many weights training calls of these sizes hold in low-rank form."""
-    a = InnerLoopArgs(params, lr, [], [], params[0], None, None, None, None, spec, NEED_PARAMS)
+    a = InnerLoopArgs(params, lr, [], [], [], [], params[0], None, None, None, None, spec, NEED_PARAMS)
     return _plan(a, support, query, form).low_rank
 
 
@@ -189,8 +211,17 @@ def _inputs(a: InnerLoopArgs, plan: Plan) -> tuple[Any, Any]:
             plan.ids,
         )
         if found is not None:
-            return found, a
+            return found, _with_rule(found, a, plan)
     return _inputs_closely(a, plan)
+
+
+def _with_rule(inputs: Any, a: InnerLoopArgs, plan: Plan) -> Any:
+    """Adds what an update rule reads; returns what must outlive the call."""
+    if not a.hyper:
+        return a
+    (hyper,), (inputs.hyper,) = checked("hyper", a.hyper, torch.float64)
+    moments, inputs.moments = checked("moments", a.moments, plan.dtype) if a.moments else ([], [])
+    return a, hyper, moments
 
 
 def _inputs_closely(a: InnerLoopArgs, plan: Plan) -> tuple[Any, Any]:
@@ -207,7 +238,8 @@ def _inputs_closely(a: InnerLoopArgs, plan: Plan) -> tuple[Any, Any]:
         "query_mask": checked_one("query_mask", a.query_mask, dtype),
         "step_weights": checked_one("step_weights", a.step_weights, dtype),
     }
-    return engine().InnerLoopInputs(**{name: at for name, (_, at) in found.items()}), found
+    inputs = engine().InnerLoopInputs(**{name: at for name, (_, at) in found.items()})
+    return inputs, (found, _with_rule(inputs, a, plan))
 
 
 def _in_words(error: ValueError) -> ValueError:
@@ -238,18 +270,19 @@ def label_error(text: str, support: str, query: str) -> ValueError:
 def inner_loop_forward(a: InnerLoopArgs, form: int = AUTO) -> Outputs:
     """The op's forward, which goes on to the meta-gradient of each task's loss where `needs` asks for gradients."""
     spec, shape, has_loss = a.spec, a.support_y.shape, a.query_y is not None and bool(a.query_x)
-    tasks, query = shape[0], a.query_x[0].shape[1] if a.query_x else 0
-    plan = _plan(a, shape[1], query, form)
+    axes, tasks, query = spec.axes, shape[0], a.query_x[0].shape[1] if a.query_x else 0
+    plan = _plan(a, shape[2 if axes & PER_STEP else 1], query, form)
     dtype = plan.dtype
     inputs, held = _inputs(a, plan)
-    loss = torch.empty(tasks if has_loss else 0, dtype=dtype, device="cpu")
-    output = torch.empty((tasks, query, plan.output_size), dtype=dtype, device="cpu")
+    every = (spec.steps + 1,) if axes & QUERY_STEPS else ()
+    loss = torch.empty((*every, tasks) if has_loss else 0, dtype=dtype, device="cpu")
+    output = torch.empty((*every, tasks, query, plan.output_size), dtype=dtype, device="cpu")
     support_losses = torch.empty((spec.steps, tasks), dtype=dtype, device="cpu")
-    kept = _kept(a, tasks) if spec.keep != KEEP_NONE else []
+    kept = _kept(a) if spec.keep != KEEP_NONE or axes & MOMENTS else []
     at_kept = addresses_of(kept) if kept else kept
     carry: list[Tensor] = []
     at_carry = at_support = at_query = 0
-    differentiate = bool(a.needs) and has_loss
+    differentiate = bool(a.needs) and has_loss and not every  # the losses of the steps have cotangents of their own
     if differentiate:
         carry = [(torch.empty if tasks else torch.zeros)(plan.carry_shape(tasks), dtype=dtype, device="cpu")]
         at_carry = carry[0].data_ptr()
@@ -268,12 +301,9 @@ def inner_loop_forward(a: InnerLoopArgs, form: int = AUTO) -> Outputs:
     return loss, output, support_losses, kept, carry
 
 
-def _kept(a: InnerLoopArgs, tasks: int) -> list[Tensor]:
-    """Room for the adapted parameters."""
-    spec = a.spec
-    lead = (tasks,) if spec.keep == KEEP_LAST else (spec.steps + 1, tasks)
-    shapes = [(*lead, *p.shape) for p, own in zip(a.params, spec.adapted, strict=True) if own]
-    return [torch.empty(shape, dtype=a.params[0].dtype, device="cpu") for shape in shapes]
+def _kept(a: InnerLoopArgs) -> list[Tensor]:
+    """Room for the adapted parameters and the rule's moments."""
+    return [torch.empty(shape, dtype=a.params[0].dtype, device="cpu") for shape in output_shapes(a)[3]]
 
 
 def _differentiable(inputs: Sequence[Tensor]) -> int:
@@ -292,7 +322,7 @@ def _input_gradients(a: InnerLoopArgs, dtype: torch.dtype) -> tuple[Tensor | Non
 
 def inner_loop_carry_shapes(a: InnerLoopArgs, form: int = AUTO) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shapes and dtypes of what `inner_loop_forward` leaves for `inner_loop_backward`; arithmetic on sizes only."""
-    if not (a.needs and a.has_loss):
+    if not (a.needs and a.has_loss) or a.spec.has(QUERY_STEPS):
         return []
     dtype = a.params[0].dtype
     shapes: list[tuple[tuple[int, ...], torch.dtype]]
@@ -314,41 +344,66 @@ def inner_loop_backward(
     a: InnerLoopArgs,
     carry: Sequence[Tensor],
     form: int = AUTO,
-) -> tuple[Grads, Grads, Grads, Grads]:
+) -> tuple[Grads, ...]:
     """The op's backward: scales what the forward carried, or runs again where other cotangents came in."""
     needs = a.needs
     if not needs:
-        return [None] * len(a.params), [None] * len(a.lr), [None] * len(a.support_x), [None] * len(a.query_x)
-    params: Grads = [_room(p) for p in a.params] if needs & NEED_PARAMS else [None] * len(a.params)
-    lr: Grads = [_room(t) for t in a.lr] if needs & NEED_LR else [None] * len(a.lr)
-    plan = _plan(a, a.support_y.shape[1], a.query_x[0].shape[1] if a.query_x else 0, form)
+        return tuple([None] * len(tensors) for _, tensors in a.groups)
+    targets = _Targets.of(a)
+    plan = _plan(a, a.support_samples, a.query_x[0].shape[1] if a.query_x else 0, form)
     others = [g for g in (grad_output, grad_support_losses, *grad_adapted) if g is not None]
     to_support = to_query = None
-    if carry and grad_loss is not None and not others and _spread(plan, carry[0], grad_loss, params, lr):
+    if carry and grad_loss is not None and not others and _spread(plan, carry[0], grad_loss, targets):
         rest = iter(carry[1:])
         to_support = _scaled(next(rest), a.support_x, grad_loss) if needs & NEED_SUPPORT_X else None
         to_query = _scaled(next(rest), a.query_x, grad_loss) if needs & NEED_QUERY_X else None
     else:
         again, to_support, to_query = _run_again(plan, a, grad_loss, grad_output, grad_support_losses, grad_adapted)
-        _spread(plan, again, torch.ones(a.support_y.shape[0], dtype=plan.dtype, device="cpu"), params, lr)
-    return params, lr, _split(to_support, a.support_x), _split(to_query, a.query_x)
+        _spread(plan, again, torch.ones(a.tasks, dtype=plan.dtype, device="cpu"), targets)
+    inputs = _split(to_support, a.support_x), _split(to_query, a.query_x)
+    return targets.params, targets.lr, *inputs, targets.hyper_grads(a), targets.moments
 
 
 def _room(t: Tensor) -> Tensor:
     return torch.empty_like(t) if t.is_contiguous() else torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
-def _spread(plan: Plan, carry: Tensor, scale: Tensor, params: Grads, lr: Grads) -> bool:
+class _Targets(NamedTuple):
+    """Room for the gradients that are read from the carry."""
+
+    params: Grads
+    lr: Grads
+    hyper: Grads  # one [8], of the engine's dtype
+    moments: Grads
+
+    @staticmethod
+    def of(a: InnerLoopArgs) -> _Targets:
+        needs, apart = a.needs, a.spec.has(TASKS_APART)
+        rooms = [a.params[0].new_empty(a.gradient_shape(0, i)) if apart else _room(p) for i, p in enumerate(a.params)]
+        return _Targets(
+            [*rooms] if needs & NEED_PARAMS else [None] * len(a.params),
+            [_room(t) for t in a.lr] if needs & NEED_LR else [None] * len(a.lr),
+            [a.params[0].new_empty(t.shape) if needs & NEED_HYPER else None for t in a.hyper],
+            [_room(t) if needs & NEED_MOMENTS else None for t in a.moments],
+        )
+
+    def hyper_grads(self, a: InnerLoopArgs) -> Grads:
+        return [None if grad is None else grad.to(t.dtype) for grad, t in zip(self.hyper, a.hyper, strict=True)]
+
+
+def _spread(plan: Plan, carry: Tensor, scale: Tensor, to: _Targets) -> bool:
     """Writes sum_t scale_t carry_t; False where only the tasks' sum was carried and the scales differ."""
     tasks = scale.shape[0]
     if tasks == 0:
-        for grad in (*params, *lr):
+        for grad in (*to.params, *to.lr, *to.hyper, *to.moments):
             if grad is not None:
                 grad.zero_()
         return True
     at_carry, at_scale = cotangent_address("carry", carry), cotangent_address("grad_loss", scale)
-    into = (addresses_of(params), addresses_of(lr))
-    done: bool = plan.engine_plan.carry_to_grads(at_carry, tasks, at_scale, 1, *into, torch.get_num_threads())
+    into: tuple[Any, ...] = (addresses_of(to.params), addresses_of(to.lr), torch.get_num_threads())
+    if to.hyper:
+        into += (address_of(to.hyper[0]), addresses_of(to.moments))
+    done: bool = plan.engine_plan.carry_to_grads(at_carry, tasks, at_scale, 1, *into)
     return done
 
 
@@ -361,10 +416,11 @@ def _run_again(
     grad_adapted: Sequence[Tensor | None],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """A carry for any cotangents and the gradients of the inputs, from a second run that knows them."""
-    tasks, dtype = a.support_y.shape[0], plan.dtype
+    tasks, dtype = a.tasks, plan.dtype
     inputs, held = _inputs(a, plan)
     carry = torch.empty(plan.carry_shape(tasks), dtype=dtype, device="cpu")
-    scale = torch.zeros(tasks, dtype=dtype, device="cpu") if grad_loss is None else grad_loss
+    every = (a.spec.steps + 1,) if a.spec.has(QUERY_STEPS) else ()
+    scale = torch.zeros((*every, tasks), dtype=dtype, device="cpu") if grad_loss is None else grad_loss
     to_support, to_query = _input_gradients(a, dtype)
     at_cotangents = (
         cotangent_address("grad_loss", scale),

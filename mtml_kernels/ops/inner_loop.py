@@ -23,7 +23,9 @@ from mtml_kernels.schema.inner_loop import (
     BACKWARD_SCHEMA,
     FIXED,
     FORWARD_SCHEMA,
+    NEED_HYPER,
     NEED_LR,
+    NEED_MOMENTS,
     NEED_PARAMS,
     NEED_QUERY_X,
     NEED_SUPPORT_X,
@@ -33,7 +35,6 @@ from mtml_kernels.schema.inner_loop import (
     Outputs,
     empty_outputs,
     flat_gradients,
-    gradient_inputs,
     group_gradients,
     parse_spec,
 )
@@ -56,11 +57,11 @@ _resolved_name = resolved_name_in(BACKENDS)
 # --- gradients: which are asked for, which cannot be had -----------------------------------------------------------
 
 
-_NEEDS = (NEED_PARAMS, NEED_LR, NEED_SUPPORT_X, NEED_QUERY_X)
+_NEEDS = (NEED_PARAMS, NEED_LR, NEED_SUPPORT_X, NEED_QUERY_X, NEED_HYPER, NEED_MOMENTS)
 
 
 def _wanted(fixed: Sequence[Tensor | None], *groups: Sequence[Tensor]) -> int:
-    """The `needs` bits: which groups (params, lr, support_x, query_x) have a tensor that requires a gradient.
+    """The `needs` bits: which groups (params, lr, support_x, query_x, hyper, moments) have a tensor that requires grad.
 
     Raises:
         ValueError: one of `fixed` requires a gradient, which it would silently not get.
@@ -80,7 +81,7 @@ def _wanted(fixed: Sequence[Tensor | None], *groups: Sequence[Tensor]) -> int:
 def _refused(fixed: Sequence[Tensor | None]) -> ValueError:
     name = next(n for n, t in zip(FIXED, fixed, strict=True) if t is not None and t.requires_grad)
     return ValueError(
-        f"inner_loop: {name} requires grad, but the fused inner loop gives gradients to params, lr, support_x and "
+        f"inner_loop: {name} requires grad, but the fused inner loop gives gradients to params, lr, support_x, "
         f'query_x only. Pass {name}.detach(), or take the general path: mtml.MAML(..., backend="general").'
     )
 
@@ -89,7 +90,7 @@ def _refused(fixed: Sequence[Tensor | None]) -> ValueError:
 
 
 class SavedLayout(NamedTuple):
-    """Where each argument lies among the saved tensors: params, lr, support_x, query_x, the fixed five, carry."""
+    """Where each argument lies among the saved tensors: the groups one after another, the fixed five, the carry."""
 
     spec: InnerLoopSpec
     needs: int
@@ -98,20 +99,26 @@ class SavedLayout(NamedTuple):
     n_lr: int
     n_support_x: int
     n_query_x: int
+    n_hyper: int
+    n_moments: int
 
     def arguments(self, saved: Sequence[Tensor]) -> tuple[InnerLoopArgs, list[Tensor]]:
         """The arguments and the carry, from the saved tensors."""
         lr = self.n_params
         support_x = lr + self.n_lr
         query_x = support_x + self.n_support_x
-        fixed = query_x + self.n_query_x
+        hyper = query_x + self.n_query_x
+        moments = hyper + self.n_hyper
+        fixed = moments + self.n_moments
         carry = fixed + len(FIXED)
         support_y, query_y, support_mask, query_mask, step_weights = saved[fixed:carry]
         a = InnerLoopArgs(
             list(saved[:lr]),
             list(saved[lr:support_x]),
             list(saved[support_x:query_x]),
-            list(saved[query_x:fixed]),
+            list(saved[query_x:hyper]),
+            list(saved[hyper:moments]),
+            list(saved[moments:fixed]),
             support_y,
             query_y,
             support_mask,
@@ -124,7 +131,7 @@ class SavedLayout(NamedTuple):
 
 
 def _gradients_by_op(layout: SavedLayout, saved: Sequence[Tensor], cotangents: Sequence[Any]) -> list[Grads]:
-    """The four groups of gradients through the backward op, whose own derivative raises."""
+    """The groups of gradients through the backward op, whose own derivative raises."""
     *fixed, grad_adapted = cotangents
     given = [g for g in grad_adapted if g is not None]
     flags = [g is not None for g in grad_adapted]
@@ -175,33 +182,38 @@ def _backward_fake(
     grad_loss: Any, grad_output: Any, grad_support_losses: Any, grad_adapted: Any, given: Any, *args: Any
 ) -> list[Tensor]:
     *arguments, _, _ = args
-    return [t.new_empty(t.shape) for t in gradient_inputs(InnerLoopArgs.of_schema(arguments))]
+    a = InnerLoopArgs.of_schema(arguments)
+    empty = [[None] * len(tensors) for _, tensors in a.groups]
+    return [torch.empty_like(t) for t in flat_gradients(a, empty)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     *given, backend = inputs
     a = InnerLoopArgs.of_schema(given)
-    missing = _wanted(a.fixed, a.params, a.lr, a.support_x, a.query_x) & ~a.needs
+    missing = _wanted(a.fixed, *(tensors for _, tensors in a.groups)) & ~a.needs
     if missing:
         raise ValueError(
             f"mtml::inner_loop: inputs that require grad need the bits {missing} in `needs`, got needs={a.needs} "
-            f"({NEED_PARAMS} params, {NEED_LR} lr, {NEED_SUPPORT_X} support_x, {NEED_QUERY_X} query_x)"
+            f"({NEED_PARAMS} params, {NEED_LR} lr, {NEED_SUPPORT_X} support_x, {NEED_QUERY_X} query_x, "
+            f"{NEED_HYPER} hyper, {NEED_MOMENTS} moments)"
         )
     *_, carry = output
     ctx.mark_non_differentiable(*carry)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*a.params, *a.lr, *a.support_x, *a.query_x, *a.fixed, *carry)
-    sizes = map(len, (a.params, a.lr, a.support_x, a.query_x))
+    ctx.save_for_backward(*(t for _, tensors in a.groups for t in tensors), *a.fixed, *carry)
+    sizes = map(len, (a.params, a.lr, a.support_x, a.query_x, a.hyper, a.moments))
     ctx.layout = SavedLayout(a.spec, a.needs, BACKENDS.named(backend), *sizes)
 
 
 def _gradient(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     *cotangents, _ = grads
-    params, lr, support_x, query_x = _gradients_by_op(ctx.layout, ctx.saved_tensors, cotangents)
+    groups = _gradients_by_op(ctx.layout, ctx.saved_tensors, cotangents)
+    params, lr, support_x, query_x, hyper, moments = groups
     # "No gradient" for a list of numbers is None, for an empty list an empty list: it might have held tensors.
     none: list[list[Any] | None] = [[] if value == [] else None for value in ctx.layout.spec.values]
     adapted, *static = none
-    return (params, adapted, support_x, None, query_x, None, None, None, lr, None, *static, None, None)
+    given = (params, adapted, support_x, None, query_x, None, None, None, lr, hyper, moments, None)
+    return (*given, *static, None, None)
 
 
 _rules = Rules(_forward, _forward_fake, _backward, _backward_fake, _setup_context, _gradient)
@@ -216,9 +228,9 @@ class InnerLoop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: InnerLoopArgs, backend: Backend, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        """`tensors` = params, lr, support_x, query_x, which autograd tracks."""
+        """`tensors` = the groups one after another, which autograd tracks."""
         loss, output, support_losses, adapted, carry = backend.forward(a)
-        sizes = map(len, (a.params, a.lr, a.support_x, a.query_x))
+        sizes = map(len, (a.params, a.lr, a.support_x, a.query_x, a.hyper, a.moments))
         ctx.layout = SavedLayout(a.spec, a.needs, backend, *sizes)
         ctx.set_materialize_grads(False)
         fixed = (a.support_y, a.query_y, a.support_mask, a.query_mask, a.step_weights)
@@ -236,8 +248,8 @@ class InnerLoop(torch.autograd.Function):
             groups = layout.backend.backward(
                 loss, output, support_losses, adapted, *layout.arguments(ctx.saved_tensors)
             )
-        params, lr, support_x, query_x = groups
-        return (None, None, *params, *lr, *support_x, *query_x)
+        params, lr, support_x, query_x, hyper, moments = groups
+        return (None, None, *params, *lr, *support_x, *query_x, *hyper, *moments)
 
 
 def inner_loop_call(
@@ -252,12 +264,15 @@ def inner_loop_call(
     lr: list[Tensor],
     step_weights: Tensor | None,
     backend: str = "auto",
+    hyper: Sequence[Tensor] = (),
+    moments: Sequence[Tensor] = (),
 ) -> Result:
     """Runs the op by the cheapest door that is right here; arguments as in the schema, already checked.
 
     Returns:
-        loss [T] ([0] without query targets), output [T, Q, out], support_losses [K, T], and of each adapted
-        parameter [T, *shape] (KEEP_LAST), [K+1, T, *shape] (KEEP_STEPS) or nothing (KEEP_NONE).
+        loss [T] ([0] without query targets), output [T, Q, out] (with QUERY_STEPS both [K+1, ...]), support_losses
+        [K, T], and of each adapted parameter [T, *shape] (KEEP_LAST), [K+1, T, *shape] (KEEP_STEPS) or nothing
+        (KEEP_NONE); with MOMENTS behind them the rule's moments, plane by plane.
 
     Raises:
         ValueError: targets, masks or step_weights require grad (nothing here would give them one).
@@ -265,8 +280,8 @@ def inner_loop_call(
         RuntimeError: called under a torch.func transform.
     """
     fixed = (support_y, query_y, support_mask, query_mask, step_weights)
-    needs = _wanted(fixed, params, lr, support_x, query_x) if torch.is_grad_enabled() else 0
-    a = InnerLoopArgs(params, lr, support_x, query_x, *fixed, spec, needs)
+    needs = _wanted(fixed, params, lr, support_x, query_x, hyper, moments) if torch.is_grad_enabled() else 0
+    a = InnerLoopArgs(params, lr, support_x, query_x, [*hyper], [*moments], *fixed, spec, needs)
     like = params[0]
     tracing = is_compiling()
     if tracing or torch._C._len_torch_dispatch_stack():
@@ -278,7 +293,7 @@ def inner_loop_call(
         raise RuntimeError(UNDER_FUNC)
     chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
     if needs:
-        found = InnerLoop.apply(a, chosen, *params, *lr, *support_x, *query_x)
+        found = InnerLoop.apply(a, chosen, *params, *lr, *support_x, *query_x, *hyper, *moments)
         loss, output, support_losses, *kept = found
     else:
         loss, output, support_losses, kept, _ = chosen.forward(a)

@@ -4,7 +4,7 @@ A backend's two callables:
 
     forward(a) -> (loss, output, support_losses, [adapted parameters], [carry])
     backward(grad_loss, grad_output, grad_support_losses, [grad or None per adapted output], a, carry)
-        -> (grads of params, of lr, of support_x, of query_x)
+        -> (grads of params, of lr, of support_x, of query_x, of hyper, of moments)
 
 with `a` an `InnerLoopArgs`. Cotangents may be None and are contiguous otherwise; inputs
 may have any strides. Outputs, carry and gradients are contiguous, each in memory of its own. The carry is empty where
@@ -36,10 +36,14 @@ from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
 from mtml_kernels.registry import REFERENCE, Backend, Registry
 from mtml_kernels.schema.dtypes import cpu_supports
 from mtml_kernels.schema.inner_loop import (
+    NEED_HYPER,
     NEED_LR,
+    NEED_MOMENTS,
     NEED_PARAMS,
     NEED_QUERY_X,
     NEED_SUPPORT_X,
+    STARTS,
+    TASKS_APART,
     Grads,
     InnerLoopArgs,
     Outputs,
@@ -48,24 +52,23 @@ from mtml_kernels.schema.inner_loop import (
 
 __all__ = ["BACKENDS", "FORMS"]
 
-GradGroups = tuple[Grads, Grads, Grads, Grads]
+GradGroups = tuple[Grads, ...]
 
 BACKENDS = Registry("inner_loop")
 
 
 def _tensors(a: InnerLoopArgs) -> list[Tensor]:
-    return [*a.params, *a.lr, *a.support_x, *a.query_x, *(t for t in a.fixed if t is not None)]
+    return [*(t for _, tensors in a.groups for t in tensors), *(t for t in a.fixed if t is not None)]
 
 
-def _run_reference(a: InnerLoopArgs) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+def _run_reference(a: InnerLoopArgs, own: Sequence[bool] | None = None) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     spec = a.spec
     for at, rows in decode(tuple(spec.program)).tables:
         for name, inputs in (("support_x (sx)", a.support_x if spec.steps else []), ("query_x (qx)", a.query_x)):
             if inputs:
                 check_ids(name, inputs[at], rows)
-    *arguments, _ = a.in_schema(spec.values)
-    loss, output, support_losses, adapted = reference_inner_loop(*arguments)
-    return loss, output, support_losses, list(adapted)
+    loss, output, support_losses, kept = reference_inner_loop(a, own)
+    return loss, output, support_losses, list(kept)
 
 
 def _reference_forward(a: InnerLoopArgs) -> Outputs:
@@ -100,14 +103,28 @@ def _reference_backward(
             lr=_leaves(a.lr, bool(a.needs & NEED_LR)),
             support_x=_leaves(a.support_x, bool(a.needs & NEED_SUPPORT_X)),
             query_x=_leaves(a.query_x, bool(a.needs & NEED_QUERY_X)),
+            hyper=_leaves(a.hyper, bool(a.needs & NEED_HYPER)),
+            moments=_leaves(a.moments, bool(a.needs & NEED_MOMENTS)),
         )
-        loss, output, support_losses, adapted = _run_reference(leaves)
+        own = None
+        if a.spec.has(TASKS_APART):
+            own = [True] * len(a.params)
+            leaves = leaves._replace(params=[_apart(leaves, i) for i in range(len(own))])
+        loss, output, support_losses, adapted = _run_reference(leaves, own)
         return _pull_back([loss, output, support_losses, *adapted], cotangents, leaves)
+
+
+def _apart(a: InnerLoopArgs, param: int) -> Tensor:
+    """A parameter as each task's own, so that its gradients come a task."""
+    tensor = a.params[param]
+    if a.spec.adapted[param] and a.spec.has(STARTS):
+        return tensor
+    return tensor.detach().expand(a.tasks, *tensor.shape).clone().requires_grad_(tensor.requires_grad)
 
 
 def _pull_back(outputs: list[Tensor], cotangents: list[Tensor | None], a: InnerLoopArgs) -> GradGroups:
     pairs = [(o, g) for o, g in zip(outputs, cotangents, strict=True) if g is not None and o.requires_grad]
-    groups = (a.params, a.lr, a.support_x, a.query_x)
+    groups = [tensors for _, tensors in a.groups]
     wanted = [t for group in groups for t in group if t.requires_grad]
     found: Sequence[Tensor | None] = [None] * len(wanted)
     if pairs and wanted:
@@ -115,7 +132,7 @@ def _pull_back(outputs: list[Tensor], cotangents: list[Tensor | None], a: InnerL
     inputs = [*_tensors(a), *(g for g in cotangents if g is not None)]
     fresh = (torch.zeros_like(t) if g is None else own_memory(g, inputs) for t, g in zip(wanted, found, strict=True))
     filled: list[Grads] = [[next(fresh) if t.requires_grad else None for t in group] for group in groups]
-    return filled[0], filled[1], filled[2], filled[3]
+    return tuple(filled)
 
 
 def _cpu_backend(name: str, form: int) -> Backend:

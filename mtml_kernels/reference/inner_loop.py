@@ -1,21 +1,34 @@
 """MAML's inner loop and the outer loss, as the mathematics reads; Finn, Abbeel, Levine 2017 (arXiv:1703.03400).
 
 For every task: theta_0 = theta; g_k = grad of L_s at theta_k; theta_{k+1} = theta_k - alpha_k * g_k for k < K.
+or by another rule, `reference.update`.
 Then L = L_q(theta_K), or sum_k w_k L_q(theta_k) with step weights w (Antoniou et al. 2019, arXiv:1810.09502).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from mtml_kernels.losses.task import task_loss
-from mtml_kernels.program.encoding import decode
 from mtml_kernels.program.execution import run_program
+from mtml_kernels.reference.update import update
+from mtml_kernels.schema.inner_loop import (
+    FIXED,
+    KEEP_LAST,
+    KEEP_NONE,
+    MOMENTS,
+    PER_STEP,
+    QUERY_STEPS,
+    STARTS,
+    InnerLoopArgs,
+)
 from mtml_kernels.schema.losses import LossSpec
+from mtml_kernels.schema.program import output_size
+from mtml_kernels.schema.update import HYPERS
 
 __all__ = ["Results", "TaskResult", "inner_loop"]
 
@@ -23,98 +36,97 @@ MaybeTensor = TypeVar("MaybeTensor", bound=Tensor | None)
 
 
 class TaskResult(NamedTuple):
-    """One task: outer loss (or None), output at theta_K (or None), the K support losses, theta_0 ... theta_K."""
+    """One task: outer loss (or None), output at theta_K (or None), the K support losses, theta_0 ... theta_K, and the
+    update rule's moments after the last step.
+    """
 
     loss: Tensor | None
     output: Tensor | None
     support_losses: list[Tensor]
     trajectory: list[list[Tensor]]
+    moments: list[list[Tensor]]
 
 
 class Results(NamedTuple):
-    """All tasks: loss [T], output [T, Q, out], support_losses [K, T], adapted parameters [T, *] or [K+1, T, *]."""
+    """All tasks: loss [T], output [T, Q, out], support_losses [K, T], what is kept [T, *] or [K+1, T, *]."""
 
     loss: Tensor
     output: Tensor
     support_losses: Tensor
-    adapted: list[Tensor]
+    kept: list[Tensor]
 
 
-def inner_loop(
-    params: Sequence[Tensor],
-    adapted: Sequence[bool],
-    support_x: Sequence[Tensor],
-    support_y: Tensor,
-    query_x: Sequence[Tensor],
-    query_y: Tensor | None,
-    support_mask: Tensor | None,
-    query_mask: Tensor | None,
-    lr: Sequence[Tensor],
-    step_weights: Tensor | None,
-    program: Sequence[int],
-    consts: Sequence[float],
-    steps: int,
-    support_loss: Sequence[int],
-    query_loss: Sequence[int],
-    loss_args: Sequence[float],
-    first_order: bool,
-    keep: int,
-) -> Results:
+def inner_loop(a: InnerLoopArgs, own: Sequence[bool] | None = None) -> Results:
     """Adapt T tasks by K steps of gradient descent on their support sets and evaluate them on their query sets.
 
     Args:
-        params: one tensor per program parameter, shared by all tasks; adapted: which of them the inner loop changes.
-        support_x, query_x: one tensor [T, S, *] ([T, Q, *]) per program input, integer ids where embeddings read it;
-            query_x may be empty.
-        support_y, query_y: targets [T, S, *] ([T, Q, *]), class ids [T, S] for cross_entropy; query_y may be None.
-        support_mask, query_mask: sample weights [T, S] ([T, Q]) or None.
-        lr: one tensor for all ([1] or [K]), or one per adapted parameter: [1], [K], [1, *shape] or [K, *shape].
-        step_weights: [K + 1] weights of L_q(theta_0 ... theta_K), or None for the last alone.
-        program, consts: the encoding of the layer program.
-        steps: K. support_loss, query_loss: (kind, reduction) codes; loss_args: their p0 (see `LossSpec.encode`).
-        first_order: treat every g_k as a constant.
-        keep: 0 nothing, 1 theta_K, 2 theta_0 ... theta_K.
+        a: the arguments by name, see `InnerLoopArgs` and, for what is no tensor, `InnerLoopSpec`.
+        own: which parameters are given for each task, [T, *shape]; None: the adapted ones if the spec says so.
 
     Returns:
-        loss [T] ([0] without query targets), output at theta_K [T, Q, out] ([T, 0, out] without a query set),
-        support_losses [K, T], and per adapted parameter [T, *shape] (keep 1) or [K + 1, T, *shape] (keep 2).
+        loss [T] ([0] without query targets), output at theta_K [T, Q, out] ([T, 0, out] without a query set; with
+        QUERY_STEPS both of every theta_k, [K + 1, ...]), support_losses [K, T], and what is kept: per adapted parameter
+        [T, *shape] (KEEP_LAST) or [K + 1, T, *shape] (KEEP_STEPS), then with MOMENTS the rule's, plane by plane.
         Differentiable any number of times; detached under no_grad, where the loop adapts all the same.
     """
-    differentiable = torch.is_grad_enabled()
-    support_spec = LossSpec.decode(support_loss[0], support_loss[1], loss_args[0])
-    query_spec = LossSpec.decode(query_loss[0], query_loss[1], loss_args[1])
-
-    def run(theta: Sequence[Tensor], x: Sequence[Tensor], step: int, query: bool) -> Tensor:
-        return run_program(program, consts, theta, x, step, query)
-
-    def of_task(t: int) -> TaskResult:
-        def support_loss_at(theta: Sequence[Tensor], step: int) -> Tensor:
-            output = run(theta, [x[t] for x in support_x], step, False)
-            return _loss(support_spec, output, support_y[t], None if support_mask is None else support_mask[t])
-
-        def query_at(theta: Sequence[Tensor], step: int) -> tuple[Tensor | None, Tensor | None]:
-            if not query_x:
-                return None, None
-            output = run(theta, [x[t] for x in query_x], step, True)
-            if query_y is None:
-                return output, None
-            return output, _loss(query_spec, output, query_y[t], None if query_mask is None else query_mask[t])
-
-        trajectory, losses = _descend(params, adapted, support_loss_at, lr, steps, first_order, differentiable)
-        output, loss = query_at(trajectory[-1], steps)
-        if loss is not None and step_weights is not None:
-            losses_q = [*(query_at(theta, k)[1] for k, theta in enumerate(trajectory[:-1])), loss]
-            loss = sum((w * each for w, each in zip(step_weights, losses_q, strict=True)), torch.zeros_like(loss))
-        return TaskResult(loss, output, losses, trajectory)
-
+    differentiable, starts = torch.is_grad_enabled(), a.spec.has(STARTS)
+    own = [starts and flag for flag in a.spec.adapted] if own is None else own
     # inference mode is stronger than no_grad: it must be left for the inner gradients to exist
     with torch.inference_mode(False), torch.enable_grad():
-        params, support_x, query_x, lr = ([_recordable(t) for t in ts] for ts in (params, support_x, query_x, lr))
-        support_y, query_y, step_weights = _recordable(support_y), _recordable(query_y), _recordable(step_weights)
-        support_mask, query_mask = _recordable(support_mask), _recordable(query_mask)
-        tasks = [of_task(t) for t in range(support_y.shape[0])]
-        results = _collect(tasks, params, adapted, steps, keep, decode(tuple(program)).output_size)
+        a = _recordable_arguments(a)
+        tasks = [_of_task(a, t, own, differentiable) for t in range(a.tasks)]
+        results = _collect(tasks, a)
     return results if differentiable else _detached(results)
+
+
+def _of_task(a: InnerLoopArgs, t: int, own: Sequence[bool], differentiable: bool) -> TaskResult:
+    """One task's inner loop and query set."""
+    spec = a.spec
+    support_spec, query_spec = (
+        LossSpec.decode(kind, reduction, p0)
+        for (kind, reduction), p0 in zip((spec.support_loss, spec.query_loss), spec.loss_args, strict=True)
+    )
+
+    def support_loss_at(theta: Sequence[Tensor], k: int) -> Tensor:
+        x, y, mask = [x[t] for x in a.support_x], a.support_y[t], _row(a.support_mask, t)
+        if spec.has(PER_STEP):
+            x, y, mask = [each[k] for each in x], y[k], _row(mask, k)
+        return _loss(support_spec, run_program(spec.program, spec.consts, theta, x, k, False), y, mask)
+
+    def query_at(theta: Sequence[Tensor], k: int) -> tuple[Tensor | None, Tensor | None]:
+        if not a.query_x:
+            return None, None
+        output = run_program(spec.program, spec.consts, theta, [x[t] for x in a.query_x], k, True)
+        if a.query_y is None:
+            return output, None
+        return output, _loss(query_spec, output, a.query_y[t], _row(a.query_mask, t))
+
+    params = [param[t] if flag else param for param, flag in zip(a.params, own, strict=True)]
+    trajectory, moments, losses = _descend(a, params, t, support_loss_at, differentiable)
+    if spec.has(QUERY_STEPS):
+        found = [query_at(theta, k) for k, theta in enumerate(trajectory)]
+        outputs, query_losses = ([each for each in column if each is not None] for column in zip(*found, strict=True))
+        return TaskResult(_stacked(query_losses), _stacked(outputs), losses, trajectory, moments)
+    output, loss = query_at(trajectory[-1], spec.steps)
+    if loss is not None and a.step_weights is not None:
+        losses_q = [*(query_at(theta, k)[1] for k, theta in enumerate(trajectory[:-1])), loss]
+        loss = sum((w * each for w, each in zip(a.step_weights, losses_q, strict=True)), torch.zeros_like(loss))
+    return TaskResult(loss, output, losses, trajectory, moments)
+
+
+def _row(tensor: Tensor | None, index: int) -> Tensor | None:
+    return None if tensor is None else tensor[index]
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor | None:
+    return torch.stack([*tensors]) if tensors else None
+
+
+def _recordable_arguments(a: InnerLoopArgs) -> InnerLoopArgs:
+    named: dict[str, Any] = {name: _recordable(getattr(a, name)) for name in FIXED}
+    for name in ("params", "lr", "support_x", "query_x", "hyper", "moments"):
+        named[name] = [_recordable(t) for t in getattr(a, name)]
+    return a._replace(**named)
 
 
 def _recordable(tensor: MaybeTensor) -> MaybeTensor:
@@ -123,29 +135,35 @@ def _recordable(tensor: MaybeTensor) -> MaybeTensor:
 
 
 def _descend(
+    a: InnerLoopArgs,
     params: Sequence[Tensor],
-    adapted: Sequence[bool],
+    t: int,
     loss_at: Callable[[Sequence[Tensor], int], Tensor],
-    lr: Sequence[Tensor],
-    steps: int,
-    first_order: bool,
     differentiable: bool,
-) -> tuple[list[list[Tensor]], list[Tensor]]:
-    """theta_0 ... theta_K and the K losses on the way. No step keeps its graph where nothing will be differentiated."""
-    theta = [_start(p) if flag else p for p, flag in zip(params, adapted, strict=True)]
+) -> tuple[list[list[Tensor]], list[list[Tensor]], list[Tensor]]:
+    """theta_0 ... theta_K, the update rule's last moments, and the K losses on the way. No step keeps its graph where
+    nothing will be differentiated.
+    """
+    spec, rule, taken = a.spec, a.spec.rule, a.spec.update[2]
+    theta = [_start(p) if flag else p for p, flag in zip(params, spec.adapted, strict=True)]
+    moving = [p for p, flag in zip(theta, spec.adapted, strict=True) if flag]
+    numbers = dict(zip(HYPERS, a.hyper[0].to(moving[0].dtype), strict=True)) if a.hyper else {}
+    given = iter(a.moments)
+    moments = [[next(given)[t] if a.moments else torch.zeros_like(p) for p in moving] for _ in rule.moments]
     trajectory, losses = [theta], []
-    for k in range(steps):
+    for k in range(spec.steps):
         loss = loss_at(theta, k)
-        moving = [p for p, flag in zip(theta, adapted, strict=True) if flag]
-        grads = _gradients(loss, moving, differentiable and not first_order, differentiable)
-        moved = [p - _rate(lr, i, k) * g for i, (p, g) in enumerate(zip(moving, grads, strict=True))]
+        grads = _gradients(loss, moving, differentiable and not spec.first_order, differentiable)
+        rates = [_rate(a.lr, i, k) for i in range(len(moving))]
+        moving, moments = update(rule, numbers, moving, grads, rates, moments, taken + k)
         if not differentiable:
-            loss, moved = loss.detach(), [p.detach().requires_grad_() for p in moved]
-        fresh = iter(moved)
-        theta = [next(fresh) if flag else p for p, flag in zip(theta, adapted, strict=True)]
+            loss, moving = loss.detach(), [p.detach().requires_grad_() for p in moving]
+            moments = [[m.detach() for m in plane] for plane in moments]
+        fresh = iter(moving)
+        theta = [next(fresh) if flag else p for p, flag in zip(theta, spec.adapted, strict=True)]
         trajectory.append(theta)
         losses.append(loss)
-    return trajectory, losses
+    return trajectory, moments, losses
 
 
 def _start(param: Tensor) -> Tensor:
@@ -176,30 +194,38 @@ def _loss(spec: LossSpec, output: Tensor, target: Tensor, mask: Tensor | None) -
     return task_loss(spec, output, target, mask)
 
 
-def _collect(
-    tasks: Sequence[TaskResult], params: Sequence[Tensor], adapted: Sequence[bool], steps: int, keep: int, size: int
-) -> Results:
+def _collect(tasks: Sequence[TaskResult], a: InnerLoopArgs) -> Results:
     """Stack the tasks. Everything is a fresh tensor: no result aliases an argument."""
-    like, count = params[0] if params else torch.empty(0), len(tasks)
+    spec, like, count = a.spec, a.params[0] if a.params else torch.empty(0), len(tasks)
+    axis = 1 if spec.has(QUERY_STEPS) else 0
     losses = [task.loss for task in tasks if task.loss is not None]
     outputs = [task.output for task in tasks if task.output is not None]
-    support = [task.support_losses[k] for k in range(steps) for task in tasks]
+    support = [task.support_losses[k] for k in range(spec.steps) for task in tasks] or [like.new_zeros(0)]
+    kept = [_kept(tasks, i, a) for i, flag in enumerate(spec.adapted) if flag] if spec.keep != KEEP_NONE else []
+    if spec.has(MOMENTS):
+        shapes = [a.task_shape(i) for i, flag in enumerate(spec.adapted) if flag]
+        planes = [(plane, i, shape) for plane in range(len(spec.rule.moments)) for i, shape in enumerate(shapes)]
+        for plane, i, shape in planes:
+            found = [task.moments[plane][i] for task in tasks]
+            kept.append(torch.stack(found) if found else like.new_zeros(0, *shape))
     return Results(
-        loss=torch.stack(losses) if losses else like.new_zeros(0),
-        output=torch.stack(outputs) if outputs else like.new_zeros(count, 0, size),
-        support_losses=torch.stack(support).reshape(steps, count) if support else like.new_zeros(steps, count),
-        adapted=[_kept(tasks, i, p, steps, keep) for i, p in enumerate(params) if adapted[i]] if keep else [],
+        loss=torch.stack(losses, axis) if losses else like.new_zeros(0),
+        output=torch.stack(outputs, axis) if outputs else like.new_zeros(count, 0, output_size(spec.program)),
+        support_losses=torch.stack(support).reshape(spec.steps, count),
+        kept=kept,
     )
 
 
-def _kept(tasks: Sequence[TaskResult], index: int, param: Tensor, steps: int, keep: int) -> Tensor:
+def _kept(tasks: Sequence[TaskResult], index: int, a: InnerLoopArgs) -> Tensor:
+    steps, like = a.spec.steps, a.params[index]
     if not tasks:
-        return param.new_zeros(0, *param.shape) if keep == 1 else param.new_zeros(steps + 1, 0, *param.shape)
-    if keep == 1:
+        lead = (0,) if a.spec.keep == KEEP_LAST else (steps + 1, 0)
+        return like.new_zeros(*lead, *a.task_shape(index))
+    if a.spec.keep == KEEP_LAST:
         return torch.stack([task.trajectory[-1][index] for task in tasks])
     return torch.stack([torch.stack([task.trajectory[k][index] for task in tasks]) for k in range(steps + 1)])
 
 
 def _detached(results: Results) -> Results:
-    loss, output, support_losses, adapted = results
-    return Results(loss.detach(), output.detach(), support_losses.detach(), [p.detach() for p in adapted])
+    loss, output, support_losses, kept = results
+    return Results(loss.detach(), output.detach(), support_losses.detach(), [p.detach() for p in kept])

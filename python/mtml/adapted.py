@@ -30,6 +30,8 @@ class Adapted:
     Attributes:
         params: {name: [T, *shape]}, the adapted tensors after the last step.
         support_losses: [K, T], the support loss before each step.
+        state: of the update rule, for another loop that goes on from here: {"step": steps taken, moment: {name: [T,
+            *shape]}}; None for gradient descent. `MAML.adapt_tasks(..., start=adapted)` takes it.
 
     Example:
         >>> import torch, mtml
@@ -50,7 +52,9 @@ class Adapted:
         loss: str | Callable[..., Tensor],
         keep_steps: bool,
         plan: GeneralPlan,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
+        self.state = state
         self.model, self.support_losses = model, support_losses
         self.keep_steps, self._tensors = keep_steps, dict(tensors)  # [K+1, T, *shape] where all steps are kept
         self.params = {name: t[-1] for name, t in tensors.items()} if keep_steps else dict(tensors)
@@ -164,7 +168,9 @@ class Adapted:
     def detach(self) -> Adapted:
         """The same values without their history."""
         tensors = {name: t.detach() for name, t in self._tensors.items()}
-        return Adapted(self.model, tensors, self.support_losses.detach(), self._loss, self.keep_steps, self._plan)
+        state = None if self.state is None else pytree.tree_map_only(Tensor, Tensor.detach, dict(self.state))
+        losses = self.support_losses.detach()
+        return Adapted(self.model, tensors, losses, self._loss, self.keep_steps, self._plan, state)
 
     def _check_tasks(self, name: str, value: Any) -> None:
         for label, tensor in leaves(name, value):

@@ -16,7 +16,8 @@ from mtml_kernels.losses import KINDS, LossSpec
 from mtml_kernels.ops.inner_loop import BACKENDS
 from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
 from mtml_kernels.registry import Backend
-from mtml_kernels.schema.inner_loop import InnerLoopArgs
+from mtml_kernels.schema.inner_loop import MOMENTS, PER_STEP, QUERY_STEPS, STARTS, InnerLoopArgs
+from mtml_kernels.schema.update import UpdateSpec
 
 every_backend = pytest.mark.parametrize("backend", BACKEND_NAMES)
 LATENT_ONLY = [False, False, False, False, True]
@@ -37,6 +38,23 @@ CASES: dict[str, dict[str, Any]] = {
     "no_steps": {"steps": 0, "keep": 2},
     "no_tasks": {"tasks": 0, "keep": 2},
     "one_of_each": {"tasks": 1, "support": 1, "query": 1, "steps": 1},
+    "momentum": {"update": UpdateSpec("sgd", momentum=True, nesterov=True, decayed=True), "masks": True},
+    "adam": {"update": UpdateSpec("adam", clipped=True), "moments": True, "keep": 1, "axes": MOMENTS},
+    "rmsprop": {
+        "update": UpdateSpec("rmsprop", momentum=True, centered=True),
+        "moments": True,
+        "lr": "tensor_per_step",
+    },
+    "per_step": {"axes": PER_STEP, "masks": True, "steps": 3},
+    "starts": {"axes": STARTS, "keep": 2, "lr": "element"},
+    "query_steps": {"axes": QUERY_STEPS, "masks": True},
+    "everything": {
+        "update": UpdateSpec("adam", decoupled=True, decayed=True, clipped=True),
+        "moments": True,
+        "axes": PER_STEP | STARTS | QUERY_STEPS | MOMENTS,
+        "keep": 2,
+        "lr": "element_per_step",
+    },
     "other_query_loss": {"loss": LossSpec("mse", "sum"), "query_loss": LossSpec("huber"), "lr": "element_per_step"},
 }
 
@@ -91,7 +109,7 @@ def test_gradcheck_element_by_element(backend: str) -> None:
 def test_first_order_equals_the_detached_unrolled_loop(name: str, backend: str) -> None:
     case = make_case(**CASES[name], first_order=True)
     leaves = case.requiring_grad()
-    loss, output, support_losses, adapted = reference_inner_loop(*leaves.op_arguments(0)[:-1])[:4]
+    loss, output, support_losses, adapted = reference_inner_loop(InnerLoopArgs.of_schema(leaves.op_arguments(0)))
     number = total((loss, output, support_losses, list(adapted)))
     expected = torch.autograd.grad(number, leaves.tensors(), allow_unused=True, materialize_grads=True)
     torch.testing.assert_close(gradients(case, backend), expected)
@@ -138,7 +156,7 @@ def test_some_parameters_frozen(backend: str) -> None:
 
 def call_op(case: Case, backend: str) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The registered op, as torch.compile would call it, run eagerly."""
-    return torch.ops.mtml.inner_loop(*case.op_arguments(15), backend)[:4]
+    return torch.ops.mtml.inner_loop(*case.op_arguments(63), backend)[:4]
 
 
 @every_backend
@@ -210,14 +228,14 @@ def test_needs_must_cover_what_requires_grad() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(name: str, backend: str) -> None:
     case = make_case(**CASES[name]).requiring_grad()
-    torch.library.opcheck(torch.ops.mtml.inner_loop.default, (*case.op_arguments(15), backend))
+    torch.library.opcheck(torch.ops.mtml.inner_loop.default, (*case.op_arguments(63), backend))
 
 
 @every_backend
 @pytest.mark.parametrize("name", ["plain", "keep_steps", "adapt_only"])
 def test_opcheck_of_the_backward(name: str, backend: str) -> None:
     case = make_case(**CASES[name])
-    arguments = case.op_arguments(15)
+    arguments = case.op_arguments(63)
     loss, _, support_losses, adapted, carry = torch.ops.mtml.inner_loop(*arguments, backend)
     grad_adapted = [torch.randn_like(t) for t in adapted[1:]]
     given = [index > 0 for index in range(len(adapted))]
@@ -265,7 +283,7 @@ def carrying() -> Iterator[str]:
 
 def test_what_a_backend_carries_reaches_its_backward(carrying: str) -> None:
     case = make_case(keep=1, masks=True).requiring_grad()
-    torch.library.opcheck(torch.ops.mtml.inner_loop.default, (*case.op_arguments(15), carrying))
+    torch.library.opcheck(torch.ops.mtml.inner_loop.default, (*case.op_arguments(63), carrying))
     expected = gradients(case, "reference")
     compiled = torch.compile(lambda c: total(c.call(carrying)), fullgraph=True, backend="aot_eager")
     for number in (total(case.call(carrying)), total(call_op(case, carrying)), compiled(case)):

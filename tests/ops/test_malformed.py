@@ -22,6 +22,7 @@ from mtml_kernels.losses import LossSpec
 from mtml_kernels.program import HEADER_INTS, NODE_INTS, PARAM_INTS, Op, decode
 from mtml_kernels.schema.inner_loop import ARGUMENTS as SCHEMA
 from mtml_kernels.schema.multihead_loss import encode
+from mtml_kernels.schema.update import UpdateSpec
 
 OPS = torch.ops.mtml
 HUGE = 2**62
@@ -204,7 +205,8 @@ def test_rates_of_elements_need_their_parameter() -> None:
 def plan_of(program: list[int], adapted: list[bool], samples: int, **options: Any) -> None:
     losses = {"support_loss": [0, 0], "query_loss": [0, 0], "loss_args": [0.0, 0.0]}
     sizes = {"support": samples, "query": samples}
-    fixed = {"dtype": 1, "consts": [], "first_order": False, "keep": 0, "form": 0}
+    fixed = {"dtype": 1, "consts": [], "first_order": False, "keep": 0, "form": 0, "update": [0, 0, 0]}
+    fixed |= dict.fromkeys(("starts", "per_step", "query_steps", "tasks_apart"), False)
     native.engine().Plan(program=program, adapted=adapted, **sizes, **losses, **fixed, **options)
 
 
@@ -231,7 +233,11 @@ ARGUMENTS: dict[str, list[Any]] = {
     "query_loss": [[], [0]],
     "loss_args": [[], [0.0]],
     "keep": [-1, 3],
-    "needs": [-1, 16],
+    "hyper": [[], "longer", "single", "double"],
+    "moments": ["half", "longer", "single"],
+    "update": [[], [9, 0, 0], [0, 64, 0], [1, 0, -1], [1, 1, 0]],
+    "axes": [-1, 1 << 10],
+    "needs": [-1, 1 << 12],
 }
 
 
@@ -255,11 +261,13 @@ def changed(value: Any, how: Any) -> Any:
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("name, how", [(n, how) for n, hows in ARGUMENTS.items() for how in hows])
 def test_inner_loop_arguments(name: str, how: Any, backend: str) -> None:
-    case = make_case(loss=LossSpec("mse"), lr="tensor_per_step", masks=True, step_weights=True, dtype=torch.float64)
-    a = Arguments(*case.op_arguments(15))
+    options = {"masks": True, "step_weights": True, "update": UpdateSpec("adam"), "moments": True}
+    a = Arguments(*make_case(loss=LossSpec("mse"), lr="tensor_per_step", **options).op_arguments(63))
     run(a, backend)
     wrong = a._replace(**{name: changed(getattr(a, name), how)})
-    named = {"support_y": "support_[xy]", "steps": "steps|lr"}.get(name, name)  # either can be the wrong one of two
+    named = {"support_y": "support_[xy]|moments", "steps": "steps|lr"}.get(
+        name, name
+    )  # either can be the wrong one of two
     with pytest.raises((ValueError, TypeError), match=rf"mtml::inner_loop: .*({named})"):
         run(wrong, backend)
 

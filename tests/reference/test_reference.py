@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases.inner_loop import named_arguments
 from cases.program_models import Film, Siren, mlp
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -29,7 +30,7 @@ class Problem:
     arguments: dict[str, Any]
 
     def run(self, **changes: Any) -> Results:
-        return inner_loop(**{**self.arguments, **changes})
+        return inner_loop(named_arguments(**{**self.arguments, **changes}))
 
     @property
     def params(self) -> list[Tensor]:
@@ -182,7 +183,7 @@ def test_first_order_is_another_gradient() -> None:
 def test_first_order_gradient_is_that_at_the_adapted_parameters() -> None:
     p = problem(steps=3)
     found = torch.autograd.grad(p.run(first_order=True).loss.sum(), p.params)
-    adapted = p.run(keep=1).adapted
+    adapted = p.run(keep=1).kept
     expected = [torch.zeros_like(v) for v in p.params]
     for t in range(T):
         theta = [v[t].detach().requires_grad_() for v in adapted]
@@ -243,14 +244,14 @@ def test_forms_of_the_learning_rate(form: str) -> None:
             torch.testing.assert_close(results.support_losses[k, t], loss)
             slopes = torch.autograd.grad(loss, theta)
             theta = [(v - a * g).detach().requires_grad_() for v, a, g in zip(theta, alpha[k], slopes, strict=True)]
-            for kept, value in zip(results.adapted, theta, strict=True):
+            for kept, value in zip(results.kept, theta, strict=True):
                 torch.testing.assert_close(kept[k + 1, t], value)
 
 
 def test_parameters_that_are_not_adapted_stay_but_get_gradients() -> None:
     p = problem(adapted=[False, True, True, False], keep=1)
     results = p.run()
-    assert [tuple(a.shape) for a in results.adapted] == [(T, 6), (T, 3, 6)]
+    assert [tuple(a.shape) for a in results.kept] == [(T, 6), (T, 3, 6)]
     grads = torch.autograd.grad(results.loss.sum(), p.params)
     assert all(g.abs().sum() > 0 for g in grads)
 
@@ -260,7 +261,7 @@ def test_buffers_and_frozen_parameters_can_be_adapted() -> None:
     for param in p.params[:2]:
         param.requires_grad_(False)
     results = p.run()
-    assert all(not torch.equal(kept[0], param) for kept, param in zip(results.adapted, p.params, strict=True))
+    assert all(not torch.equal(kept[0], param) for kept, param in zip(results.kept, p.params, strict=True))
     assert len(torch.autograd.grad(results.loss.sum(), p.params[2:])) == 2
 
 
@@ -286,7 +287,7 @@ def test_a_task_without_samples_does_not_move() -> None:
     mask[1] = 0
     p = problem(support_mask=mask, keep=1)
     results = p.run()
-    for kept, param in zip(results.adapted, p.params, strict=True):
+    for kept, param in zip(results.kept, p.params, strict=True):
         assert torch.equal(kept[1], param) and not torch.equal(kept[0], param)
     assert results.support_losses[:, 1].abs().sum().item() == 0.0
 
@@ -321,8 +322,8 @@ def test_shapes_with_and_without_a_query_set() -> None:
         results = p.run(**changes)
         assert results.loss.shape == loss and results.output.shape == (T, queries, 3)
         assert results.support_losses.shape == (2, T)
-        assert [a.shape[:2] for a in results.adapted] == [(3, T)] * 4
-    assert p.run(keep=0).adapted == []
+        assert [a.shape[:2] for a in results.kept] == [(3, T)] * 4
+    assert p.run(keep=0).kept == []
     assert p.run(steps=0).support_losses.shape == (0, T)
 
 
@@ -332,13 +333,13 @@ def test_no_tasks() -> None:
     lists = {k: [v[0][:0]] for k, v in p.arguments.items() if k in ("support_x", "query_x")}
     results = p.run(**empty, **lists)
     assert results.loss.shape == (0,) and results.support_losses.shape == (2, 0)
-    assert results.adapted[0].shape == (3, 0, 6, 2)
+    assert results.kept[0].shape == (3, 0, 6, 2)
 
 
 def test_no_result_aliases_an_argument() -> None:
     p = problem(steps=0, keep=1)
     results = p.run()
-    for kept, param in zip(results.adapted, p.params, strict=True):
+    for kept, param in zip(results.kept, p.params, strict=True):
         assert kept.untyped_storage().data_ptr() != param.untyped_storage().data_ptr()
         torch.testing.assert_close(kept, param.expand(T, *param.shape))
 
@@ -352,7 +353,7 @@ def test_adapts_without_grad_mode(context: Callable[[], Any]) -> None:
         lists = {k: [t.clone() for t in p.arguments[k]] for k in ("params", "lr", "support_x", "query_x")}
         found = p.run(**copies, **lists)
     for a, b in zip(
-        (found.loss, found.output, *found.adapted), (expected.loss, expected.output, *expected.adapted), strict=True
+        (found.loss, found.output, *found.kept), (expected.loss, expected.output, *expected.kept), strict=True
     ):
         assert not a.requires_grad
         torch.testing.assert_close(a, b.detach())

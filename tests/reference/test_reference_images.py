@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases.conv_models import conv4, resnet12
+from cases.inner_loop import named_arguments
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -121,7 +122,7 @@ def arguments(
 
 
 def run(given: dict[str, object]) -> Results:
-    return inner_loop(**given)  # type: ignore[arg-type]
+    return inner_loop(named_arguments(**given))  # type: ignore[arg-type]
 
 
 def plain_loss(

@@ -28,6 +28,7 @@ const char* missing(const Plan& p, const MtmlkCall& call) {
     if (!call.support_y) return "support_y";
   }
   if (p.query.samples > 0 && lacks(call.query_x, p.n_inputs)) return "query_x";
+  if (!p.plain && !call.hyper) return "hyper";
   if (call.differentiate && !call.carry) return "carry";
   if (call.differentiate && !p.needs) return "needs";  // the plan has no room for tangents
   if (call.grad_support_x && !(p.needs & MTMLK_NEED_SUPPORT_X)) return "needs";
@@ -65,13 +66,14 @@ void mtmlk_plan_info(const MtmlkPlan* handle, MtmlkPlanInfo* info) {
   for (int64_t i = 0; i < p.n_params; ++i) low += p.params[i].low;
   *info = {p.carry_room,
            p.carry_per_task ? 1 : 0,
-           p.support.samples * p.input_size,
+           p.support_sets * p.support.samples * p.input_size,
            p.query.samples * p.input_size,
            low,
            p.n_params,
            p.n_inputs,
            p.n_lr,
-           p.n_adapted};
+           p.n_adapted,
+           p.n_moments};
 }
 
 int32_t mtmlk_reads_ids(const MtmlkPlan* handle, int64_t input) { return handle->plan->inputs[input].ids; }
@@ -83,7 +85,7 @@ int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError
   error->what = call.tasks < 0 ? "tasks" : missing(p, call);
   if (error->what) return MTMLK_BAD_CALL;
   if (p.support_loss.kind == kCrossEntropy && p.steps > 0 &&
-      !labels_ok(call.support_y, call.tasks, p.support.samples, p.out_features, false, error))
+      !labels_ok(call.support_y, call.tasks * p.support_sets, p.support.samples, p.out_features, false, error))
     return MTMLK_BAD_LABEL;
   if (p.query_loss.kind == kCrossEntropy &&
       !labels_ok(call.query_y, call.tasks, p.query.samples, p.out_features, true, error))
@@ -99,7 +101,8 @@ int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError
 }
 
 int mtmlk_carry_to_grads(const MtmlkPlan* handle, const void* carry, int64_t tasks, const void* scale,
-                         int64_t scale_stride, void* const* grads, void* const* lr_grads, int32_t threads) {
+                         int64_t scale_stride, void* const* grads, void* const* lr_grads, void* hyper_grads,
+                         void* const* moment_grads, int32_t threads) {
   const Plan& p = *handle->plan;
   const bool f32 = p.dtype == MTMLK_F32;
   if (!p.carry_per_task)
@@ -114,8 +117,9 @@ int mtmlk_carry_to_grads(const MtmlkPlan* handle, const void* carry, int64_t tas
   if (!workspace.data()) return workspace.status();
   std::vector<void*> targets(grads, grads + p.n_params);
   targets.push_back(workspace.data());
-  kernels_of(p.dtype).carry_to_grads(p, carry, p.carry_per_task ? tasks : 1, scale, scale_stride, targets.data(),
-                                     lr_grads, usable_threads(threads));
+  const CarryTargets to = {targets.data(), lr_grads, hyper_grads, moment_grads};
+  kernels_of(p.dtype).carry_to_grads(p, carry, p.carry_per_task ? tasks : 1, scale, scale_stride, to,
+                                     usable_threads(threads));
   return MTMLK_OK;
 }
 

@@ -66,7 +66,7 @@ Layout<T> lay_out(Carver& c, const Plan& p, int64_t tasks, int threads, bool car
   Layout<T> l = {};
   l.count = tasks >= threads ? threads : 1;
   l.alone = packs_alone<T>(p);
-  l.losses_ld = round_up(p.steps + 1, 64 / int64_t(sizeof(T)));
+  l.losses_ld = round_up(p.steps + 1 + (p.query_steps ? p.steps : 0), 64 / int64_t(sizeof(T)));
   l.losses = c.take<T>(tasks * l.losses_ld);
   l.groups =
       carry && !p.carry_per_task ? c.take<T>((tasks + group_size(p) - 1) / group_size(p) * p.carry_cols) : nullptr;
@@ -106,10 +106,11 @@ void pack_one(const Plan& p, const MtmlkCall& call, Shared<T>& shared, int64_t i
   const ParamPlan& param = p.params[i];
   T* value = shared.packed + param.full;
   T* transposed = shared.packed + p.full_size + param.full_t;
-  pack_param<T>(param, static_cast<const T*>(call.params[i]), value);
-  if (param.size_t_) transpose_param<T>(param, value, transposed);
   shared.base[i] = {value, transposed};
   shared.ones[i] = T(1);
+  if (param.starts) return;  // each task packs its own
+  pack_param<T>(param, static_cast<const T*>(call.params[i]), value);
+  if (param.size_t_) transpose_param<T>(param, value, transposed);
 }
 
 template <class T>
@@ -175,7 +176,7 @@ void write_losses(const Plan& p, const MtmlkCall& call, const Layout<T>& l) {
   for (int64_t t = 0; t < call.tasks; ++t) {
     const T* own = l.losses + t * l.losses_ld;
     for (int64_t k = 0; support && k < p.steps; ++k) support[k * call.tasks + t] = own[k];
-    if (loss) loss[t] = own[p.steps];
+    for (int64_t k = 0; loss && k <= (p.query_steps ? p.steps : 0); ++k) loss[k * call.tasks + t] = own[p.steps + k];
   }
 }
 
@@ -253,10 +254,10 @@ void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace, Watch
   write_losses(p, call, l);
 }
 
-// grads[p] = sum_t scale_t carry_t, unpacked.
+// grads[p] = sum_t scale_t carry_t, unpacked; of what tasks bring of their own grads[p][t] = scale_t carry_t.
 template <class T>
 void carry_to_grads(const Plan& p, const void* carry, int64_t rows, const void* scale, int64_t stride,
-                    void* const* grads, void* const* lr_grads, int threads) {
+                    const CarryTargets& to, int threads) {
   const T* source = static_cast<const T*>(carry);
   const T* scales = static_cast<const T*>(scale);
   const auto sum = [&](int64_t start, int64_t size, T* packed) {
@@ -267,21 +268,32 @@ void carry_to_grads(const Plan& p, const void* carry, int64_t rows, const void* 
       store<T>(packed + i, total);
     }
   };
-  T* scratch = static_cast<T*>(grads[p.n_params]);  // [carry_room], from the caller
+  const auto each = [&](const ParamPlan& param, int64_t at, T* scratch, T* out) {
+    for (int64_t t = 0; t < rows; ++t, out += param.rows * param.cols) {
+      affine<T>(source + t * p.carry_room + at, param.size, scales[t * stride], T(0), false, scratch);
+      unpack_param<T>(param, scratch, out);
+    }
+  };
+  T* scratch = static_cast<T*>(to.params[p.n_params]);  // [carry_room], from the caller
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && rows * p.carry_cols > 65536)
   for (int64_t i = 0; i < p.n_params; ++i) {
-    if (!grads[i]) continue;
+    if (!to.params[i]) continue;
     const ParamPlan& param = p.params[i];
     const int64_t at = param.low ? param.low_at : param.full;
+    T* out = static_cast<T*>(to.params[i]);
+    if (param.starts || p.tasks_apart) {
+      each(param, at, scratch + at, out);
+      continue;
+    }
     sum(at, param.size, scratch + at);
-    unpack_param<T>(param, scratch + at, static_cast<T*>(grads[i]));
+    unpack_param<T>(param, scratch + at, out);
   }
-  for (int64_t i = 0; lr_grads && i < p.n_lr; ++i) {
-    if (!lr_grads[i]) continue;
+  for (int64_t i = 0; to.lr && i < p.n_lr; ++i) {
+    if (!to.lr[i]) continue;
     const LrPlan& lr = p.lrs[i];
     T* packed = scratch + lr.carry;
     sum(lr.carry, round_up(lr.steps * lr.size, Simd<T>::kLanes), packed);
-    T* out = static_cast<T*>(lr_grads[i]);
+    T* out = static_cast<T*>(to.lr[i]);
     for (int64_t k = 0; k < lr.steps; ++k) {
       if (lr.elements)
         unpack_param<T>(p.params[lr.param], packed + k * lr.size,
@@ -290,6 +302,16 @@ void carry_to_grads(const Plan& p, const void* carry, int64_t rows, const void* 
         out[k] = packed[k];
     }
   }
+  if (to.hyper) {
+    sum(p.hyper_at, round_up(kHyperCount, Simd<T>::kLanes), scratch + p.hyper_at);
+    copy_elements(scratch + p.hyper_at, kHyperCount, static_cast<T*>(to.hyper));
+  }
+  for (int64_t m = 0, nth = 0; to.moments && m < p.n_moments; ++m)
+    for (int64_t i = 0; i < p.n_params; ++i) {
+      if (!p.params[i].adapted) continue;
+      T* out = static_cast<T*>(to.moments[nth++]);
+      if (out) each(p.params[i], p.moments_at + m * p.own_size + p.params[i].own, scratch, out);
+    }
 }
 
 }  // namespace

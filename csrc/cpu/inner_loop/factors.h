@@ -11,6 +11,11 @@
 namespace mtmlk {
 namespace {
 
+// Which of the support sets, one a task or one a step of a task, step k reads.
+inline int64_t set_of_step(const Plan& p, int64_t task, int64_t k) {
+  return p.support_sets == 1 ? task : task * p.support_sets + k;
+}
+
 // The planes of one pass of a task: of the support set at step k, or of the query set where k is the number of steps.
 template <class T>
 Block<T> pass_of(const Plan& p, const MtmlkCall& call, T* memory, int64_t task, int64_t k, const T** inputs) {
@@ -23,7 +28,8 @@ Block<T> pass_of(const Plan& p, const MtmlkCall& call, T* memory, int64_t task, 
     at += p.plane_size[plane] * b.stride;
   }
   const void* const* x = query ? call.query_x : call.support_x;
-  for (int64_t i = 0; x && i < p.n_inputs; ++i) inputs[i] = input_at<T>(p.inputs[i], x[i], task * b.samples);
+  const int64_t set = query ? task : set_of_step(p, task, k);
+  for (int64_t i = 0; x && i < p.n_inputs; ++i) inputs[i] = input_at<T>(p.inputs[i], x[i], set * b.samples);
   b.inputs = inputs;
   return b;
 }

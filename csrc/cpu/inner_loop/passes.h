@@ -23,7 +23,8 @@ void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
   const int64_t chunks = p.support.chunks > p.query.chunks ? p.support.chunks : p.query.chunks;
   states = p.low_rank ? nullptr : c.take<T>(p.slots * p.state_size);
   const bool marks = p.needs && p.slots < p.steps;
-  checkpoints = marks ? c.take<T>((p.steps / p.slots + 1) * (p.own_size + p.own_t_size)) : nullptr;
+  checkpoints =
+      marks ? c.take<T>((p.steps / p.slots + 1) * (p.own_size + p.own_t_size + p.n_moments * p.own_size)) : nullptr;
   lambda = c.take<T>(p.carry_cols);
   direction = c.take<T>(p.own_size + p.own_t_size);
   for (int i = 0; i < 2; ++i) {
@@ -31,7 +32,10 @@ void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
     fixed_tangent[i] = c.take<T>(p.fixed_size[kTangent + i]);
   }
   chunk_grads = c.take<T>(chunks * p.chunk_size);
-  coef[0] = c.take<T>(p.support.samples);
+  coef[0] = c.take<T>(p.support_sets * p.support.samples);
+  start = p.starts ? c.take<T>(p.own_size + p.own_t_size) : nullptr;
+  for (T*& plane : moments) plane = p.n_moments ? c.take<T>(p.n_moments * p.own_size) : nullptr;
+  clip = p.rule_flags & kUpdateClipped ? c.take<T>(p.steps) : nullptr;
   coef[1] = c.take<T>(p.query.samples);
   negative_rate = c.take<T>(p.n_params);
   chunk_loss = c.take<double>(chunks);
@@ -56,24 +60,27 @@ void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
 }
 
 template <class T>
-typename Runner<T>::Phase Runner<T>::support() const {
-  return {false, &plan->support, plan->support_loss, call->support_x, call->support_y, coef[0]};
+typename Runner<T>::Phase Runner<T>::support(int64_t k) const {
+  const T* weights = coef[0] + (plan->support_sets == 1 ? 0 : k * plan->support.samples);
+  return {false,           &plan->support, plan->support_loss,         call->support_x,
+          call->support_y, weights,        set_of_step(*plan, task, k)};
 }
 
 template <class T>
 typename Runner<T>::Phase Runner<T>::query() const {
-  return {true, &plan->query, plan->query_loss, call->query_x, call->query_y, coef[1]};
+  return {true, &plan->query, plan->query_loss, call->query_x, call->query_y, coef[1], task};
 }
 
 template <class T>
 T Runner<T>::step_weight(int64_t k) const {
+  if (plan->query_steps) return T(1);
   return call->step_weights ? static_cast<const T*>(call->step_weights)[k] : T(k == plan->steps);
 }
 
 template <class T>
 const T* Runner<T>::theta(int64_t k) const {
   if (k == 0) return nullptr;
-  if (segmented() && k % plan->slots == 0) return checkpoints + k / plan->slots * (plan->own_size + plan->own_t_size);
+  if (segmented() && k % plan->slots == 0) return checkpoints + k / plan->slots * set_size();
   return state(k - 1);
 }
 
@@ -92,7 +99,8 @@ void Runner<T>::point_to(int64_t k, bool query) {
   low.n_theta = k;
   for (int64_t i = 0; i < plan->n_params; ++i) {
     const ParamPlan& p = plan->params[i];
-    now[i] = own && p.stepped ? ParamPtr<T>{own + p.own, own + plan->own_size + p.own_t} : shared->base[i];
+    const T* from = own && p.stepped ? own : p.starts ? start : nullptr;
+    now[i] = from ? ParamPtr<T>{from + p.own, from + plan->own_size + p.own_t} : shared->base[i];
     now[i].value += step_row(p, k, query) * (p.size / p.rows);
   }
 }
@@ -113,14 +121,13 @@ const T* Runner<T>::rate(const ParamPlan& p, int64_t k) const {
 // Masks over their sum (mean), and over the elements of a sample; all 0 where every mask is 0. An ignored label counts
 // 0.
 template <class T>
-void Runner<T>::sample_weights(bool is_query, T* out) const {
-  const Phase p = is_query ? query() : support();
+void Runner<T>::sample_weights(const Phase& p, T* out) const {
   const int64_t n = p.cut->samples;
-  const T* mask = static_cast<const T*>(is_query ? call->query_mask : call->support_mask);
-  const int64_t* labels = p.loss.kind == kCrossEntropy && p.y ? static_cast<const int64_t*>(p.y) + task * n : nullptr;
+  const T* mask = static_cast<const T*>(p.query ? call->query_mask : call->support_mask);
+  const int64_t* labels = p.loss.kind == kCrossEntropy && p.y ? static_cast<const int64_t*>(p.y) + p.set * n : nullptr;
   double total = 0;
   for (int64_t i = 0; i < n; ++i) {
-    out[i] = labels && labels[i] < 0 ? T(0) : mask ? mask[task * n + i] : T(1);
+    out[i] = labels && labels[i] < 0 ? T(0) : mask ? mask[p.set * n + i] : T(1);
     total += double(out[i]);
   }
   if (p.loss.reduction == 1) return;
@@ -168,7 +175,7 @@ Block<T> Runner<T>::block(const Phase& phase, int64_t chunk, int64_t index, int 
   if (plan->low_rank) return b;
   b.inputs = inputs + worker * plan->n_inputs;
   for (int64_t i = 0; i < plan->n_inputs; ++i)
-    inputs[worker * plan->n_inputs + i] = input_at<T>(plan->inputs[i], phase.x[i], task * cut.samples + start);
+    inputs[worker * plan->n_inputs + i] = input_at<T>(plan->inputs[i], phase.x[i], phase.set * cut.samples + start);
   const int64_t aux = plan->out_rows * plan->out_ld * b.stride;
   const int64_t primal = (plan->plane_size[kPrimal] - (b.remake ? plan->remade_size : 0)) * b.stride;
   const int64_t delta = plan->plane_size[kDelta] * b.stride;
@@ -185,7 +192,7 @@ template <class T>
 LossBlock<T> Runner<T>::loss_of(const Phase& phase, const Block<T>& b, int64_t chunk, int64_t index, T scale) const {
   const int64_t start = chunk * chunk_samples(*phase.cut) + index * phase.cut->block_samples;
   const bool ids = phase.loss.kind == kCrossEntropy;
-  const int64_t at = task * phase.cut->samples + start;
+  const int64_t at = phase.set * phase.cut->samples + start;
   const char* y = static_cast<const char*>(phase.y);
   const int64_t stride = ids ? int64_t(sizeof(int64_t)) : plan->out_size * int64_t(sizeof(T));
   return {phase.loss,
@@ -306,12 +313,12 @@ void copy_elements(const T* src, int64_t n, T* dst) {
 // it.
 template <class T>
 void Runner<T>::inner_step(int64_t k, bool record) {
-  const Phase phase = support();
+  const Phase phase = support(k);
   const Cut& cut = plan->support;
   point_to(k, false);
   fixed_nodes(phase, k, kPrimal, nullptr, true);
   const bool fused = plan->fused_update;
-  T* grad = plan->needs & MTMLK_NEED_LR ? state(k) + plan->state_grad : chunk_grads;
+  T* grad = gradient(k);
   for (int64_t i = 0; i < plan->n_params; ++i) {
     const ParamPlan& p = plan->params[i];
     if (p.low && p.adapted) negative_rates[k * plan->n_params + i] = -rate(p, k)[0];
@@ -347,13 +354,15 @@ void Runner<T>::inner_step(int64_t k, bool record) {
 template <class T>
 void Runner<T>::take_step(int64_t k) {
   T* next = state(k);
-  const T* grad = plan->needs & MTMLK_NEED_LR ? state(k) + plan->state_grad : chunk_grads;
+  const T* grad = gradient(k);
+  if (!plan->plain) rule_step(k);
   for (int64_t i = 0; i < plan->n_params; ++i) {
     const ParamPlan& p = plan->params[i];
     if (!p.stepped) continue;
     const T* alpha = rate(p, k);
     const bool elements = plan->lrs[p.lr].elements;
-    if (!p.used) {
+    if (!plan->plain) {
+    } else if (!p.used) {
       copy_elements(now[i].value, p.size, next + p.own);
     } else if (!plan->fused_update) {
       for (int64_t e = 0; e < p.size; e += Simd<T>::kLanes) {
@@ -364,8 +373,10 @@ void Runner<T>::take_step(int64_t k) {
     if (p.size_t_) transpose_param<T>(p, next + p.own, next + plan->own_size + p.own_t);
   }
   if (segmented() && (k + 1) % plan->slots == 0) {
+    T* mark = checkpoints + (k + 1) / plan->slots * set_size();
     const int64_t size = plan->own_size + plan->own_t_size;
-    copy_elements(next, size, checkpoints + (k + 1) / plan->slots * size);
+    copy_elements(next, size, mark);
+    copy_elements(next + plan->state_moments, plan->n_moments * plan->own_size, mark + size);
   }
 }
 
@@ -390,9 +401,10 @@ template <class T>
 void Runner<T>::query_pass(int64_t k, bool add) {
   const Phase phase = query();
   const Cut& cut = plan->query;
-  const bool last = k == plan->steps, backward = differentiate();
-  const T weight = step_weight(k), scale = weight * cotangent();
-  const T* extra = last ? static_cast<const T*>(call->grad_output) : nullptr;
+  const bool shown = k == plan->steps || plan->query_steps, backward = differentiate();
+  const T weight = step_weight(k), scale = weight * cotangent(k);
+  const int64_t at_output = plan->query_steps ? k * call->tasks * cut.samples * plan->out_size : 0;
+  const T* extra = shown && call->grad_output ? static_cast<const T*>(call->grad_output) + at_output : nullptr;
   point_to(k, true);
   fixed_nodes(phase, k, kPrimal, nullptr, false);
   const auto aim = [&](Worker<T>& w, T* base) {
@@ -412,9 +424,9 @@ void Runner<T>::query_pass(int64_t k, bool add) {
       const int64_t rows = b.samples * plan->out_rows;
       forward_block(b);
       LossBlock<T> loss = loss_of(phase, b, chunk, index, scale);
-      if (last && call->output)
+      if (shown && call->output)
         write_rows(loss.z, plan->out_ld, rows, plan->out_features,
-                   static_cast<T*>(call->output) + first * plan->out_size);
+                   static_cast<T*>(call->output) + at_output + first * plan->out_size);
       if (!backward) loss.dz = nullptr;
       if (phase.y) chunk_loss[chunk] += loss_block<T>(loss);
       if (!backward) continue;
@@ -426,7 +438,7 @@ void Runner<T>::query_pass(int64_t k, bool add) {
       if (call->grad_query_x) collect_input_gradient(phase, b, chunk, index, kDelta, call->grad_query_x);
     }
   });
-  if (phase.y) losses[plan->steps] += T(double(weight) * sum_losses(cut));
+  if (phase.y) losses[plan->steps + (plan->query_steps ? k : 0)] += T(double(weight) * sum_losses(cut));
   if (!backward) return;
   if (cut.chunks > 1) sum_chunks(cut.chunks, plan->lambda_size, add ? lambda : nullptr, lambda);
   finish_chunks(phase, k, kDelta, shared->ones, false, [&](Worker<T>& w) { aim(w, lambda); });

@@ -92,7 +92,7 @@ template <class T>
 void Runner<T>::tangent_pass(int64_t k, T seed) {
   const bool second = !plan->first_order;
   if (!second && seed == 0 && !(plan->low_rank && call->grad_support_losses)) return;
-  const Phase phase = support();
+  const Phase phase = support(k);
   const Cut& cut = plan->support;
   point_to(k, false);
   if (second) fixed_nodes(phase, k, kTangent, nullptr, false);
@@ -132,12 +132,13 @@ template <class T>
 void Runner<T>::collect_input_gradient(const Phase& phase, const Block<T>& b, int64_t chunk, int64_t index, Plane plane,
                                        void* out) {
   const Cut& cut = *phase.cut;
-  const int64_t first = task * cut.samples + chunk * chunk_samples(cut) + index * cut.block_samples;
+  const int64_t first = phase.set * cut.samples + chunk * chunk_samples(cut) + index * cut.block_samples;
+  const int64_t sets = call->tasks * (phase.query ? 1 : plan->support_sets);
   for (int32_t i = 0; i < plan->n_values; ++i) {
     const ValuePlan& v = plan->values[i];
     if (v.op != kInput || !v.live) continue;
     const InputPlan& input = plan->inputs[v.kind];
-    T* dst = static_cast<T*>(out) + call->tasks * cut.samples * input.offset + first * input.size;
+    T* dst = static_cast<T*>(out) + sets * cut.samples * input.offset + first * input.size;
     const T* src = plane_of(b, i, plane);
     for (int64_t r = 0; r < v.rows * b.samples; ++r)
       for (int64_t f = 0; f < v.features; ++f) dst[r * v.features + f] += src[r * v.ld + f];
@@ -157,7 +158,8 @@ void Runner<T>::write_adapted(int64_t k) const {
     if (own)
       unpack_param<T>(p, own + p.own, dst);
     else
-      copy_elements(static_cast<const T*>(call->params[i]), p.rows * p.cols, dst);
+      copy_elements(static_cast<const T*>(call->params[i]) + (p.starts ? task : 0) * p.rows * p.cols, p.rows * p.cols,
+                    dst);
   }
 }
 

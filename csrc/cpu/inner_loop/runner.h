@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "mtml/abi.h"
+#include "mtml/update.h"
 #include "runtime/carver.h"
 #include "runtime/stops.h"
 #include "runtime/watch.h"
@@ -41,16 +42,19 @@ struct Runner {
   const Shared<T>* shared;
   Watch* watch;
   int64_t task;
-  T* losses;  // [steps + 1] of this task: support losses, then the query loss
+  T* losses;  // [steps + 1] of this task: support losses, then the query loss, or one for every theta_k
 
   T* states;       // [slots, state_size]; in low-rank form the planes of the query set behind them
-  T* checkpoints;  // [segments, own + own_t]
+  T* checkpoints;  // [segments, own + own_t + the rule's moments]
   T* lambda;       // [carry_cols] full layout, then the rates' gradients
   T* direction;    // V: own + own_t
   T* fixed_query[2];
   T* fixed_tangent[2];
   T* chunk_grads;      // [chunks, chunk_size]
-  T* coef[2];          // weights of support and query samples
+  T* coef[2];          // weights of support (of every set) and query samples
+  T* start;            // [own + own_t] of parameters that are each task's own at the start
+  T* moments[2];       // [n_moments, own_size]: at the start; cotangents of the rule's moments
+  T* clip;             // [steps] by which clipping scales the gradients
   T* negative_rate;    // [n_params]
   T* negative_rates;   // [steps, n_params] in low-rank form
   Factor<T>* factors;  // theta's, then lambda's
@@ -72,12 +76,17 @@ struct Runner {
     const void* const* x;
     const void* y;
     const T* coef;
+    int64_t set;  // which of the sets in x and y: one a task, or one a step of a task
   };
 
-  Phase support() const;
+  Phase support(int64_t k) const;
   Phase query() const;
-  T cotangent() const { return call->grad_loss ? static_cast<const T*>(call->grad_loss)[task] : T(1); }
+  T cotangent(int64_t k) const {
+    const int64_t at = (plan->query_steps ? k * call->tasks : 0) + task;
+    return call->grad_loss ? static_cast<const T*>(call->grad_loss)[at] : T(1);
+  }
   T step_weight(int64_t k) const;
+  int64_t set_size() const { return plan->own_size + plan->own_t_size + plan->n_moments * plan->own_size; }
   bool differentiate() const { return call->differentiate != 0; }
   // Of short passes, only some are followed by a look.
   bool stops_at(int64_t k) const { return (plan->watched || k % 16 == 0) && stops(watch); }
@@ -90,7 +99,7 @@ struct Runner {
   T* gradient_of(T* base, int64_t i, int64_t k, bool query) const;
   int64_t step_row(const ParamPlan& p, int64_t k, bool query) const;
   const T* rate(const ParamPlan& p, int64_t k) const;
-  void sample_weights(bool query, T* out) const;
+  void sample_weights(const Phase& phase, T* out) const;
 
   template <class Body>
   void each_chunk(const Cut& cut, Body body);
@@ -110,6 +119,17 @@ struct Runner {
   void query_pass(int64_t k, bool add);
   void make_direction(int64_t k);
   void tangent_pass(int64_t k, T seed);
+  T* gradient(int64_t k) const;
+  const T* moments_before(int64_t k) const;
+  UpdateStep<T> rule_at(int64_t k) const;
+  void load_start();
+  void load_moments();
+  T clip_scale(int64_t k) const;
+  void rule_step(int64_t k);
+  void start_cotangents();
+  void rule_adjoint(int64_t k);
+  void unclip(int64_t k, double* hyper);
+  void write_moments() const;
   void rate_gradients(int64_t k);
   void add_external(int64_t k);
   void reverse(T* carry_row);

@@ -4,6 +4,7 @@
 //   lambda_K    = w_K grad L_q(theta_K) + ext_K
 //   lambda_k    = lambda_{k+1} - H_k (alpha_k lambda_{k+1}) + s_k g_k + w_k grad L_q(theta_k) + ext_k
 //   dalpha_k   -= g_k lambda_{k+1}
+// With another update rule, rule.h has what takes the place of alpha_k lambda_{k+1}.
 // H_k v is the tangent of the gradient along v: the tangent passes below run with V = -alpha_k lambda_{k+1}, seeded
 // with s_k g_k, and add straight into lambda.
 #pragma once
@@ -14,6 +15,7 @@
 #include "inner_loop/plan/plan.h"
 #include "inner_loop/passes.h"
 #include "inner_loop/reverse.h"
+#include "inner_loop/rule.h"
 #include "inner_loop/runner.h"
 
 namespace mtmlk {
@@ -23,9 +25,11 @@ namespace {
 template <class T>
 void Runner<T>::run(T* carry_row) {
   const int64_t steps = plan->steps;
-  sample_weights(false, coef[0]);
-  sample_weights(true, coef[1]);
-  const auto clear = [&](void* out, int64_t samples) {
+  for (int64_t k = 0; k < plan->support_sets; ++k) sample_weights(support(k), coef[0] + k * plan->support.samples);
+  sample_weights(query(), coef[1]);
+  load_start();
+  load_moments();
+  const auto clear = [&](void* out, int64_t samples) {  // of all sets of the task
     for (int64_t i = 0; out && i < plan->n_inputs; ++i) {
       if (plan->inputs[i].ids) continue;
       const int64_t size = samples * plan->inputs[i].size;
@@ -33,9 +37,9 @@ void Runner<T>::run(T* carry_row) {
       __builtin_memset(dst, 0, sizeof(T) * size_t(size));
     }
   };
-  clear(call->grad_support_x, plan->support.samples);
+  clear(call->grad_support_x, plan->support_sets * plan->support.samples);
   clear(call->grad_query_x, plan->query.samples);
-  losses[steps] = 0;
+  for (int64_t k = 0; k <= (plan->query_steps ? steps : 0); ++k) losses[steps + k] = 0;
   for (int64_t k = 0; k < steps; ++k) {
     if (stops_at(k)) return;
     if (call->query_x && !differentiate() && step_weight(k) != 0) query_pass(k, false);
@@ -44,6 +48,7 @@ void Runner<T>::run(T* carry_row) {
     take_step(k);
   }
   write_adapted(steps);
+  write_moments();
   if (differentiate())
     reverse(carry_row);
   else if (call->query_x)
@@ -65,16 +70,20 @@ void Runner<T>::reverse(T* carry_row) {
   for (int64_t i = 0; i < plan->n_params; ++i)  // no pass writes a parameter that the output does not depend on
     if (!plan->params[i].used) fill_zero<T>(lambda + plan->params[i].full, plan->params[i].size);
   add_external(steps);
+  start_cotangents();
   const T* seeds = static_cast<const T*>(call->grad_support_losses);
   for (int64_t k = steps - 1; k >= 0 && !stops_at(k); --k) {
     if (segmented() && k < steps - 1 && (k + 1) % plan->slots == 0) replay(k + 1 - plan->slots, k + 1);
     point_along(k);
-    if (plan->needs & MTMLK_NEED_LR) rate_gradients(k);
-    if (!plan->first_order) make_direction(k);
+    if (!plan->plain) rule_adjoint(k);
+    if (plan->plain && (plan->needs & MTMLK_NEED_LR)) rate_gradients(k);
+    if (plan->plain && !plan->first_order) make_direction(k);
     tangent_pass(k, seeds ? seeds[k * call->tasks + task] : T(0));
     if (call->query_x && step_weight(k) != 0) query_pass(k, true);
     add_external(k);
   }
+  if (plan->needs & MTMLK_NEED_MOMENTS)
+    copy_elements(moments[1], plan->n_moments * plan->own_size, lambda + plan->moments_at);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ struct TypedKernels {
   int lanes;
   void (*inner_loop)(const Plan&, const MtmlkCall&, void* workspace, Watch*);
   void (*carry_to_grads)(const Plan&, const void* carry, int64_t rows, const void* scale, int64_t stride,
-                         void* const* grads, void* const* lr_grads, int threads);
+                         const CarryTargets&, int threads);
   int64_t (*workspace_bytes)(const Plan&, int64_t tasks, int threads, bool carry);
 
   int64_t (*head_loop_bytes)(const MtmlkHeadCall&);

@@ -250,6 +250,24 @@ MTMLK_INLINE SinCos<T> sin_cos(VecOf<T> x) {
   return {sine, cosine};
 }
 
+template <class T>
+MTMLK_INLINE VecOf<T> square_root(VecOf<T> x) {
+#if defined(MTMLK_ISA_AVX512)  // the forms without a mask read what was never written, which compilers warn of
+  if constexpr (sizeof(T) == 4)
+    return VecOf<T>(_mm512_maskz_sqrt_ps(__mmask16(-1), __m512(x)));
+  else
+    return VecOf<T>(_mm512_maskz_sqrt_pd(__mmask8(-1), __m512d(x)));
+#elif defined(MTMLK_ISA_AVX2)
+  if constexpr (sizeof(T) == 4)
+    return VecOf<T>(_mm256_sqrt_ps(__m256(x)));
+  else
+    return VecOf<T>(_mm256_sqrt_pd(__m256d(x)));
+#else
+  for (int i = 0; i < Simd<T>::kLanes; ++i) x[i] = T(__builtin_sqrt(double(x[i])));
+  return x;
+#endif
+}
+
 // The arithmetic of vectors, for the formulas of include/mtml.
 template <class T>
 struct VectorMath {
@@ -263,6 +281,7 @@ struct VectorMath {
   static MTMLK_INLINE Value log1p_exp(Value x) { return mtmlk::log1p_exp<T>(x); }
   static MTMLK_INLINE SinCos<T> sin_cos(Value x) { return mtmlk::sin_cos<T>(x); }
   static MTMLK_INLINE Value abs(Value x) { return absolute<T>(x); }
+  static MTMLK_INLINE Value sqrt(Value x) { return square_root<T>(x); }
   static MTMLK_INLINE Value rsqrt(Value x) {
     for (int i = 0; i < Simd<T>::kLanes; ++i) x[i] = T(1) / T(__builtin_sqrt(double(x[i])));
     return x;

@@ -28,7 +28,14 @@ enum MtmlkStatus {
 
 enum MtmlkDtype { MTMLK_F32 = 0, MTMLK_F64 = 1 };
 
-enum MtmlkNeeds { MTMLK_NEED_PARAMS = 1, MTMLK_NEED_LR = 2, MTMLK_NEED_SUPPORT_X = 4, MTMLK_NEED_QUERY_X = 8 };
+enum MtmlkNeeds {
+  MTMLK_NEED_PARAMS = 1,
+  MTMLK_NEED_LR = 2,
+  MTMLK_NEED_SUPPORT_X = 4,
+  MTMLK_NEED_QUERY_X = 8,
+  MTMLK_NEED_HYPER = 16,   // the update rule's numbers
+  MTMLK_NEED_MOMENTS = 32  // the moments that a loop starts from
+};
 
 // How adapted weights of linear layers are held: chosen by a cost model, each task's own, or in low-rank form.
 enum MtmlkForm { MTMLK_AUTO = 0, MTMLK_WEIGHTS = 1, MTMLK_LOW_RANK = 2 };
@@ -70,7 +77,13 @@ typedef struct {
   const int64_t* lr_steps;     // [n_lr] 1 or steps; n_lr is 1 (one rate for all) or the number of adapted parameters
   const uint8_t* lr_elements;  // [n_lr] 1 where the rate has one value an element
   int64_t n_lr;
-  int32_t form;  // MtmlkForm; only MTMLK_WEIGHTS takes step_weights
+  int32_t form;              // MtmlkForm; only MTMLK_WEIGHTS takes step_weights
+  int32_t rule, rule_flags;  // UpdateRule, UpdateFlag of mtml/update.h; both 0: gradient descent
+  int64_t taken;             // steps that the rule has taken before this loop
+  const uint8_t* starts;     // [n_adapted] 1 where tasks bring parameters of their own, [T, *shape]; NULL: none does
+  int32_t per_step;          // the support set has a step axis: [T, K, S, ...]
+  int32_t query_steps;       // the query set is judged at theta_0 ... theta_K, each loss and output by itself
+  int32_t tasks_apart;       // gradients of the parameters come a task: [T, *shape]
 } MtmlkPlanSpec;
 
 typedef struct MtmlkPlan MtmlkPlan;
@@ -84,15 +97,18 @@ typedef struct {
   const void* const* query_x;    // [n_inputs] -> [T, Q, size]
   const void* support_y;         // int64 class ids [T, S], or values [T, S, out]
   const void* query_y;
-  const void* support_mask;  // [T, S]
-  const void* query_mask;    // [T, Q]
-  const void* const* lr;     // [n_lr] -> [lr_steps] or [lr_steps, *shape]
-  const void* step_weights;  // [K + 1]
+  const void* support_mask;    // [T, S]
+  const void* query_mask;      // [T, Q]
+  const void* const* lr;       // [n_lr] -> [lr_steps] or [lr_steps, *shape]
+  const void* step_weights;    // [K + 1]
+  const double* hyper;         // [8] the update rule's numbers, see mtml/update.h; NULL for gradient descent
+  const void* const* moments;  // [moments of the rule, n_adapted] -> [T, *shape] before the first step; NULL: zeros
 
-  void* loss;            // [T]
+  void* loss;            // [T]; with query_steps [K + 1, T], the output [K + 1, T, Q, out], their cotangents alike
   void* output;          // [T, Q, out]
   void* support_losses;  // [K, T]
   void* const* adapted;  // [n_adapted] -> [T, *shape] or [K + 1, T, *shape]
+  void* const* moments_after;  // as moments; NULL: not wanted
 
   // Differentiation. Without cotangents the gradient of every task's own loss is carried.
   int32_t differentiate;
@@ -100,6 +116,7 @@ typedef struct {
   const void* grad_output;          // [T, Q, out]
   const void* grad_support_losses;  // [K, T]
   const void* const* grad_adapted;  // [n_adapted], entries may be NULL
+  const void* const* grad_moments;  // as moments_after; NULL, or entries NULL: zero
   void* carry;                      // [T or 1, carry_cols], see MtmlkPlanInfo
   void* grad_support_x;             // [n_inputs] concatenated, see mtmlk_plan_info; unscaled when grad_loss is NULL
   void* grad_query_x;
@@ -111,6 +128,7 @@ typedef struct {
   int64_t support_x_size, query_x_size;            // elements a task of the concatenated input gradients
   int64_t low_rank;                                // weights in low-rank form
   int64_t n_params, n_inputs, n_rates, n_adapted;  // how many tensors of each kind a call brings
+  int64_t n_moments;                               // of the update rule, each n_adapted tensors
 } MtmlkPlanInfo;
 
 // Every index, size and product of the specification is checked here, once, so that calls need not. MTMLK_BAD_PROGRAM:
@@ -124,7 +142,8 @@ MTMLK_API int mtmlk_inner_loop(const MtmlkPlan* plan, const MtmlkCall* call, Mtm
 // grads[p] = sum_t scale[t] * carry[t], unpacked to [*shape]; lr_grads likewise. Returns 1 (and writes nothing) where
 // the carry is already summed and the scales differ: the caller then runs mtmlk_inner_loop again with grad_loss.
 MTMLK_API int mtmlk_carry_to_grads(const MtmlkPlan* plan, const void* carry, int64_t tasks, const void* scale,
-                                   int64_t scale_stride, void* const* grads, void* const* lr_grads, int32_t threads);
+                                   int64_t scale_stride, void* const* grads, void* const* lr_grads, void* hyper_grads,
+                                   void* const* moment_grads, int32_t threads);
 
 // A linear head on given features, adapted in the Gram matrix of each task's support features
 // (csrc/cpu/head_inner_loop/task.h). All tensors are contiguous and of one dtype, class ids int64. NULL where absent.

@@ -2,7 +2,7 @@
 //
 // A formula is a template over an arithmetic M: M::Value is what it computes with, M::Scalar what constants are. Both
 // know + - * / and comparisons, whose result chooses with ?:, and M has exp, tanh, logistic (1 / (1 + e^-x)), erf,
-// log1p_exp (log(1 + e^x)), sin_cos, rsqrt and abs. ScalarMath (scalar_math.h) is one, VectorMath (cpu/simd/vmath.h)
+// log1p_exp (log(1 + e^x)), sin_cos, sqrt, rsqrt and abs. ScalarMath (scalar_math.h) is one, VectorMath (cpu/simd/vmath.h)
 // the other.
 #pragma once
 

@@ -21,6 +21,7 @@ struct ScalarMath {
   static MTMLK_ANYWHERE T erf(T x) { return ::erf(x); }
   static MTMLK_ANYWHERE T log1p_exp(T x) { return (x < T(0) ? T(0) : x) + ::log1p(::exp(-::fabs(x))); }
   static MTMLK_ANYWHERE SinCos sin_cos(T x) { return {::sin(x), ::cos(x)}; }
+  static MTMLK_ANYWHERE T sqrt(T x) { return ::sqrt(x); }
   static MTMLK_ANYWHERE T rsqrt(T x) { return T(1) / ::sqrt(x); }
   static MTMLK_ANYWHERE T abs(T x) { return ::fabs(x); }
 };

@@ -96,7 +96,7 @@ class ANIL(MetaLearner):
         logits: Tensor = self.head(rows_of(self.features, x))
         return logits
 
-    def _adapted(self, path: Path, result: Outcome, keep_steps: bool) -> AdaptedHead:
+    def _adapted(self, path: Path, result: Outcome, keep_steps: bool, taken: int) -> AdaptedHead:
         loss = self.loss if self.query_loss is None else self.query_loss
         plan = GeneralPlan("vmap", "", "module")
         return AdaptedHead(self, result.adapted, result.support_losses, loss, keep_steps, plan)

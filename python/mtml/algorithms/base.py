@@ -7,16 +7,16 @@ A new algorithm is one file: a `MetaLearner` whose constructor takes its options
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from torch import Tensor, nn
 
 from mtml.adapted import Adapted
-from mtml.paths.batch import Batch, unpacked, weights_list
+from mtml.paths.batch import Batch, Extras, unpacked, weights_list
 from mtml.paths.explain import Explanation
 from mtml.paths.path import Finder, Outcome, Path
-from mtml_kernels.checks import check_choice, check_steps
+from mtml_kernels.checks import check_choice, check_steps, shown
 
 __all__ = ["CallOptions", "Loss", "MetaLearner", "MetaOutput"]
 
@@ -39,6 +39,9 @@ class CallOptions(TypedDict, total=False):
     support_mask: Tensor | None
     query_mask: Tensor | None
     step_weights: Sequence[float] | Tensor | None
+    per_step: bool
+    query_steps: bool
+    start: Adapted | Mapping[str, Tensor] | None
 
 
 class MetaLearner(nn.Module, abc.ABC):
@@ -74,6 +77,9 @@ class MetaLearner(nn.Module, abc.ABC):
         support_mask: Tensor | None = None,
         query_mask: Tensor | None = None,
         step_weights: Sequence[float] | Tensor | None = None,
+        per_step: bool = False,
+        query_steps: bool = False,
+        start: Adapted | Mapping[str, Tensor] | None = None,
     ) -> MetaOutput:
         """Adapt to every support set and judge the results on the query sets.
 
@@ -85,6 +91,13 @@ class MetaLearner(nn.Module, abc.ABC):
             step_weights: loss = sum_k w_k L_q(theta_k): [K] for the parameters after each step (the multi-step loss of
                 MAML++), or [K+1] with those before adaptation first. None: those after the last step alone. Not for
                 ANIL.
+            per_step: there is a support set for every step: sx [T, K, S, ...], sy [T, K, S, ...], support_mask
+                [T, K, S]. Not for ANIL.
+            query_steps: judge the query sets at theta_0 .. theta_K: loss and output come as [K+1, T, ...], each of them
+                differentiable. Not for ANIL.
+            start: where each task starts, {name: [T, *shape]} for adapted tensors (those that are not named start from
+                the model's own), or an `Adapted`, with the state of the update rule if it has one. Differentiable. Not
+                for ANIL.
 
         Returns:
             loss [T] (not averaged), output [T, Q, ...] after the last step, support_losses [K, T].
@@ -96,7 +109,12 @@ class MetaLearner(nn.Module, abc.ABC):
         if first_order is None:
             first_order = self.first_order
         weights = None if step_weights is None else weights_list(step_weights, check_steps(steps))
-        batch = Batch(sx, sy, qx, qy, support_mask, query_mask, weights)
+        extras = None
+        if per_step or query_steps or start is not None:
+            extras = self._extras(per_step, query_steps, start)
+            if query_steps and weights is not None:
+                raise ValueError("step_weights: expected None with query_steps=True, which returns every step's loss")
+        batch = Batch(sx, sy, qx, qy, support_mask, query_mask, weights, extras)
         paths = self._paths if self._paths.owner is self else self._own_paths()
         path = paths.find(batch, steps, first_order, 0)
         result = path(batch)
@@ -117,6 +135,8 @@ class MetaLearner(nn.Module, abc.ABC):
         first_order: bool | None = None,
         support_mask: Tensor | None = None,
         keep_steps: bool = False,
+        per_step: bool = False,
+        start: Adapted | Mapping[str, Tensor] | None = None,
     ) -> Adapted:
         """Adapt to every support set and return the adapted models (`Adapted`), differentiable back to everything.
 
@@ -124,15 +144,17 @@ class MetaLearner(nn.Module, abc.ABC):
             sx, sy: the support sets, or a TaskBatch alone. A tuple alone is a batch (sx, sy): several inputs without
                 targets go in as a dict, or as (inputs, None).
             keep_steps: keep the parameters before and after every step, not only the last. Not for ANIL.
+            per_step, start: as of `meta_forward`; the result of one call is the start of another that goes on from it.
         """
         if sy is None:
             sx, sy, _, _, support_mask, _ = unpacked(sx, sy, None, None, support_mask, None, self, adapting=True)
         steps = self.steps if steps is None else steps
         first_order = self.first_order if first_order is None else first_order
-        batch = Batch(sx, sy, support_mask=support_mask)
+        extras = self._extras(per_step, False, start) if per_step or start is not None else None
+        batch = Batch(sx, sy, support_mask=support_mask, extras=extras)
         paths = self._paths if self._paths.owner is self else self._own_paths()
         path = paths.find(batch, steps, first_order, 2 if keep_steps else 1)
-        return self._adapted(path, path(batch), keep_steps)
+        return self._adapted(path, path(batch), keep_steps, steps + (0 if extras is None else extras.taken))
 
     def explain(self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None) -> Explanation:
         """Print and return how calls with such data run: path, kernel, why, and every layer."""
@@ -144,8 +166,18 @@ class MetaLearner(nn.Module, abc.ABC):
         return explanation
 
     @abc.abstractmethod
-    def _adapted(self, path: Path, result: Outcome, keep_steps: bool) -> Adapted:
-        """The adapted models of a path's outcome."""
+    def _adapted(self, path: Path, result: Outcome, keep_steps: bool, taken: int) -> Adapted:
+        """The adapted models of a path's outcome; `taken`: steps of the update rule until then."""
+
+    def _extras(self, per_step: bool, query_steps: bool, start: Adapted | Mapping[str, Tensor] | None) -> Extras:
+        """What a call has beyond plain MAML."""
+        if start is None or isinstance(start, Mapping):
+            return Extras(per_step, query_steps, start)
+        if not isinstance(start, Adapted):
+            raise TypeError(f"start: expected {{name: [T, *shape]}} or an Adapted, got {shown(start)}")
+        state = dict(start.state or {})
+        taken = state.pop("step", 0)
+        return Extras(per_step, query_steps, start.params, state or None, taken)
 
     def _own_paths(self) -> Finder:
         """A copy of a learner looks after itself."""

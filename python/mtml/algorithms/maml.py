@@ -77,9 +77,10 @@ class MAML(MetaLearner):
             engine with each task's own weights, or with shared ones and low-rank corrections, where "cpu" chooses by a
             cost model; "reference" for the engine's plain PyTorch specification; "general" for PyTorch operations on
             the module itself, differentiable any number of times.
-        update: another rule than gradient descent, update(params, grads, lr, step) -> params on dicts by name. A rule
-            with a fifth parameter `state` gets what it returned before (None at first) and returns (params, state). A
-            module is registered, so that its own parameters are learned. Runs on the general path.
+        update: another rule than gradient descent: one of `mtml.inner` (SGD with momentum, Adam, AdamW, RMSprop,
+            clipping), fused; or update(params, grads, lr, step) -> params on dicts by name, on the general path. Such a
+            rule with a fifth parameter `state` gets what it returned before (None at first) and returns (params,
+            state). A module is registered, so that its own parameters are learned.
 
     Raises:
         ValueError: an unknown name in loss, backend or batch_norm; params that match nothing; rates that are not
@@ -140,11 +141,12 @@ class MAML(MetaLearner):
         self._taken, self._rule_state = 0, None  # of the per-task loop: inner steps so far, the update rule's state
         self._paths = PathCache(self)
 
-    def _adapted(self, path: Path, result: Outcome, keep_steps: bool) -> Adapted:
+    def _adapted(self, path: Path, result: Outcome, keep_steps: bool, taken: int) -> Adapted:
         # layers of the fused engine batch well, the rest runs as it was adapted
         plan = path.plan if isinstance(path, General) else GeneralPlan("vmap", "", self.batch_norm)
         loss = self.loss if self.query_loss is None else self.query_loss
-        return Adapted(self.module, result.adapted, result.support_losses, loss, keep_steps, plan)
+        state = None if result.moments is None else {"step": taken, **result.moments}
+        return Adapted(self.module, result.adapted, result.support_losses, loss, keep_steps, plan, state)
 
     # --- one task at a time -----------------------------------------------------------------------------------------
 

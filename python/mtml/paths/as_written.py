@@ -63,13 +63,15 @@ class AsWritten:
 
     def _in_form(self, batch: Batch) -> Batch:
         """Targets in the shape of the outputs."""
-        sy, qy = self._shaped(self.support, batch.sy), self._shaped(self.query, batch.qy)
+        steps = 1 if batch.extras is not None and batch.extras.per_step else 0
+        sy, qy = self._shaped(self.support, batch.sy, 2 + steps), self._shaped(self.query, batch.qy, 2)
         sx, qx, masks = batch.sx, batch.qx, (batch.support_mask, batch.query_mask)
-        return batch if sy is batch.sy and qy is batch.qy else Batch(sx, sy, qx, qy, *masks, batch.weights)
+        same = sy is batch.sy and qy is batch.qy
+        return batch if same else Batch(sx, sy, qx, qy, *masks, batch.weights, batch.extras)
 
-    def _shaped(self, loss: Recognised | None, target: Any) -> Any:
+    def _shaped(self, loss: Recognised | None, target: Any, lead: int) -> Any:
         flat = loss is not None and loss.flat and target is not None
-        return target.reshape(*target.shape[:2], *self.output) if flat else target
+        return target.reshape(*target.shape[:lead], *self.output) if flat else target
 
     def shaped(self, output: Any) -> Any:
         """The outcome's output [T, Q, ...] in the shape that the model gives it."""

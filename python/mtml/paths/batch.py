@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from mtml.tasks.task_batch import TaskBatch
 from mtml_kernels.checks import NAMES, leaves, shown
 from mtml_kernels.losses.task import takes
+from mtml_kernels.schema.inner_loop import PER_STEP, QUERY_STEPS, STARTS
 
-__all__ = ["Batch", "Parts", "signature", "unpacked", "weights_list"]
+__all__ = ["Batch", "Extras", "Parts", "signature", "unpacked", "weights_list"]
 
 Parts = tuple[Any, Any, Any, Any, Tensor | None, Tensor | None]
 
@@ -24,6 +26,35 @@ class Losses(Protocol):
     query_loss: Any
 
 
+class Extras(NamedTuple):
+    """What a call has beyond plain MAML.
+
+    per_step: the support sets are [T, K, S, ...], a set for every step. query_steps: the query sets are judged at
+    theta_0 .. theta_K. start: {name: [T, *shape]}, where each task starts. moments: the update rule's, {moment: {name:
+    [T, *shape]}}, after `taken` steps.
+    """
+
+    per_step: bool = False
+    query_steps: bool = False
+    start: Mapping[str, Tensor] | None = None
+    moments: Mapping[str, Mapping[str, Tensor]] | None = None
+    taken: int = 0
+
+    @property
+    def axes(self) -> int:
+        """The same as bits, as the engine takes them."""
+        return (
+            (PER_STEP if self.per_step else 0)
+            | (QUERY_STEPS if self.query_steps else 0)
+            | (STARTS if self.start is not None else 0)
+        )
+
+    @property
+    def signature(self) -> Hashable:
+        """What of it decides how a call is run."""
+        return self.axes, self.taken, signature(self.start), signature(self.moments)
+
+
 class Batch:
     """T tasks and what weighs them; it knows its `signature`.
 
@@ -32,7 +63,7 @@ class Batch:
     goes without is None.
     """
 
-    __slots__ = ("query_mask", "qx", "qy", "signature", "support_mask", "sx", "sy", "weights")
+    __slots__ = ("extras", "query_mask", "qx", "qy", "signature", "support_mask", "sx", "sy", "weights")
 
     def __init__(
         self,
@@ -43,7 +74,9 @@ class Batch:
         support_mask: Tensor | None = None,
         query_mask: Tensor | None = None,
         weights: Any = None,
+        extras: Extras | None = None,
     ) -> None:
+        self.extras = extras
         self.sx, self.sy, self.qx, self.qy = sx, sy, qx, qy
         self.support_mask, self.query_mask, self.weights = support_mask, query_mask, weights
         # made of every call: spelt out for tensors, since a call of `signature` costs as much again as what it reads
@@ -56,11 +89,19 @@ class Batch:
             None if support_mask is None else signature(support_mask),
             None if query_mask is None else signature(query_mask),
             None if weights is None else signature(weights) if isinstance(weights, Tensor) else "numbers",
+            None if extras is None else extras.signature,
         )
 
     def over(self, sx: Any, qx: Any) -> Batch:
         """The same targets, masks and weights with other inputs, such as features in place of images."""
-        return Batch(sx, self.sy, qx, self.qy, self.support_mask, self.query_mask, self.weights)
+        return Batch(sx, self.sy, qx, self.qy, self.support_mask, self.query_mask, self.weights, self.extras)
+
+    def first_step(self) -> Batch:
+        """The support sets of one step in the place of all, by which shapes are checked and models are traced."""
+        if self.extras is None or not self.extras.per_step:
+            return self
+        sx, sy, mask = pytree.tree_map_only(Tensor, lambda t: t[:, 0], (self.sx, self.sy, self.support_mask))
+        return Batch(sx, sy, self.qx, self.qy, mask, self.query_mask, self.weights, self.extras)
 
     def parts(self) -> Parts:
         """Everything but the weights of the steps, in the order of `NAMES`."""
@@ -69,6 +110,10 @@ class Batch:
     def given(self) -> dict[str, Any]:
         """The parts that there are, by name."""
         return {name: value for name, value in zip(NAMES, self.parts(), strict=True) if value is not None}
+
+    def __len__(self) -> int:
+        """T."""
+        return next(iter(leaves("sx", self.sx)))[1].shape[0]
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         """Every tensor of the parts with its name."""

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 
 from mtml.notices import warn_of_fallback, warn_of_statistics
-from mtml.paths.batch import Batch
+from mtml.paths.batch import Batch, Extras
 from mtml.paths.contents import Contents, package_of
 from mtml.paths.explain import Explanation, Subject, loss_names
 from mtml.paths.finder import GENERAL, PathFinder
@@ -34,6 +34,7 @@ __all__ = ["PathCache", "Watch"]
 
 STATES = 8  # of a model (train and eval, say) whose paths are kept
 CALLS = 64  # signatures per state
+NO_EXTRAS = Extras()
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -77,7 +78,9 @@ class PathCache:
         )
         path = finder.calls.get(key)
         if path is None:
-            path = self._prepared(finder, key, batch, Options(check_steps(steps), bool(first_order), keep))
+            extras = batch.extras or NO_EXTRAS
+            options = Options(check_steps(steps), bool(first_order), keep, extras.axes, extras.taken)
+            path = self._prepared(finder, key, batch, options)
         if path.notice is not None and not quiet:
             (mode, reasons), path.notice = path.notice, None
             warn_of_fallback(self.owner.module, mode, reasons)

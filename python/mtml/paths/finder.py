@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtml.inner import Rule
 from mtml.params import adaptable, aliases, select
 from mtml.paths.as_written import as_written
-from mtml.paths.batch import Batch
+from mtml.paths.batch import Batch, Extras
 from mtml.paths.fused import Fused
-from mtml.paths.general import General
+from mtml.paths.general import General, general_data
 from mtml.paths.gram import FusedHead, is_head
 from mtml.paths.inputs import input_names, named_inputs, sample_shapes
 from mtml.paths.loss_reads import Verdicts
@@ -38,7 +39,7 @@ from mtml_kernels.program import Norm, Op, Program, Unfusable, trace
 from mtml_kernels.program.guards import SIDE_EFFECTS
 from mtml_kernels.program.split import once_is_dearer, split_head
 from mtml_kernels.registry import VARIANT
-from mtml_kernels.schema.inner_loop import InnerLoopSpec
+from mtml_kernels.schema.inner_loop import MOMENTS, PER_STEP, QUERY_STEPS, InnerLoopSpec
 from mtml_kernels.transforms import is_forward_mode
 
 __all__ = ["GENERAL", "PathFinder"]
@@ -72,6 +73,7 @@ class PathFinder:
         self.model: nn.Module = maml.module
         # held, so that nothing else can take their place in memory: a cache knows them by their ids
         self.lr, self.update, self.held = maml.lr, maml.update, (maml.loss, maml.query_loss, maml.params)
+        self.rule = self.update if isinstance(self.update, Rule) else None
         self.batch_norm, self.backend, self.allow_unused = maml.batch_norm, maml.backend, maml.allow_unused
         check_batch_norm(self.model, self.batch_norm)
         self.losses = tuple(map(resolve, (maml.loss, maml.loss if maml.query_loss is None else maml.query_loss)))
@@ -125,12 +127,15 @@ class PathFinder:
         return uncompiled(self._prepare, batch, options)
 
     def _prepare(self, batch: Batch, options: Options) -> Path:
+        whole, batch = batch, batch.first_step()
+        if whole.extras is not None:
+            self._check_extras(whole, whole.extras, options.steps)
         sizes = check_batch(*batch.parts(), options.steps)
         like = next(t for t in self.tensors.values() if t.is_floating_point())
         check_devices(like.device, iter(batch.tensors()))
         rates = self._rates(self.names, options, like)
         if self.requested() == GENERAL:
-            return self._live(batch, options, rates)
+            return self._live(whole, options, rates)
         traced = self.obstacles(batch)
         if not traced.reasons:
             assert traced.program is not None
@@ -141,7 +146,7 @@ class PathFinder:
                 f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(traced.reasons)}. "
                 "Use backend='auto' or 'general' for the general path, which runs any module and loss"
             )
-        general = self._live(batch, options, rates)
+        general = self._live(whole, options, rates)
         general.notice = general.plan.mode, "; ".join(traced.reasons)
         return general
 
@@ -156,8 +161,8 @@ class PathFinder:
     def obstacles(self, batch: Batch) -> _Traced:
         """The program, or every reason why these calls cannot be fused."""
         reasons = []
-        if self.update is not None:
-            reasons.append("update: a rule other than plain gradient steps is not fused")
+        if self.update is not None and self.rule is None:
+            reasons.append("update: a rule other than those of mtml.inner is not fused")
         if torch._C._are_functorch_transforms_active():
             reasons.append("torch.func: the call is inside a transform (grad, vmap, ...), which needs the general path")
         elif is_forward_mode():
@@ -174,6 +179,8 @@ class PathFinder:
         traced = self._trace(batch)
         losses = self._recognised(traced.program, batch)
         reasons += dict.fromkeys(loss.reason for loss in losses if isinstance(loss, Opaque))
+        if self.rule is not None and not self.rule.plain and getattr(losses[0], "scale", 1.0) != 1.0:
+            reasons.append("loss: it has a factor, which is one of the rates for gradient descent only")
         reasons += traced.reasons
         if traced.program is not None:
             reasons += self._unfused_targets(traced.program, losses, batch)
@@ -267,7 +274,9 @@ class PathFinder:
         self._check_dtypes(program, losses, batch, like.dtype)
         names = (input_names(program, batch.sx), input_names(program, batch.sx if batch.qx is None else batch.qx))
         parts = split_head(program, [p.name in self.names for p in program.params])
-        if isinstance(parts, str):
+        if options.axes:
+            why = "the call has data, starts or query losses of every step"
+        elif isinstance(parts, str):
             why = parts
         else:
             why = once_is_dearer(parts.trunk, sizes.support, sizes.query, options.steps, options.first_order)
@@ -290,34 +299,76 @@ class PathFinder:
     ) -> Fused:
         """One call of the engine for every step of this program."""
         adapted = [p.name in self.names for p in program.params]
-        spec = InnerLoopSpec.of(program, adapted, losses, **options._asdict())
+        spec = self._spec(program, adapted, losses, options)
         moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
         rates = self._rates(moving, options, self.tensors[program.params[0].name])
         narrow = any(isinstance(y, Tensor) and y.dtype in NARROW for y in (batch.sy, batch.qy))
         looks = backend == "reference" or narrow
         classes = _classes(program.output_shape[-1:], losses, batch) if looks else (0, 0)
+        if self.rule is not None or options.axes:
+            return Fused(program, self.tensors, self.names, rates, spec, backend, names, classes, self.rule)
         asked = VARIANT in backend  # for a way of holding weights, of which the Gram form has none
         kind = FusedHead if not asked and is_head(program, spec, rates(), losses, sizes) else Fused
         return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
 
-    def _live(self, batch: Batch, options: Options, rates: Rates) -> General:
+    def _spec(
+        self, program: Program, adapted: Sequence[bool], losses: Sequence[LossSpec], options: Options
+    ) -> InnerLoopSpec:
+        rule = None if self.rule is None or self.rule.plain else self.rule.spec
+        axes = options.axes | (MOMENTS if options.keep and rule is not None and rule.moments else 0)
+        named = options._asdict() | {"axes": axes}
+        return InnerLoopSpec.of(program, adapted, losses, update=rule, **named)
+
+    def _check_extras(self, batch: Batch, extras: Extras, steps: int) -> None:
+        """Raise where data of every step, starts or moments do not fit the call or the model."""
+        if extras.per_step:
+            for name, tensor in batch.tensors():
+                if name.startswith("s") and (tensor.ndim < 3 or tensor.shape[1] != steps):
+                    raise ValueError(
+                        f"{name}: expected [T, K, S, ...] with K = {steps} steps for per_step=True, got "
+                        f"{list(tensor.shape)}"
+                    )
+        for name, tensor in (extras.start or {}).items():
+            if name not in self.names:
+                raise ValueError(f"start: expected names of adapted tensors, {', '.join(self.names)}; got {name!r}")
+            like = self.tensors[name]
+            expected = [len(batch), *like.shape]
+            if list(tensor.shape) != expected:
+                raise ValueError(f"start[{name!r}]: expected [T, *shape] = {expected}, got {list(tensor.shape)}")
+            if (tensor.dtype, tensor.device) != (like.dtype, like.device):
+                raise TypeError(
+                    f"start[{name!r}]: expected {like.dtype} on {like.device}, as the model's, got {tensor.dtype} on "
+                    f"{tensor.device}; convert it with .to()"
+                )
+
+    def _live(self, whole: Batch, options: Options, rates: Rates) -> General:
         """The general path."""
         with unhooked():  # what is measured here is not run again by activation checkpointing around this call
-            return self._general(batch, options, rates)
+            return self._general(whole, whole.first_step(), options, rates)
 
-    def _general(self, batch: Batch, options: Options, rates: Rates) -> General:
+    def _general(self, whole: Batch, batch: Batch, options: Options, rates: Rates) -> General:
         found = probe(self.model, batch.sx, self.batch_norm)
         support, query = (TaskLoss(loss) for loss in self.losses)
         if found.output is not None:
             self._check_targets(batch, found.output[1:])
         rule = TaskRule(
-            self.model, self.names, support, query, options.steps, options.first_order, self.update, options.keep
+            self.model,
+            self.names,
+            support,
+            query,
+            options.steps,
+            options.first_order,
+            self.update,
+            options.keep,
+            bool(options.axes & PER_STEP),
+            bool(options.axes & QUERY_STEPS),
+            options.taken,
         )
-        theta, data = {name: self.tensors[name] for name in self.names}, batch.given()
+        theta, data = {name: self.tensors[name] for name in self.names}, general_data(whole)
         # a loss that is known by name depends on all of an output that is one tensor
         partial = found.output is None or support.spec is None
         if partial and options.steps and not self.allow_unused and _plain_autograd():
-            refuse_unused(rule, theta, data, self.batch_norm, found.recomputes)
+            refuse_unused(replace(rule, per_step=False), theta, batch.given(), self.batch_norm, found.recomputes)
         plan = choose(rule, theta, rates(), data, batch.weights, self.batch_norm, found)
         classes = (0, 0) if found.output is None else _classes(found.output[1:2], self.losses, batch)
         return General(rule, plan, self.tensors, rates, classes)

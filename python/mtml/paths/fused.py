@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtml.inner import Rule
 from mtml.paths.batch import Batch
 from mtml.paths.explain import Explanation, Subject, with_isa
 from mtml.paths.path import Outcome, in_our_words
@@ -21,6 +22,8 @@ from mtml_kernels.program import Program
 from mtml_kernels.schema.inner_loop import KEEP_STEPS, InnerLoopSpec
 
 __all__ = ["Fused"]
+
+_NO_RULE: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ())
 
 
 class Fused:
@@ -39,7 +42,9 @@ class Fused:
         backend: str,
         names: tuple[Any, Any],
         classes: tuple[int, int] = (0, 0),
+        rule: Rule | None = None,
     ) -> None:
+        self.rule = None if rule is None or rule.plain else rule
         self.program, self.spec, self.rates, self.backend = program, spec, rates, backend
         self.params = [tensors[p.name] for p in program.params]
         read = {p.name for p in program.params}
@@ -78,12 +83,33 @@ class Fused:
         lr = self.rates.constant
         if lr is None:
             lr = self.rates()
+        params, rule = self.params, _NO_RULE
+        if self.rule is not None or batch.extras is not None:
+            params, rule = self._starts(batch), self._rule(batch)
         try:
-            found = inner_loop_call(self.spec, self.params, support, sy, query, qy, sm, qm, lr, sw, self.backend)
+            found = inner_loop_call(self.spec, params, support, sy, query, qy, sm, qm, lr, sw, self.backend, *rule)
         except (TypeError, ValueError) as error:
             raise in_our_words(error) from None
-        loss, output, support_losses, adapted = found
-        return Outcome(loss, output, support_losses, self._named(adapted, support_losses) if self.spec.keep else {})
+        loss, output, support_losses, kept = found
+        return Outcome(loss, output, support_losses, *(self._named(kept, batch) if self.spec.keep else ({}, None)))
+
+    def _starts(self, batch: Batch) -> list[Tensor]:
+        """The parameters of a call: the model's, or of the adapted ones each task's own."""
+        if batch.extras is None or batch.extras.start is None:
+            return self.params
+        start, tasks = batch.extras.start, len(batch)
+        return [
+            t if not flag else start[p.name] if p.name in start else t.expand(tasks, *t.shape)
+            for t, flag, p in zip(self.params, self.spec.adapted, self.program.params, strict=True)
+        ]
+
+    def _rule(self, batch: Batch) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The update rule's numbers, and the moments that it starts from."""
+        if self.rule is None:
+            return _NO_RULE
+        given = batch.extras.moments if batch.extras is not None else None
+        moments = [given[m][name] for m in self.spec.rule.moments for name in self.adapted] if given else []
+        return (self.rule.vector(self.params[0].device),), moments
 
     def inputs(self, x: Any, names: Sequence[Any] | None) -> list[Tensor]:
         """The program's inputs [T, N, ...] out of x."""
@@ -114,12 +140,21 @@ class Fused:
         """[T, Q, out] as [T, Q, *shape of the model's output]."""
         return output.reshape(*output.shape[:2], *self.program.output_shape) if self.reshape else output
 
-    def _named(self, adapted: Sequence[Tensor], support_losses: Tensor) -> dict[str, Tensor]:
-        tasks = support_losses.shape[1]
-        lead = (self.spec.steps + 1, tasks) if self.spec.keep == KEEP_STEPS else (tasks,)
-        found = dict(zip(self.adapted, adapted, strict=True))
-        found |= {name: t.expand(*lead, *t.shape).clone() for name, t in self.idle.items()}
-        return {name: found[name] for name in self.order}
+    def _named(
+        self, kept: Sequence[Tensor], batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]] | None]:
+        """The adapted tensors, and the update rule's moments where it has any."""
+        tasks, count = len(batch), len(self.adapted)
+        lead = (self.spec.steps + 1,) if self.spec.keep == KEEP_STEPS else ()
+        start = {} if batch.extras is None or batch.extras.start is None else batch.extras.start
+        found = dict(zip(self.adapted, kept[:count], strict=True))
+        for name, tensor in self.idle.items():
+            own = start[name] if name in start else tensor.expand(tasks, *tensor.shape)
+            found[name] = own.expand(*lead, *own.shape).clone()
+        planes = [kept[at : at + count] for at in range(count, len(kept), count)]
+        names = self.spec.rule.moments if planes else ()
+        moments = {m: dict(zip(self.adapted, plane, strict=True)) for m, plane in zip(names, planes, strict=True)}
+        return {name: found[name] for name in self.order}, moments or None
 
     def _labels(self, sy: Tensor, qy: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The targets, class ids among them checked and as int64."""

@@ -18,7 +18,18 @@ from mtml_kernels.general.task import TaskRule
 from mtml_kernels.losses import IGNORED
 from mtml_kernels.neutral import hooked
 
-__all__ = ["General"]
+__all__ = ["General", "general_data"]
+
+
+def general_data(batch: Batch) -> dict[str, Any]:
+    """What the general path reads of a batch, by name: every tensor [T, ...]."""
+    data: dict[str, Any] = dict(batch.given())
+    if batch.extras is not None:
+        if batch.extras.start is not None:
+            data["start"] = dict(batch.extras.start)
+        if batch.extras.moments is not None:
+            data["moments"] = {moment: dict(tensors) for moment, tensors in batch.extras.moments.items()}
+    return data
 
 
 class General:
@@ -49,7 +60,8 @@ class General:
         plan = self.plan
         if plan.mode == "vmap" and hooked():  # which torch.func's grad refuses
             plan = replace(plan, mode="loop")
-        return Outcome(*general_inner_loop(self.rule, plan, self.theta, self.rates(), batch.given(), batch.weights))
+        data = batch.given() if batch.extras is None else general_data(batch)
+        return Outcome(*general_inner_loop(self.rule, plan, self.theta, self.rates(), data, batch.weights))
 
     def shaped(self, output: Any) -> Any:
         """The output as the model gave it."""

@@ -73,7 +73,7 @@ class FusedHead(Fused):
         except (TypeError, ValueError) as error:
             raise in_our_words(error) from None
         kept = self._kept(support, coefficients) if self.spec.keep else []
-        return Outcome(loss, logits, support_losses, self._named(kept, support_losses) if self.spec.keep else {})
+        return Outcome(loss, logits, support_losses, self._named(kept, batch)[0] if self.spec.keep else {})
 
     def _rows(self, x: Any, names: Any) -> Tensor:
         """The model's input [T, N, ...] as [T, N, D]."""

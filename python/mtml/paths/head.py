@@ -50,8 +50,10 @@ class HeadFinder:
 
         Raises ValueError for what a loop over a head alone does not have.
         """
-        if first_order or keep == 2 or batch.weights is not None:
+        if first_order or keep == 2 or batch.weights is not None or batch.extras is not None:
             name = "first_order" if first_order else "keep_steps" if keep == 2 else "step_weights"
+            if batch.extras is not None:
+                name = "per_step, query_steps and start"
             raise ValueError(f"{name}: ANIL has none; use mtml.MAML(model, params='head.*'), which takes it")
         check_batch(*batch.parts(), check_steps(steps))
         return HeadPath(self.owner, Options(steps, False, keep))

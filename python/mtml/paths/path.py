@@ -15,20 +15,28 @@ __all__ = ["Finder", "Options", "Outcome", "Path", "in_our_words"]
 
 
 class Options(NamedTuple):
-    """What a call asks for beside its data; keep: 0 no adapted tensors, 1 those after the last step, 2 of all steps."""
+    """What a call asks for beside its data.
+
+    keep: 0 no adapted tensors, 1 those after the last step, 2 of all steps. axes, taken: of its `Extras`.
+    """
 
     steps: int
     first_order: bool
     keep: int
+    axes: int = 0
+    taken: int = 0
 
 
 class Outcome(NamedTuple):
-    """What a path returns: loss [T], output [T, Q, ...], support_losses [K, T], adapted [T, *shape] by name."""
+    """What a path returns: loss [T], output [T, Q, ...], support_losses [K, T], adapted [T, *shape] by name; with
+    adapted tensors the update rule's moments {moment: {name: [T, *shape]}}.
+    """
 
     loss: Any
     output: Any
     support_losses: Tensor
     adapted: Mapping[str, Tensor]
+    moments: Mapping[str, Mapping[str, Tensor]] | None = None
 
 
 class Path(Protocol):

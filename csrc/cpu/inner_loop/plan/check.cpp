@@ -6,6 +6,7 @@
 
 #include "inner_loop/plan/layers.h"
 #include "inner_loop/plan/storage.h"
+#include "mtml/update.h"
 
 namespace mtmlk {
 namespace {
@@ -56,7 +57,11 @@ bool check_options(const MtmlkPlanSpec& spec, const Why& why) {
     if (loss.kind < 0 || loss.kind >= kLossCount || loss.reduction < 0 || loss.reduction > 1)
       return why("expected a loss of kind 0 to %d and reduction 0 or 1, got [%d, %d]", kLossCount - 1, loss.kind,
                  loss.reduction);
-  if (spec.needs < 0 || spec.needs > 15) return why("expected needs from 0 to 15, got %d", spec.needs);
+  if (spec.needs < 0 || spec.needs > 63) return why("expected needs from 0 to 63, got %d", spec.needs);
+  if (spec.rule < kSgd || spec.rule > kRmsprop) return why("expected an update rule from 0 to 2, got %d", spec.rule);
+  if (spec.rule_flags < 0 || spec.rule_flags > 63)
+    return why("expected flags of the update rule from 0 to 63, got %d", spec.rule_flags);
+  if (spec.taken < 0) return why("expected a number of steps taken of at least 0, got %lld", Long(spec.taken));
   if (spec.keep < 0 || spec.keep > 2) return why("expected keep from 0 to 2, got %d", spec.keep);
   if (spec.form < MTMLK_AUTO || spec.form > MTMLK_LOW_RANK) return why("unknown form %d", spec.form);
   return true;

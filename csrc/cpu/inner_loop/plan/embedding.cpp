@@ -31,7 +31,8 @@ void mark_ids(PlanStorage& plan) {
 }
 
 bool ids_ok(const Plan& plan, const MtmlkCall& call, MtmlkError* error) {
-  return (plan.steps == 0 || set_ok(plan, call.support_x, call.tasks, plan.support.samples, false, error)) &&
+  return (plan.steps == 0 ||
+          set_ok(plan, call.support_x, call.tasks * plan.support_sets, plan.support.samples, false, error)) &&
          set_ok(plan, call.query_x, call.tasks, plan.query.samples, true, error);
 }
 

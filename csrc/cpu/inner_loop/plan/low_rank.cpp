@@ -18,7 +18,8 @@ TaskPlanes task_planes(const Plan& plan, int64_t support, int64_t query) {
 
 // Whether low-rank form can be exact here at all: it keeps the planes of every pass whole, and no task's weights.
 bool plan_allows(const Plan& plan, const MtmlkPlanSpec& spec) {
-  if (spec.form == MTMLK_WEIGHTS || plan.keep != 0 || plan.mixes) return false;
+  if (spec.form == MTMLK_WEIGHTS || plan.keep != 0 || plan.mixes || !plan.plain || plan.starts) return false;
+  if (plan.query_steps || plan.tasks_apart) return false;
   constexpr int64_t kTaskBytes = 4 << 20;  // of planes, of which several tasks' are held at once
   const TaskPlanes planes = task_planes(plan, spec.support, spec.query);
   const int64_t bytes = (spec.steps * planes.step + planes.query) * element_bytes(plan.dtype);

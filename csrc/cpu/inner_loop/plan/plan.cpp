@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "mtml/pointwise.h"
+#include "mtml/update.h"
 #include "inner_loop/plan/layers.h"
 #include "inner_loop/plan/storage.h"
 
@@ -75,6 +76,12 @@ bool decode(PlanStorage& plan, const MtmlkPlanSpec& spec, const Why& why) {
   }
   for (int64_t i = 0; i < plan.n_values; ++i, p += kNodeInts)
     if (!decode_node(plan, spec, p, why)) return false;
+  int64_t nth = 0;
+  for (ParamPlan& param : plan.param_store) {
+    param.starts = param.adapted && spec.starts && spec.starts[nth] != 0;
+    plan.starts |= param.starts;
+    nth += param.adapted;
+  }
   plan.values = plan.value_store.data(), plan.params = plan.param_store.data(), plan.inputs = plan.input_store.data();
   if (!check_program(plan, why) || !check_sizes(plan, spec, why)) return false;
   for (ValuePlan& v : plan.value_store)
@@ -269,6 +276,9 @@ void place_params(Plan& plan) {
 
 void place_rates(PlanStorage& plan, const MtmlkPlanSpec& spec) {
   int64_t carry = plan.lambda_size;
+  plan.hyper_at = carry;
+  if (plan.needs & MTMLK_NEED_HYPER) carry += round_up(kHyperCount, plan.lanes);
+  const int64_t before = carry;
   for (int64_t i = 0; i < plan.n_lr; ++i) {
     LrPlan lr = {};
     lr.steps = spec.lr_steps[i], lr.elements = spec.lr_elements[i] != 0, lr.size = 1, lr.param = -1;
@@ -282,7 +292,10 @@ void place_rates(PlanStorage& plan, const MtmlkPlanSpec& spec) {
     plan.lr_store.push_back(lr);
   }
   plan.lrs = plan.lr_store.data();
-  plan.carry_cols = plan.carry_end = (plan.needs & MTMLK_NEED_LR) ? carry : plan.lambda_size;
+  plan.carry_cols = plan.carry_end = (plan.needs & MTMLK_NEED_LR) ? carry : before;
+  plan.moments_at = plan.carry_cols;
+  if (plan.needs & MTMLK_NEED_MOMENTS)
+    plan.carry_cols = plan.carry_end = plan.moments_at + plan.n_moments * plan.own_size;
   for (int64_t i = 0; i < plan.n_params; ++i) {
     ParamPlan& p = plan.params[i];
     if (!p.low) continue;
@@ -294,6 +307,9 @@ void place_rates(PlanStorage& plan, const MtmlkPlanSpec& spec) {
 // torch.compile keeps compiled graphs on disk, sizes and all: the carry's must not depend on the machine's vectors.
 int64_t carry_room(const Plan& plan) {
   int64_t room = params_room(plan);
+  if (plan.needs & MTMLK_NEED_HYPER) room += round_up(kHyperCount, kWidest);
+  for (int64_t i = 0; (plan.needs & MTMLK_NEED_MOMENTS) && i < plan.n_params; ++i)
+    if (plan.params[i].adapted) room += plan.n_moments * param_room(plan.params[i]);
   for (int64_t i = 0; (plan.needs & MTMLK_NEED_LR) && i < plan.n_lr; ++i) {
     const LrPlan& lr = plan.lrs[i];
     room += round_up(lr.steps * (lr.elements ? param_room(plan.params[lr.param]) : 1), kWidest);
@@ -332,7 +348,8 @@ void place_state(Plan& plan) {
   const int64_t limit = int64_t(plan.heavy ? 128 : 16) << 20;
   plan.keep_planes = second_order && plan.steps * block_planes * bytes <= limit;
   plan.state_grad = plan.own_size + plan.own_t_size;
-  plan.state_fixed = plan.state_grad + ((plan.needs & MTMLK_NEED_LR) ? plan.own_size : 0);
+  plan.state_moments = plan.state_grad + (keeps_gradients(plan) ? plan.own_size : 0);
+  plan.state_fixed = plan.state_moments + plan.n_moments * plan.own_size;
   plan.state_blocks = plan.state_fixed + plan.fixed_size[kPrimal] + plan.fixed_size[kDelta];
   plan.state_size = plan.state_blocks + (plan.keep_planes ? block_planes : 0);
   // Above 64 MiB a task, only every sqrt(K)-th step is kept and the steps between are recomputed.
@@ -348,7 +365,8 @@ void place_state(Plan& plan) {
   plan.transient_size = std::max(plan.query.block_samples * (planes - plan.remade_size),
                                  plan.support.block_samples * ((plan.keep_planes ? 0 : planes) + tangents));
   plan.chunk_size = plan.lambda_size + plan.fixed_size[kDelta] + plan.fixed_size[kDeltaTangent];
-  plan.fused_update = plan.support.chunks == 1 && plan.support.blocks == 1 && !(plan.needs & MTMLK_NEED_LR);
+  plan.fused_update =
+      plan.support.chunks == 1 && plan.support.blocks == 1 && plan.plain && !(plan.needs & MTMLK_NEED_LR);
   for (int64_t i = 0; i < plan.n_lr; ++i) plan.fused_update &= !plan.lrs[i].elements;
   if (plan.low_rank) place_low_state(plan);
 }
@@ -383,6 +401,11 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out, MtmlkReason* r
   plan->needs = spec.needs, plan->keep = spec.keep;
   plan->support_loss = spec.support_loss, plan->query_loss = spec.query_loss;
   plan->n_lr = spec.n_lr;
+  plan->rule = spec.rule, plan->rule_flags = spec.rule_flags, plan->taken = spec.taken;
+  plan->plain = spec.rule == kSgd && spec.rule_flags == 0;
+  plan->n_moments = update_moments(spec.rule, spec.rule_flags);
+  plan->query_steps = spec.query_steps != 0, plan->tasks_apart = spec.tasks_apart != 0;
+  plan->support_sets = spec.per_step ? std::max<int64_t>(spec.steps, 1) : 1;
   if (!decode(*plan, spec, Why(reason))) return MTMLK_BAD_PROGRAM;
   mark_live(*plan);
   mark_dependence(*plan);
@@ -407,6 +430,7 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out, MtmlkReason* r
   const int64_t bytes = element_bytes(plan->dtype);
   plan->carry_room = carry_room(*plan);
   plan->carry_per_task = plan->carry_room * bytes <= kTaskCarryBytes && !plan->low_rank;
+  if (plan->starts || plan->tasks_apart || (plan->needs & MTMLK_NEED_MOMENTS)) plan->carry_per_task = true;
   *out = plan.release();
   return MTMLK_OK;
 }

@@ -112,6 +112,7 @@ struct ParamPlan {
   bool low;              // a weight whose tasks' values and gradients stay in low-rank form, see low_rank.h
   int32_t layer;         // the only linear layer that reads it, else -1
   bool stepped;          // adapted, and each task's values are formed
+  bool starts;           // tasks bring values of their own, [T, *shape]
   bool narrow;           // a linear weight with few outputs: kept as [O, I] rows, needs no transposed copy
   int32_t lr;            // which rate, -1 if not adapted
   int64_t rows, cols;    // as in the module: [O, I], [O, channels * taps] or [rows, cols]
@@ -157,6 +158,14 @@ struct Plan {
   int64_t steps;
   MtmlkLoss support_loss, query_loss;
   bool first_order;
+  // The update rule, see mtml/update.h. Plain gradient descent has passes of its own.
+  int32_t rule, rule_flags, n_moments;
+  int64_t taken;  // steps of the rule before this loop
+  bool plain;
+  bool starts;           // some parameters are each task's own
+  int64_t support_sets;  // 1, or one a step
+  bool query_steps;      // the query set at every theta_k, each by itself
+  bool tasks_apart;      // gradients a task
   int32_t needs, keep;
 
   // Samples, outputs and inputs.
@@ -172,10 +181,11 @@ struct Plan {
 
   // Sizes of parameters and rates, and of a row of the carry.
   int64_t full_size, full_t_size, own_size, own_t_size, lr_size;
-  int64_t lambda_size;  // gradients of all parameters but the low ones
-  int64_t carry_cols;   // those and the rates': what each task has
-  int64_t carry_end;    // and the low weights', which are summed over the tasks at once
-  int64_t carry_room;   // what a row of the carry is given: enough for the layout of any instruction set
+  int64_t lambda_size;           // gradients of all parameters but the low ones
+  int64_t hyper_at, moments_at;  // offsets in a carry row
+  int64_t carry_cols;            // those and the rates': what each task has
+  int64_t carry_end;             // and the low weights', which are summed over the tasks at once
+  int64_t carry_room;            // what a row of the carry is given: enough for the layout of any instruction set
   bool carry_per_task;
 
   // Planes.
@@ -194,13 +204,21 @@ struct Plan {
   // What one task remembers of one inner step, in this order: adapted parameters and their transposes, the gradient
   // (when a rate is learnt), planes of unbatched values, planes of batched ones (when kept).
   bool keep_planes;
-  bool fused_update;                                          // the products write theta_{k+1} directly
-  int64_t state_size, state_grad, state_fixed, state_blocks;  // size and offsets
+  bool fused_update;                                                         // the products write theta_{k+1} directly
+  int64_t state_size, state_grad, state_moments, state_fixed, state_blocks;  // size and offsets
   int64_t slots;  // steps held at once: all of them, or one segment between checkpoints
 
   // Low-rank form: a task's planes of all steps, then of its query set, are kept until its wave's gradients are summed.
   int64_t query_at, task_size, gram_size, kept_size;
   int64_t task_rows;  // of lambda_0's factors in one layer, at most
+};
+
+// Where `carry_to_grads` writes; entries that are not wanted are NULL.
+struct CarryTargets {
+  void* const* params;   // [n_params + 1]: [*shape], where tasks bring their own [T, *shape]; then room for a carry row
+  void* const* lr;       // [n_lr]
+  void* hyper;           // [kHyperCount]
+  void* const* moments;  // [n_moments, n_adapted] -> [T, *shape]
 };
 
 int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** plan, MtmlkReason* reason);

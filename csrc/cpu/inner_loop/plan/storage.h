@@ -28,6 +28,9 @@ struct PlanStorage : Plan {
 constexpr int64_t kNearBytes = 24 << 10;  // of 32 KiB: the rest is for weights and results
 constexpr int64_t kFarBytes = 192 << 10;  // of 1 MiB, which also holds a layer's weights and its inputs
 
+// What the way back needs of a step's gradient is kept with it.
+inline bool keeps_gradients(const Plan& plan) { return (plan.needs & MTMLK_NEED_LR) || (plan.needs && !plan.plain); }
+
 // A row of the carry for each task up to here, else one for their sum.
 constexpr int64_t kTaskCarryBytes = 64 << 10;
 int64_t params_room(const Plan& plan);  // in a row of the carry, on any machine
