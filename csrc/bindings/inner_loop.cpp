@@ -60,20 +60,20 @@ class Plan {
   // Writes the outputs and, where `differentiate`, the meta-gradient of every task's loss. 0: nowhere.
   void forward(int64_t tasks, int threads, const InnerLoopInputs& inputs, Address loss, Address output,
                Address support_losses, const Addresses& adapted, bool differentiate, Address carry,
-               Address grad_support_x, Address grad_query_x) const {
+               const Addresses& data_gradients) const {
     MtmlkCall call = called(tasks, threads, inputs);
     call.loss = as<void>(loss), call.output = as<void>(output), call.support_losses = as<void>(support_losses);
     const Kept kept = split("adapted", adapted);
     call.adapted = kept.params ? list_out(adapted) : nullptr;
     call.moments_after = kept.moments ? list_out(adapted) + kept.params : nullptr;
     call.differentiate = differentiate;
-    run(call, carry, grad_support_x, grad_query_x);
+    run(call, carry, data_gradients);
   }
 
   // Writes the meta-gradients of sum <cotangent, output>. 0: no cotangent, nowhere.
   void backward(int64_t tasks, int threads, const InnerLoopInputs& inputs, Address grad_loss, Address grad_output,
-                Address grad_support_losses, const Addresses& grad_adapted, Address carry, Address grad_support_x,
-                Address grad_query_x) const {
+                Address grad_support_losses, const Addresses& grad_adapted, Address carry,
+                const Addresses& data_gradients) const {
     MtmlkCall call = called(tasks, threads, inputs);
     call.differentiate = true;
     call.grad_loss = as<void>(grad_loss), call.grad_output = as<void>(grad_output);
@@ -81,7 +81,7 @@ class Plan {
     const Kept kept = split("grad_adapted", grad_adapted);
     call.grad_adapted = kept.params ? list_in(grad_adapted) : nullptr;
     call.grad_moments = kept.moments ? list_in(grad_adapted) + kept.params : nullptr;
-    run(call, carry, grad_support_x, grad_query_x);
+    run(call, carry, data_gradients);
   }
 
   bool carry_to_grads(Address carry, int64_t tasks, Address scale, int64_t stride, const Addresses& grads,
@@ -144,10 +144,16 @@ class Plan {
     return call;
   }
 
-  void run(MtmlkCall& call, Address carry, Address grad_support_x, Address grad_query_x) const {
+  // data_gradients: none, or of support_x, query_x, support_y, query_y, support_mask, query_mask.
+  void run(MtmlkCall& call, Address carry, const Addresses& data_gradients) const {
     const Timed timed;
     call.carry = as<void>(carry);
-    call.grad_support_x = as<void>(grad_support_x), call.grad_query_x = as<void>(grad_query_x);
+    expect_or_none("data_gradients", data_gradients, 6);
+    if (!data_gradients.empty()) {
+      const auto at = [&](size_t i) { return as<void>(data_gradients[i]); };
+      call.grad_support_x = at(0), call.grad_query_x = at(1), call.grad_support_y = at(2), call.grad_query_y = at(3);
+      call.grad_support_mask = at(4), call.grad_query_mask = at(5);
+    }
     MtmlkError error = {};
     int status;
     {

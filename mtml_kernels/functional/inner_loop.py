@@ -71,13 +71,14 @@ def inner_loop(
     """K steps of gradient descent for every task, from the same start, as one operation.
 
     theta_0 = params; theta_{k+1} = theta_k - lr_k * grad L(theta_k; x, y), for each of T tasks. Differentiable once, to
-    the params, the rates and the inputs; differentiating again raises and names the general path.
+    the params, the rates, the inputs, the masks and targets that are floating point; differentiating again raises and
+    names the general path.
 
     Args:
         program: the model, from `mtml_kernels.program.trace`.
         params: the program's parameters, by name or in the order of `program.params`; [*shape], shared by all tasks.
         x: [T, S, ...], or one such tensor per input of the program; integer ids where embeddings read it.
-        y: [T, S] class ids, or [T, S, *out].
+        y: [T, S] class ids, or [T, S, *out] (for cross_entropy class probabilities).
         lr: a number; a scalar tensor; [K], one per step; or {name: rate}, each a scalar, [*shape], or per step with
             exactly 1 + ndim dimensions.
         steps: K.
@@ -129,6 +130,7 @@ def inner_loop(
     flags = _adapted(names, adapted)
     shapes = {n: t.shape for n, t, flag in zip(names, tensors, flags, strict=True) if flag}
     rates = op_rates(lr, shapes, steps, like.dtype, like.device, names)
+    specs = specs[0].fitting(y), specs[1].fitting(query_y)
     options = InnerLoopSpec.of(program, flags, specs, steps=steps, first_order=first_order, keep=KEEP[keep])
     masks = [None if m is None else m.to(like.dtype) for m in (mask, query_mask)]
     weights = _weights(step_weights, steps, like)
@@ -201,7 +203,7 @@ def _check_target(name: str, spec: LossSpec, target: Any, program: Program, like
     if reason is not None:
         raise ValueError(f"{name}: expected a target that is fused, got {reason}; mtml.MAML takes any (general path)")
     check_devices(like.device, iter([(name, target)]))
-    if spec.kind != "cross_entropy":
+    if target.is_floating_point():
         check_dtypes(like.dtype, iter([(name, target)]), f"the dtype of the parameters, for loss {spec.kind!r}")
     elif backend == REFERENCE:  # the compiled engine looks at the labels itself
         check_class_ids(name, target, program.output_shape[-1], IGNORED)

@@ -124,8 +124,6 @@ def unfused_target(
         if sample_shape != output_shape:
             return f"{spec.kind}: the target's shape {sample_shape} per sample is not the output's {output_shape}"
         return None if target.is_floating_point() else f"{spec.kind}: the target is {target.dtype}, not floating point"
-    if target.is_floating_point():
-        return "cross_entropy: probabilities as targets are not fused (class ids are)"
-    if len(output_shape) != 1 or sample_shape != ():
-        return f"cross_entropy: one class id per sample is fused, got output {output_shape} and target {sample_shape}"
+    if len(output_shape) != 1 or sample_shape not in ((), output_shape):
+        return f"cross_entropy: one label per sample is fused, got output {output_shape} and target {sample_shape}"
     return None

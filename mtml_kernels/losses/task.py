@@ -27,7 +27,7 @@ def per_sample(spec: LossSpec, output: Tensor, target: Tensor) -> Tensor:
 
     Args:
         output: [N, *out]; [N, C] logits for cross_entropy.
-        target: exactly output's shape; class ids [N] (integers) for cross_entropy.
+        target: exactly output's shape; class ids [N] (integers) for cross_entropy, or probabilities [N, C].
 
     Returns:
         [N], differentiable any number of times.
@@ -55,7 +55,7 @@ def task_loss(spec: LossSpec, output: Tensor, target: Tensor, mask: Tensor | Non
         A scalar.
     """
     counts = None
-    if spec.info.ids:  # an ignored label counts as a sample that is masked out
+    if not target.is_floating_point():  # an ignored label counts as a sample that is masked out
         counts = target != IGNORED
         target = target.where(counts, torch.zeros_like(target))
     losses = per_sample(spec, output, target)  # [N]

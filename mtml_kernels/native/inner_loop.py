@@ -23,6 +23,7 @@ from mtml_kernels.native.tensors import (
 from mtml_kernels.schema.dtypes import DTYPES
 from mtml_kernels.schema.inner_loop import (
     CLASS_IDS,
+    DATA_NEEDS,
     KEEP_NONE,
     MOMENTS,
     NEED_HYPER,
@@ -281,20 +282,19 @@ def inner_loop_forward(a: InnerLoopArgs, form: int = AUTO) -> Outputs:
     kept = _kept(a) if spec.keep != KEEP_NONE or axes & MOMENTS else []
     at_kept = addresses_of(kept) if kept else kept
     carry: list[Tensor] = []
-    at_carry = at_support = at_query = 0
+    at_carry, at_data = 0, _NOWHERE
     differentiate = bool(a.needs) and has_loss and not every  # the losses of the steps have cotangents of their own
     if differentiate:
         carry = [(torch.empty if tasks else torch.zeros)(plan.carry_shape(tasks), dtype=dtype, device="cpu")]
         at_carry = carry[0].data_ptr()
-        if a.needs & (NEED_SUPPORT_X | NEED_QUERY_X):
-            to_support, to_query = _input_gradients(a, dtype)
-            carry += [t for t in (to_support, to_query) if t is not None]
-            at_support, at_query = address_of(to_support), address_of(to_query)
+        if a.needs & _OF_DATA:
+            rooms = _data_gradients(a)
+            carry += [t for t in rooms if t is not None]
+            at_data = addresses_of(rooms)
     at_loss = loss.data_ptr() if has_loss else 0
     at_outputs = (at_loss, output.data_ptr(), support_losses.data_ptr(), at_kept)
-    at_gradients = (at_carry, at_support, at_query)
     try:
-        plan.engine_plan.forward(tasks, torch.get_num_threads(), inputs, *at_outputs, differentiate, *at_gradients)
+        plan.engine_plan.forward(tasks, torch.get_num_threads(), inputs, *at_outputs, differentiate, at_carry, at_data)
     except ValueError as error:
         raise _in_words(error) from None
     del held
@@ -306,18 +306,25 @@ def _kept(a: InnerLoopArgs) -> list[Tensor]:
     return [torch.empty(shape, dtype=a.params[0].dtype, device="cpu") for shape in output_shapes(a)[3]]
 
 
-def _differentiable(inputs: Sequence[Tensor]) -> int:
-    """Elements of the inputs that have a gradient: ids have none."""
-    return sum(x.numel() for x in inputs if x.is_floating_point())
+_OF_DATA = sum((NEED_SUPPORT_X, NEED_QUERY_X, *DATA_NEEDS))
+_NOWHERE: list[int] = []
 
 
-def _input_gradients(a: InnerLoopArgs, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """Room for the gradients of the inputs, all inputs of a set but ids in one flat tensor."""
-    found = [
-        torch.empty(_differentiable(inputs), dtype=dtype, device="cpu") if a.needs & bit else None
-        for bit, inputs in ((NEED_SUPPORT_X, a.support_x), (NEED_QUERY_X, a.query_x))
-    ]
-    return found[0], found[1]
+def _data_groups(a: InnerLoopArgs) -> Sequence[tuple[int, list[Tensor]]]:
+    """Inputs, targets and masks of the two sets with their bits: their gradients come from the passes themselves."""
+    return a.groups[2:4] + a.groups[6:]
+
+
+def _differentiable(tensors: Sequence[Tensor]) -> int:
+    """Elements of the tensors that have a gradient: ids have none."""
+    return sum(x.numel() for x in tensors if x.is_floating_point())
+
+
+def _data_gradients(a: InnerLoopArgs) -> Grads:
+    """Room for the gradients of the data, each group's (all inputs of a set but ids, say) in one flat tensor."""
+    dtype = a.params[0].dtype
+    sizes = [_differentiable(tensors) if needed else None for needed, tensors in _data_groups(a)]
+    return [None if size is None else torch.empty(size, dtype=dtype, device="cpu") for size in sizes]
 
 
 def inner_loop_carry_shapes(a: InnerLoopArgs, form: int = AUTO) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -327,9 +334,7 @@ def inner_loop_carry_shapes(a: InnerLoopArgs, form: int = AUTO) -> list[tuple[tu
     dtype = a.params[0].dtype
     shapes: list[tuple[tuple[int, ...], torch.dtype]]
     shapes = [(_plan(a, 1, 1, form).carry_shape(a.support_x[0].shape[0]), dtype)]
-    for bit, inputs in ((NEED_SUPPORT_X, a.support_x), (NEED_QUERY_X, a.query_x)):
-        if a.needs & bit:
-            shapes.append(((_differentiable(inputs),), dtype))
+    shapes += [((_differentiable(tensors),), dtype) for needed, tensors in _data_groups(a) if needed]
     return shapes
 
 
@@ -352,16 +357,15 @@ def inner_loop_backward(
     targets = _Targets.of(a)
     plan = _plan(a, a.support_samples, a.query_x[0].shape[1] if a.query_x else 0, form)
     others = [g for g in (grad_output, grad_support_losses, *grad_adapted) if g is not None]
-    to_support = to_query = None
+    groups = _data_groups(a)
     if carry and grad_loss is not None and not others and _spread(plan, carry[0], grad_loss, targets):
         rest = iter(carry[1:])
-        to_support = _scaled(next(rest), a.support_x, grad_loss) if needs & NEED_SUPPORT_X else None
-        to_query = _scaled(next(rest), a.query_x, grad_loss) if needs & NEED_QUERY_X else None
+        found = [_scaled(next(rest), tensors, grad_loss) if needed else None for needed, tensors in groups]
     else:
-        again, to_support, to_query = _run_again(plan, a, grad_loss, grad_output, grad_support_losses, grad_adapted)
+        again, found = _run_again(plan, a, grad_loss, grad_output, grad_support_losses, grad_adapted)
         _spread(plan, again, torch.ones(a.tasks, dtype=plan.dtype, device="cpu"), targets)
-    inputs = _split(to_support, a.support_x), _split(to_query, a.query_x)
-    return targets.params, targets.lr, *inputs, targets.hyper_grads(a), targets.moments
+    to_support, to_query, *of_data = (_split(t, tensors) for t, (_, tensors) in zip(found, groups, strict=True))
+    return targets.params, targets.lr, to_support, to_query, targets.hyper_grads(a), targets.moments, *of_data
 
 
 def _room(t: Tensor) -> Tensor:
@@ -414,34 +418,34 @@ def _run_again(
     grad_output: Tensor | None,
     grad_support_losses: Tensor | None,
     grad_adapted: Sequence[Tensor | None],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A carry for any cotangents and the gradients of the inputs, from a second run that knows them."""
+) -> tuple[Tensor, Grads]:
+    """A carry for any cotangents and the gradients of the data, from a second run that knows them."""
     tasks, dtype = a.tasks, plan.dtype
     inputs, held = _inputs(a, plan)
     carry = torch.empty(plan.carry_shape(tasks), dtype=dtype, device="cpu")
     every = (a.spec.steps + 1,) if a.spec.has(QUERY_STEPS) else ()
     scale = torch.zeros((*every, tasks), dtype=dtype, device="cpu") if grad_loss is None else grad_loss
-    to_support, to_query = _input_gradients(a, dtype)
+    rooms = _data_gradients(a)
     at_cotangents = (
         cotangent_address("grad_loss", scale),
         cotangent_address("grad_output", grad_output),
         cotangent_address("grad_support_losses", grad_support_losses),
         [cotangent_address("grad_adapted", g) for g in grad_adapted],
     )
-    at_gradients = (carry.data_ptr(), address_of(to_support), address_of(to_query))
+    at_gradients = carry.data_ptr(), addresses_of(rooms)
     try:
         plan.engine_plan.backward(tasks, torch.get_num_threads(), inputs, *at_cotangents, *at_gradients)
     except ValueError as error:
         raise _in_words(error) from None
     del held
-    return carry, to_support, to_query
+    return carry, rooms
 
 
-def _scaled(flat: Tensor, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
-    """Each task's part of the inputs' gradients times its cotangent, in new memory."""
+def _scaled(flat: Tensor, tensors: Sequence[Tensor], scale: Tensor) -> Tensor:
+    """Each task's part of the tensors' gradients times its cotangent, in new memory."""
     out = torch.empty_like(flat)
     start = 0
-    for x in inputs:
+    for x in tensors:
         if not x.is_floating_point():
             continue
         end = start + x.numel()
@@ -451,10 +455,10 @@ def _scaled(flat: Tensor, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
     return out
 
 
-def _split(flat: Tensor | None, inputs: Sequence[Tensor]) -> Grads:
+def _split(flat: Tensor | None, tensors: Sequence[Tensor]) -> Grads:
     if flat is None:
-        return [None] * len(inputs)
-    if len(inputs) == 1 and inputs[0].is_floating_point():
-        return [flat.view(inputs[0].shape)]
-    parts = iter(flat.split([x.numel() for x in inputs if x.is_floating_point()]))
-    return [next(parts).clone().view(x.shape) if x.is_floating_point() else None for x in inputs]
+        return [None] * len(tensors)
+    if len(tensors) == 1 and tensors[0].is_floating_point():
+        return [flat.view(tensors[0].shape)]
+    parts = iter(flat.split([x.numel() for x in tensors if x.is_floating_point()]))
+    return [next(parts).clone().view(x.shape) if x.is_floating_point() else None for x in tensors]

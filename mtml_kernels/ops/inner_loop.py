@@ -21,6 +21,8 @@ from mtml_kernels.ops.registration import Rules, register_op
 from mtml_kernels.registry import Backend
 from mtml_kernels.schema.inner_loop import (
     BACKWARD_SCHEMA,
+    DATA,
+    DATA_NEEDS,
     FIXED,
     FORWARD_SCHEMA,
     NEED_HYPER,
@@ -46,6 +48,10 @@ GENERAL = (
     "the general path, which is made of PyTorch operations and differentiable any number of times: "
     'mtml.MAML(..., backend="general").'
 )
+REFUSED = (
+    "inner_loop: step_weights requires grad, but the fused inner loop gives it none. Pass step_weights.detach(), or "
+    'take the general path: mtml.MAML(..., backend="general").'
+)
 ONCE = f"mtml::inner_loop is differentiable once, and its meta-gradient was differentiated again. Way out: {GENERAL}"
 UNDER_FUNC = no_rule("inner_loop", GENERAL)
 
@@ -60,16 +66,19 @@ _resolved_name = resolved_name_in(BACKENDS)
 _NEEDS = (NEED_PARAMS, NEED_LR, NEED_SUPPORT_X, NEED_QUERY_X, NEED_HYPER, NEED_MOMENTS)
 
 
-def _wanted(fixed: Sequence[Tensor | None], *groups: Sequence[Tensor]) -> int:
-    """The `needs` bits: which groups (params, lr, support_x, query_x, hyper, moments) have a tensor that requires grad.
+def _wanted(step_weights: Tensor | None, data: Sequence[Tensor | None], *groups: Sequence[Tensor]) -> int:
+    """The `needs` bits: which groups (params, lr, support_x, query_x, hyper, moments) and which of `DATA` have a tensor
+    that requires grad.
 
     Raises:
-        ValueError: one of `fixed` requires a gradient, which it would silently not get.
+        ValueError: the step weights require a gradient, which they would silently not get.
     """
-    for tensor in fixed:
-        if tensor is not None and tensor.requires_grad:
-            raise _refused(fixed)
+    if step_weights is not None and step_weights.requires_grad:
+        raise ValueError(REFUSED)
     needs = 0
+    for bit, single in zip(DATA_NEEDS, data, strict=True):
+        if single is not None and single.requires_grad:
+            needs |= bit
     for bit, tensors in zip(_NEEDS, groups, strict=True):
         for tensor in tensors:
             if tensor.requires_grad:
@@ -78,19 +87,11 @@ def _wanted(fixed: Sequence[Tensor | None], *groups: Sequence[Tensor]) -> int:
     return needs
 
 
-def _refused(fixed: Sequence[Tensor | None]) -> ValueError:
-    name = next(n for n, t in zip(FIXED, fixed, strict=True) if t is not None and t.requires_grad)
-    return ValueError(
-        f"inner_loop: {name} requires grad, but the fused inner loop gives gradients to params, lr, support_x, "
-        f'query_x only. Pass {name}.detach(), or take the general path: mtml.MAML(..., backend="general").'
-    )
-
-
 # --- what the backward needs from the forward: one layout of saved tensors for both doors --------------------------
 
 
 class SavedLayout(NamedTuple):
-    """Where each argument lies among the saved tensors: the groups one after another, the fixed five, the carry."""
+    """Where each argument lies among the saved tensors: the lists one after another, the single five, the carry."""
 
     spec: InnerLoopSpec
     needs: int
@@ -109,16 +110,16 @@ class SavedLayout(NamedTuple):
         query_x = support_x + self.n_support_x
         hyper = query_x + self.n_query_x
         moments = hyper + self.n_hyper
-        fixed = moments + self.n_moments
-        carry = fixed + len(FIXED)
-        support_y, query_y, support_mask, query_mask, step_weights = saved[fixed:carry]
+        single = moments + self.n_moments
+        carry = single + len(DATA) + len(FIXED)
+        support_y, query_y, support_mask, query_mask, step_weights = saved[single:carry]
         a = InnerLoopArgs(
             list(saved[:lr]),
             list(saved[lr:support_x]),
             list(saved[support_x:query_x]),
             list(saved[query_x:hyper]),
             list(saved[hyper:moments]),
-            list(saved[moments:fixed]),
+            list(saved[moments:single]),
             support_y,
             query_y,
             support_mask,
@@ -190,30 +191,37 @@ def _backward_fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     *given, backend = inputs
     a = InnerLoopArgs.of_schema(given)
-    missing = _wanted(a.fixed, *(tensors for _, tensors in a.groups)) & ~a.needs
+    lists, data = _lists_and_data(a)
+    missing = _wanted(a.step_weights, data, *lists) & ~a.needs
     if missing:
         raise ValueError(
             f"mtml::inner_loop: inputs that require grad need the bits {missing} in `needs`, got needs={a.needs} "
             f"({NEED_PARAMS} params, {NEED_LR} lr, {NEED_SUPPORT_X} support_x, {NEED_QUERY_X} query_x, "
-            f"{NEED_HYPER} hyper, {NEED_MOMENTS} moments)"
+            f"{NEED_HYPER} hyper, {NEED_MOMENTS} moments, {DATA_NEEDS} {', '.join(DATA)})"
         )
     *_, carry = output
     ctx.mark_non_differentiable(*carry)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*(t for _, tensors in a.groups for t in tensors), *a.fixed, *carry)
-    sizes = map(len, (a.params, a.lr, a.support_x, a.query_x, a.hyper, a.moments))
-    ctx.layout = SavedLayout(a.spec, a.needs, BACKENDS.named(backend), *sizes)
+    ctx.save_for_backward(*(t for tensors in lists for t in tensors), *data, a.step_weights, *carry)
+    ctx.layout = SavedLayout(a.spec, a.needs, BACKENDS.named(backend), *map(len, lists))
+
+
+def _lists_and_data(a: InnerLoopArgs) -> tuple[tuple[list[Tensor], ...], tuple[Tensor | None, ...]]:
+    """The groups that are lists, and `DATA`."""
+    lists = (a.params, a.lr, a.support_x, a.query_x, a.hyper, a.moments)
+    return lists, (a.support_y, a.query_y, a.support_mask, a.query_mask)
 
 
 def _gradient(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     *cotangents, _ = grads
     groups = _gradients_by_op(ctx.layout, ctx.saved_tensors, cotangents)
-    params, lr, support_x, query_x, hyper, moments = groups
+    params, lr, support_x, query_x, hyper, moments, *data = groups
+    support_y, query_y, support_mask, query_mask = (group[0] if group else None for group in data)
     # "No gradient" for a list of numbers is None, for an empty list an empty list: it might have held tensors.
     none: list[list[Any] | None] = [[] if value == [] else None for value in ctx.layout.spec.values]
     adapted, *static = none
-    given = (params, adapted, support_x, None, query_x, None, None, None, lr, hyper, moments, None)
-    return (*given, *static, None, None)
+    sets = (support_x, support_y, query_x, query_y, support_mask, query_mask)
+    return (params, adapted, *sets, lr, hyper, moments, None, *static, None, None)
 
 
 _rules = Rules(_forward, _forward_fake, _backward, _backward_fake, _setup_context, _gradient)
@@ -228,13 +236,12 @@ class InnerLoop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: InnerLoopArgs, backend: Backend, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        """`tensors` = the groups one after another, which autograd tracks."""
+        """`tensors` = the lists one after another and `DATA`, which autograd tracks."""
         loss, output, support_losses, adapted, carry = backend.forward(a)
         sizes = map(len, (a.params, a.lr, a.support_x, a.query_x, a.hyper, a.moments))
         ctx.layout = SavedLayout(a.spec, a.needs, backend, *sizes)
         ctx.set_materialize_grads(False)
-        fixed = (a.support_y, a.query_y, a.support_mask, a.query_mask, a.step_weights)
-        ctx.save_for_backward(*tensors, *fixed, *carry)
+        ctx.save_for_backward(*tensors, a.step_weights, *carry)
         return (loss, output, support_losses, *adapted)
 
     @staticmethod
@@ -248,8 +255,10 @@ class InnerLoop(torch.autograd.Function):
             groups = layout.backend.backward(
                 loss, output, support_losses, adapted, *layout.arguments(ctx.saved_tensors)
             )
-        params, lr, support_x, query_x, hyper, moments = groups
-        return (None, None, *params, *lr, *support_x, *query_x, *hyper, *moments)
+        *lists, sy, qy, sm, qm = groups
+        data = (sy[0] if sy else None, qy[0] if qy else None, sm[0] if sm else None, qm[0] if qm else None)
+        params, lr, support_x, query_x, hyper, moments = lists
+        return (None, None, *params, *lr, *support_x, *query_x, *hyper, *moments, *data)
 
 
 def inner_loop_call(
@@ -275,13 +284,14 @@ def inner_loop_call(
         (KEEP_NONE); with MOMENTS behind them the rule's moments, plane by plane.
 
     Raises:
-        ValueError: targets, masks or step_weights require grad (nothing here would give them one).
+        ValueError: step_weights requires grad (nothing here would give it one).
         BackendUnavailable: the backend asked for cannot run here.
         RuntimeError: called under a torch.func transform.
     """
-    fixed = (support_y, query_y, support_mask, query_mask, step_weights)
-    needs = _wanted(fixed, params, lr, support_x, query_x, hyper, moments) if torch.is_grad_enabled() else 0
-    a = InnerLoopArgs(params, lr, support_x, query_x, [*hyper], [*moments], *fixed, spec, needs)
+    data = (support_y, query_y, support_mask, query_mask)
+    lists = (params, lr, support_x, query_x, [*hyper], [*moments])
+    needs = _wanted(step_weights, data, *lists) if torch.is_grad_enabled() else 0
+    a = InnerLoopArgs(*lists, *data, step_weights, spec, needs)
     like = params[0]
     tracing = is_compiling()
     if tracing or torch._C._len_torch_dispatch_stack():
@@ -293,7 +303,7 @@ def inner_loop_call(
         raise RuntimeError(UNDER_FUNC)
     chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
     if needs:
-        found = InnerLoop.apply(a, chosen, *params, *lr, *support_x, *query_x, *hyper, *moments)
+        found = InnerLoop.apply(a, chosen, *params, *lr, *support_x, *query_x, *hyper, *moments, *data)
         loss, output, support_losses, *kept = found
     else:
         loss, output, support_losses, kept, _ = chosen.forward(a)

@@ -4,7 +4,8 @@ A backend's two callables:
 
     forward(a) -> (loss, output, support_losses, [adapted parameters], [carry])
     backward(grad_loss, grad_output, grad_support_losses, [grad or None per adapted output], a, carry)
-        -> (grads of params, of lr, of support_x, of query_x, of hyper, of moments)
+        -> (grads of params, of lr, of support_x, of query_x, of hyper, of moments, and four lists of one or none: of
+            support_y, of query_y, of support_mask, of query_mask)
 
 with `a` an `InnerLoopArgs`. Cotangents may be None and are contiguous otherwise; inputs
 may have any strides. Outputs, carry and gradients are contiguous, each in memory of its own. The carry is empty where
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,8 @@ from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
 from mtml_kernels.registry import REFERENCE, Backend, Registry
 from mtml_kernels.schema.dtypes import cpu_supports
 from mtml_kernels.schema.inner_loop import (
+    DATA,
+    DATA_NEEDS,
     NEED_HYPER,
     NEED_LR,
     NEED_MOMENTS,
@@ -88,6 +92,10 @@ def _leaves(tensors: Sequence[Tensor], wanted: bool) -> list[Tensor]:
     return [t.detach().requires_grad_(wanted and t.is_floating_point()) for t in tensors]
 
 
+def _leaf(tensor: Tensor | None, wanted: bool) -> Tensor | None:
+    return None if tensor is None else _leaves([tensor], wanted)[0]
+
+
 def _reference_backward(
     grad_loss: Tensor | None,
     grad_output: Tensor | None,
@@ -97,6 +105,9 @@ def _reference_backward(
     carry: Sequence[Tensor],
 ) -> GradGroups:
     cotangents = [grad_loss, grad_output, grad_support_losses, *grad_adapted]
+    data: dict[str, Any] = {}
+    for name, bit in zip(DATA, DATA_NEEDS, strict=True):
+        data[name] = _leaf(getattr(a, name), bool(a.needs & bit))
     with recording():
         leaves = a._replace(
             params=_leaves(a.params, bool(a.needs & NEED_PARAMS)),
@@ -105,6 +116,7 @@ def _reference_backward(
             query_x=_leaves(a.query_x, bool(a.needs & NEED_QUERY_X)),
             hyper=_leaves(a.hyper, bool(a.needs & NEED_HYPER)),
             moments=_leaves(a.moments, bool(a.needs & NEED_MOMENTS)),
+            **data,
         )
         own = None
         if a.spec.has(TASKS_APART):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -20,12 +19,7 @@ from mtml_kernels.schema.inner_loop import (
     KEEP_NONE,
     KEEP_STEPS,
     MOMENTS,
-    NEED_HYPER,
-    NEED_LR,
-    NEED_MOMENTS,
-    NEED_PARAMS,
-    NEED_QUERY_X,
-    NEED_SUPPORT_X,
+    NEED_QUERY_MASK,
     PER_STEP,
     PLAIN,
     QUERY_STEPS,
@@ -34,13 +28,13 @@ from mtml_kernels.schema.inner_loop import (
     InnerLoopArgs,
     output_shapes,
 )
-from mtml_kernels.schema.losses import KINDS, REDUCTIONS
+from mtml_kernels.schema.losses import KINDS, REDUCTIONS, SOFT
 from mtml_kernels.schema.update import HYPERS, RULES
 
 __all__ = ["check_arguments", "check_cotangents", "check_ranks"]
 
 _DOOR = Door("mtml::inner_loop", "mtml_kernels.inner_loop and mtml.MAML prepare these arguments")
-_ALL = NEED_PARAMS | NEED_LR | NEED_SUPPORT_X | NEED_QUERY_X | NEED_HYPER | NEED_MOMENTS
+_ALL = 2 * NEED_QUERY_MASK - 1
 _AXES = PER_STEP | STARTS | QUERY_STEPS | TASKS_APART | MOMENTS
 
 Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
@@ -48,10 +42,10 @@ Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
 
 def check_arguments(a: InnerLoopArgs) -> None:
     """Raises ValueError or TypeError where an argument does not fit the program or the others; it names it."""
-    groups = [tensors for _, tensors in a.groups]
     lists = (a.spec.adapted, a.spec.program, a.spec.support_loss, a.spec.query_loss, a.spec.update)
-    counts = (*map(len, groups), len(a.spec.loss_args), a.spec.steps, a.spec.keep, a.spec.axes, a.needs)
-    key = _DOOR.passed((*chain.from_iterable(groups), *a.fixed), *(tuple(values) for values in lists), *counts)
+    counts = (*(len(tensors) for _, tensors in a.groups), len(a.spec.loss_args), a.spec.steps, a.spec.keep, a.spec.axes)
+    tensors = (t for _, group in a.groups for t in group)
+    key = _DOOR.passed((*tensors, a.step_weights), *(tuple(values) for values in lists), *counts, a.needs)
     if key is not True:
         _check_all(a)
         _DOOR.remember(key)
@@ -117,8 +111,8 @@ def check_ranks(a: InnerLoopArgs) -> Encoded:
 
 def _check_numbers(a: InnerLoopArgs) -> None:
     for name, codes in (("support_loss", a.spec.support_loss), ("query_loss", a.spec.query_loss)):
-        right = 0 <= codes[0] < len(KINDS) and 0 <= codes[1] < len(REDUCTIONS)
-        _DOOR.expect(right, name, "[kind 0 to 4, reduction 0 or 1]", codes)
+        right = 0 <= codes[0] <= max(len(KINDS) - 1, SOFT) and 0 <= codes[1] < len(REDUCTIONS)
+        _DOOR.expect(right, name, "[kind 0 to 5, reduction 0 or 1]", codes)
     for name, value, most in (("steps", a.spec.steps, 2**31 - 1), ("needs", a.needs, _ALL)):
         _DOOR.expect(0 <= value <= most, name, f"a number from 0 to {most}", value)
 

@@ -17,6 +17,7 @@ from mtml_kernels.losses.task import task_loss
 from mtml_kernels.program.execution import run_program
 from mtml_kernels.reference.update import update
 from mtml_kernels.schema.inner_loop import (
+    DATA,
     FIXED,
     KEEP_LAST,
     KEEP_NONE,
@@ -123,7 +124,7 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def _recordable_arguments(a: InnerLoopArgs) -> InnerLoopArgs:
-    named: dict[str, Any] = {name: _recordable(getattr(a, name)) for name in FIXED}
+    named: dict[str, Any] = {name: _recordable(getattr(a, name)) for name in (*DATA, *FIXED)}
     for name in ("params", "lr", "support_x", "query_x", "hyper", "moments"):
         named[name] = [_recordable(t) for t in getattr(a, name)]
     return a._replace(**named)
@@ -189,7 +190,7 @@ def _rate(lr: Sequence[Tensor], param: int, step: int) -> Tensor:
 
 def _loss(spec: LossSpec, output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """The task loss of a flat output [N, out]."""
-    if not spec.info.classes:
+    if target.is_floating_point():
         target = target.reshape(output.shape)
     return task_loss(spec, output, target, mask)
 

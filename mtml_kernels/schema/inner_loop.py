@@ -22,6 +22,8 @@ __all__ = [
     "ARGUMENTS",
     "BACKWARD_SCHEMA",
     "CLASS_IDS",
+    "DATA",
+    "DATA_NEEDS",
     "FIXED",
     "FORWARD_SCHEMA",
     "KEEP_LAST",
@@ -32,8 +34,12 @@ __all__ = [
     "NEED_LR",
     "NEED_MOMENTS",
     "NEED_PARAMS",
+    "NEED_QUERY_MASK",
     "NEED_QUERY_X",
+    "NEED_QUERY_Y",
+    "NEED_SUPPORT_MASK",
     "NEED_SUPPORT_X",
+    "NEED_SUPPORT_Y",
     "PER_STEP",
     "PLAIN",
     "QUERY_STEPS",
@@ -70,6 +76,7 @@ BACKWARD_SCHEMA = (
 
 # The bits of `needs`: which groups of tensors are to get a gradient.
 NEED_PARAMS, NEED_LR, NEED_SUPPORT_X, NEED_QUERY_X, NEED_HYPER, NEED_MOMENTS = 1, 2, 4, 8, 16, 32
+NEED_SUPPORT_Y, NEED_QUERY_Y, NEED_SUPPORT_MASK, NEED_QUERY_MASK = 64, 128, 256, 512
 # Which adapted parameters come back: none, theta_K, or theta_0 .. theta_K.
 KEEP_NONE, KEEP_LAST, KEEP_STEPS = 0, 1, 2
 
@@ -206,8 +213,8 @@ class InnerLoopArgs(NamedTuple):
         params, adapted, support_x, support_y, query_x, query_y, *rest = arguments
         support_mask, query_mask, lr, hyper, moments, step_weights, *static, needs = rest
         groups = (params, lr, support_x, query_x, hyper, moments)
-        fixed = (support_y, query_y, support_mask, query_mask, step_weights)
-        return InnerLoopArgs(*groups, *fixed, _spec_of((adapted, *static)), needs)
+        single = (support_y, query_y, support_mask, query_mask, step_weights)
+        return InnerLoopArgs(*groups, *single, _spec_of((adapted, *static)), needs)
 
     def in_schema(self, static: StaticValues) -> tuple[Any, ...]:
         """The op's arguments in schema order; `static`: the values of the spec."""
@@ -239,11 +246,12 @@ class InnerLoopArgs(NamedTuple):
     @property
     def fixed(self) -> tuple[Tensor | None, ...]:
         """The tensors that get no gradient, as `FIXED` names them."""
-        return (self.support_y, self.query_y, self.support_mask, self.query_mask, self.step_weights)
+        return (self.step_weights,)
 
     @property
     def groups(self) -> tuple[tuple[int, list[Tensor]], ...]:
-        """The tensors that may get a gradient, each group with its bit of `needs`."""
+        """The tensors that may get a gradient, each group with its bit of `needs`; those of `DATA` hold one or none."""
+        query_y, query_mask = (self.query_y, self.query_mask) if self.has_loss else (None, None)
         return (
             (self.needs & NEED_PARAMS, self.params),
             (self.needs & NEED_LR, self.lr),
@@ -251,6 +259,10 @@ class InnerLoopArgs(NamedTuple):
             (self.needs & NEED_QUERY_X, self.query_x),
             (self.needs & NEED_HYPER, self.hyper),
             (self.needs & NEED_MOMENTS, self.moments),
+            (self.needs & NEED_SUPPORT_Y, [self.support_y]),
+            (self.needs & NEED_QUERY_Y, [] if query_y is None else [query_y]),
+            (self.needs & NEED_SUPPORT_MASK, [] if self.support_mask is None else [self.support_mask]),
+            (self.needs & NEED_QUERY_MASK, [] if query_mask is None else [query_mask]),
         )
 
     def gradient_shape(self, group: int, index: int) -> torch.Size:
@@ -261,7 +273,10 @@ class InnerLoopArgs(NamedTuple):
         return own
 
 
-FIXED = ("support_y", "query_y", "support_mask", "query_mask", "step_weights")
+# Single tensors: those that may get a gradient (class ids do not), with the bits of `needs`, and those that do not.
+DATA = ("support_y", "query_y", "support_mask", "query_mask")
+DATA_NEEDS = (NEED_SUPPORT_Y, NEED_QUERY_Y, NEED_SUPPORT_MASK, NEED_QUERY_MASK)
+FIXED = ("step_weights",)
 
 _specs: dict[Any, InnerLoopSpec] = {}
 _MAX_SPECS = 512

@@ -23,6 +23,7 @@ __all__ = [
     "KINDS",
     "LOSSES",
     "REDUCTIONS",
+    "SOFT",
     "HeadLoss",
     "LossInfo",
     "LossSpec",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 REDUCTIONS = ("mean", "sum")
+SOFT = 5  # the code, in the inner loop, of cross_entropy whose targets are probabilities
 IGNORED = -100  # the class id that F.cross_entropy passes over by default
 
 
@@ -71,9 +73,11 @@ def _reduced_huber(output: Tensor, target: Tensor, reduction: str, delta: float)
     return each if reduction == "none" else each.sum() if reduction == "sum" else each.mean()
 
 
-def _cross_entropy(z: Tensor, ids: Tensor, smoothing: float) -> Tensor:
+def _cross_entropy(z: Tensor, target: Tensor, smoothing: float) -> Tensor:
     log_p = log_softmax(z)  # [N, C]
-    nll = -log_p.gather(-1, ids.long().unsqueeze(-1)).squeeze(-1)
+    if target.is_floating_point():  # probabilities [N, C], whose sum need not be 1
+        return -(((1.0 - smoothing) * target + smoothing / z.shape[-1]) * log_p).sum(-1)
+    nll = -log_p.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
     return (1.0 - smoothing) * nll - smoothing * log_p.mean(-1)
 
 
@@ -205,6 +209,7 @@ class LossSpec:
     reduction: str = "mean"
     label_smoothing: float = 0.0
     delta: float = 1.0
+    soft: bool = dataclasses.field(default=False, repr=False)  # the targets are probabilities: see `fitting`
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -227,14 +232,20 @@ class LossSpec:
         return float(getattr(self, self.info.option)) if self.info.option else 0.0
 
     def encode(self) -> tuple[int, int, float]:
-        """(kind, reduction, p0): codes are positions in KINDS and REDUCTIONS, p0 is label_smoothing or delta."""
-        return KINDS.index(self.kind), REDUCTIONS.index(self.reduction), self.p0
+        """(kind, reduction, p0): positions in KINDS (or SOFT) and REDUCTIONS, and label_smoothing or delta."""
+        return SOFT if self.soft else KINDS.index(self.kind), REDUCTIONS.index(self.reduction), self.p0
 
     @staticmethod
     def decode(kind: int, reduction: int, p0: float) -> LossSpec:
         """The inverse of `encode`."""
-        option = LOSSES[KINDS[kind]].option
-        return LossSpec(KINDS[kind], REDUCTIONS[reduction], **({option: p0} if option else {}))
+        name = "cross_entropy" if kind == SOFT else KINDS[kind]
+        option = LOSSES[name].option
+        return LossSpec(name, REDUCTIONS[reduction], soft=kind == SOFT, **({option: p0} if option else {}))
+
+    def fitting(self, target: Any) -> LossSpec:
+        """The loss for such targets: of probabilities where it takes class ids too and these are floating point."""
+        soft = self.info.ids and isinstance(target, Tensor) and target.is_floating_point()
+        return self if soft == self.soft else dataclasses.replace(self, soft=soft)
 
 
 @dataclasses.dataclass(frozen=True)

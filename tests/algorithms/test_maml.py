@@ -129,14 +129,20 @@ def test_gradients_of_inputs(backend: str) -> None:
     assert_same(gradients(got, [sx, qx]), gradients(oracle(model, batch, F.mse_loss, 0.1, 2).loss, [sx, qx]))
 
 
-def test_gradients_of_targets_take_the_general_path() -> None:
+@every_path
+def test_gradients_of_targets(backend: str) -> None:
     model = mlp(3, 6, 2)
     sx, sy, qx, qy = regression()
-    batch = (sx, sy.requires_grad_(), qx, qy)
-    maml = MAML(model, 0.1, loss="mse")
-    with pytest.warns(FallbackWarning, match="sy requires grad"):
-        got = maml.meta_loss(*batch)
-    assert_same(gradients(got, [sy]), gradients(oracle(model, batch, F.mse_loss, 0.1, 1).loss, [sy]))
+    batch = (sx, sy.requires_grad_(), qx, qy.requires_grad_())
+    got = MAML(model, 0.1, steps=2, loss="mse", backend=backend).meta_loss(*batch)
+    assert_same(gradients(got, [sy, qy]), gradients(oracle(model, batch, F.mse_loss, 0.1, 2).loss, [sy, qy]))
+
+
+def test_gradients_of_step_weights_take_the_general_path() -> None:
+    weights = torch.tensor([0.0, 0.3, 0.7], dtype=torch.float64, requires_grad=True)
+    maml = MAML(mlp(3, 6, 2), 0.1, steps=2, loss="mse")
+    with pytest.warns(FallbackWarning, match="step_weights requires grad"):
+        assert maml.meta_loss(*regression(), step_weights=weights).requires_grad
 
 
 @every_path

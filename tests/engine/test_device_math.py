@@ -35,7 +35,7 @@ using namespace mtmlk;
 template <class T, int kKind>
 static void losses(int kind, long n, const T* z, const T* y, T delta, T* out) {
   if constexpr (kKind < kLossCount) {
-    if constexpr (kKind != kCrossEntropy)
+    if constexpr (!is_of_classes(kKind))
       for (long i = 0; kind == kKind && i < n; ++i) {
         const Element<T> e = element_loss<ScalarMath<T>, kKind>(z[i], y[i], delta);
         out[i] = e.value, out[n + i] = e.slope, out[2 * n + i] = e.curvature;
@@ -91,7 +91,7 @@ __global__ void acts(int kind, const T* z, T c0, T c1, T* out) {
 template <class T, int kKind>
 __device__ T one(int kind, T z, T y, T delta) {
   if constexpr (kKind < kLossCount) {
-    if constexpr (kKind != kCrossEntropy)
+    if constexpr (!is_of_classes(kKind))
       if (kind == kKind) {
         const Element<T> e = element_loss<ScalarMath<T>, kKind>(z, y, delta);
         return e.value + e.slope + e.curvature;

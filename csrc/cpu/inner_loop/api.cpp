@@ -1,4 +1,5 @@
 // The C ABI: checks, workspace, dispatch.
+#include <utility>
 #include <vector>
 
 #include "mtml/abi.h"
@@ -31,8 +32,15 @@ const char* missing(const Plan& p, const MtmlkCall& call) {
   if (!p.plain && !call.hyper) return "hyper";
   if (call.differentiate && !call.carry) return "carry";
   if (call.differentiate && !p.needs) return "needs";  // the plan has no room for tangents
-  if (call.grad_support_x && !(p.needs & MTMLK_NEED_SUPPORT_X)) return "needs";
-  if (call.grad_query_x && !(p.needs & MTMLK_NEED_QUERY_X)) return "needs";
+  const std::pair<void*, int> wanted[] = {
+      {call.grad_support_x, MTMLK_NEED_SUPPORT_X},       {call.grad_query_x, MTMLK_NEED_QUERY_X},
+      {call.grad_support_y, MTMLK_NEED_SUPPORT_Y},       {call.grad_query_y, MTMLK_NEED_QUERY_Y},
+      {call.grad_support_mask, MTMLK_NEED_SUPPORT_MASK}, {call.grad_query_mask, MTMLK_NEED_QUERY_MASK}};
+  for (const auto& [at, bit] : wanted)
+    if (at && !(p.needs & bit)) return "needs";
+  // class ids have no gradient, and no room for one
+  if (call.grad_support_y && p.support_loss.kind == kCrossEntropy) return "grad_support_y";
+  if (call.grad_query_y && p.query_loss.kind == kCrossEntropy) return "grad_query_y";
   return nullptr;
 }
 

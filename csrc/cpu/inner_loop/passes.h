@@ -37,6 +37,9 @@ void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
   for (T*& plane : moments) plane = p.n_moments ? c.take<T>(p.n_moments * p.own_size) : nullptr;
   clip = p.rule_flags & kUpdateClipped ? c.take<T>(p.steps) : nullptr;
   coef[1] = c.take<T>(p.query.samples);
+  const bool weighs = p.needs & (MTMLK_NEED_SUPPORT_MASK | MTMLK_NEED_QUERY_MASK);
+  const int64_t most = p.support.samples > p.query.samples ? p.support.samples : p.query.samples;
+  each_sample = weighs ? c.take<T>(most) : nullptr;
   negative_rate = c.take<T>(p.n_params);
   chunk_loss = c.take<double>(chunks);
   now = c.take<ParamPtr<T>>(p.n_params);
@@ -62,13 +65,22 @@ void Runner<T>::carve(Carver& c, const Plan& p, int worker_count) {
 template <class T>
 typename Runner<T>::Phase Runner<T>::support(int64_t k) const {
   const T* weights = coef[0] + (plan->support_sets == 1 ? 0 : k * plan->support.samples);
-  return {false,           &plan->support, plan->support_loss,         call->support_x,
-          call->support_y, weights,        set_of_step(*plan, task, k)};
+  return {false,
+          &plan->support,
+          plan->support_loss,
+          call->support_x,
+          call->support_y,
+          weights,
+          set_of_step(*plan, task, k),
+          call->support_mask,
+          call->grad_support_y,
+          call->grad_support_mask};
 }
 
 template <class T>
 typename Runner<T>::Phase Runner<T>::query() const {
-  return {true, &plan->query, plan->query_loss, call->query_x, call->query_y, coef[1], task};
+  return {true,    &plan->query, plan->query_loss, call->query_x,      call->query_y,
+          coef[1], task,         call->query_mask, call->grad_query_y, call->grad_query_mask};
 }
 
 template <class T>
@@ -118,22 +130,30 @@ const T* Runner<T>::rate(const ParamPlan& p, int64_t k) const {
   return shared->rates + lr.packed + (lr.steps == 1 ? 0 : k * lr.size);
 }
 
-// Masks over their sum (mean), and over the elements of a sample; all 0 where every mask is 0. An ignored label counts
-// 0.
+// The mask of a sample; an ignored label counts 0.
+template <class T>
+T Runner<T>::sample_weight(const Phase& p, int64_t sample) const {
+  const int64_t at = p.set * p.cut->samples + sample;
+  if (p.loss.kind == kCrossEntropy && p.y && static_cast<const int64_t*>(p.y)[at] < 0) return T(0);
+  return p.mask ? static_cast<const T*>(p.mask)[at] : T(1);
+}
+
+// What a mask of 1 counts in the task's loss: 1, or for a mean 1 over the masks' sum and a sample's elements, 0 where
+// that sum is.
+template <class T>
+double Runner<T>::unit_weight(const Phase& p, double* total) const {
+  *total = 0;
+  for (int64_t i = 0; i < p.cut->samples; ++i) *total += double(sample_weight(p, i));
+  if (p.loss.reduction == 1) return 1;
+  const double elements = is_of_classes(p.loss.kind) ? 1 : double(plan->out_size);
+  return *total == 0 ? 0 : 1 / (*total * elements);
+}
+
 template <class T>
 void Runner<T>::sample_weights(const Phase& p, T* out) const {
-  const int64_t n = p.cut->samples;
-  const T* mask = static_cast<const T*>(p.query ? call->query_mask : call->support_mask);
-  const int64_t* labels = p.loss.kind == kCrossEntropy && p.y ? static_cast<const int64_t*>(p.y) + p.set * n : nullptr;
-  double total = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    out[i] = labels && labels[i] < 0 ? T(0) : mask ? mask[p.set * n + i] : T(1);
-    total += double(out[i]);
-  }
-  if (p.loss.reduction == 1) return;
-  const double elements = p.loss.kind == kCrossEntropy ? 1 : double(plan->out_size);
-  const T scale = total == 0 ? T(0) : T(1 / (total * elements));
-  for (int64_t i = 0; i < n; ++i) out[i] = total == 0 ? T(0) : out[i] * scale;
+  double total;
+  const T unit = T(unit_weight(p, &total));
+  for (int64_t i = 0; i < p.cut->samples; ++i) out[i] = total == 0 && unit == 0 ? T(0) : sample_weight(p, i) * unit;
 }
 
 // body(chunk, worker); workers split the chunks, which never depend on how many workers there are.
@@ -429,6 +449,7 @@ void Runner<T>::query_pass(int64_t k, bool add) {
                    static_cast<T*>(call->output) + at_output + first * plan->out_size);
       if (!backward) loss.dz = nullptr;
       if (phase.y) chunk_loss[chunk] += loss_block<T>(loss);
+      if (backward && phase.y) collect_data_gradients(phase, loss, nullptr, scale, chunk, index);
       if (!backward) continue;
       if (extra)
         add_rows(extra + first * plan->out_size, rows, plan->out_features, plan->out_ld, phase.y != nullptr, loss.dz);
@@ -440,6 +461,7 @@ void Runner<T>::query_pass(int64_t k, bool add) {
   });
   if (phase.y) losses[plan->steps + (plan->query_steps ? k : 0)] += T(double(weight) * sum_losses(cut));
   if (!backward) return;
+  if (phase.y) weight_gradients(phase);
   if (cut.chunks > 1) sum_chunks(cut.chunks, plan->lambda_size, add ? lambda : nullptr, lambda);
   finish_chunks(phase, k, kDelta, shared->ones, false, [&](Worker<T>& w) { aim(w, lambda); });
 }

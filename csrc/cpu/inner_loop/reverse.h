@@ -8,6 +8,7 @@
 #include "inner_loop/plan/plan.h"
 #include "layers/elementwise.h"
 #include "layers/params.h"
+#include "inner_loop/data_gradients.h"
 #include "inner_loop/factors.h"
 #include "inner_loop/loss.h"
 #include "inner_loop/passes.h"
@@ -116,14 +117,15 @@ void Runner<T>::tangent_pass(int64_t k, T seed) {
       }
       b.tangent = second;
       tangent_block(b);
-      const bool moves = has_tangent(b, plan->output);
-      loss_tangent<T>(loss, moves ? plane_of(b, plan->output, kTangent) : nullptr, seed,
-                      plane_of(b, plan->output, kDeltaTangent));
+      const T* zt = has_tangent(b, plan->output) ? plane_of(b, plan->output, kTangent) : nullptr;
+      loss_tangent<T>(loss, zt, seed, plane_of(b, plan->output, kDeltaTangent));
+      collect_data_gradients(phase, loss, zt, seed, chunk, index);
       aim(w, cut.chunks == 1 ? lambda : own);
       backward_block(b, kDeltaTangent, Sink<T>{w.dst, w.init, shared->ones, index == 0}, false);
       if (call->grad_support_x) collect_input_gradient(phase, b, chunk, index, kDeltaTangent, call->grad_support_x);
     }
   });
+  weight_gradients(phase);
   if (cut.chunks > 1) sum_chunks(cut.chunks, plan->lambda_size, lambda, lambda);
   finish_chunks(phase, k, kDeltaTangent, shared->ones, false, [&](Worker<T>& w) { aim(w, lambda); });
 }
@@ -142,6 +144,54 @@ void Runner<T>::collect_input_gradient(const Phase& phase, const Block<T>& b, in
     const T* src = plane_of(b, i, plane);
     for (int64_t r = 0; r < v.rows * b.samples; ++r)
       for (int64_t f = 0; f < v.features; ++f) dst[r * v.features + f] += src[r * v.ld + f];
+  }
+}
+
+// Those that are added to, of the task's part of the data.
+template <class T>
+void Runner<T>::clear_gradients() const {
+  const auto clear = [&](void* out, int64_t before, int64_t size) {
+    if (out) __builtin_memset(static_cast<T*>(out) + before + task * size, 0, sizeof(T) * size_t(size));
+  };
+  const auto clear_set = [&](int64_t samples, void* x, void* y, void* mask) {
+    for (int64_t i = 0; i < plan->n_inputs; ++i) {
+      const InputPlan& input = plan->inputs[i];
+      if (!input.ids) clear(x, call->tasks * samples * input.offset, samples * input.size);
+    }
+    clear(y, 0, samples * plan->out_size);
+    clear(mask, 0, samples);
+  };
+  clear_set(plan->support_sets * plan->support.samples, call->grad_support_x, call->grad_support_y,
+            call->grad_support_mask);
+  clear_set(plan->query.samples, call->grad_query_x, call->grad_query_y, call->grad_query_mask);
+}
+
+template <class T>
+void Runner<T>::collect_data_gradients(const Phase& phase, const LossBlock<T>& loss, const T* tangent, T seed,
+                                       int64_t chunk, int64_t index) {
+  if (!phase.to_y && !phase.to_mask) return;
+  const Cut& cut = *phase.cut;
+  const int64_t start = chunk * chunk_samples(cut) + index * cut.block_samples;
+  T* to_y = static_cast<T*>(phase.to_y);
+  if (to_y) to_y += (phase.set * cut.samples + start) * plan->out_size;
+  data_gradients<T>(loss, tangent, seed, {to_y, phase.to_mask ? each_sample + start : nullptr});
+}
+
+// After the blocks of a pass: with L = sum w l / W the gradient of w_n is (l_n - L) / W, and likewise of their tangents.
+template <class T>
+void Runner<T>::weight_gradients(const Phase& phase) {
+  if (!phase.to_mask) return;
+  const int64_t n = phase.cut->samples;
+  T* to = static_cast<T*>(phase.to_mask) + phase.set * n;
+  double total, mean = 0;
+  const T unit = T(unit_weight(phase, &total));
+  if (unit == 0) return;
+  for (int64_t i = 0; phase.loss.reduction == 0 && i < n; ++i) mean += double(phase.coef[i]) * double(each_sample[i]);
+  const T shared = phase.loss.reduction == 0 ? T(mean / total) : T(0);
+  for (int64_t i = 0; i < n; ++i) {
+    const bool ignored =
+        phase.loss.kind == kCrossEntropy && static_cast<const int64_t*>(phase.y)[phase.set * n + i] < 0;
+    if (!ignored) to[i] += unit * each_sample[i] - shared;
   }
 }
 

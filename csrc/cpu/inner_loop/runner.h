@@ -52,6 +52,7 @@ struct Runner {
   T* fixed_tangent[2];
   T* chunk_grads;      // [chunks, chunk_size]
   T* coef[2];          // weights of support (of every set) and query samples
+  T* each_sample;      // what a pass sends to the weight of each, where masks want gradients
   T* start;            // [own + own_t] of parameters that are each task's own at the start
   T* moments[2];       // [n_moments, own_size]: at the start; cotangents of the rule's moments
   T* clip;             // [steps] by which clipping scales the gradients
@@ -77,6 +78,8 @@ struct Runner {
     const void* y;
     const T* coef;
     int64_t set;  // which of the sets in x and y: one a task, or one a step of a task
+    const void* mask;
+    void *to_y, *to_mask;  // gradients of y and mask; NULL: not wanted
   };
 
   Phase support(int64_t k) const;
@@ -99,6 +102,8 @@ struct Runner {
   T* gradient_of(T* base, int64_t i, int64_t k, bool query) const;
   int64_t step_row(const ParamPlan& p, int64_t k, bool query) const;
   const T* rate(const ParamPlan& p, int64_t k) const;
+  T sample_weight(const Phase& phase, int64_t sample) const;
+  double unit_weight(const Phase& phase, double* total) const;
   void sample_weights(const Phase& phase, T* out) const;
 
   template <class Body>
@@ -137,6 +142,10 @@ struct Runner {
   void write_adapted(int64_t k) const;
   void collect_input_gradient(const Phase& phase, const Block<T>& b, int64_t chunk, int64_t index, Plane plane,
                               void* out);
+  void clear_gradients() const;
+  void collect_data_gradients(const Phase& phase, const LossBlock<T>& loss, const T* tangent, T seed, int64_t chunk,
+                              int64_t index);
+  void weight_gradients(const Phase& phase);
 };
 
 }  // namespace

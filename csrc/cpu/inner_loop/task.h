@@ -6,7 +6,7 @@
 //   dalpha_k   -= g_k lambda_{k+1}
 // With another update rule, rule.h has what takes the place of alpha_k lambda_{k+1}.
 // H_k v is the tangent of the gradient along v: the tangent passes below run with V = -alpha_k lambda_{k+1}, seeded
-// with s_k g_k, and add straight into lambda.
+// with s_k g_k, and add straight into lambda. Inputs, targets and sample weights get theirs from the same passes.
 #pragma once
 
 #include <stdint.h>
@@ -29,16 +29,7 @@ void Runner<T>::run(T* carry_row) {
   sample_weights(query(), coef[1]);
   load_start();
   load_moments();
-  const auto clear = [&](void* out, int64_t samples) {  // of all sets of the task
-    for (int64_t i = 0; out && i < plan->n_inputs; ++i) {
-      if (plan->inputs[i].ids) continue;
-      const int64_t size = samples * plan->inputs[i].size;
-      T* dst = static_cast<T*>(out) + call->tasks * samples * plan->inputs[i].offset + task * size;
-      __builtin_memset(dst, 0, sizeof(T) * size_t(size));
-    }
-  };
-  clear(call->grad_support_x, plan->support_sets * plan->support.samples);
-  clear(call->grad_query_x, plan->query.samples);
+  clear_gradients();
   for (int64_t k = 0; k <= (plan->query_steps ? steps : 0); ++k) losses[steps + k] = 0;
   for (int64_t k = 0; k < steps; ++k) {
     if (stops_at(k)) return;

@@ -33,8 +33,12 @@ enum MtmlkNeeds {
   MTMLK_NEED_LR = 2,
   MTMLK_NEED_SUPPORT_X = 4,
   MTMLK_NEED_QUERY_X = 8,
-  MTMLK_NEED_HYPER = 16,   // the update rule's numbers
-  MTMLK_NEED_MOMENTS = 32  // the moments that a loop starts from
+  MTMLK_NEED_HYPER = 16,    // the update rule's numbers
+  MTMLK_NEED_MOMENTS = 32,  // the moments that a loop starts from
+  MTMLK_NEED_SUPPORT_Y = 64,
+  MTMLK_NEED_QUERY_Y = 128,
+  MTMLK_NEED_SUPPORT_MASK = 256,
+  MTMLK_NEED_QUERY_MASK = 512
 };
 
 // How adapted weights of linear layers are held: chosen by a cost model, each task's own, or in low-rank form.
@@ -54,7 +58,7 @@ typedef struct {
 } MtmlkError;
 
 typedef struct {
-  int32_t kind;       // 0 mse, 1 cross_entropy, 2 bce_with_logits, 3 huber, 4 l1
+  int32_t kind;       // 0 mse, 1 cross_entropy, 2 bce_with_logits, 3 huber, 4 l1, 5 cross_entropy of probabilities
   int32_t reduction;  // 0 weighted mean over samples, 1 sum
   double p0;          // label smoothing or huber's delta
 } MtmlkLoss;
@@ -120,6 +124,10 @@ typedef struct {
   void* carry;                      // [T or 1, carry_cols], see MtmlkPlanInfo
   void* grad_support_x;             // [n_inputs] concatenated, see mtmlk_plan_info; unscaled when grad_loss is NULL
   void* grad_query_x;
+  void* grad_support_y;  // like the targets, which are values then, and the masks; unscaled likewise
+  void* grad_query_y;
+  void* grad_support_mask;
+  void* grad_query_mask;
 } MtmlkCall;
 
 typedef struct {

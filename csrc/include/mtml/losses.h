@@ -15,7 +15,10 @@ struct Element {
 };
 
 // ---- of the inner loop: LossKind ----
-//
+
+// Those of a row of classes.
+MTMLK_ANYWHERE constexpr bool is_of_classes(int kind) { return kind == kCrossEntropy || kind == kSoftCrossEntropy; }
+
 //   mse               (z - y)^2             2 (z - y)              2
 //   bce_with_logits   log(1 + e^z) - z y    s - y                  s (1 - s)          s = sigmoid(z)
 //   huber             h(z - y)              clamp(z - y, delta)    [|z - y| < delta]
@@ -39,6 +42,22 @@ MTMLK_ANYWHERE Element<typename M::Value> element_loss(typename M::Value z, type
     const auto inside = size < delta;
     return {inside ? T(0.5) * r * r : delta * (size - T(0.5) * delta), inside ? r : delta * sign, inside ? one : zero};
   }
+}
+
+template <class V>
+struct TargetElement {
+  V slope, mixed;
+};
+
+// How that loss moves with its target y, and how this slope moves with z. All but bce are functions of z - y.
+template <class M, int kKind>
+MTMLK_ANYWHERE TargetElement<typename M::Value> target_element(typename M::Value z,
+                                                               const Element<typename M::Value>& e) {
+  using T = typename M::Scalar;
+  if constexpr (kKind == kBce)
+    return {-z, T(-1) - typename M::Value{}};
+  else
+    return {-e.slope, -e.curvature};
 }
 
 // ---- of several heads: MultiheadKind ----

@@ -69,8 +69,16 @@ enum Window : int32_t {
   kDivisor = kGroups  // of an average: 0 counts padding, -1 does not, else the divisor itself
 };
 
-// Losses of the inner loop; formulas in losses.h.
-enum LossKind : int32_t { kMse = 0, kCrossEntropy = 1, kBce = 2, kHuber = 3, kL1 = 4, kLossCount = 5 };
+// Losses of the inner loop; formulas in losses.h. Cross-entropy of class ids, and of probabilities.
+enum LossKind : int32_t {
+  kMse = 0,
+  kCrossEntropy = 1,
+  kBce = 2,
+  kHuber = 3,
+  kL1 = 4,
+  kSoftCrossEntropy = 5,
+  kLossCount = 6
+};
 
 // Losses of several heads.
 enum MultiheadKind : int32_t {

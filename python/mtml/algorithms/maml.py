@@ -37,7 +37,8 @@ class MAML(MetaLearner):
     qx [T, Q, ...], qy [T, Q, ...] to judge the adapted models by. Inputs are a tensor, or a tuple (several arguments of
     the model) or dict (keyword arguments) of such. A `TaskBatch`, or an equal tuple, may take the place of the four.
     Targets may be None where the loss takes the output alone: loss(output), such as an entropy.
-    Gradients through the inner loop are exact, second order included, unless `first_order`.
+    Gradients through the inner loop are exact, second order included, unless `first_order`: to the parameters, the
+    rates, the inputs, the targets that are floating point (probabilities for cross_entropy, say) and the masks.
 
     Models of known layers run in the fused engine (`explain` says which layers those are), everything else in PyTorch
     operations with the same results (one `FallbackWarning` says so).

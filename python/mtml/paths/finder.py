@@ -171,16 +171,11 @@ class PathFinder:
             reasons.append(
                 f"autocast: the call is inside torch.autocast to {dtype}, and the fused engine casts nothing"
             )
-        if torch.is_grad_enabled():
-            wanted = [n for n, t in batch.tensors() if n[:2] in ("sy", "qy", "su", "qu") and t.requires_grad]
-            if isinstance(batch.weights, Tensor) and batch.weights.requires_grad:
-                wanted.append("step_weights")
-            reasons += [f"{name} requires grad, which the fused path does not give" for name in wanted]
+        if torch.is_grad_enabled() and isinstance(batch.weights, Tensor) and batch.weights.requires_grad:
+            reasons.append("step_weights requires grad, which the fused path does not give")
         traced = self._trace(batch)
         losses = self._recognised(traced.program, batch)
         reasons += dict.fromkeys(loss.reason for loss in losses if isinstance(loss, Opaque))
-        if self.rule is not None and not self.rule.plain and getattr(losses[0], "scale", 1.0) != 1.0:
-            reasons.append("loss: it has a factor, which is one of the rates for gradient descent only")
         reasons += traced.reasons
         if traced.program is not None:
             reasons += self._unfused_targets(traced.program, losses, batch)
@@ -299,13 +294,14 @@ class PathFinder:
     ) -> Fused:
         """One call of the engine for every step of this program."""
         adapted = [p.name in self.names for p in program.params]
+        losses = [loss.fitting(target) for loss, target in zip(losses, (batch.sy, batch.qy), strict=True)]
         spec = self._spec(program, adapted, losses, options)
         moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
         rates = self._rates(moving, options, self.tensors[program.params[0].name])
         narrow = any(isinstance(y, Tensor) and y.dtype in NARROW for y in (batch.sy, batch.qy))
         looks = backend == "reference" or narrow
         classes = _classes(program.output_shape[-1:], losses, batch) if looks else (0, 0)
-        if self.rule is not None or options.axes:
+        if self.rule is not None or options.axes or _beyond_gram(batch, losses):
             return Fused(program, self.tensors, self.names, rates, spec, backend, names, classes, self.rule)
         asked = VARIANT in backend  # for a way of holding weights, of which the Gram form has none
         kind = FusedHead if not asked and is_head(program, spec, rates(), losses, sizes) else Fused
@@ -388,7 +384,7 @@ class PathFinder:
                 else:
                     check_dtypes(dtype, iter([(called, tensor)]), why)
         for name, loss, target in (("sy", losses[0], batch.sy), ("qy", losses[1], batch.qy)):
-            if loss.kind != "cross_entropy" and target is not None:
+            if isinstance(target, Tensor) and target.is_floating_point():
                 check_dtypes(dtype, iter([(name, target)]), f"the model's dtype, for loss {loss.kind!r}")
 
 
@@ -410,6 +406,13 @@ def _classes(count: Sequence[int], losses: Sequence[LossSpec | Opaque], batch: B
 def _plain_autograd() -> bool:
     """Whether torch.autograd.grad works here: not within a torch.func transform, and not in inference mode."""
     return not torch._C._are_functorch_transforms_active() and not torch.is_inference_mode_enabled()
+
+
+def _beyond_gram(batch: Batch, losses: Sequence[LossSpec]) -> bool:
+    """Whether the Gram form lacks something: probabilities as targets, gradients to targets or masks."""
+    data = (batch.sy, batch.qy, batch.support_mask, batch.query_mask)
+    asked = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in data)
+    return asked or any(loss.soft for loss in losses)
 
 
 def _single_values(program: Program, batch: Batch) -> list[str]:

@@ -6,6 +6,7 @@
 
 #include "inner_loop/plan/layers.h"
 #include "inner_loop/plan/storage.h"
+#include "mtml/losses.h"
 #include "mtml/update.h"
 
 namespace mtmlk {
@@ -57,7 +58,7 @@ bool check_options(const MtmlkPlanSpec& spec, const Why& why) {
     if (loss.kind < 0 || loss.kind >= kLossCount || loss.reduction < 0 || loss.reduction > 1)
       return why("expected a loss of kind 0 to %d and reduction 0 or 1, got [%d, %d]", kLossCount - 1, loss.kind,
                  loss.reduction);
-  if (spec.needs < 0 || spec.needs > 63) return why("expected needs from 0 to 63, got %d", spec.needs);
+  if (spec.needs < 0 || spec.needs > 1023) return why("expected needs from 0 to 1023, got %d", spec.needs);
   if (spec.rule < kSgd || spec.rule > kRmsprop) return why("expected an update rule from 0 to 2, got %d", spec.rule);
   if (spec.rule_flags < 0 || spec.rule_flags > 63)
     return why("expected flags of the update rule from 0 to 63, got %d", spec.rule_flags);
@@ -139,8 +140,8 @@ bool check_program(const PlanStorage& plan, const Why& why) {
   if (!check_ids(plan, why)) return false;
   const ValuePlan& output = plan.values[plan.output];
   if (!output.batched) return why("expected an output of every sample, got one of parameters alone");
-  const bool ids = plan.support_loss.kind == kCrossEntropy || plan.query_loss.kind == kCrossEntropy;
-  if (ids && output.rows != 1)
+  const bool classes = is_of_classes(plan.support_loss.kind) || is_of_classes(plan.query_loss.kind);
+  if (classes && output.rows != 1)
     return why("expected one row of classes a sample for cross_entropy, got %lld rows", Long(output.rows));
   return true;
 }
