@@ -43,9 +43,10 @@ Carry = Sequence[tuple[tuple[int, ...], torch.dtype]]
 def check_arguments(a: InnerLoopArgs) -> None:
     """Raises ValueError or TypeError where an argument does not fit the program or the others; it names it."""
     lists = (a.spec.adapted, a.spec.program, a.spec.support_loss, a.spec.query_loss, a.spec.update)
-    counts = (*(len(tensors) for _, tensors in a.groups), len(a.spec.loss_args), a.spec.steps, a.spec.keep, a.spec.axes)
-    tensors = (t for _, group in a.groups for t in group)
-    key = _DOOR.passed((*tensors, a.step_weights), *(tuple(values) for values in lists), *counts, a.needs)
+    groups = (a.params, a.lr, a.support_x, a.query_x, a.hyper, a.moments)
+    single = (a.support_y, a.query_y, a.support_mask, a.query_mask, a.step_weights)
+    counts = (*map(len, groups), len(a.spec.loss_args), a.spec.steps, a.spec.keep, a.spec.axes, a.needs)
+    key = _DOOR.passed((*chain.from_iterable(groups), *single), *(tuple(values) for values in lists), *counts)
     if key is not True:
         _check_all(a)
         _DOOR.remember(key)

@@ -38,7 +38,9 @@ static void losses(int kind, long n, const T* z, const T* y, T delta, T* out) {
     if constexpr (!is_of_classes(kKind))
       for (long i = 0; kind == kKind && i < n; ++i) {
         const Element<T> e = element_loss<ScalarMath<T>, kKind>(z[i], y[i], delta);
+        const TargetElement<T> target = target_element<ScalarMath<T>, kKind>(z[i], e);
         out[i] = e.value, out[n + i] = e.slope, out[2 * n + i] = e.curvature;
+        out[3 * n + i] = target.slope, out[4 * n + i] = target.mixed;
       }
     losses<T, kKind + 1>(kind, n, z, y, delta, out);
   }
@@ -94,7 +96,8 @@ __device__ T one(int kind, T z, T y, T delta) {
     if constexpr (!is_of_classes(kKind))
       if (kind == kKind) {
         const Element<T> e = element_loss<ScalarMath<T>, kKind>(z, y, delta);
-        return e.value + e.slope + e.curvature;
+        const TargetElement<T> target = target_element<ScalarMath<T>, kKind>(z, e);
+        return e.value + e.slope + e.curvature + target.slope + target.mixed;
       }
     return one<T, kKind + 1>(kind, z, y, delta);
   }
@@ -196,13 +199,20 @@ def test_activations_as_scalars(host: ctypes.CDLL, name: str, dtype: torch.dtype
 
 
 @every_dtype
-@pytest.mark.parametrize("name", [name for name in kinds("LossKind") if name != "CrossEntropy"])
+@pytest.mark.parametrize("name", [name for name in kinds("LossKind") if not name.endswith("CrossEntropy")])
 def test_losses_as_scalars(host: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
     z = points(dtype)
     y = (z * 0.37).sin().abs()
     kind = kinds("LossKind")[name]
-    expected = derivatives(lambda x: LOSSES[KINDS[kind]].formula(x, y.double(), 0.7), z)
-    assert_near(call(host, "losses", 3, z, y, 0.7, kind=kind), expected)
+    out = call(host, "losses", 5, z, y, 0.7, kind=kind)
+    formula = LOSSES[KINDS[kind]].formula
+    assert_near(out[:3], derivatives(lambda x: formula(x, y.double(), 0.7), z))
+
+    def slope_in_target(x: Tensor) -> Tensor:
+        target = y.double().requires_grad_()
+        return torch.autograd.grad(formula(x, target, 0.7).sum(), target, create_graph=True)[0]
+
+    assert_near(out[3:], derivatives(slope_in_target, z)[:2])
 
 
 @every_dtype

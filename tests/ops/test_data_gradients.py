@@ -14,7 +14,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.inner_loop import inner_loop_call
-from mtml_kernels.ops.inner_loop_backends import FORMS as ENGINE_FORMS
 from mtml_kernels.schema.inner_loop import (
     DATA,
     DATA_NEEDS,
@@ -27,7 +26,7 @@ from mtml_kernels.schema.inner_loop import (
 from mtml_kernels.schema.update import UpdateSpec
 
 every_backend = pytest.mark.parametrize("backend", BACKEND_NAMES)
-compiled_backends = pytest.mark.parametrize("backend", list(ENGINE_FORMS) if "cpu" in BACKEND_NAMES else [])
+compiled_backends = pytest.mark.parametrize("backend", [name for name in BACKEND_NAMES if name != "reference"])
 D = torch.float64
 SOFT = LossSpec("cross_entropy", soft=True)
 LOSSES = {
@@ -70,6 +69,7 @@ def problem(
     axes: int = 0,
     step_weights: bool = False,
     adam: bool = False,
+    keep: int = 1,
     tasks: int = 3,
     support: int = 5,
     query: int = 4,
@@ -85,7 +85,9 @@ def problem(
     query_loss = query_loss or loss
     (*coded, p0), (*query_coded, query_p0) = loss.encode(), query_loss.encode()
     rule = [*UpdateSpec("adam").encode(), 0] if adam else PLAIN
-    spec = InnerLoopSpec([True] * 4, program, [], steps, coded, query_coded, [p0, query_p0], first_order, 1, rule, axes)
+    spec = InnerLoopSpec(
+        [True] * 4, program, [], steps, coded, query_coded, [p0, query_p0], first_order, keep, rule, axes
+    )
     lead = (tasks, steps, support) if axes & PER_STEP else (tasks, support)
     a = InnerLoopArgs(
         params=[0.7 * torch.randn(shape, dtype=dtype) for shape in shapes],
@@ -148,13 +150,20 @@ def gradients(a: InnerLoopArgs, backend: str, what: str = "all", door: Any = cal
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_equal_the_reference(loss: str, form: str, backend: str) -> None:
-    if backend == "cpu:low_rank" and form not in ("plain", "per_step"):
-        pytest.skip("low-rank form has no place for it")
     for first_order, other in itertools.product((False, True), (None, "huber", "soft")):
         a = problem(LOSSES[loss], other and LOSSES[other], first_order=first_order, **FORMS[form])
         for what in ("all", "loss"):
             found, expected = gradients(a, backend, what), gradients(a, "reference", what)
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.skipif("cpu" not in BACKEND_NAMES, reason="no compiled engine")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_in_low_rank_form(loss: str) -> None:
+    for first_order, axes in itertools.product((False, True), (0, PER_STEP)):
+        a = problem(LOSSES[loss], first_order=first_order, axes=axes, keep=0, hidden=16, support=2)
+        found, expected = gradients(a, "cpu:low_rank"), gradients(a, "reference")
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @compiled_backends
@@ -168,8 +177,6 @@ def test_gradients_equal_the_reference_where_a_set_is_cut_into_blocks(backend: s
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("loss", ["huber", "bce", "soft_smoothed"])
 def test_gradcheck(loss: str, form: str, backend: str) -> None:
-    if backend == "cpu:low_rank" and form not in ("plain", "per_step"):
-        pytest.skip("low-rank form has no place for it")
     a, leaves = leaves_of(problem(LOSSES[loss], steps=2, tasks=2, support=3, query=2, **FORMS[form]))
 
     def outputs(*data: Tensor) -> tuple[Tensor, ...]:

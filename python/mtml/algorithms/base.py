@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from torch import Tensor, nn
 
 from mtml.adapted import Adapted
-from mtml.paths.batch import Batch, Extras, unpacked, weights_list
+from mtml.paths.batch import Batch, Extras, Parts, unpacked, weights_list
 from mtml.paths.explain import Explanation
 from mtml.paths.path import Finder, Outcome, Path
 from mtml_kernels.checks import check_choice, check_steps, shown
@@ -158,10 +158,11 @@ class MetaLearner(nn.Module, abc.ABC):
 
     def explain(self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None) -> Explanation:
         """Print and return how calls with such data run: path, kernel, why, and every layer."""
+        parts: Parts = (sx, sy, qx, qy, None, None)
         if sy is None:
-            sx, sy, qx, qy, _, _ = unpacked(sx, sy, qx, qy, None, None, self, adapting=True)
+            parts = unpacked(sx, sy, qx, qy, None, None, self, adapting=True)
         paths = self._paths if self._paths.owner is self else self._own_paths()
-        explanation = paths.explain(Batch(sx, sy, qx, qy))
+        explanation = paths.explain(Batch(*parts))
         print(explanation)
         return explanation
 

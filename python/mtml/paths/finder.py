@@ -238,6 +238,9 @@ class PathFinder:
                 continue
             check_target(name, loss.kind, target, (*target.shape[:2], *program.output_shape))
             reason = unfused_target(loss, program.output_shape, target, tuple(target.shape[2:]))
+            dtype = self.tensors[program.params[0].name].dtype if program.params else target.dtype
+            if loss.info.ids and target.is_floating_point() and target.dtype != dtype:
+                reason = f"{loss.kind}: the probabilities are {target.dtype}, the model {dtype}"
             reasons += [f"{name}: {reason}"] if reason else []
         return reasons
 
