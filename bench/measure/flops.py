@@ -25,6 +25,7 @@ omniglot_conv, 85.3 for mini_conv). ``taps="all"`` counts them, as a dense im2co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.workloads import Workload
+from bench.workloads.inner import InnerWorkload
 
 Taps = Literal["inside", "all"]
 Mode = Literal["adapt", "forward", "forward+backward"]
@@ -149,6 +151,31 @@ def meta_step(w: Workload, taps: Taps = "inside", mode: Mode = "forward+backward
     return flops
 
 
+def inner_loop(w: InnerWorkload) -> int:
+    """FLOPs of a call of an inner-loop workload; the update, however many operations it is, is not counted.
+
+    Gradients for the support inputs cost the first layer what the last rows of the table say. Where the inner loop
+    changes a latent that shifts the layers, its steps need no dW and its tangents pass no tangent of a weight: 1 + 1
+    products for the gradient step, then 1 + 1 for the tangents and 2 for dW; of the first layer 1, and 1 for dW. What
+    is computed from the latent alone, once a task, counts nothing.
+
+    >>> from bench.workloads.inner import WORKLOADS
+    >>> round(inner_loop(WORKLOADS["fedavg"]) / 1e9, 1)
+    49.4
+    """
+    layers = product_layers(on_meta(w), w.x)
+    if w.goal == "adapt":
+        return weight_space(w, layers, "adapt")
+    if w.goal == "expert":
+        inner = sum(layer.gradient_step(inputs=False) + layer.tangent(inputs=True) for layer in layers)
+        return 2 * w.tasks * w.support * w.steps * inner
+    if not w.adapted:
+        return weight_space(w, layers)
+    step = sum(layer.macs * (2 if layer.first else 6) for layer in layers)
+    query = sum(layer.gradient_step(inputs=False) for layer in layers)
+    return 2 * w.tasks * (w.support * w.steps * step + w.query * query)
+
+
 def meta_step_bytes(w: Workload, itemsize: int = 4, mode: Mode = "forward+backward") -> int:
     """Compulsory traffic: every input read once, every result written once, nothing in between."""
     params = sum(p.numel() for p in on_meta(w).parameters())
@@ -164,3 +191,14 @@ def meta_step_bytes(w: Workload, itemsize: int = 4, mode: Mode = "forward+backwa
     if mode == "forward+backward":
         written += params * itemsize + ((support + query) * sample * itemsize if w.inputs else 0)
     return read + written
+
+
+def inner_loop_bytes(w: InnerWorkload, itemsize: int = 4) -> int:
+    """Compulsory traffic of a call of an inner-loop workload."""
+    params = sum(p.numel() for p in on_meta(w).parameters())
+    sample = math.prod(w.x) * itemsize + (w.out * itemsize if w.loss == "mse" else 8)
+    support = w.tasks * w.support * (w.steps if w.per_step else 1)
+    read = (support + w.tasks * w.query) * sample + (w.tasks if w.own_starts else 1) * params * itemsize
+    if w.goal == "expert":
+        return read + (params + support * math.prod(w.x)) * itemsize
+    return read + (w.tasks if w.goal == "adapt" else 1) * params * itemsize

@@ -15,9 +15,10 @@ from bench import providers, workloads
 from bench.measure import flops, peak, timing
 from bench.measure.match import Gate, Match
 from bench.providers import Prepared, Unavailable, is_ours
+from bench.providers import inner as inner_providers
 from bench.providers.base import Result
 from bench.report.record import Record, environment, fastest_peer
-from bench.workloads import heads
+from bench.workloads import heads, inner
 
 AnyWorkload = workloads.Workload | heads.HeadsWorkload
 Say = Callable[[str], None]
@@ -36,13 +37,15 @@ class Options:
 
 def names() -> list[str]:
     """Every workload there is."""
-    return [*workloads.WORKLOADS, *heads.WORKLOADS]
+    return [*workloads.WORKLOADS, *inner.WORKLOADS, *heads.WORKLOADS]
 
 
 def find(name: str) -> AnyWorkload:
     """The workload of this name; raises ValueError naming the choices."""
     if name in heads.WORKLOADS:
         return heads.WORKLOADS[name]
+    if name in inner.WORKLOADS:
+        return inner.WORKLOADS[name]
     return workloads.select([name])[0]
 
 
@@ -50,6 +53,8 @@ def prepare(w: AnyWorkload, provider: str, dtype: torch.dtype, device: str, seed
     """Bind a provider to the network and data of a seed."""
     if isinstance(w, heads.HeadsWorkload):
         return heads.prepare(w, provider, dtype, device, seed)
+    if isinstance(w, inner.InnerWorkload):
+        return inner_providers.prepare(w, provider, dtype, device, seed)
     bind = providers.load(provider)
     return bind(w, workloads.make_network(w, dtype, device, seed), workloads.make_data(w, dtype, device, seed))
 
@@ -61,14 +66,18 @@ def outcome(prepared: Prepared) -> Result:
 
 
 def gate_for(w: AnyWorkload, options: Options) -> Gate:
-    """The match gate of a workload: the plain loop (eager, for heads) on the same inputs."""
-    reference = "eager" if isinstance(w, heads.HeadsWorkload) else "loop"
+    """The match gate of a workload: the plain loop (eager, for heads) on the same inputs, where it is not another."""
+    reference = (
+        "eager" if isinstance(w, heads.HeadsWorkload) else w.oracle if isinstance(w, inner.InnerWorkload) else "loop"
+    )
     return Gate(lambda dtype, seed: outcome(prepare(w, reference, dtype, options.device, seed)), options.dtype)
 
 
 def _counts(w: AnyWorkload, itemsize: int) -> tuple[int, int]:
     if isinstance(w, heads.HeadsWorkload):
         return w.flops, w.bytes(itemsize)
+    if isinstance(w, inner.InnerWorkload):
+        return flops.inner_loop(w), flops.inner_loop_bytes(w, itemsize)
     return flops.meta_step(w), flops.meta_step_bytes(w, itemsize)
 
 
@@ -127,7 +136,8 @@ def _asked(w: AnyWorkload, options: Options) -> tuple[str, ...]:
     """The providers to run: those asked for that know this kind of workload, or all of its kind."""
     if isinstance(w, heads.HeadsWorkload):
         return tuple(p for p in options.providers if p in heads.PROVIDERS) or heads.PROVIDERS
-    return tuple(p for p in options.providers if p != "eager") or providers.default(w)
+    default = w.providers if isinstance(w, inner.InnerWorkload) else providers.default(w)
+    return tuple(p for p in options.providers if p != "eager") or default
 
 
 def run_workload(w: AnyWorkload, options: Options, say: Say = print) -> list[Record]:

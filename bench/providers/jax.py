@@ -18,7 +18,7 @@ OPTIONS = ("map",)
 
 
 @contextlib.contextmanager
-def _only(threads: int) -> Iterator[None]:
+def only(threads: int) -> Iterator[None]:
     """Let this process see ``threads`` processors: XLA sizes its pool by that when its client is created."""
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -31,7 +31,7 @@ def _only(threads: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _layer(m: nn.Module, p: Iterator[Any], x: Any) -> Any:
+def layer(m: nn.Module, p: Iterator[Any], x: Any) -> Any:
     """One layer of the workloads' networks; takes its parameters from ``p``."""
     import jax
     import jax.numpy as jnp
@@ -50,13 +50,16 @@ def _layer(m: nn.Module, p: Iterator[Any], x: Any) -> Any:
                 x, next(p), m.stride, [(int(q), int(q)) for q in m.padding], dimension_numbers=("NCHW", "OIHW", "NCHW")
             )
             return y + next(p)[None, :, None, None]
-        case nn.BatchNorm2d():
-            mean = x.mean((0, 2, 3), keepdims=True)
-            var = ((x - mean) ** 2).mean((0, 2, 3), keepdims=True)
+        case nn.BatchNorm2d() | nn.InstanceNorm2d():
+            axes = (0, 2, 3) if isinstance(m, nn.BatchNorm2d) else (2, 3)
+            mean = x.mean(axes, keepdims=True)
+            var = ((x - mean) ** 2).mean(axes, keepdims=True)
             x = (x - mean) * jax.lax.rsqrt(var + m.eps)
             return x * next(p)[None, :, None, None] + next(p)[None, :, None, None]
         case nn.MaxPool2d():
             return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+        case nn.AvgPool2d():
+            return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 1, 2, 2), (1, 1, 2, 2), "VALID") / 4
         case nn.Flatten():
             return x.reshape(x.shape[0], -1)
         case _:
@@ -70,7 +73,7 @@ def _loss(w: Workload, net: nn.Module) -> Callable[..., Any]:
     def loss(params: list[Any], x: Any, y: Any) -> Any:
         p = iter(params)
         for m in net.children():
-            x = _layer(m, p, x)
+            x = layer(m, p, x)
         if w.loss == "mse":
             return ((x - y) ** 2).mean()
         return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None].astype(jnp.int32), 1).mean()
@@ -105,7 +108,7 @@ def prepare(w: Workload, net: nn.Module, data: Data, options: frozenset[str]) ->
     import numpy as np
 
     jax.config.update("jax_enable_x64", data[0].dtype == torch.float64)
-    with _only(torch.get_num_threads()):
+    with only(torch.get_num_threads()):
         jax.devices()
     batch = [jnp.asarray(part.detach().cpu().numpy()) for part in data]
     params = [jnp.asarray(p.detach().cpu().numpy()) for p in net.parameters()]
