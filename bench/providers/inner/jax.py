@@ -81,10 +81,8 @@ def _over_tasks(w: InnerWorkload, fn: Callable[..., Any], start: Any, batch: tup
     return jax.vmap(fn, (0 if w.own_starts else None, *[0] * len(batch)))(start, *batch)
 
 
-def _function(
-    w: InnerWorkload, arrays: Any, net: nn.Module, in_turn: bool
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """What is compiled and its arguments."""
+def _function(w: InnerWorkload, a: Any, net: nn.Module, in_turn: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """What is compiled and its arguments, from the arrays of a problem by name."""
     import jax
 
     loss = _objective(w, net)
