@@ -53,7 +53,7 @@ void class_data(const LossBlock<T>& b, const T* zt, T seed, const DataSink<T>& t
   const T hit = T(1) - T(b.loss.p0);
   for (int64_t n = 0; n < b.samples; ++n) {
     const int64_t at = n * b.ld;
-    const SoftmaxRow<T> row = softmax_row<T>(b.z + at, b.features, b.aux + at);
+    const LogitsRow<T> row = softmax_row<T>(b.z + at, b.features, b.aux + at);
     VecOf<T> products = {}, sum = {};
     for (int64_t f = 0; zt && f < b.features; f += Simd<T>::kLanes)
       products += keep_lanes<T>(load<T>(b.aux + at + f) * load<T>(zt + at + f), b.features - f);

@@ -53,7 +53,7 @@ double element_losses(const LossBlock<T> b) {
 }
 
 template <class T>
-struct SoftmaxRow {
+struct LogitsRow {
   T top;           // the largest z
   double log_sum;  // of e^(z - top)
 
@@ -63,7 +63,7 @@ struct SoftmaxRow {
 
 // Of one row, and p into aux.
 template <class T>
-MTMLK_INLINE SoftmaxRow<T> softmax_row(const T* z, int64_t classes, T* p) {
+MTMLK_INLINE LogitsRow<T> softmax_row(const T* z, int64_t classes, T* p) {
   constexpr int kLanes = Simd<T>::kLanes;
   VecOf<T> high = splat<T>(z[0]);
   for (int64_t f = 0; f < classes; f += kLanes) {
@@ -137,7 +137,7 @@ double soft_cross_entropies(const LossBlock<T>& b) {
   double total = 0;
   for (int64_t n = 0; n < b.samples; ++n) {
     const int64_t at = n * b.ld;
-    const SoftmaxRow<T> row = softmax_row<T>(b.z + at, b.features, b.aux + at);
+    const LogitsRow<T> row = softmax_row<T>(b.z + at, b.features, b.aux + at);
     const T c = b.weight[n], mass = class_mass(b, n);
     VecOf<T> loss = {};
     for (int64_t f = 0; f < b.features; f += Simd<T>::kLanes) {
