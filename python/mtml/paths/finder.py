@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtml.params import adaptable, aliases, select
-from mtml.paths.as_written import as_written
+from mtml.paths.as_written import OTHER_IDS, as_written
 from mtml.paths.batch import Batch
 from mtml.paths.fused import Fused
 from mtml.paths.general import General
@@ -135,12 +135,8 @@ class PathFinder:
         if not traced.reasons:
             assert traced.program is not None
             path = self._fused(traced.program, _specs(traced.losses), batch, options, sizes)
-            return as_written(path, traced.losses, lambda batch: self._live(batch, options, rates))
-        if self.backend != "auto":
-            raise BackendUnavailable(
-                f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(traced.reasons)}. "
-                "Use backend='auto' or 'general' for the general path, which runs any module and loss"
-            )
+            return self._as_written(path, traced.losses, options, rates)
+        self._refuse_to_fall_back(traced.reasons)
         general = self._live(batch, options, rates)
         general.notice = general.plan.mode, "; ".join(traced.reasons)
         return general
@@ -299,6 +295,22 @@ class PathFinder:
         asked = VARIANT in backend  # for a way of holding weights, of which the Gram form has none
         kind = FusedHead if not asked and is_head(program, spec, rates(), losses, sizes) else Fused
         return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
+
+    def _refuse_to_fall_back(self, reasons: Sequence[str]) -> None:
+        if self.backend != "auto":
+            raise BackendUnavailable(
+                f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(reasons)}. "
+                "Use backend='auto' or 'general' for the general path, which runs any module and loss"
+            )
+
+    def _as_written(self, path: Fused | TrunkOnce, losses: Losses, options: Options, rates: Rates) -> Path:
+        """The path with what its losses are beside the engine's; on other ids than the engine's it runs live."""
+
+        def live(batch: Batch) -> General:
+            self._refuse_to_fall_back([OTHER_IDS])
+            return self._live(batch, options, rates)
+
+        return as_written(path, losses, live)
 
     def _live(self, batch: Batch, options: Options, rates: Rates) -> General:
         """The general path."""
