@@ -25,6 +25,7 @@ __all__ = ["Match", "Sizes", "match"]
 
 MAGNITUDES = (1.0, 1e-6, 1e-3, 30.0, 1e3, 1e6, 1e12)
 LARGEST = 1 << 22  # elements of an output, which every trial holds a few times
+FEW = 64  # elements that may all lie on one side of a kink
 TOLERANCE = 1e-10  # in float64, relative to the largest value
 NEAR, FAR = 2.0**-30, 2.0**40  # where huber is surely a square, and surely linear
 
@@ -206,7 +207,9 @@ class _Trial:
         count = self.shape[0] * (1 if spec.info.classes else math.prod(self.shape[1:]))
         forms, each = [(spec, scale)], self.form == "samples"
         if not each:
-            forms.insert(scale != count, (dataclasses.replace(spec, reduction="sum"), _rounded(scale / count)))
+            forms.insert(
+                count == 1 or scale != count, (dataclasses.replace(spec, reduction="sum"), _rounded(scale / count))
+            )
         if not self.ids:
             return Match(*forms[0], each, True, self.flat)
         for ignored in (True, False):
@@ -223,7 +226,12 @@ class _Trial:
 
     def _agree(self, spec: LossSpec, scale: float, magnitudes: Sequence[float]) -> bool:
         formula = self._formula(spec)
-        return all(self._same(formula, scale, *self._inputs(magnitude)) for magnitude in magnitudes)
+        signs = (1, -1) if math.prod(self.shape) < FEW else (1,)
+        return all(
+            self._same(formula, scale, sign * output, target if self.ids else sign * target)
+            for output, target in map(self._inputs, magnitudes)
+            for sign in signs
+        )
 
     def _same(self, formula: Function, scale: float, output: Tensor, target: Tensor) -> bool:
         """Whether the callable is scale times the formula, in value and derivatives, but for roundings."""

@@ -116,6 +116,21 @@ def test_ignored_ids() -> None:
     maml.meta_loss(*batch)
     assert path_of(maml, batch).live is not None
     same_as_general(maml, data(True))
+    by_name = MAML(mlp(3, 6, 4), 0.05, loss=IDS["per sample"].loss, backend="reference")
+    by_name.meta_loss(*data(True))
+    with pytest.raises(BackendUnavailable, match="class ids below 0"):
+        by_name.meta_loss(*batch)
+
+
+def test_the_first_batch_with_other_ids_is_told_of() -> None:
+    maml, batch = MAML(mlp(3, 6, 4), 0.05, loss=IDS["per sample"].loss), data(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        maml.meta_loss(*batch)
+        batch[1][0, 0] = -100
+        maml.meta_loss(*batch)
+    with pytest.warns(mtml.FallbackWarning, match="class ids below 0"):
+        maml.meta_loss(*batch)
 
 
 @pytest.mark.parametrize("rate", ["number", "tensor", "each", "learned"])

@@ -56,6 +56,14 @@ def test_an_ignored_class_is_seen_at_every_size(samples: int, classes: int, igno
     assert isinstance(whole, Match) and whole.spec == LossSpec("cross_entropy") and whole.scale == 1.0
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1)])
+def test_one_number_has_two_sides(shape: tuple[int, ...]) -> None:
+    one_sided = found(lambda o, t: ((o - t).abs() + (o - t)).mean(), False, shape)
+    pinball = found(lambda o, t: (0.5 * (o - t).abs() + 0.4 * (o - t)).mean(), False, shape)
+    assert isinstance(one_sided, str) and isinstance(pinball, str)
+    assert found(lambda o, t: (o - t).abs().mean(), False, shape) == Match(LossSpec("l1"))
+
+
 @pytest.mark.parametrize("delta", [1e-6, 0.01, 1 / 3, 2.0, 77.0, 1e5, 1e8])
 def test_the_threshold_is_found(delta: float) -> None:
     found_ = found(lambda o, t: F.huber_loss(o, t, delta=delta), False)

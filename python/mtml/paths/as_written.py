@@ -10,16 +10,19 @@ from torch import Tensor
 from mtml.paths.batch import Batch
 from mtml.paths.explain import Explanation, Subject
 from mtml.paths.fused import Fused
-from mtml.paths.path import Outcome, Path
+from mtml.paths.general import General
+from mtml.paths.path import Outcome
 from mtml.paths.trunk import TrunkOnce
 from mtml_kernels.checks import Sizes
 from mtml_kernels.losses import LossSpec, Opaque, Recognised
 
-__all__ = ["AsWritten", "as_written"]
+__all__ = ["OTHER_IDS", "AsWritten", "as_written"]
+
+OTHER_IDS = "sy, qy: class ids below 0, which the loss callable treats otherwise than the engine"
 
 
 def as_written(
-    path: Fused | TrunkOnce, losses: Sequence[LossSpec | Recognised | Opaque], live: Callable[[Batch], Path]
+    path: Fused | TrunkOnce, losses: Sequence[LossSpec | Recognised | Opaque], live: Callable[[Batch], General]
 ) -> Fused | TrunkOnce | AsWritten:
     """The path itself where its losses are just those of the engine; live: makes the general path for a batch."""
     if all(isinstance(loss, LossSpec) or (isinstance(loss, Recognised) and loss.plain) for loss in losses):
@@ -37,10 +40,10 @@ class AsWritten:
     kind = "fused"
 
     def __init__(
-        self, path: Fused | TrunkOnce, losses: Sequence[Recognised | None], live: Callable[[Batch], Path]
+        self, path: Fused | TrunkOnce, losses: Sequence[Recognised | None], live: Callable[[Batch], General]
     ) -> None:
         self.path, self.make_live = path, live
-        self.live: Path | None = None
+        self.live: General | None = None
         self.notice: tuple[str, str] | None = None
         self.support, self.query = losses  # None: known by name
         self.factors = tuple(1.0 if loss is None else loss.scale for loss in losses)
@@ -52,6 +55,7 @@ class AsWritten:
         if _has_other_ids(self.support, batch.sy) or _has_other_ids(self.query, batch.qy):
             if self.live is None:
                 self.live = self.make_live(batch)
+                self.notice = self.live.plan.mode, OTHER_IDS
             return self.live(batch)
         found = self.path(self._in_form(batch))
         loss, support_losses = found.loss, found.support_losses

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtml.inner import Rule
 from mtml.params import adaptable, aliases, select
-from mtml.paths.as_written import as_written
+from mtml.paths.as_written import OTHER_IDS, as_written
 from mtml.paths.batch import Batch, Extras
 from mtml.paths.fused import Fused
 from mtml.paths.general import General, general_data
@@ -140,12 +140,8 @@ class PathFinder:
         if not traced.reasons:
             assert traced.program is not None
             path = self._fused(traced.program, _specs(traced.losses), batch, options, sizes)
-            return as_written(path, traced.losses, lambda batch: self._live(batch, options, rates))
-        if self.backend != "auto":
-            raise BackendUnavailable(
-                f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(traced.reasons)}. "
-                "Use backend='auto' or 'general' for the general path, which runs any module and loss"
-            )
+            return self._as_written(path, traced.losses, options, rates)
+        self._refuse_to_fall_back(traced.reasons)
         general = self._live(whole, options, rates)
         general.notice = general.plan.mode, "; ".join(traced.reasons)
         return general
@@ -339,6 +335,22 @@ class PathFinder:
                     f"start[{name!r}]: expected {like.dtype} on {like.device}, as the model's, got {tensor.dtype} on "
                     f"{tensor.device}; convert it with .to()"
                 )
+
+    def _refuse_to_fall_back(self, reasons: Sequence[str]) -> None:
+        if self.backend != "auto":
+            raise BackendUnavailable(
+                f"backend={self.backend!r} runs fused programs only, and this one is not: {'; '.join(reasons)}. "
+                "Use backend='auto' or 'general' for the general path, which runs any module and loss"
+            )
+
+    def _as_written(self, path: Fused | TrunkOnce, losses: Losses, options: Options, rates: Rates) -> Path:
+        """The path with what its losses are beside the engine's; on other ids than the engine's it runs live."""
+
+        def live(batch: Batch) -> General:
+            self._refuse_to_fall_back([OTHER_IDS])
+            return self._live(batch, options, rates)
+
+        return as_written(path, losses, live)
 
     def _live(self, whole: Batch, options: Options, rates: Rates) -> General:
         """The general path."""
