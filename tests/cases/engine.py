@@ -331,7 +331,7 @@ def check(
     """The engine agrees with the reference to 1e-9 (both in float64).
 
     Some random loops are chaotic: where rounding the parameters by 1e-14 moves the reference's own results by more
-    than 1e-9, ten times that much is allowed.
+    than 1e-9, ten times that much is allowed, and anything where it moves them by more than a hundredth.
     """
     expected = evaluate(case, "reference", cotangents, wanted)
     if not is_finite(expected):
@@ -339,8 +339,8 @@ def check(
     error = worst_error(evaluate(case, backend, cotangents, wanted, threads), expected)
     if error > 1e-9:
         nudged = dataclasses.replace(case, params=[p * (1 + 1e-14) for p in case.params])
-        moved = evaluate(nudged, "reference", cotangents, wanted)
-        assert error <= 10 * worst_error(moved, expected), f"error {error:.2g}"
+        moved = worst_error(evaluate(nudged, "reference", cotangents, wanted), expected)
+        assert error <= 10 * moved or moved > 1e-2, f"error {error:.2g}"
 
 
 def strided(t: Tensor) -> Tensor:

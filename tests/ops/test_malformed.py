@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases.engine import draft_case, film
+from cases.engine import Draft, draft_case, film
+from cases.engine_random import sliced
 from cases.head_inner_loop import make_head_case
 from cases.images import conv_block, headed, image_case
 from cases.inner_loop import Case, make_case
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 import mtml_kernels.ops.multihead_loss  # noqa: F401 - registers it
 from mtml_kernels import HeadLoss, native
 from mtml_kernels.losses import LossSpec
-from mtml_kernels.program import HEADER_INTS, NODE_INTS, PARAM_INTS, Op, decode
+from mtml_kernels.program import HEADER_INTS, NODE_INTS, PARAM_INTS, Act, Norm, Op, Pool, decode
+from mtml_kernels.program import OPS as OPERATIONS
+from mtml_kernels.program.layers.slicing import SLICE
+from mtml_kernels.program.layers.softmax import SOFTMAX, Softmax
 from mtml_kernels.schema.inner_loop import ARGUMENTS as SCHEMA
 from mtml_kernels.schema.multihead_loss import encode
 from mtml_kernels.schema.update import UpdateSpec
@@ -33,6 +37,17 @@ HUGE = 2**62
 def conv_case() -> Case:
     net = headed((2, 6, 6), *conv_block(2, 4, nn.ReLU(), nn.MaxPool2d(2), padding=1))
     return image_case(net, (2, 6, 6), steps=1, loss=LossSpec("cross_entropy"))
+
+
+def rows_case() -> Case:
+    """A slice, and operations over rows, between a layer and its transpose."""
+    draft = Draft()
+    x = draft.input(1, 3)
+    weight = draft.new_param(0, 4, 3)
+    x = draft.rows_op(Op.NORM, draft.linear(x, 4, weight), Norm.UNIT, (1e-12, 1.0))
+    y = draft.rows_op(SOFTMAX, draft.linear_back(x, weight), Softmax.SOFTMAX)
+    draft.act(sliced(draft, y, 1, 3), Act.RELU)
+    return draft_case(draft)
 
 
 def words_case() -> Case:
@@ -56,6 +71,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "film": lambda: draft_case(film(2, 5, 1, latent=3)),
     "conv": conv_case,
     "words": words_case,
+    "rows": rows_case,
 }
 FIELDS = ("op", "a", "b", "weight", "bias", "rows", "features", "batched", "const")
 
@@ -78,13 +94,13 @@ def node_at(program: list[int], node: int, field: str) -> int:
     return start + NODE_INTS * node + FIELDS.index(field)
 
 
-def first(program: list[int], op: Op) -> int:
+def first(program: list[int], op: int) -> int:
     return next(i for i, node in enumerate(decode(tuple(program)).nodes) if node.op == op)
 
 
 # case, operation, field, values that cannot be right, what the message says
-NODES: list[tuple[str, Op, str, list[int], str]] = [
-    ("mlp", Op.LINEAR, "op", [15, 99, -1], "operation|numbers"),
+NODES: list[tuple[str, int, str, list[int], str]] = [
+    ("mlp", Op.LINEAR, "op", [len(OPERATIONS), 99, -1], "operation|numbers"),
     ("mlp", Op.LINEAR, "weight", [-1, 4, 1, 2**31], "weight|numbers"),
     ("mlp", Op.LINEAR, "bias", [0, 4], "bias"),
     ("mlp", Op.LINEAR, "a", [-1, 1, 3, HUGE], "earlier node|numbers"),
@@ -93,7 +109,7 @@ NODES: list[tuple[str, Op, str, list[int], str]] = [
     ("mlp", Op.LINEAR, "batched", [0], "rows of a"),
     ("mlp", Op.INPUT, "a", [1, -1], "input"),
     ("mlp", Op.INPUT, "features", [2, 4], "elements"),
-    ("mlp", Op.ACT, "b", [11, -1], "activation"),
+    ("mlp", Op.ACT, "b", [len(Act), -1], "activation"),
     ("mlp", Op.ACT, "const", [0, HUGE], "constants|numbers"),
     ("film", Op.PARAM, "weight", [-1, 1, 99], "parameter"),
     ("film", Op.MUL, "b", [-1, 90], "earlier node"),
@@ -101,9 +117,9 @@ NODES: list[tuple[str, Op, str, list[int], str]] = [
     ("film", Op.ADD, "features", [1, 6], "broadcast"),
     ("conv", Op.CONV, "weight", [-1, 1], "weight"),
     ("conv", Op.CONV, "const", [-1, 1, 10**6], "constants|window|weight|images"),
-    ("conv", Op.NORM, "b", [3, -1], "normalisation"),
+    ("conv", Op.NORM, "b", [len(Norm), -1], "normalisation"),
     ("conv", Op.NORM, "weight", [0], "weight"),
-    ("conv", Op.POOL, "b", [3], "pooling"),
+    ("conv", Op.POOL, "b", [len(Pool)], "pooling"),
     ("conv", Op.POOL, "rows", [8, 36], "images"),
     ("conv", Op.VIEW, "rows", [2], "elements"),
     ("words", Op.EMBEDDING, "a", [-1, 2, 99], "embedding.*an input of the program"),
@@ -115,17 +131,35 @@ NODES: list[tuple[str, Op, str, list[int], str]] = [
     ("words", Op.EMBEDDING, "features", [1, 3], "embedding.*a table of rows"),
     ("words", Op.EMBEDDING, "batched", [0], "embedding.*a row for every id"),
     ("words", Op.EMBEDDING, "const", [-1, 1], "constants"),
+    ("rows", Op.NORM, "features", [3, 5], "features of a"),
+    ("rows", SOFTMAX, "b", [len(Softmax), -1], "unknown softmax"),
+    ("rows", SOFTMAX, "features", [2, 4], "features of a"),
+    ("rows", SLICE, "features", [1, 3, 4], "inside the features of a"),
+    ("rows", SLICE, "rows", [2], "rows of a"),
+    ("rows", SLICE, "const", [-1, 99], "constants"),
+    ("rows", Op.LINEAR_TRANSPOSED, "features", [4, 2], "features of a, features"),
+    ("rows", Op.LINEAR_TRANSPOSED, "weight", [-1, 1, 9], "weight"),
+    ("rows", Op.LINEAR_TRANSPOSED, "bias", [0, 1], "bias"),
 ]
 
 
-@pytest.mark.parametrize("name, op, field, values, said", NODES, ids=[f"{o.name}-{f}" for _, o, f, _, _ in NODES])
-def test_nodes(name: str, op: Op, field: str, values: list[int], said: str) -> None:
+@pytest.mark.parametrize(
+    "name, op, field, values, said", NODES, ids=[f"{OPERATIONS[o].name}-{f}" for _, o, f, _, _ in NODES]
+)
+def test_nodes(name: str, op: int, field: str, values: list[int], said: str) -> None:
     a = arguments(name)
     at = node_at(a.program, first(a.program, op), field)
     for value in values:
         program = [*a.program[:at], value, *a.program[at + 1 :]]
         with pytest.raises(ValueError, match=f"program: .*({said})"):
             run(a._replace(program=program))
+
+
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (2.0, 4.0), (0.5, 2.5), (1.0, 2.0), (1e300, 1e300), (float("nan"), 3.0)])
+def test_slices(ends: tuple[float, float]) -> None:
+    a = arguments("rows")
+    with pytest.raises(ValueError, match=r"program: .*slice.*inside the features of a"):
+        run(a._replace(consts=[*a.consts[:-2], *ends]))
 
 
 @pytest.mark.parametrize("value", [-2.0, 0.5, 5.0, 1e300, float("nan"), float("inf")])
