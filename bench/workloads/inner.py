@@ -77,7 +77,8 @@ WORKLOADS: dict[str, InnerWorkload] = {
             lr=0.001,
             update="adam",
             eps_root=1e-8,
-            providers=("mtml", "loop", "vmap", "compile", "compile:loop", "jax", "jax:map"),
+            providers=("mtml", "loop:per_task", "compile", "compile:loop", "jax", "jax:map"),
+            oracle="loop:per_task",
         ),
         InnerWorkload(
             "nef_fit",
