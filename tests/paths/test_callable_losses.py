@@ -204,10 +204,16 @@ def test_float_ids_run_live() -> None:
     same_as_general(maml, (sx, sy.int(), qx, qy.short()))
 
 
-def test_targets_that_require_grad_run_live() -> None:
+def test_targets_that_require_grad_are_fused() -> None:
+    """The gradient in the target is compared as well before a callable counts as recognised."""
     sx, sy, qx, qy = data(False)
-    maml = MAML(mlp(3, 6, 4), 0.05, loss=NUMBERS["square"].loss)
-    assert maml.explain(sx, sy.requires_grad_(), qx, qy).path == "general"
+    maml = MAML(mlp(3, 6, 4), 0.05, steps=2, loss=NUMBERS["half"].loss)
+    general = MAML(maml.module, 0.05, steps=2, loss=NUMBERS["half"].loss, backend="general")
+    targets = [sy.requires_grad_(), qy.requires_grad_()]
+    assert maml.explain(sx, sy, qx, qy).path == "fused"
+    found, expected = (torch.autograd.grad(m.meta_loss(sx, sy, qx, qy).sum(), targets) for m in (maml, general))
+    assert_same(found[0], expected[0])
+    assert_same(found[1], expected[1])
 
 
 def test_float32_and_targets_of_another_dtype() -> None:
