@@ -51,8 +51,8 @@ VERSION = 2
 LAYOUT_LINEAR = 0  # a linear weight [out, in]
 LAYOUT_ROWS = 1  # rows x cols: [F] is 1 x F, a scalar 1 x 1, [a, b, F] is a*b x F
 LAYOUT_CONV = 2  # a convolution's weight [O, C/groups, kh, kw] or [O, C/groups, k]: O rows
-LAYOUT_IN_OUT = 4  # a linear weight stored [in, out], whose matrix is the transpose [out, in]
 LAYOUT_STEPS = 3  # a NORM's weight or bias with a row for every inner step [K, C]; not adapted (`batch_norm.step_row`)
+LAYOUT_IN_OUT = 4  # a linear weight stored [in, out], whose matrix is the transpose [out, in]
 
 Shape = tuple[int, ...]
 

@@ -13,8 +13,9 @@ from cases.inner_loop import Case
 from torch import Tensor
 
 from mtml_kernels.losses import LossSpec
-from mtml_kernels.program import Act, Op
+from mtml_kernels.program import LAYOUT_LINEAR, Act, Norm, Op
 from mtml_kernels.program.execution import run_program
+from mtml_kernels.program.layers.softmax import SOFTMAX, Softmax
 
 DTYPES = [torch.float32, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
@@ -168,6 +169,16 @@ def siren_weights(case: Case) -> None:
             weight.uniform_(-1, 1).mul_(1 / inputs if index == 0 else (6 / inputs) ** 0.5 / 30)
 
 
+def on_rows(op: int, kind: int, consts: tuple[float, float] | None = None) -> Draft:
+    """An operation over rows between layers, of which the second and third share a weight."""
+    draft = Draft()
+    x = draft.rows_op(op, draft.linear(draft.input(1, 5), 40), kind, consts)
+    weight = draft.new_param(LAYOUT_LINEAR, 24, 40)
+    x = draft.rows_op(op, draft.linear(x, 24, weight), kind, consts)
+    draft.linear(draft.act(draft.linear_back(x, weight), Act.TANH), 3)
+    return draft
+
+
 SMALL: dict[str, Any] = {"support": 10, "query": 10, "steps": 3}
 FEW: dict[str, Any] = {"tasks": 1, "support": 5, "query": 15, "steps": 1, "loss": LossSpec("cross_entropy")}
 LOOPS: dict[str, tuple[Draft, dict[str, Any]]] = {
@@ -177,6 +188,11 @@ LOOPS: dict[str, tuple[Draft, dict[str, Any]]] = {
         for kind in list(Act)[2:8]
     },
     **{str(loss): (mlp([5, 40, 40, 5], Act.TANH), SMALL | {"loss": loss, "lr_scale": 0.03}) for loss in LOSSES},
+    **{kind.name.lower(): (on_rows(SOFTMAX, kind), SMALL) for kind in Softmax},
+    **{
+        f"{kind.name.lower()}_norm": (on_rows(Op.NORM, kind, (1e-5, 1.0)), SMALL)
+        for kind in (Norm.LAYER, Norm.RMS, Norm.UNIT)
+    },
     "siren": (siren(64, 3), {"tasks": 1, "support": 64, "query": 64, "steps": 3, "lr_scale": 0.01}),
     "film": (film(3, 33, 3, latent=8), {"support": 50, "query": 50, "steps": 3}),
     "wide": (mlp([784, 256, 128, 64, 64, 5], Act.RELU), FEW | {"weight_scale": 1.4}),

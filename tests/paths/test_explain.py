@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases.maml_oracle import mlp, regression
 from torch import Tensor, nn
 
@@ -27,6 +28,26 @@ def test_fused(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.strip() == str(explanation).strip()
     assert "path: fused" in printed and "0.weight 0.bias" in printed and "2 steps, exact second order" in printed
     json.dumps(content)
+
+
+def test_fused_names_every_operation(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where one call gives several tensors."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.w = nn.Linear(3, 8), nn.RMSNorm(4), nn.Parameter(torch.randn(2, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = self.a(x).chunk(2, -1)
+            hidden = self.norm(F.elu(left)) * right.softmax(-1)
+            return hidden @ self.w.T @ self.w @ self.w.T
+
+    print(MAML(Net().double(), 0.1, loss="mse").explain(*regression()))
+    printed = capsys.readouterr().out
+    assert "path: fused" in printed
+    for op in ("slice 0:4", "slice 4:8", "elu", "rms_norm", "softmax", "linear_transposed"):
+        assert f"  {op} " in printed, op
 
 
 def test_general_names_every_obstacle() -> None:

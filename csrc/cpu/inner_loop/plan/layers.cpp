@@ -79,22 +79,22 @@ bool fits_param(const NodeCheck& n) {
   return true;
 }
 
-bool fits_linear(const NodeCheck& n) {
+bool fits_product(const NodeCheck& n, int64_t outputs, int64_t inputs, const char* otherwise) {
   const ValuePlan& v = n.v;
   const ParamPlan& w = n.plan.params[v.weight];
-  if (w.layout != kLinearWeight || w.rows != v.features || w.cols != n.a().features)
-    return n.fails("expected a linear weight of [features, features of a]");
+  if (w.layout != kLinearWeight || outputs != v.features || inputs != n.a().features) return n.fails(otherwise);
   if (v.rows != n.a().rows || v.batched != n.a().batched) return n.fails("expected the rows of a");
   return n.one_row(v.bias) || n.fails("expected a bias of one row of features");
 }
 
+bool fits_linear(const NodeCheck& n) {
+  const ParamPlan& w = n.plan.params[n.v.weight];
+  return fits_product(n, w.rows, w.cols, "expected a linear weight of [features, features of a]");
+}
+
 bool fits_linear_transposed(const NodeCheck& n) {
-  const ValuePlan& v = n.v;
-  const ParamPlan& w = n.plan.params[v.weight];
-  if (w.layout != kLinearWeight || w.cols != v.features || w.rows != n.a().features)
-    return n.fails("expected a linear weight of [features of a, features]");
-  if (v.rows != n.a().rows || v.batched != n.a().batched) return n.fails("expected the rows of a");
-  return n.one_row(v.bias) || n.fails("expected a bias of one row of features");
+  const ParamPlan& w = n.plan.params[n.v.weight];
+  return fits_product(n, w.cols, w.rows, "expected a linear weight of [features of a, features]");
 }
 
 bool fits_like_a(const NodeCheck& n) { return n.like_a(); }
