@@ -345,3 +345,46 @@ def test_what_does_not_fit_is_named() -> None:
     for options in itertools.chain([{"per_step": True}, {"query_steps": True}, {"start": {}}]):
         with pytest.raises(ValueError, match="ANIL has none"):
             anil.meta_loss(x, y, x, y, **options)
+
+
+# --- gradients a task -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["plain", "adam", "masks", "head alone", "lambda", "starts", "first order"])
+@pytest.mark.parametrize("backend", [ENGINE, "reference", "general"])
+def test_gradients_of_each_task(case: str, backend: str) -> None:
+    model = net()
+    options: dict[str, Any] = {"steps": 2, "loss": "mse", "backend": "auto" if case == "lambda" else backend}
+    call: dict[str, Any] = {}
+    if case == "adam":
+        options["update"] = inner.Adam(weight_decay=0.1)
+    if case == "masks":
+        call = {"support_mask": torch.rand(T, S, dtype=D), "step_weights": [0.2, 0.3, 0.5]}
+    if case == "head alone":
+        options["params"] = "2.*"
+    if case == "lambda":
+        options["loss"] = lambda o, t: 0.5 * F.mse_loss(o, t)
+    if case == "starts":
+        call = {"start": {"2.bias": torch.randn(T, 2, dtype=D, requires_grad=True)}}
+    options["first_order"] = case == "first order"
+    maml = MAML(model, 0.1, **options)
+    data = [torch.randn(T, n, k, dtype=D) for n, k in ((S, 3), (S, 2), (Q, 3), (Q, 2))]
+    found = maml.task_gradients(*data, **call)
+    loss = maml.meta_loss(*data, **call)
+    named = dict(model.named_parameters())
+    assert list(found) == list(named)
+    start = call.get("start", {})
+    for t in range(T):
+        inputs = [start.get(name, p) for name, p in named.items()]
+        expected = torch.autograd.grad(loss[t], inputs, retain_graph=True, materialize_grads=True)
+        own = [g[t] if name in start else g for name, g in zip(named, expected, strict=True)]
+        same([found[n][t] for n in named], own)
+    gram = maml.task_gram(*data, **call)
+    flat = torch.cat([g.reshape(T, -1) for g in found.values()], 1)
+    torch.testing.assert_close(gram, flat @ flat.T)
+
+
+def test_query_losses_of_every_step_have_no_one_gradient() -> None:
+    data = [torch.randn(T, n, k, dtype=D) for n, k in ((S, 3), (S, 2), (Q, 3), (Q, 2))]
+    with pytest.raises(ValueError, match="query_steps: expected False"):
+        MAML(net(), 0.1, loss="mse").task_gradients(*data, query_steps=True)

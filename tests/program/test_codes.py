@@ -10,7 +10,7 @@ import pytest
 
 from mtml_kernels import program
 from mtml_kernels.program.layers.window import WINDOW_CONSTANTS
-from mtml_kernels.schema.losses import HEAD_KINDS, KINDS, LOSSES
+from mtml_kernels.schema.losses import HEAD_KINDS, KINDS, LOSSES, SOFT
 
 HEADER = (Path(__file__).parents[2] / "csrc/include/mtml/program.h").read_text()
 

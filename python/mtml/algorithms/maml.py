@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
+import torch
 from torch import Tensor, nn
 
 from mtml.adapted import Adapted
-from mtml.algorithms.base import Loss, MetaLearner
+from mtml.algorithms.base import CallOptions, Loss, MetaLearner
 from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
 from mtml.inner_lr import InnerLR
 from mtml.params import ParamsArg, aliases, by_first_name, select
+from mtml.paths.batch import Batch, Parts, unpacked, weights_list
 from mtml.paths.cache import PathCache
+from mtml.paths.fused import Fused
 from mtml.paths.general import General
 from mtml.paths.path import Outcome, Path
 from mtml_kernels.batch_norm import check_batch_norm, per_step_batch_norm, per_step_names, step_rows
-from mtml_kernels.checks import check_finite, shown
+from mtml_kernels.checks import check_finite, check_steps, shown
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.general.task import apply_update
 from mtml_kernels.general.twin import twin
@@ -148,6 +151,70 @@ class MAML(MetaLearner):
         loss = self.loss if self.query_loss is None else self.query_loss
         state = None if result.moments is None else {"step": taken, **result.moments}
         return Adapted(self.module, result.adapted, result.support_losses, loss, keep_steps, plan, state)
+
+    def task_gradients(
+        self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None, **options: Unpack[CallOptions]
+    ) -> dict[str, Tensor]:
+        """The meta-gradient of every task's own loss: {name: [T, *shape]} of the parameters that require grad.
+
+        Of tensors that `start` names it is the gradient of where each task starts. Exact, in one pass where the model is
+        fused, else by a backward pass a task. To clip or to balance tasks: `p.grad = clipped[name].mean(0)`.
+
+        Args:
+            sx, sy, qx, qy, options: as of `meta_forward`, less query_steps.
+
+        Raises:
+            ValueError: query_steps, which give a loss no single gradient.
+
+        Example:
+            >>> import torch, mtml
+            >>> maml = mtml.MAML(torch.nn.Linear(2, 1), lr=0.1, loss="mse")
+            >>> x, y = torch.randn(4, 8, 2), torch.randn(4, 8, 1)
+            >>> maml.task_gradients(x, y, x, y)["weight"].shape
+            torch.Size([4, 1, 2])
+        """
+        if options.get("query_steps"):
+            raise ValueError("query_steps: expected False, a loss for every task; call meta_loss and differentiate it")
+        named = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        masks = options.get("support_mask"), options.get("query_mask")
+        path, batch = self._apart(unpacked(sx, sy, qx, qy, *masks, self), options)
+        if isinstance(path, Fused):
+            found = path(batch).adapted
+            tasks = len(batch)
+            return {n: found[n] if n in found else p.new_zeros(tasks, *p.shape) for n, p in named.items()}
+        start = self._extras(False, False, options.get("start")).start or {}
+        own = {name: tensor.detach().requires_grad_() for name, tensor in start.items()}
+        if own:
+            options["start"] = own
+        loss, inputs = self.meta_loss(sx, sy, qx, qy, **options), [own.get(name, p) for name, p in named.items()]
+        rows = [torch.autograd.grad(each, inputs, retain_graph=True, materialize_grads=True) for each in loss]
+        columns = zip(named, zip(*rows, strict=True), strict=True)
+        return {n: torch.stack([g[t] if n in own else g for t, g in enumerate(column)]) for n, column in columns}
+
+    def task_gram(
+        self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None, **options: Unpack[CallOptions]
+    ) -> Tensor:
+        """Inner products of the tasks' meta-gradients, [T, T]: who agrees with whom.
+
+        Arguments and errors as of `task_gradients`, of which no more than one set is held.
+        """
+        grads = self.task_gradients(sx, sy, qx, qy, **options)
+        gram: Any = 0
+        for grad in grads.values():
+            flat = grad.reshape(grad.shape[0], -1)
+            gram = gram + flat @ flat.T
+        return gram
+
+    def _apart(self, parts: Parts, options: CallOptions) -> tuple[Path, Batch]:
+        """The path that gives gradients a task, and its batch."""
+        steps, first_order, weights = options.get("steps"), options.get("first_order"), options.get("step_weights")
+        steps = self.steps if steps is None else steps
+        first_order = self.first_order if first_order is None else first_order
+        extras = self._extras(options.get("per_step", False), False, options.get("start"))._replace(apart=True)
+        listed = None if weights is None else weights_list(weights, check_steps(steps))
+        batch = Batch(*parts, listed, extras)
+        paths = self._paths if self._paths.owner is self else self._own_paths()
+        return paths.find(batch, steps, bool(first_order), 0), batch
 
     # --- one task at a time -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from mtml.tasks.task_batch import TaskBatch
 from mtml_kernels.checks import NAMES, leaves, shown
 from mtml_kernels.losses.task import takes
-from mtml_kernels.schema.inner_loop import PER_STEP, QUERY_STEPS, STARTS
+from mtml_kernels.schema.inner_loop import PER_STEP, QUERY_STEPS, STARTS, TASKS_APART
 
 __all__ = ["Batch", "Extras", "Parts", "signature", "unpacked", "weights_list"]
 
@@ -31,7 +31,7 @@ class Extras(NamedTuple):
 
     per_step: the support sets are [T, K, S, ...], a set for every step. query_steps: the query sets are judged at
     theta_0 .. theta_K. start: {name: [T, *shape]}, where each task starts. moments: the update rule's, {moment: {name:
-    [T, *shape]}}, after `taken` steps.
+    [T, *shape]}}, after `taken` steps. apart: the loss and its gradients come a task.
     """
 
     per_step: bool = False
@@ -39,6 +39,7 @@ class Extras(NamedTuple):
     start: Mapping[str, Tensor] | None = None
     moments: Mapping[str, Mapping[str, Tensor]] | None = None
     taken: int = 0
+    apart: bool = False
 
     @property
     def axes(self) -> int:
@@ -47,6 +48,7 @@ class Extras(NamedTuple):
             (PER_STEP if self.per_step else 0)
             | (QUERY_STEPS if self.query_steps else 0)
             | (STARTS if self.start is not None else 0)
+            | (TASKS_APART if self.apart else 0)
         )
 
     @property

@@ -16,10 +16,10 @@ from mtml.paths.rates import Rates
 from mtml_kernels.checks import Sizes, check_class_ids, widened
 from mtml_kernels.losses import IGNORED
 from mtml_kernels.native.inner_loop import low_rank_weights
-from mtml_kernels.ops.inner_loop import inner_loop_call
+from mtml_kernels.ops.inner_loop import inner_loop_call, task_gradients_call
 from mtml_kernels.ops.inner_loop_backends import FORMS
 from mtml_kernels.program import Program
-from mtml_kernels.schema.inner_loop import KEEP_STEPS, InnerLoopSpec
+from mtml_kernels.schema.inner_loop import KEEP_STEPS, TASKS_APART, InnerLoopSpec
 
 __all__ = ["Fused"]
 
@@ -58,6 +58,7 @@ class Fused:
         # > 0: class ids that are checked here, because the backend indexes without a look, or that are not int64
         self.classes = classes
         self.trunk = ""  # what explain() says of the layers before the first adapted one
+        self.apart = spec.has(TASKS_APART)
         self.notice: tuple[str, str] | None = None
 
     def low_rank(self, sizes: Sizes) -> int:
@@ -87,11 +88,19 @@ class Fused:
         if self.rule is not None or batch.extras is not None:
             params, rule = self._starts(batch), self._rule(batch)
         try:
+            if self.apart:
+                call = (self.spec, params, support, sy, query, qy, sm, qm, lr, sw, self.backend, *rule)
+                return self._apart(*task_gradients_call(*call))
             found = inner_loop_call(self.spec, params, support, sy, query, qy, sm, qm, lr, sw, self.backend, *rule)
         except (TypeError, ValueError) as error:
             raise in_our_words(error) from None
         loss, output, support_losses, kept = found
         return Outcome(loss, output, support_losses, *(self._named(kept, batch) if self.spec.keep else ({}, None)))
+
+    def _apart(self, loss: Tensor, grads: Sequence[Tensor]) -> Outcome:
+        """The losses with each task's own gradients, by name, where adapted tensors stand otherwise."""
+        names = [p.name for p in self.program.params]
+        return Outcome(loss, None, loss.new_zeros(0, len(loss)), dict(zip(names, grads, strict=True)))
 
     def _starts(self, batch: Batch) -> list[Tensor]:
         """The parameters of a call: the model's, or of the adapted ones each task's own."""
