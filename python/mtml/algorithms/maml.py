@@ -157,8 +157,8 @@ class MAML(MetaLearner):
     ) -> dict[str, Tensor]:
         """The meta-gradient of every task's own loss: {name: [T, *shape]} of the parameters that require grad.
 
-        Of tensors that `start` names it is the gradient of where each task starts. Exact, in one pass where the model is
-        fused, else by a backward pass a task. To clip or to balance tasks: `p.grad = clipped[name].mean(0)`.
+        Of tensors that `start` names it is the gradient of where each task starts. Exact, in one pass where the model
+        is fused, else by a backward pass a task. To clip or to balance tasks: `p.grad = clipped[name].mean(0)`.
 
         Args:
             sx, sy, qx, qy, options: as of `meta_forward`, less query_steps.
