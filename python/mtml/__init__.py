@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mtml_kernels._version import __version__
 
 if TYPE_CHECKING:
-    from mtml import balance, tasks, weighting
+    from mtml import balance, inner, tasks, weighting
     from mtml.adapted import Adapted
     from mtml.algorithms.anil import ANIL
     from mtml.algorithms.base import MetaOutput
@@ -54,6 +54,7 @@ __all__ = [
     "Tokens",
     "__version__",
     "balance",
+    "inner",
     "task_affinity",
     "tasks",
     "weighting",
@@ -80,7 +81,7 @@ _WHERE = {
     "BackendUnavailable": "mtml_kernels.errors",
     "FallbackWarning": "mtml_kernels.errors",
 }
-_MODULES = ("balance", "tasks", "train", "weighting")
+_MODULES = ("balance", "inner", "tasks", "train", "weighting")
 
 
 def __getattr__(name: str) -> Any:
