@@ -75,7 +75,7 @@ def _words() -> Case:
 
 def _inner_loop(case: Case, rng: random.Random) -> list[Call]:
     backend = rng.choice(["cpu", "cpu", "cpu:weights"])
-    args = list(case.op_arguments(rng.choice([0, 1, 15, 15])))
+    args = list(case.op_arguments(rng.choice([0, 1, 15, 1023])))
     out = OPS.inner_loop(*args, backend)
     forward = Call("inner_loop", OPS.inner_loop, [*args, backend])
     cotangents = cotangents_of(case, rng)

@@ -12,8 +12,10 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from mtml_kernels.losses import KINDS
 from mtml_kernels.program import Op
+from mtml_kernels.schema.inner_loop import ARGUMENTS
 
 INTS = [-(2**63), -(2**31), -100, -2, -1, 0, 1, 2, 3, 4, 7, 16, 17, 100, 1000, 2**20, 2**31 - 1, 2**31, 2**40, 2**62]
+AT = {argument.split()[-1]: i for i, argument in enumerate(ARGUMENTS.split(", "))}  # of inner_loop
 FLOATS = [0.0, -1.0, 1.0, 0.5, 2.0, 3.0, -0.0, 1e300, -1e300, 1e10, float("nan"), float("inf"), float("-inf")]
 MOST_STEPS = 256  # of a call that may be right: a million of them take minutes, and memory bounds what is beyond
 
@@ -131,7 +133,7 @@ def faults(rng: random.Random, name: str, args: list[Any]) -> list[Any]:
     start = {"inner_loop": 0, "inner_loop_backward": 5}.get(name)
     if start is not None and rng.random() < 0.6:
         for _ in range(rng.choice([1, 1, 2, 3])):
-            at = start + rng.choice([10, 10, 10, 10, 11])
+            at = start + rng.choice([*4 * [AT["program"]], AT["consts"]])
             args[at] = mutated(rng, args[at]) if args[at] else args[at]
         if rng.random() < 0.7:
             _fit(rng, args, start)
@@ -139,14 +141,15 @@ def faults(rng: random.Random, name: str, args: list[Any]) -> list[Any]:
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         at = rng.randrange(len(args))
         args[at] = mutated(rng, args[at])
-    if start is not None and isinstance(args[start + 12], int) and MOST_STEPS < args[start + 12] <= 2**20:
-        args[start + 12] = MOST_STEPS
+    at = 0 if start is None else start + AT["steps"]
+    if start is not None and isinstance(args[at], int) and MOST_STEPS < args[at] <= 2**20:
+        args[at] = MOST_STEPS
     return args
 
 
 def _fit(rng: random.Random, args: list[Any], start: int) -> None:
     """Tensors for a changed program, where its numbers can be followed: so that faults within get past the door."""
-    program, params, xs, qs = args[start + 10], args[start], args[start + 2], args[start + 4]
+    program, params, xs, qs = (args[start + AT[name]] for name in ("program", "params", "support_x", "query_x"))
     if len(program) < 5 or not (0 < program[1] < 9 and 0 < program[2] < 99 and 0 <= program[4] < program[3] < 99):
         return
     inputs, at = program[5 : 5 + program[1]], 5 + program[1]
@@ -174,7 +177,8 @@ def _fit(rng: random.Random, args: list[Any], start: int) -> None:
     ]
     if qs:
         args[start + 4] = [drawn(i, lead[0], queries, n) for i, n in enumerate(inputs)]
-    for y_at, loss_at, samples in ((3, 13, lead[1]), (5, 14, queries)):
-        y, loss = args[start + y_at], args[start + loss_at]
+    for which, samples in (("support", lead[1]), ("query", queries)):
+        y_at, loss = AT[f"{which}_y"], args[start + AT[f"{which}_loss"]]
+        y = args[start + y_at]
         if y is not None and loss and loss[0] != KINDS.index("cross_entropy"):
             args[start + y_at] = torch.randn(lead[0], samples, out[0] * out[1], **double)
