@@ -116,10 +116,11 @@ def memory(args: argparse.Namespace) -> int:
 
     from bench.measure import memory as remembering
     from bench.workloads import select
+    from bench.workloads.inner import WORKLOADS as INNER
 
     steps, names = [int(s) for s in _names(args.steps)], args.providers or remembering.PROVIDERS
     threads = args.threads or torch.get_num_threads()
-    w = select([args.workload])[0]
+    w = INNER.get(args.workload) or select([args.workload])[0]
     if args.here:
         print(json.dumps(remembering.measure_here(replace(w, steps=steps[0]), names[0], threads)))
         return 0

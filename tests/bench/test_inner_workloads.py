@@ -12,6 +12,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # bench/ is not installed; last, so that the installed packages are the ones under test
 
+from bench.__main__ import main  # noqa: E402
 from bench.measure import flops, match, runner  # noqa: E402
 from bench.providers import inner as providers  # noqa: E402
 from bench.providers.base import Result  # noqa: E402
@@ -98,3 +99,10 @@ def test_unknown_names_are_refused() -> None:
         providers.prepare(tiny("fedavg"), "loop:nothing", torch.float32, "cpu", 0)
     with pytest.raises(providers.Unavailable, match="there are mtml"):
         providers.prepare(tiny("fedavg"), "higher", torch.float32, "cpu", 0)
+
+
+def test_memory_and_checksums_know_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checksum", "fedavg", "--here", "--threads", "1"]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["fedavg", "fedavg"]
+    assert main(["memory", "omniglot_mlp_adam", "--here", "--steps", "1", "--providers", "mtml", "--threads", "1"]) == 0
+    assert float(capsys.readouterr().out) > 0
