@@ -317,6 +317,24 @@ int64_t carry_room(const Plan& plan) {
   return room;
 }
 
+// Multiply-adds of a sample in one node; ten for an element of what is no product.
+double node_work(const Plan& plan, const ValuePlan& v) {
+  const double outputs = double(v.rows) * double(v.features);
+  return outputs * (traits_of(v.op).flags & kProducts ? double(plan.params[v.weight].cols) : 10.0);
+}
+
+// How many rows a sample has for its weights, on average over their elements: a convolution's positions, 1 for a linear
+// layer. Chunks are paid by elements of the gradient: images of 784 rows before 582 000 weights of linear layers are few.
+double rows_of_weights(const Plan& plan, int64_t otherwise) {
+  double products = 0, weights = 0;
+  for (int64_t i = 0; i < plan.n_values; ++i) {
+    const ValuePlan& v = plan.values[i];
+    if (!v.live || !v.batched || !(traits_of(v.op).flags & kProducts)) continue;
+    products += node_work(plan, v), weights += node_work(plan, v) / double(v.rows);
+  }
+  return weights > 0 ? products / weights : double(otherwise);
+}
+
 // Rows are cut so that a block's planes stay in the second-level cache; chunks only where a task has many rows, since
 // each costs a gradient buffer (256 rows make the buffer's sum under 3 % of the products).
 Cut cut_rows(const Plan& plan, int64_t samples) {
@@ -329,7 +347,8 @@ Cut cut_rows(const Plan& plan, int64_t samples) {
     if (plan.values[i].live && plan.values[i].batched) rows = std::max(rows, plan.values[i].rows);
   Cut cut = {samples, 1, 1, samples};
   if (samples == 0 || plan.mixes || plan.low_rank) return cut;
-  cut.chunks = std::clamp<int64_t>(samples * rows / kChunkRows, 1, std::min(kMaxChunks, samples));
+  const int64_t weighed = int64_t(double(samples) * rows_of_weights(plan, rows));
+  cut.chunks = std::clamp<int64_t>(weighed / kChunkRows, 1, std::min(kMaxChunks, samples));
   const int64_t chunk = (samples + cut.chunks - 1) / cut.chunks;
   const int64_t fit = std::max(kBlockBytes / std::max<int64_t>(sample * bytes, 1), (kMinBlockRows + rows - 1) / rows);
   cut.blocks = (chunk + fit - 1) / fit;
@@ -369,12 +388,6 @@ void place_state(Plan& plan) {
       plan.support.chunks == 1 && plan.support.blocks == 1 && plan.plain && !(plan.needs & MTMLK_NEED_LR);
   for (int64_t i = 0; i < plan.n_lr; ++i) plan.fused_update &= !plan.lrs[i].elements;
   if (plan.low_rank) place_low_state(plan);
-}
-
-// Multiply-adds of a sample in one node; ten for an element of what is no product.
-double node_work(const Plan& plan, const ValuePlan& v) {
-  const double outputs = double(v.rows) * double(v.features);
-  return outputs * (traits_of(v.op).flags & kProducts ? double(plan.params[v.weight].cols) : 10.0);
 }
 
 // Whether a pass over one set of a task takes long enough to be looked at inside.
