@@ -1,5 +1,6 @@
 // Decoding and layout of a plan. Everything here runs once per (program, shapes, options).
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <new>
 #include <vector>
@@ -347,10 +348,11 @@ Cut cut_rows(const Plan& plan, int64_t samples) {
     if (plan.values[i].live && plan.values[i].batched) rows = std::max(rows, plan.values[i].rows);
   Cut cut = {samples, 1, 1, samples};
   if (samples == 0 || plan.mixes || plan.low_rank) return cut;
-  const int64_t weighed = int64_t(double(samples) * rows_of_weights(plan, rows));
-  cut.chunks = std::clamp<int64_t>(weighed / kChunkRows, 1, std::min(kMaxChunks, samples));
+  const double weighed = rows_of_weights(plan, rows);
+  cut.chunks = std::clamp<int64_t>(int64_t(double(samples) * weighed) / kChunkRows, 1, std::min(kMaxChunks, samples));
   const int64_t chunk = (samples + cut.chunks - 1) / cut.chunks;
-  const int64_t fit = std::max(kBlockBytes / std::max<int64_t>(sample * bytes, 1), (kMinBlockRows + rows - 1) / rows);
+  const int64_t fit =
+      std::max(kBlockBytes / std::max<int64_t>(sample * bytes, 1), int64_t(std::ceil(kMinBlockRows / weighed)));
   cut.blocks = (chunk + fit - 1) / fit;
   cut.block_samples = (chunk + cut.blocks - 1) / cut.blocks;
   return cut;
