@@ -13,6 +13,9 @@ from bench.providers.base import OWN
 from bench.report.record import Record, fastest_peer
 from bench.workloads import WORKLOADS
 from bench.workloads.heads import WORKLOADS as HEADS
+from bench.workloads.inner import WORKLOADS as INNER
+
+NETWORKS = {w.name: w.network for w in (*WORKLOADS.values(), *INNER.values())}
 
 HEADER = """| workload | network | plain loop | fastest peer | mtml | speed-up | share of peak |
 |---|---|---|---|---|---|---|"""
@@ -28,11 +31,13 @@ def _ms(record: Record | None) -> str:
 def _row(workload: str, rows: list[Record]) -> str:
     by_name = {r.provider: r for r in rows if r.workload == workload}
     ours, peer = by_name.get(OWN), fastest_peer(rows, workload)
-    network = WORKLOADS[workload].network if workload in WORKLOADS else ""
+    network = NETWORKS.get(workload, "")
+    loops = [r for r in rows if r.workload == workload and r.ok and r.provider.partition(":")[0] == "loop"]
+    loop = by_name.get("loop", min(loops, key=lambda r: r.ms, default=None))
     fastest = f"{_ms(peer)} ({peer.provider})" if peer else "-"
     speedup = f"**{peer.ms / ours.ms:.1f}x**" if ours and ours.ok and peer else "-"
     share = f"{ours.share_of_peak:.0%}" if ours and ours.ok else "-"
-    return f"| {workload} | {network} | {_ms(by_name.get('loop'))} | {fastest} | {_ms(ours)} | {speedup} | {share} |"
+    return f"| {workload} | {network} | {_ms(loop)} | {fastest} | {_ms(ours)} | {speedup} | {share} |"
 
 
 def _heads_row(workload: str, rows: list[Record]) -> str:
@@ -49,10 +54,13 @@ def _conditions(row: Record) -> str:
     threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
     heads = row.workload in HEADS
     what = "Forward and backward" if heads else "One meta-step (loss and exact second-order gradient)"
+    if row.workload in INNER:
+        what = "One call of the inner loops, with the exact gradient where there is one"
+    result = "result" if row.workload in INNER else "gradient"
     version = f"mtml-kernels {row.version}" + (f" ({row.sha})" if row.sha else "")
     return (
         f"{what}, {row.dtype}, medians, all providers interleaved in "
-        f"one process after each one's gradient matched float64. {threads} of {row.machine}{isa}; "
+        f"one process after each one's {result} matched float64. {threads} of {row.machine}{isa}; "
         f"peak {row.peak_gflops:.0f} GFLOP/s ({row.peak_source}, measured in the same run); "
         f"{version}, torch {row.torch}, {row.date[:10]}."
     )

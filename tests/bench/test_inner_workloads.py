@@ -16,6 +16,7 @@ from bench.__main__ import main  # noqa: E402
 from bench.measure import flops, match, runner  # noqa: E402
 from bench.providers import inner as providers  # noqa: E402
 from bench.providers.base import Result  # noqa: E402
+from bench.report import readme, record  # noqa: E402
 from bench.workloads.inner import WORKLOADS, InnerWorkload, make_problem, tiny  # noqa: E402
 
 OPTIONS = runner.Options(dtype=torch.float64)
@@ -106,3 +107,13 @@ def test_memory_and_checksums_know_them(capsys: pytest.CaptureFixture[str]) -> N
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["fedavg", "fedavg"]
     assert main(["memory", "omniglot_mlp_adam", "--here", "--steps", "1", "--providers", "mtml", "--threads", "1"]) == 0
     assert float(capsys.readouterr().out) > 0
+
+
+def test_readme_table() -> None:
+    row = record.Record("nef_fit", "mtml", "ok", ms=2.0, threads=2, dtype="float32", date="2026-01-02", peak_gflops=1.0)
+    rows = [row, replace(row, provider="jax", ms=8.0), replace(row, provider="loop:per_task", ms=90.0)]
+    text = readme.table([replace(r, share_of_peak=0.5) for r in rows])
+    assert (
+        "| nef_fit | SIREN 2-8-8-1; Adam, own starts, no meta-gradient | 90 ms | 8 ms (jax) | 2 ms | **4.0x** |" in text
+    )
+    assert "each one's result matched" in text
