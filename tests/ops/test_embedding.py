@@ -274,7 +274,7 @@ def test_ids_out_of_range(which: str, bad: int, backend: str) -> None:
     spec = InnerLoopSpec([True] * 3, list(program.ints), list(program.consts), 1, *codes, False, 0)
     params = [model.get_parameter(info.name).detach() for info in program.params]
     adapted, *rest = spec.values
-    args = (params, adapted, [sx], sy, [qx], qy, None, None, [torch.tensor([0.1])], None, *rest, NEED_PARAMS)
+    args = (params, adapted, [sx], sy, [qx], qy, None, None, [torch.tensor([0.1])], [], [], None, *rest, NEED_PARAMS)
     with pytest.raises(ValueError, match=message):
         torch.ops.mtml.inner_loop(*args, backend)
     with pytest.raises(ValueError, match=message):
@@ -336,7 +336,8 @@ def _op_case() -> tuple[InnerLoopSpec, tuple[Any, ...]]:
 def _op_arguments() -> tuple[Any, ...]:
     spec, (params, *tensors) = _op_case()
     adapted, *rest = spec.values
-    return (params, adapted, *tensors, *rest, NEED_PARAMS)
+    *sets, step_weights = tensors
+    return (params, adapted, *sets, [], [], step_weights, *rest, NEED_PARAMS)
 
 
 @backends

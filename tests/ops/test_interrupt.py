@@ -97,7 +97,7 @@ def backward_run_again(n: int) -> Work:
     params = [torch.randn(info.shape) / 8 for info in program.params]
     x, y = torch.randn(8 * n, 25, 16), torch.randint(5, (8 * n, 25))
     adapted, *rest = spec.values
-    args = (params, adapted, [x], y, [x], y, None, None, [torch.tensor([1e-3])], None, *rest, NEED_PARAMS)
+    args = (params, adapted, [x], y, [x], y, None, None, [torch.tensor([1e-3])], [], [], None, *rest, NEED_PARAMS)
     cotangent = torch.ones(8 * n, 25, 5)
     return lambda: torch.ops.mtml.inner_loop_backward(None, cotangent, None, [], [], *args, [], "cpu")
 
