@@ -310,28 +310,13 @@ def inner_loop_call(
     return loss, output, support_losses, kept
 
 
-def task_gradients_call(
-    spec: InnerLoopSpec,
-    params: list[Tensor],
-    support_x: list[Tensor],
-    support_y: Tensor,
-    query_x: list[Tensor],
-    query_y: Tensor | None,
-    support_mask: Tensor | None,
-    query_mask: Tensor | None,
-    lr: list[Tensor],
-    step_weights: Tensor | None,
-    backend: str = "auto",
-    hyper: Sequence[Tensor] = (),
-    moments: Sequence[Tensor] = (),
-) -> tuple[Tensor, list[Tensor]]:
+def task_gradients_call(a: InnerLoopArgs, backend: str = "auto") -> tuple[Tensor, list[Tensor]]:
     """Every task's loss [T] and its own gradients, [T, *shape] of each parameter, in one pass.
 
-    The spec has TASKS_APART. Arguments as of `inner_loop_call`. Nothing of it can be differentiated again.
+    The spec has TASKS_APART. Nothing of the result can be differentiated again.
     """
-    lists = (params, lr, support_x, query_x, [*hyper], [*moments])
-    a = InnerLoopArgs(*lists, support_y, query_y, support_mask, query_mask, step_weights, spec, NEED_PARAMS)
-    chosen = BACKENDS.resolve(backend, params[0].device.type, params[0].dtype)
+    a = a._replace(needs=NEED_PARAMS)
+    chosen = BACKENDS.resolve(backend, a.params[0].device.type, a.params[0].dtype)
     with torch.no_grad():
         loss, _, _, _, carry = chosen.forward(a)
         found = chosen.backward(torch.ones_like(loss), None, None, [], a, carry)

@@ -19,7 +19,7 @@ from mtml_kernels.native.inner_loop import low_rank_weights
 from mtml_kernels.ops.inner_loop import inner_loop_call, task_gradients_call
 from mtml_kernels.ops.inner_loop_backends import FORMS
 from mtml_kernels.program import Program
-from mtml_kernels.schema.inner_loop import KEEP_STEPS, TASKS_APART, InnerLoopSpec
+from mtml_kernels.schema.inner_loop import KEEP_STEPS, TASKS_APART, InnerLoopArgs, InnerLoopSpec
 
 __all__ = ["Fused"]
 
@@ -89,8 +89,9 @@ class Fused:
             params, rule = self._starts(batch), self._rule(batch)
         try:
             if self.apart:
-                call = (self.spec, params, support, sy, query, qy, sm, qm, lr, sw, self.backend, *rule)
-                return self._apart(*task_gradients_call(*call))
+                lists = (params, lr, support, query, [*rule[0]], [*rule[1]])
+                a = InnerLoopArgs(*lists, sy, qy, sm, qm, sw, self.spec, needs=0)
+                return self._apart(*task_gradients_call(a, self.backend))
             found = inner_loop_call(self.spec, params, support, sy, query, qy, sm, qm, lr, sw, self.backend, *rule)
         except (TypeError, ValueError) as error:
             raise in_our_words(error) from None
