@@ -20,10 +20,13 @@ ABSENT = -1  # in place of a plane: an operand that a part does without, a resul
 
 
 class Source(NamedTuple):
-    """Where an argument of the call lies: a field of `InnerLoopArgs`, or a cotangent, and a position in it."""
+    """Where an argument of the call lies: a field of `InnerLoopArgs` or `Cotangents`, the position in it where that is
+    a list, and of what exists once a step the step.
+    """
 
     field: str
-    index: int = 0
+    position: int = 0
+    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """The kernels of a schedule: their operands by role, their results, their formulas. Every provider implements these.
 
-A kernel is called as ``kernel(part, *operands)`` with None for an absent operand and returns one tensor per result (None
-where `part.wants` says that it is not wanted). Shapes are those of `call.Plane`: x, y, z and their cotangents d and
-tangents xt, yt, dt are [T, N, rows, features] = [T, N, R, F]; w, b, their gradients dw, db and tangents wt, bt are
+A kernel is called as ``kernel(part, *operands)`` with None for an absent operand and returns one tensor per result
+(None where `part.wants` says that it is not wanted). Shapes are those of `call.Plane`: x, y, z and their cotangents d
+and tangents xt, yt, dt are [T, N, rows, features] = [T, N, R, F]; w, b, their gradients dw, db and tangents wt, bt are
 [T, rows, cols]; T may be 1 (shared by all tasks), N may be 1 (no samples), and operands broadcast against each other as
 in PyTorch. Operands may have any strides. An absent tangent is zero, and so is an absent cotangent d beside a dt.
 
-With planes of half precision (bfloat16, float16) sums are taken in float32: w, b, moments, statistics, losses, weights of
-samples and all gradients of parameters are float32 (a shared w may still be half, as the caller gave it).
+With planes of half precision (bfloat16, float16) sums are taken in float32: w, b, moments, statistics, losses, weights
+of samples and all gradients of parameters are float32 (a shared w may still be half, as the caller gave it).
 
 For a node y = f(x, w) with parameters w, d the cotangent of y, and t marking tangents along (xt, wt):
 
@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 from mtml_kernels.program.activations import Act
 from mtml_kernels.schema.update import UpdateSpec
 
@@ -28,6 +30,7 @@ __all__ = [
     "FROM_OUTPUT",
     "KERNELS",
     "Activation",
+    "Blank",
     "Convolution",
     "Kernel",
     "Linear",
@@ -55,7 +58,7 @@ class Linear(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """`window`: the node's 13 constants (program.layers.window). w is [T or 1, O, C / groups * kh * kw], b [., 1, O]."""
+    """`window`: the node's 13 constants (program.layers.window). w: [T or 1, O, C / groups * kh * kw], b: [., 1, O]."""
 
     window: tuple[float, ...]
     over_tasks: bool
@@ -103,6 +106,13 @@ class Shape(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Blank(NamedTuple):
+    """The shape and dtype of a result that is made of nothing."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class Span(NamedTuple):
     """Features [start, stop) of `features`."""
 
@@ -114,13 +124,15 @@ class Span(NamedTuple):
 class Loss(NamedTuple):
     """A loss as `LossSpec.encode` has it: kind and p0; its reduction is "mean" unless `total`.
 
-    Of a sample, the loss is the mean over its elements (the sum where `total`; cross-entropy has one). The loss of a task
-    is sum_n c_n l_n, with c [T, N] from `weights.forward`, or 1 / N (1 where `total`) where c is absent.
+    Of a sample, the loss is the mean over its elements (the sum where `total`; cross-entropy has one). The loss of a
+    task is sum_n c_n l_n, with c [T, N] from `weights.forward`, or 1 / N (1 where `total`) where c is absent.
+    `dtype`: of c where it is made of class ids alone.
     """
 
     kind: int
     p0: float
     total: bool
+    dtype: torch.dtype = torch.float32
 
 
 class Rule(NamedTuple):
@@ -140,8 +152,8 @@ BENT = frozenset(Act) - {Act.RELU, Act.LEAKY_RELU}
 
 
 class Kernel(NamedTuple):
-    """`kind` decides what fits into one launch (`grouping`): a product of matrices or convolution, a reduction over rows
-    or samples, a function of rows, a pointwise one, or nothing at all (another view of the same memory).
+    """`kind` decides what fits into one launch (`grouping`): a product of matrices or convolution, a reduction over
+    rows or samples, a function of rows, a pointwise one, or nothing at all (another view of the same memory).
     """
 
     reads: tuple[str, ...]
@@ -211,10 +223,13 @@ KERNELS: dict[str, Kernel] = {
             "cat.forward",
             "a b",
             "y",
-            "features of a, then those of b; absent: zeros of the Shape that is the constant's",
+            "features of a, then those of b; the Shape is of what is absent: zeros",
         ),
         ("slice.forward", "x", "y", "features [start, stop)"),
         ("slice.backward", "d", "dx", "zeros but for features [start, stop)"),
+        ("pool.forward", "x", "y index", "index: of a maximum, whatever backward and tangent of the provider need"),
+        ("pool.backward", "d index", "dx", "(also of dt)"),
+        ("pool.tangent", "xt index", "yt", "linear, along the index"),
         ("scale", "x s", "y", "y = x s with s [T], or [] for all"),
         ("accumulate", "a b", "y", "y = a + b, in place of a, which nobody reads afterwards"),
         ("update.step", "theta g alpha", "after", "after = theta - alpha g"),
@@ -239,6 +254,7 @@ KERNELS: dict[str, Kernel] = {
         ("softmax.backward", "d y", "dx", "softmax: y (d - <d, y>); log_softmax: d - exp(y) sum d"),
         ("softmax.tangent", "xt y", "yt", "softmax: y (xt - <y, xt>); log_softmax: xt - <exp(y), xt>"),
         ("softmax.back_tangent", "d dt y yt", "dxt", "the tangent of backward"),
+        ("weights.forward", "mask target", "c total", "c = w / total (0 where total is 0), or w for a sum of losses"),
         ("loss.forward", "z target c", "each d", "each [T, N] = l_n; d = c dl/dz"),
         ("loss.tangent", "z zt target c seed", "dt", "dt = c (d2l zt + seed_t dl/dz)"),
         (
@@ -250,14 +266,11 @@ KERNELS: dict[str, Kernel] = {
     ),
     **_rows(
         "reduce",
-        ("pool.forward", "x", "y index", "index: of a maximum, whatever backward and tangent of the provider need"),
-        ("pool.backward", "d index", "dx", "(also of dt)"),
-        ("pool.tangent", "xt index", "yt", "linear, along the index"),
         ("mul.backward", "d dt b bt", "da", "da = dt b + d bt, summed to the Shape"),
         ("reduce", "x", "y", "summed to the Shape, over whatever was broadcast"),
         ("embedding.forward", "ids w", "y", "rows of w; ids [T, N, rows]"),
+        ("embedding.tangent", "ids wt", "yt", "rows of wt, 0 for `padding`, whose row is read but has no derivative"),
         ("embedding.backward", "d ids", "dw", "d added up by id, none to `padding`"),
-        ("weights.forward", "mask target", "c total", "c = w / total (0 where total is 0), or w for a sum of losses"),
         (
             "weights.backward",
             "dc c total target",
@@ -275,7 +288,7 @@ KERNELS: dict[str, Kernel] = {
         ("view", "x", "y", "the same elements in the Shape"),
         ("transpose", "x", "y", "rows and features change places"),
         ("expand", "x", "y", "broadcast to the Shape"),
-        ("row", "x", "y", "x[i] of a rate"),
-        ("stack", "x*", "y", "along a new dimension, the constant"),
+        ("stack", "x*", "y", "along a new first dimension"),
+        ("zeros", "like", "y", "zeros of the Blank's shape and dtype, on the device of `like`"),
     ),
 }

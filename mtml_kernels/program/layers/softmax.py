@@ -17,7 +17,7 @@ from mtml_kernels.program.ops import Given, OpInfo, operation
 from mtml_kernels.program.values import Value, tensor
 from mtml_kernels.program.vocabulary import function, layer_of
 
-__all__: list[str] = []
+__all__ = ["Softmax"]
 
 
 class Softmax(enum.IntEnum):
