@@ -25,7 +25,7 @@ AUTO = "auto"
 REFERENCE = "reference"
 VARIANT = ":"  # between a backend's name and one of the ways in which it can be asked to work
 # Names of the public contract. One that an op does not have is unavailable there; any other name is a typing error.
-CONTRACT_NAMES = frozenset({REFERENCE, "cpu", "triton", "cuda"})
+CONTRACT_NAMES = frozenset({REFERENCE, "cpu", "torch", "triton", "cuda"})
 
 # os.environ.get raises an error and catches it where the name is missing, as it mostly is: 5 us of a small call's 100.
 # Its dictionary, where Python has it, says so at once.

@@ -227,7 +227,7 @@ def report() -> dict[str, Any]:
     Example:
         >>> from mtml_kernels import doctor
         >>> sorted(doctor.report()["ops"]["inner_loop"])
-        ['cpu', 'reference']
+        ['cpu', 'reference', 'torch']
     """
     found = {name: guarded(probe) for name, probe in PROBES.items()}
     problems = guarded(lambda: _problems(found))

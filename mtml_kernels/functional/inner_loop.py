@@ -21,9 +21,9 @@ from mtml_kernels.checks import (
 )
 from mtml_kernels.losses import Loss, Opaque, resolve, unfused_target
 from mtml_kernels.ops.inner_loop import BACKENDS, inner_loop_call
+from mtml_kernels.ops.inner_loop_backends import FORMS
 from mtml_kernels.program import Program
 from mtml_kernels.rates import op_rates
-from mtml_kernels.registry import REFERENCE
 from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_NONE, KEEP_STEPS, InnerLoopSpec
 from mtml_kernels.schema.losses import IGNORED, LossSpec
 
@@ -90,7 +90,7 @@ def inner_loop(
         step_weights: [K+1], of the query loss at theta_0 .. theta_K; None for theta_K alone.
         first_order: treat inner gradients as constants.
         keep: which adapted parameters to return: "last", "steps" (theta_0 .. theta_K) or "none".
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "torch" or "reference".
 
     Raises:
         ValueError: shapes disagree, labels are out of range, rates are not finite or fewer than the steps, a name is
@@ -205,7 +205,7 @@ def _check_target(name: str, spec: LossSpec, target: Any, program: Program, like
     check_devices(like.device, iter([(name, target)]))
     if target.is_floating_point():
         check_dtypes(like.dtype, iter([(name, target)]), f"the dtype of the parameters, for loss {spec.kind!r}")
-    elif backend == REFERENCE:  # the compiled engine looks at the labels itself
+    elif backend not in FORMS:  # the compiled engine looks at the labels itself
         check_class_ids(name, target, program.output_shape[-1], IGNORED)
 
 

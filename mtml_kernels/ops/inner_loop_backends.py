@@ -1,4 +1,4 @@
-"""The backends of `mtml::inner_loop`: the compiled CPU engine and the plain PyTorch reference.
+"""The backends of `mtml::inner_loop`: the compiled CPU engine, the schedule in PyTorch, the plain PyTorch reference.
 
 A backend's two callables:
 
@@ -9,7 +9,8 @@ A backend's two callables:
 
 with `a` an `InnerLoopArgs`. Cotangents may be None and are contiguous otherwise; inputs
 may have any strides. Outputs, carry and gradients are contiguous, each in memory of its own. The carry is empty where
-`needs` is 0, and has the shapes and dtypes of `carry_shapes(a)` otherwise. A group of gradients that
+`needs` is 0, and has the shapes and dtypes of `carry_shapes(a)` otherwise; of a backend without that function the
+registered op drops it, and backward does without. A group of gradients that
 `needs` does not ask for is a list of None; in one that it does, None may stand for zeros and for integer tensors.
 """
 
@@ -36,7 +37,8 @@ from mtml_kernels.ops.common import own_memory, recording
 from mtml_kernels.program import decode
 from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
 from mtml_kernels.registry import REFERENCE, Backend, Registry
-from mtml_kernels.schema.dtypes import cpu_supports
+from mtml_kernels.schedule.backend import scheduled_backward, scheduled_forward
+from mtml_kernels.schema.dtypes import FLOATING, cpu_supports
 from mtml_kernels.schema.inner_loop import (
     DATA,
     DATA_NEEDS,
@@ -65,12 +67,16 @@ def _tensors(a: InnerLoopArgs) -> list[Tensor]:
     return [*(t for _, tensors in a.groups for t in tensors), *(t for t in a.fixed if t is not None)]
 
 
-def _run_reference(a: InnerLoopArgs, own: Sequence[bool] | None = None) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    spec = a.spec
-    for at, rows in decode(tuple(spec.program)).tables:
-        for name, inputs in (("support_x (sx)", a.support_x if spec.steps else []), ("query_x (qx)", a.query_x)):
+def _check_tables(a: InnerLoopArgs) -> None:
+    """Raise ValueError for an id that is no row of its embedding's table."""
+    for at, rows in decode(tuple(a.spec.program)).tables:
+        for name, inputs in (("support_x (sx)", a.support_x if a.spec.steps else []), ("query_x (qx)", a.query_x)):
             if inputs:
                 check_ids(name, inputs[at], rows)
+
+
+def _run_reference(a: InnerLoopArgs, own: Sequence[bool] | None = None) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    _check_tables(a)
     loss, output, support_losses, kept = reference_inner_loop(a, own)
     return loss, output, support_losses, list(kept)
 
@@ -147,6 +153,12 @@ def _pull_back(outputs: list[Tensor], cotangents: list[Tensor | None], a: InnerL
     return tuple(filled)
 
 
+def _scheduled_forward(a: InnerLoopArgs) -> Outputs:
+    if a.params[0].device.type == "cpu":  # elsewhere PyTorch's kernels assert it, and a look would wait for the device
+        _check_tables(a)
+    return scheduled_forward(a)
+
+
 def _cpu_backend(name: str, form: int) -> Backend:
     return Backend(
         name,
@@ -162,4 +174,15 @@ def _cpu_backend(name: str, form: int) -> Backend:
 FORMS = {"cpu": AUTO, "cpu:weights": WEIGHTS, "cpu:low_rank": LOW_RANK}
 for _name, _form in FORMS.items():
     BACKENDS.register(_cpu_backend(_name, _form))
+BACKENDS.register(
+    Backend(
+        "torch",
+        available=lambda: None,
+        forward=_scheduled_forward,
+        backward=scheduled_backward,
+        supports=lambda device_type, dtype: (
+            None if dtype in FLOATING else f"it computes in floating point, not {dtype}"
+        ),
+    )
+)
 BACKENDS.register(Backend(REFERENCE, available=lambda: None, forward=_reference_forward, backward=_reference_backward))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["DTYPES", "cpu_supports"]
+__all__ = ["DTYPES", "FLOATING", "cpu_supports"]
 
 DTYPES = {torch.float32: 0, torch.float64: 1}
+FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 def cpu_supports(device_type: str, dtype: torch.dtype) -> str | None:

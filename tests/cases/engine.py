@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from mtml_kernels.losses import LOSSES as LOSS_TABLE
 from mtml_kernels.ops.inner_loop import InnerLoopSpec
 from mtml_kernels.program import LAYOUT_IN_OUT, LAYOUT_LINEAR, Act, Op
 
+# The backend under test: the tests of the compiled engine run over the schedule as well (tests/schedule).
+ENGINE = os.environ.get("MTML_TEST_ENGINE", "cpu")
 LINEAR = (LAYOUT_LINEAR, LAYOUT_IN_OUT)
 ALL_FORMS = ["all", "all_per_step", "tensor", "tensor_per_step", "element", "element_per_step"]
 LOSSES = [
@@ -266,7 +269,7 @@ def cotangents_of(case: Case, rng: random.Random) -> list[Tensor | None]:
         "zero": torch.zeros_like,
         "absent": lambda t: None,
     }
-    outputs = outputs_of(case, "cpu")
+    outputs = outputs_of(case, ENGINE)
     kinds = [rng.choice(["any", "any", "equal", "zero"])]  # of the loss
     kinds += [rng.choice(["absent", "absent", "any"]) for _ in outputs[1:]]
     return [makers[kind](t) for kind, t in zip(kinds, outputs, strict=True)]
@@ -326,9 +329,9 @@ def check(
     cotangents: Sequence[Tensor | None],
     wanted: Sequence[str] = GROUPS,
     threads: int = 1,
-    backend: str = "cpu",
+    backend: str = ENGINE,
 ) -> None:
-    """The engine agrees with the reference to 1e-9 (both in float64).
+    """The backend agrees with the reference to 1e-9 (both in float64).
 
     Some random loops are chaotic: where rounding the parameters by 1e-14 moves the reference's own results by more
     than 1e-9, ten times that much is allowed, and anything where it moves them by more than a hundredth.

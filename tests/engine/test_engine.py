@@ -12,6 +12,7 @@ import pytest
 import torch
 from cases.engine import (
     ALL_FORMS,
+    ENGINE,
     GROUPS,
     LOSSES,
     Draft,
@@ -44,7 +45,7 @@ seeds, sizes = st.integers(0, 2**40), st.integers(0, 10)
 
 def every_cotangent(case: Case) -> list[Tensor | None]:
     """Unequal values on all outputs."""
-    return [torch.linspace(0.3, 1.7, t.numel(), dtype=t.dtype).view(t.shape) for t in outputs_of(case, "cpu")]
+    return [torch.linspace(0.3, 1.7, t.numel(), dtype=t.dtype).view(t.shape) for t in outputs_of(case, ENGINE)]
 
 
 def check_all(case: Case, wanted: Sequence[str] = GROUPS, threads: int = 1) -> None:
@@ -53,7 +54,7 @@ def check_all(case: Case, wanted: Sequence[str] = GROUPS, threads: int = 1) -> N
     check(case, cotangents, wanted, threads)
     if case.query_y is not None:
         rest = [None] * (len(cotangents) - 1)
-        for on_loss in (cotangents[0], torch.full_like(outputs_of(case, "cpu")[0], 2.0)):
+        for on_loss in (cotangents[0], torch.full_like(outputs_of(case, ENGINE)[0], 2.0)):
             check(case, [on_loss, *rest], wanted, threads)
 
 
@@ -91,7 +92,7 @@ def test_random_programs_in_float32(seed: int, nodes: int) -> None:
     expected = evaluate(converted(small, torch.float64), "reference", cotangents)
     theirs = evaluate(small, "reference", single)
     if is_finite(expected) and is_finite(theirs):
-        error, usual = (worst_error(r, expected) for r in (evaluate(small, "cpu", single), theirs))
+        error, usual = (worst_error(r, expected) for r in (evaluate(small, ENGINE, single), theirs))
         assert error < 1e-4 + 100 * usual
 
 
@@ -200,7 +201,7 @@ def test_eps_is_that_of_the_dtype() -> None:
     draft.linear(draft.rows_op(Op.NORM, x, Norm.RMS, (-1.0, 1.0)), 2)
     case = converted(draft_case(draft, keep=1, lr_scale=1e-4), torch.float32)
     cotangents = every_cotangent(case)
-    error = worst_error(evaluate(case, "cpu", cotangents), evaluate(case, "reference", cotangents))
+    error = worst_error(evaluate(case, ENGINE, cotangents), evaluate(case, "reference", cotangents))
     wide = evaluate(converted(case, torch.float64), "reference", [c.double() for c in cotangents if c is not None])
     assert error < 1e-3 < 0.03 < worst_error(evaluate(case, "reference", cotangents), wide)
 
@@ -329,7 +330,7 @@ def test_step_weights_that_are_zero_cost_nothing_and_count_nothing() -> None:
     case = draft_case(mlp([3, 5, 2], Act.TANH), steps=3)
     last = dataclasses.replace(case, step_weights=torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64))
     cotangents = every_cotangent(case)
-    assert worst_error(evaluate(last, "cpu", cotangents), evaluate(case, "cpu", cotangents)) == 0
+    assert worst_error(evaluate(last, ENGINE, cotangents), evaluate(case, ENGINE, cotangents)) == 0
 
 
 # --- the paths of the plan (csrc/cpu/inner_loop/plan/plan.cpp) --------------------------------------------------------

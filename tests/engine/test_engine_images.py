@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 import torch
 from cases.conv_random import Channelwise, LastNorm
-from cases.engine import ALL_FORMS, GROUPS, LOSSES, check, converted, cotangents_of, evaluate, is_finite, worst_error
+from cases.engine import (
+    ALL_FORMS,
+    ENGINE,
+    GROUPS,
+    LOSSES,
+    check,
+    converted,
+    cotangents_of,
+    evaluate,
+    is_finite,
+    worst_error,
+)
 from cases.images import Both, Shape, conv_block, headed, image_case, random_image_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,7 +64,7 @@ def test_random_networks_in_float32(seed: int) -> None:
     expected = evaluate(converted(small, torch.float64), "reference", cotangents)
     theirs = evaluate(small, "reference", single)
     if is_finite(expected) and is_finite(theirs):
-        error, usual = (worst_error(r, expected) for r in (evaluate(small, "cpu", single), theirs))
+        error, usual = (worst_error(r, expected) for r in (evaluate(small, ENGINE, single), theirs))
         assert error < 1e-4 + 100 * usual
 
 
@@ -482,4 +493,4 @@ def test_rounding_near_a_large_mean() -> None:
     case = image_case(small_conv4(), (1, 9, 9), support=4, **WHOLE)
     far = dataclasses.replace(case, support_x=[case.support_x[0] + 1e4], query_x=[case.query_x[0] + 1e4])
     expected = evaluate(far, "reference", every_cotangent(far))
-    assert worst_error(evaluate(far, "cpu", every_cotangent(far)), expected) < 1e-6
+    assert worst_error(evaluate(far, ENGINE, every_cotangent(far)), expected) < 1e-6

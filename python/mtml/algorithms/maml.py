@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtml.adapted import Adapted
 from mtml.algorithms.base import CallOptions, Loss, MetaLearner
+from mtml.algorithms.gram import gram_of_tasks, some_tasks
 from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
 from mtml.inner_lr import InnerLR
 from mtml.params import ParamsArg, aliases, by_first_name, select
@@ -28,7 +29,7 @@ from mtml_kernels.rates import op_rates, rate_at
 
 __all__ = ["MAML"]
 
-BACKENDS = ("auto", "cpu", "cpu:weights", "cpu:low_rank", "triton", "cuda", "reference", "general")
+BACKENDS = ("auto", "cpu", "cpu:weights", "cpu:low_rank", "torch", "triton", "cuda", "reference", "general")
 
 Rate = float | Tensor | Mapping[str, Any] | InnerLR
 
@@ -79,7 +80,9 @@ class MAML(MetaLearner):
             `PerStepBatchNorm` layers, which are meta-trained and not adapted.
         backend: "auto"; "cpu", "triton" or "cuda" for that engine or an error; "cpu:weights" or "cpu:low_rank" for the
             engine with each task's own weights, or with shared ones and low-rank corrections, where "cpu" chooses by a
-            cost model; "reference" for the engine's plain PyTorch specification; "general" for PyTorch operations on
+            cost model; "torch" for the same inner loop as a list of PyTorch operations, forward-over-reverse without a
+            graph, on any device and in half precision too (what "auto" takes where no compiled engine runs);
+            "reference" for the engine's plain PyTorch specification; "general" for PyTorch operations on
             the module itself, differentiable any number of times.
         update: another rule than gradient descent: one of `mtml.inner` (SGD with momentum, Adam, AdamW, RMSprop,
             clipping), fused; or update(params, grads, lr, step) -> params on dicts by name, on the general path. Such a
@@ -196,14 +199,28 @@ class MAML(MetaLearner):
     ) -> Tensor:
         """Inner products of the tasks' meta-gradients, [T, T]: who agrees with whom.
 
-        Arguments and errors as of `task_gradients`, of which no more than one set is held.
+        Arguments and errors as of `task_gradients`. Of all T gradients as many are held at a time as fit 1 GiB; where
+        that is not all, they are computed several times over.
+
+        Example:
+            >>> import torch, mtml
+            >>> maml = mtml.MAML(torch.nn.Linear(2, 1), lr=0.1, loss="mse")
+            >>> x, y = torch.randn(4, 8, 2), torch.randn(4, 8, 1)
+            >>> maml.task_gram(x, y, x, y).shape
+            torch.Size([4, 4])
         """
-        grads = self.task_gradients(sx, sy, qx, qy, **options)
-        gram: Any = 0
-        for grad in grads.values():
-            flat = grad.reshape(grad.shape[0], -1)
-            gram = gram + flat @ flat.T
-        return gram
+        masks = options.pop("support_mask", None), options.pop("query_mask", None)
+        parts, start = unpacked(sx, sy, qx, qy, *masks, self), options.pop("start", None)
+
+        def gradients(tasks: slice) -> dict[str, Tensor]:
+            *data, support_mask, query_mask = some_tasks(tuple(parts), tasks)
+            given: CallOptions = {**options, "support_mask": support_mask, "query_mask": query_mask}
+            if start is not None:
+                given["start"] = some_tasks(start, tasks)
+            return self.task_gradients(*data, **given)
+
+        each = sum(p.numel() * p.element_size() for p in self.module.parameters() if p.requires_grad)
+        return gram_of_tasks(gradients, len(Batch(*parts)), max(each, 1))
 
     def _apart(self, parts: Parts, options: CallOptions) -> tuple[Path, Batch]:
         """The path that gives gradients a task, and its batch."""

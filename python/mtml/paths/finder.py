@@ -215,7 +215,8 @@ class PathFinder:
     def autocast(self) -> torch.dtype | None:
         """What torch.autocast, where it is on, casts to on the model's device."""
         device = self.device_type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        known = torch.amp.is_autocast_available(device)  # not of "meta", which raises an error below
+        return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else None
 
     def _program(self, shapes: Any) -> _Traced:
         try:
@@ -298,11 +299,12 @@ class PathFinder:
         moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
         rates = self._rates(moving, options, self.tensors[program.params[0].name])
         narrow = any(isinstance(y, Tensor) and y.dtype in NARROW for y in (batch.sy, batch.qy))
-        looks = backend == "reference" or narrow
+        looks = backend in ("reference", "torch") or narrow
         classes = _classes(program.output_shape[-1:], losses, batch) if looks else (0, 0)
         if self.rule is not None or options.axes or _beyond_gram(batch, losses):
             return Fused(program, self.tensors, self.names, rates, spec, backend, names, classes, self.rule)
-        asked = VARIANT in backend  # for a way of holding weights, of which the Gram form has none
+        # asked for a way of holding weights, or for the schedule: of those the Gram form has none
+        asked = VARIANT in backend or backend == "torch"
         kind = FusedHead if not asked and is_head(program, spec, rates(), losses, sizes) else Fused
         return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,9 @@ class TrunkOnce:
         return inner_loop_call(*call)[1]
 
     def explain(self, subject: Subject, sizes: Sizes) -> Explanation:
-        return self.head.explain(subject, sizes)
+        found = self.head.explain(subject, sizes)
+        more = "; the pass of the trunk is not among them" if found.predicted else ""
+        return dataclasses.replace(found, predicted=found.predicted + more)
 
     def shaped(self, output: Tensor) -> Tensor:
         """[T, Q, out] as [T, Q, *shape of the model's output]."""
