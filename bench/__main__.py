@@ -1,4 +1,4 @@
-"""The command line: ``python -m bench run|compare|plot|readme|kernel|memory|host|checksum``."""
+"""The command line: ``python -m bench run|compare|plot|readme|kernel|memory|host|checksum|predict``."""
 
 from __future__ import annotations
 
@@ -156,6 +156,14 @@ def checksum(args: argparse.Namespace) -> int:
     return 0
 
 
+def predict(args: argparse.Namespace) -> int:
+    from bench.report import predict as predicting
+
+    for line in predicting.report(args.workloads or predicting.DEFAULT, args.device, args.precision, args.calls):
+        print(line, flush=True)
+    return 0
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -254,6 +262,17 @@ def _add_costs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     p.set_defaults(call=checksum)
 
 
+def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    p = commands.add_parser("predict", help="calls, FLOPs, bytes and predicted time of a meta-step on a GPU")
+    p.add_argument(
+        "workloads", nargs="*", metavar="WORKLOAD", help="default: the MLPs, siren and the convolutional ones"
+    )
+    p.add_argument("--device", choices=("h200", "a100", "rtx4090", "l4"), default="h200", help="default %(default)s")
+    p.add_argument("--precision", choices=("fp32", "tf32", "3xtf32"), default="fp32", help="of products")
+    p.add_argument("--calls", action="store_true", help="every call")
+    p.set_defaults(call=predict)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of mtml-kernels.")
@@ -262,6 +281,7 @@ def parser() -> argparse.ArgumentParser:
     _add_files(commands)
     _add_kernel(commands)
     _add_costs(commands)
+    _add_predict(commands)
     return top
 
 

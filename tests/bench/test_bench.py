@@ -323,7 +323,8 @@ def test_plot_writes_an_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["compare"], ["plot"], ["readme"], ["kernel"], ["memory"], ["host"], ["checksum"]]
+    "command",
+    [[], ["run"], ["compare"], ["plot"], ["readme"], ["kernel"], ["memory"], ["host"], ["checksum"], ["predict"]],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -342,6 +343,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["kernel", "inner_loop", "--steps", "1,x"], "steps: expected different whole numbers"),
         (["kernel", "inner_loop", "--steps", "2,2"], "steps: expected different whole numbers"),
         (["plot", "/nowhere/at/all.csv"], "No such file"),
+        (["predict", "nothing"], "workload: expected one of"),
     ],
 )
 def test_bad_input_is_one_line(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

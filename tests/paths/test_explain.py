@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cases.maml_oracle import mlp, regression
 from torch import Tensor, nn
 
-from mtml import MAML, FallbackWarning
+from mtml import MAML, FallbackWarning, inner
 from mtml_kernels.ops.inner_loop import BACKENDS
 
 
@@ -28,6 +28,43 @@ def test_fused(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.strip() == str(explanation).strip()
     assert "path: fused" in printed and "0.weight 0.bias" in printed and "2 steps, exact second order" in printed
     json.dumps(content)
+
+
+def test_a_schedule_is_listed_call_by_call(capsys: pytest.CaptureFixture[str]) -> None:
+    maml, batch = MAML(mlp(3, 6, 2), 0.1, steps=2, loss="mse", backend="torch"), regression()
+    found = maml.explain(*batch)
+    assert f"schedule: {len(found.calls)} calls, " in capsys.readouterr().out
+    assert "fp64 on an H200" in found.predicted and found.predicted.endswith("the tensors lie on cpu")
+    assert [set(call) for call in found.calls] == [{"where", "name", "flops", "bytes", "us", "bound"}] * len(
+        found.calls
+    )
+    assert found.calls[0]["where"] == "step 0: support values" and found.calls[0]["name"].endswith(
+        "linear.forward + act.forward"
+    )
+    assert sum(call["us"] for call in found.calls) > 2.2 * len(found.calls)
+    longer = MAML(mlp(3, 6, 2), 0.1, steps=3, loss="mse", backend="torch").explain(*batch)
+    assert len(longer.calls) > len(found.calls) and found.to_dict()["calls"] == found.calls
+
+
+def test_what_runs_by_no_schedule_lists_no_calls() -> None:
+    for backend in ("cpu", "reference", "general"):
+        found = MAML(mlp(3, 6, 2), 0.1, steps=2, loss="mse", backend=backend).explain(*regression())
+        assert found.calls == [] and found.predicted == "" and "schedule" not in str(found)
+
+
+def test_a_schedule_of_class_ids_ids_and_learnt_rates() -> None:
+    """Whatever a call can hold has its place in the schedule that explain() makes up."""
+    net = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 5))
+    ids, labels = torch.randint(0, 7, (2, 6, 3)), torch.randint(0, 5, (2, 6))
+    rate = torch.tensor(0.1, requires_grad=True)
+    found = MAML(net, rate, steps=2, loss="cross_entropy", backend="torch").explain(ids, labels, ids, labels)
+    assert any("update.rate" in call["name"] for call in found.calls)
+    rule = MAML(net, 0.1, steps=2, loss="cross_entropy", backend="torch", update=inner.Adam())
+    adam = rule.explain(ids, labels, ids, labels)
+    assert any("update.adjoint" in call["name"] for call in adam.calls)
+    assert len(rule.explain(ids, labels).calls) > 0  # without query sets
+    of_head = MAML(net, 0.1, params="2.*", steps=20, loss="cross_entropy", backend="torch")
+    assert of_head.explain(ids, labels, ids, labels).calls
 
 
 def test_fused_names_every_operation(capsys: pytest.CaptureFixture[str]) -> None:

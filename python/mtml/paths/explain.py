@@ -39,6 +39,9 @@ class Explanation:
         low_rank: how many weights are held as the shared ones plus a low-rank correction a task.
         adapted: names of the adapted tensors.
         steps, first_order, loss, query_loss, batch_norm: of the learner.
+        predicted: where a schedule is what runs: how many calls it has, their work, and the time that a model predicts
+            for them on a GPU; else empty.
+        calls: those calls, a dict each: where in the inner loop, name, flops, bytes, us (predicted), what bounds it.
     """
 
     path: str
@@ -54,6 +57,8 @@ class Explanation:
     loss: str
     query_loss: str
     batch_norm: str
+    predicted: str = ""
+    calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: strings, numbers, lists and dicts."""
@@ -68,6 +73,7 @@ class Explanation:
             f"adapts {_listed(self.adapted)}",
         ]
         lines += [f"trunk: {self.trunk}"] if self.trunk else []
+        lines += [f"schedule: {self.predicted}"] if self.predicted else []
         lines += [f"  not fused: {reason}" for reason in self.reasons]
         return "\n".join(lines + _table(self.nodes))
 

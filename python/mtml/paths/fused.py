@@ -12,6 +12,7 @@ from mtml.inner import Rule
 from mtml.paths.batch import Batch
 from mtml.paths.explain import Explanation, Subject, with_isa
 from mtml.paths.path import Outcome, in_our_words
+from mtml.paths.predicted import predicted
 from mtml.paths.rates import Rates
 from mtml_kernels.checks import Sizes, check_class_ids, widened
 from mtml_kernels.losses import IGNORED
@@ -19,6 +20,7 @@ from mtml_kernels.native.inner_loop import low_rank_weights
 from mtml_kernels.ops.inner_loop import inner_loop_call, task_gradients_call
 from mtml_kernels.ops.inner_loop_backends import FORMS
 from mtml_kernels.program import Program
+from mtml_kernels.schedule.describe import SCHEDULED
 from mtml_kernels.schema.inner_loop import KEEP_STEPS, TASKS_APART, InnerLoopArgs, InnerLoopSpec
 
 __all__ = ["Fused"]
@@ -67,6 +69,13 @@ class Fused:
             return 0
         form = FORMS[self.backend]
         return low_rank_weights(self.params, self.rates(), self.spec, sizes.support, sizes.query, form)
+
+    def predicted(self, sizes: Sizes) -> tuple[str, list[dict[str, Any]]]:
+        """The schedule in one line and its calls, where a schedule is what runs."""
+        if self.backend not in SCHEDULED:
+            return "", []
+        hyper = () if self.rule is None else (self.rule.vector(torch.device("cpu")),)
+        return predicted(self.program, self.params, self.rates(), hyper, self.spec, sizes)
 
     def __call__(self, batch: Batch) -> Outcome:
         sx, qx, sy, qy = batch.sx, batch.qx, batch.sy, batch.qy
@@ -127,6 +136,7 @@ class Fused:
 
     def explain(self, subject: Subject, sizes: Sizes) -> Explanation:
         low_rank = self.low_rank(sizes)
+        line, calls = self.predicted(sizes)
         why = f"every layer is fused, {self.spec.steps} steps in one call{self.how}"
         if low_rank:
             why += f"; {low_rank} weight{'' if low_rank == 1 else 's'} as shared values plus low-rank corrections"
@@ -144,6 +154,8 @@ class Fused:
             loss=subject.loss,
             query_loss=subject.query_loss,
             batch_norm=subject.batch_norm,
+            predicted=line,
+            calls=calls,
         )
 
     def shaped(self, output: Tensor) -> Tensor:

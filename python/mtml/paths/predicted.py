@@ -1,0 +1,69 @@
+"""What explain() says of a path whose calls run by a schedule: its calls, their work, and a prediction for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtml_kernels.checks import Sizes
+from mtml_kernels.program import Program
+from mtml_kernels.schedule.describe import Description, describe, device_of
+from mtml_kernels.schema.inner_loop import CLASS_IDS, NEED_LR, NEED_PARAMS, InnerLoopArgs, InnerLoopSpec
+
+__all__ = ["predicted"]
+
+
+def predicted(
+    program: Program,
+    params: Sequence[Tensor],
+    rates: Sequence[Tensor],
+    hyper: Sequence[Tensor],
+    spec: InnerLoopSpec,
+    sizes: Sizes,
+) -> tuple[str, list[dict[str, Any]]]:
+    """(In one line, every call) of a meta-step of these sizes."""
+    on = params[0].device
+    device, known = device_of(on)
+    found: Description = describe(_meta_step(program, params, rates, hyper, spec, sizes), device)
+    return f"{found}{'' if known else f'; the tensors lie on {on}'}", [line.to_dict() for line in found.lines]
+
+
+def _meta_step(
+    program: Program,
+    params: Sequence[Tensor],
+    rates: Sequence[Tensor],
+    hyper: Sequence[Tensor],
+    spec: InnerLoopSpec,
+    sizes: Sizes,
+) -> InnerLoopArgs:
+    """The call, of tensors without memory."""
+
+    def empty(samples: int, shape: Sequence[int], ids: bool) -> Tensor:
+        dtype = torch.long if ids else params[0].dtype
+        return torch.empty(sizes.tasks, samples, *shape, dtype=dtype, device="meta")
+
+    def inputs(samples: int) -> list[Tensor]:
+        return [empty(samples, info.shape, info.ids) for info in program.inputs] if samples else []
+
+    def targets(samples: int, kind: int) -> Tensor:
+        ids = kind == CLASS_IDS
+        return empty(samples, () if ids else program.output_shape, ids)
+
+    return InnerLoopArgs(
+        params=[p.to("meta") for p in params],
+        lr=[rate.to("meta") for rate in rates],
+        support_x=inputs(sizes.support),
+        query_x=inputs(sizes.query),
+        hyper=[tensor.to("meta") for tensor in hyper],
+        moments=[],
+        support_y=targets(sizes.support, spec.support_loss[0]),
+        query_y=targets(sizes.query, spec.query_loss[0]) if sizes.query else None,
+        support_mask=None,
+        query_mask=None,
+        step_weights=None,
+        spec=spec,
+        needs=NEED_PARAMS | (NEED_LR if any(rate.requires_grad for rate in rates) else 0),
+    )
