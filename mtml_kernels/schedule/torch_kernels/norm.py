@@ -30,10 +30,25 @@ def _stats(part: Part, x: Tensor) -> Results:
     if given.kind == Norm.GROUP:
         variance, mean = torch.var_mean(x.unflatten(3, (given.groups, -1)), (2, 4), correction=0)
         variance, mean = variance.unsqueeze(2), mean.unsqueeze(2)
+    elif given.kind == Norm.BATCH and x.device.type == "cpu":
+        variance, mean = _moments_in_turn(x)
     else:
         over = (1, 2) if given.kind == Norm.BATCH else (3,)
         variance, mean = torch.var_mean(x, over, correction=0, keepdim=True)
     return mean if part.wants[0] else None, variance.add_(given.eps).rsqrt_()
+
+
+def _moments_in_turn(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean of each task's batch  # [T, 1, 1, F]
+
+    In two passes over a task, which mostly fits into a cache: 17 ms of 32 [14700, 64] where var_mean takes 99, on two
+    cores.
+    """
+    moments = x.new_empty((2, x.shape[0], 1, 1, x.shape[3]))
+    for own, variance, mean in zip(x, *moments, strict=True):
+        torch.mean(own, (0, 1), keepdim=True, out=mean)
+        torch.mean((own - mean).square_(), (0, 1), keepdim=True, out=variance)
+    return moments[0], moments[1]
 
 
 def _meanless_rstd(given: Normalisation, x: Tensor) -> Tensor:
@@ -93,8 +108,10 @@ def _back(
     part: Part, d: Tensor, xhat: Tensor, rstd: Tensor, u1: Tensor | None, u2: Tensor | None, w: Tensor | None
 ) -> Results:
     given: Normalisation = part.constants
-    inner = _centred(given, _scaled(given, wide(d), w), xhat, u1, u2)
-    return (None if inner is None else like(inner * _spread(given, rstd, xhat), d),)
+    inner, spread = _centred(given, _scaled(given, wide(d), w), xhat, u1, u2, w is not None), _spread(given, rstd, xhat)
+    assert inner is not None
+    own = _holds(inner, spread) and any(t is not None for t in (w, u1, u2))
+    return (like(inner.mul_(spread) if own else inner * spread, d),)
 
 
 def _tangent(
@@ -173,13 +190,27 @@ def _spread(given: Normalisation, s: Tensor, x: Tensor) -> Tensor:
     return s.repeat_interleave(x.shape[3] // given.groups, 3) if few else s
 
 
+def _holds(x: Tensor, *others: Tensor) -> bool:
+    """Whether x has the shape of a result of all of them.
+
+    In its memory, where nobody else reads it, the result costs a CPU 5 ms where a new plane of 120 MB costs 40.
+    """
+    return all(n >= m for other in others for n, m in zip(x.shape, other.shape, strict=True))
+
+
 def _centred(
-    given: Normalisation, e: Tensor | None, xhat: Tensor, u1: Tensor | None, u2: Tensor | None
+    given: Normalisation, e: Tensor | None, xhat: Tensor, u1: Tensor | None, u2: Tensor | None, own: bool = False
 ) -> Tensor | None:
-    """e - u1 - xhat u2"""
+    """e - u1 - xhat u2, in the memory of e where it is the caller's `own`."""
     if e is not None and u1 is not None:
-        e = e - _spread(given, u1, xhat)
-    return e if u2 is None else _plus_product(e, wide(xhat), -_spread(given, u2, xhat))
+        spread = _spread(given, u1, xhat)
+        e, own = e.sub_(spread) if own and _holds(e, spread) else e - spread, True
+    if u2 is None:
+        return e
+    factor, xhat = -_spread(given, u2, xhat), wide(xhat)
+    if own and e is not None and _holds(e, xhat, factor):
+        return e.addcmul_(xhat, factor)
+    return _plus_product(e, xhat, factor)
 
 
 def _mean(given: Normalisation, x: Tensor, rstd: Tensor | None) -> Tensor:
