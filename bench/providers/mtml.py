@@ -15,7 +15,7 @@ from bench.workloads import Data, Workload
 
 REQUIRES = ("mtml",)
 INSTALL = "pip install . in the checkout"
-OPTIONS = ("cpu", "reference", "general", "triton", "cuda", "weights", "low_rank")
+OPTIONS = ("cpu", "torch", "reference", "general", "triton", "cuda", "weights", "low_rank")
 
 
 def prepare(w: Workload, net: nn.Module, data: Data, options: frozenset[str]) -> Prepared:

@@ -137,6 +137,7 @@ def _gradients_by_op(layout: SavedLayout, saved: Sequence[Tensor], cotangents: S
     given = [g for g in grad_adapted if g is not None]
     flags = [g is not None for g in grad_adapted]
     a, carry = layout.arguments(saved)
+    carry = carry if layout.backend.carry_shapes else []
     arguments = (*fixed, given, flags, *a.in_schema(a.spec.values), carry, layout.backend.name)
     return group_gradients(a, torch.ops.mtml.inner_loop_backward(*arguments))
 

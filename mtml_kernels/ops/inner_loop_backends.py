@@ -154,9 +154,26 @@ def _pull_back(outputs: list[Tensor], cotangents: list[Tensor | None], a: InnerL
 
 
 def _scheduled_forward(a: InnerLoopArgs) -> Outputs:
+    _look_at_ids(a)
+    return scheduled_forward(a)
+
+
+def _scheduled_backward(
+    grad_loss: Tensor | None,
+    grad_output: Tensor | None,
+    grad_support_losses: Tensor | None,
+    grad_adapted: Sequence[Tensor | None],
+    a: InnerLoopArgs,
+    carry: Sequence[Tensor],
+) -> tuple[Grads, ...]:
+    if not carry:  # else forward did
+        _look_at_ids(a)
+    return scheduled_backward(grad_loss, grad_output, grad_support_losses, grad_adapted, a, carry)
+
+
+def _look_at_ids(a: InnerLoopArgs) -> None:
     if a.params[0].device.type == "cpu":  # elsewhere PyTorch's kernels assert it, and a look would wait for the device
         _check_tables(a)
-    return scheduled_forward(a)
 
 
 def _cpu_backend(name: str, form: int) -> Backend:
@@ -179,7 +196,7 @@ BACKENDS.register(
         "torch",
         available=lambda: None,
         forward=_scheduled_forward,
-        backward=scheduled_backward,
+        backward=_scheduled_backward,
         supports=lambda device_type, dtype: (
             None if dtype in FLOATING else f"it computes in floating point, not {dtype}"
         ),

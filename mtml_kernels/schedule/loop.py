@@ -281,7 +281,7 @@ class WayBack:
 
     def run(self, replay: Sequence[range]) -> None:
         """All of it. `replay`: the stretches of steps, last first, whose state is to be made again before they are gone
-        through; a stretch that has it is not among them.
+        through.
         """
         stretches = {stretch.stop - 1: stretch for stretch in replay}
         self._enter(self.spec.steps)

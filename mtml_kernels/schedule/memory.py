@@ -12,7 +12,7 @@ BUDGET = 1 << 31
 
 
 def stretches(steps: int, kept: int, state: int) -> list[range]:
-    """Stretches of steps that are run again on the way back, last first; the last of all needs no second run.
+    """Stretches of steps that are run again on the way back, last first.
 
     Args:
         steps: K.
@@ -20,10 +20,11 @@ def stretches(steps: int, kept: int, state: int) -> list[range]:
         state: bytes of one step's parameters and moments, which a checkpoint holds.
 
     With L steps to a stretch, K / L checkpoints of `state` and L steps of `kept / K` are alive at once: the sum is
-    smallest where L = sqrt(K state / (kept / K)).
+    smallest where L = sqrt(K state / (kept / K)). The last stretch runs again like the others: autograd holds what the
+    way there left until the way back is over.
     """
     if steps < 2 or kept <= BUDGET:
         return []
     length = min(max(round(math.sqrt(steps * steps * state / kept)), 1), steps)
     starts = range(0, steps, length)
-    return [range(start, min(start + length, steps)) for start in reversed(starts)][1:]
+    return [range(start, min(start + length, steps)) for start in reversed(starts)]

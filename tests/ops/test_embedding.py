@@ -25,7 +25,7 @@ from mtml_kernels.schema.inner_loop import NEED_PARAMS
 V, E, L, CLASSES = 11, 3, 4, 5
 Batch = tuple[Any, Tensor, Any, Tensor]
 cpu = pytest.mark.skipif("cpu" not in BACKENDS.available(), reason="needs the compiled engine")
-backends = pytest.mark.parametrize("backend", [b for b in ("cpu", "reference") if b in BACKENDS.available()])
+backends = pytest.mark.parametrize("backend", [b for b in ("cpu", "torch", "reference") if b in BACKENDS.available()])
 
 
 class Mean(nn.Module):

@@ -176,7 +176,7 @@ def test_an_input_of_ids_is_read_by_embeddings_alone() -> None:
         run(a._replace(program=program))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
 @pytest.mark.parametrize("name", ["support_x", "query_x"])
 def test_inputs_of_ids_and_of_numbers_are_told_apart(name: str, backend: str) -> None:
     a = arguments("words")
@@ -292,7 +292,7 @@ def changed(value: Any, how: Any) -> Any:
     return changes[how](value)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
 @pytest.mark.parametrize("name, how", [(n, how) for n, hows in ARGUMENTS.items() for how in hows])
 def test_inner_loop_arguments(name: str, how: Any, backend: str) -> None:
     options = {"masks": True, "step_weights": True, "update": UpdateSpec("adam"), "moments": True}

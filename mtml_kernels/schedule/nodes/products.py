@@ -7,7 +7,7 @@ from typing import Any
 from mtml_kernels.program.encoding import LAYOUT_IN_OUT
 from mtml_kernels.program.ops import Op
 from mtml_kernels.schedule.call import ABSENT
-from mtml_kernels.schedule.kernels import Convolution, Linear, Table
+from mtml_kernels.schedule.kernels import Convolution, Linear, Shape, Table
 from mtml_kernels.schedule.passes import Along, NodeRule, Pass, Pull, node_rule
 
 __all__: list[str] = []
@@ -70,7 +70,11 @@ def _pull(pull: Pull) -> list[int]:
 
 def _ids(p: Pass, i: int) -> int:
     """The ids that an embedding reads, [T, N, rows]."""
-    return p.inputs[p.node(i).a]
+    ids = p.inputs[p.node(i).a]
+    shape = (*p.draft.shape(ids)[:2], p.node(i).rows)
+    if p.draft.shape(ids) == shape:
+        return ids
+    return p.draft.emit("view", (ids,), [shape], "ids in rows", Shape(shape), [p.draft.planes[ids].dtype])[0]
 
 
 def _looked_up(p: Pass, i: int, kernel: str, table: int, name: str) -> int:
