@@ -140,16 +140,17 @@ def products_of(part: Part, planes: Sequence[Plane]) -> tuple[Product, ...]:
         return ()
     found = _by_role(part, planes)
     groups = int(part.constants.window[-1]) if isinstance(part.constants, Convolution) else 1
-    return tuple(_product(role, terms, found, groups) for role, terms in _TERMS.items() if role in found)
+    there = {role: [pair for pair in terms if found.keys() >= {*pair}] for role, terms in _TERMS.items()}
+    return tuple(_product(role, terms, found, groups) for role, terms in there.items() if role in found and terms)
 
 
 def _product(role: str, terms: Sequence[tuple[str, str]], found: dict[str, Plane], groups: int) -> Product:
-    """One result. Weights that all tasks share make one matrix of all tasks' rows."""
+    """One result, of terms that are there. Weights that all tasks share make one matrix of all tasks' rows."""
     seen = next(found[name] for name in ("y", "yt", "d", "dt") if name in found)  # [T, N, rows, O]
     _, samples, rows, outputs = seen.shape
-    weight = found.get("w") or found["wt"]
+    weight = next(found[name] for name in ("w", "wt", "dw", "dwt") if name in found)
     depth = weight.elements // weight.shape[0] // outputs  # inputs of one output: I, or C / groups * kh * kw
-    tasks = sum(max(found[a].shape[0], found[b].shape[0]) for a, b in terms if a in found and b in found)
+    tasks = sum(max(found[a].shape[0], found[b].shape[0]) for a, b in terms)
     result, shape = found[role], found[role].shape
     if role in ("dw", "dwt"):
         batch, height, width = shape[0] * groups, shape[1] // groups, shape[2]

@@ -7,8 +7,10 @@ import math
 __all__ = ["BUDGET", "stretches"]
 
 # Bytes that a call may keep without a second thought. Beyond, steps are run again: a third more work for a square root
-# of the memory (5 steps of mini_conv keep 1.1 GiB, 100 steps of omniglot_mlp's 32 tasks 3.4 GiB of weights alone).
+# of the memory (5 steps of mini_conv keep 1.4 GiB, 100 steps of omniglot_mlp's 32 tasks 0.6).
 BUDGET = 1 << 31
+# A long loop may keep an eighth: the more steps, the more a square root of them saves.
+LONG = 32
 
 
 def stretches(steps: int, kept: int, state: int) -> list[range]:
@@ -23,7 +25,7 @@ def stretches(steps: int, kept: int, state: int) -> list[range]:
     smallest where L = sqrt(K state / (kept / K)). The last stretch runs again like the others: autograd holds what the
     way there left until the way back is over.
     """
-    if steps < 2 or kept <= BUDGET:
+    if steps < 2 or kept <= (BUDGET if steps < LONG else BUDGET // 8):
         return []
     length = min(max(round(math.sqrt(steps * steps * state / kept)), 1), steps)
     starts = range(0, steps, length)

@@ -38,6 +38,7 @@ def _tangent(p: Pass, i: int, along: Along) -> int:
     bt = along.directions[node.bias] if node.bias >= 0 else ABSENT
     if xt == wt == bt == ABSENT:
         return ABSENT
+    w = w if xt != ABSENT else ABSENT  # what is read stays in memory: not the weights of a layer on the input itself
     shape = p.shape(i, p.lead(x, w, xt, wt, bt))
     name = f"{_family(p, i)}.tangent"
     return p.draft.one(name, (x, xt, w, wt, bt), shape, f"tangent of node {i}", _constants(p, i, False))
@@ -46,10 +47,14 @@ def _tangent(p: Pass, i: int, along: Along) -> int:
 def _pull(pull: Pull) -> list[int]:
     p, i = pull.on, pull.i
     node, family = p.node(i), _family(p, i)
-    x, w, xt, wt, d = p.values[node.a], p.weight(i), pull.tangent(node.a), pull.direction(node.weight), pull.d
     of_w, of_b, over = pull.of_params()
+    x, xt = (p.values[node.a], pull.tangent(node.a)) if of_w else (ABSENT, ABSENT)
+    w, wt = (p.weight(i), pull.direction(node.weight)) if pull.wanted[0] else (ABSENT, ABSENT)
+    d = pull.d
+    if d == ABSENT:
+        xt = wt = ABSENT
     lead = 1 if over else p.lead(pull.dt, d, xt)
-    rows, cols = p.draft.shape(w)[1:]
+    rows, cols = p.draft.shape(p.weight(i))[1:]
     shapes = (
         p.shape(node.a, p.lead(pull.dt, d, wt)) if pull.wanted[0] else None,
         (lead, rows, cols) if of_w else None,
