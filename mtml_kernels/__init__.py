@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from mtml_kernels.functional.inner_loop import inner_loop
     from mtml_kernels.functional.linear_multihead_loss import linear_multihead_gram, linear_multihead_loss
     from mtml_kernels.functional.multihead_loss import multihead_loss
+    from mtml_kernels.functional.task_conv2d import task_conv2d
+    from mtml_kernels.functional.task_linear import task_linear
+    from mtml_kernels.functional.task_update import task_update
     from mtml_kernels.program import Program, Unfusable, trace
     from mtml_kernels.schema.losses import HeadLoss, LossSpec
 
@@ -30,6 +33,9 @@ _HOME = {
     "linear_multihead_gram": "functional.linear_multihead_loss",
     "linear_multihead_loss": "functional.linear_multihead_loss",
     "multihead_loss": "functional.multihead_loss",
+    "task_conv2d": "functional.task_conv2d",
+    "task_linear": "functional.task_linear",
+    "task_update": "functional.task_update",
     "trace": "program",
 }
 
@@ -46,6 +52,9 @@ __all__ = [
     "linear_multihead_gram",
     "linear_multihead_loss",
     "multihead_loss",
+    "task_conv2d",
+    "task_linear",
+    "task_update",
     "trace",
 ]
 

@@ -99,5 +99,8 @@ void bind_inner_loop(py::module_& m);
 void bind_head_inner_loop(py::module_& m);
 void bind_multihead_loss(py::module_& m);
 void bind_linear_multihead_loss(py::module_& m);
+void bind_task_linear(py::module_& m);
+void bind_task_conv2d(py::module_& m);
+void bind_task_update(py::module_& m);
 
 }  // namespace mtmlk

@@ -72,6 +72,9 @@ PYBIND11_MODULE(_C, m) {
   bind_head_inner_loop(m);
   bind_multihead_loss(m);
   bind_linear_multihead_loss(m);
+  bind_task_linear(m);
+  bind_task_conv2d(m);
+  bind_task_update(m);
   bind_tensors(m);
   m.def("fma_peak", &mtmlk_fma_peak, py::call_guard<py::gil_scoped_release>());
   m.def("isa", &mtmlk_isa);

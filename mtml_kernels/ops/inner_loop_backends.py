@@ -38,7 +38,7 @@ from mtml_kernels.program import decode
 from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
 from mtml_kernels.registry import REFERENCE, Backend, Registry
 from mtml_kernels.schedule.backend import scheduled_backward, scheduled_forward
-from mtml_kernels.schema.dtypes import FLOATING, cpu_supports
+from mtml_kernels.schema.dtypes import cpu_supports, floating_supports
 from mtml_kernels.schema.inner_loop import (
     DATA,
     DATA_NEEDS,
@@ -197,9 +197,7 @@ BACKENDS.register(
         available=lambda: None,
         forward=_scheduled_forward,
         backward=_scheduled_backward,
-        supports=lambda device_type, dtype: (
-            None if dtype in FLOATING else f"it computes in floating point, not {dtype}"
-        ),
+        supports=floating_supports,
     )
 )
 BACKENDS.register(Backend(REFERENCE, available=lambda: None, forward=_reference_forward, backward=_reference_backward))

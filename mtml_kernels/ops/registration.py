@@ -17,7 +17,8 @@ class Rules(NamedTuple):
     """What an op does with its arguments in schema order, and what it does with those of its backward op.
 
     The gradient of an op is a call of its backward op (`gradient`, on what `setup_context` saved), so that whatever
-    traces sees both; the gradient of that gradient raises, because a missing formula would be a silent zero.
+    traces sees both. The gradient of that gradient is `gradient_again`, on what `setup_again` saved; where there is
+    none it raises, because a missing formula would be a silent zero.
     """
 
     forward: Callable[..., Any]
@@ -26,13 +27,15 @@ class Rules(NamedTuple):
     backward_fake: Callable[..., Any]
     setup_context: Callable[[Any, tuple[Any, ...], Any], None]
     gradient: Callable[..., tuple[Any, ...]]
+    setup_again: Callable[[Any, tuple[Any, ...], Any], None] | None = None
+    gradient_again: Callable[..., tuple[Any, ...]] | None = None
 
 
-def register_op(schemas: tuple[str, str], rules: Rules, *, once: str, way_out: str) -> OpLibrary:
+def register_op(schemas: tuple[str, str], rules: Rules, *, way_out: str, once: str = "") -> OpLibrary:
     """Defines `mtml::name` and `mtml::name_backward` of these schemas.
 
     Args:
-        once: what is said where the gradient is differentiated again.
+        once: what is said where the gradient is differentiated again and has no formula.
         way_out: what can be called instead under transforms that have no rule here.
 
     Returns:
@@ -51,7 +54,8 @@ def register_op(schemas: tuple[str, str], rules: Rules, *, once: str, way_out: s
     torch.library.register_fake(f"mtml::{name}", rules.forward_fake, lib=library)
     torch.library.register_fake(f"mtml::{backward}", rules.backward_fake, lib=library)
     torch.library.register_autograd(f"mtml::{name}", rules.gradient, setup_context=rules.setup_context, lib=library)
-    torch.library.register_autograd(f"mtml::{backward}", raise_once, lib=library)
+    again, setup = rules.gradient_again or raise_once, rules.setup_again
+    torch.library.register_autograd(f"mtml::{backward}", again, setup_context=setup, lib=library)
     return library
 
 

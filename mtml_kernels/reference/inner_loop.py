@@ -148,7 +148,7 @@ def _descend(
     spec, rule, taken = a.spec, a.spec.rule, a.spec.update[2]
     theta = [_start(p) if flag else p for p, flag in zip(params, spec.adapted, strict=True)]
     moving = [p for p, flag in zip(theta, spec.adapted, strict=True) if flag]
-    numbers = dict(zip(HYPERS, a.hyper[0].to(moving[0].dtype), strict=True)) if a.hyper else {}
+    numbers = dict(zip(HYPERS, a.hyper[0], strict=True)) if a.hyper else {}
     given = iter(a.moments)
     moments = [[next(given)[t] if a.moments else torch.zeros_like(p) for p in moving] for _ in rule.moments]
     trajectory, losses = [theta], []

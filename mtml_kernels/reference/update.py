@@ -27,6 +27,19 @@ __all__ = ["clip", "root", "update"]
 Numbers = Mapping[str, Tensor | float]
 
 
+def _prepared(numbers: Numbers, step: int) -> Numbers:
+    """The numbers, and what is made of them alone: as precisely as they are given, which torch.optim does too. In
+    float32 1 - 0.999 is wrong in its sixth digit.
+    """
+    found = dict(numbers)
+    for i in (1, 2):
+        if f"beta{i}" in numbers:
+            beta = numbers[f"beta{i}"]
+            found[f"rest{i}"], found[f"bias{i}"] = 1.0 - beta, 1.0 - beta ** (step + 1)
+    found["fresh"] = 1.0 - numbers.get("dampening", 0.0)
+    return found
+
+
 def root(x: Tensor) -> Tensor:
     """sqrt(x), with the derivative 0 at 0 and below."""
     above = x > 0
@@ -38,11 +51,15 @@ def _quotient(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(y == 0, torch.zeros_like(x), x / torch.where(y == 0, torch.ones_like(y), y))
 
 
-def clip(grads: Sequence[Tensor], norm: Tensor | float) -> list[Tensor]:
-    """All gradients of a task scaled to a norm of at most `norm`."""
-    total = root(sum((g * g).sum() for g in grads))  # type: ignore[arg-type]
-    scale = (norm / (total + 1e-6)).clamp(max=1.0)
-    return [scale * g for g in grads]
+def clip(grads: Sequence[Tensor], norm: Tensor | float, tasks: bool = False) -> list[Tensor]:
+    """All gradients of a task scaled to a norm of at most `norm`; `tasks`: of every task, [T, *shape]."""
+    if not tasks:
+        total = root(sum((g * g).sum() for g in grads))  # type: ignore[arg-type]
+        scale = (norm / (total + 1e-6)).clamp(max=1.0)
+        return [scale * g for g in grads]
+    squares = torch.stack([(g * g).reshape(g.shape[0], g.shape[1:].numel()).sum(1) for g in grads]).sum(0)  # [T]
+    scale = (norm / (root(squares) + 1e-6)).clamp(max=1.0)
+    return [scale.view(-1, *(1,) * (g.ndim - 1)) * g for g in grads]
 
 
 def update(
@@ -53,8 +70,9 @@ def update(
     rates: Sequence[Tensor],
     moments: Sequence[Sequence[Tensor]],
     step: int,
+    tasks: bool = False,
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """One step of one task.
+    """One step of one task, or with `tasks` of every task, the tensors being [T, *shape].
 
     Args:
         spec: the rule.
@@ -66,8 +84,9 @@ def update(
     Returns:
         The next parameters and moments; differentiable any number of times.
     """
+    numbers = _prepared(numbers, step)
     if spec.clipped:
-        grads = clip(grads, numbers["clip_norm"])
+        grads = clip(grads, numbers["clip_norm"], tasks)
     after: list[Tensor] = []
     kept: list[list[Tensor]] = [[] for _ in spec.moments]
     for i, (value, grad, rate) in enumerate(zip(theta, grads, rates, strict=True)):
@@ -77,9 +96,10 @@ def update(
         direction, own = _direction(spec, numbers, grad, [plane[i] for plane in moments], step)
         if spec.decayed and spec.decoupled:
             value = value * (1.0 - rate * decay)
-        after.append(value - rate * direction)
+        # a tensor without dimensions would take over the precision of a number
+        after.append((value - rate * direction).to(value.dtype))
         for plane, tensor in zip(kept, own, strict=True):
-            plane.append(tensor)
+            plane.append(tensor.to(value.dtype))
     return after, kept
 
 
@@ -88,27 +108,25 @@ def _direction(
 ) -> tuple[Tensor, list[Tensor]]:
     """(what the rate multiplies, the next moments) of one tensor."""
     if spec.rule == "adam":
-        beta1, beta2 = numbers["beta1"], numbers["beta2"]
-        m = beta1 * moments[0] + (1.0 - beta1) * grad
-        v = beta2 * moments[1] + (1.0 - beta2) * grad * grad
-        t = step + 1
-        spread = root(v / (1.0 - beta2**t) + numbers.get("eps_root", 0.0))
-        return _quotient(m / (1.0 - beta1**t), spread + numbers["eps"]), [m, v]
+        m = numbers["beta1"] * moments[0] + numbers["rest1"] * grad
+        v = numbers["beta2"] * moments[1] + numbers["rest2"] * grad * grad
+        spread = root(v / numbers["bias2"] + numbers.get("eps_root", 0.0))
+        return _quotient(m / numbers["bias1"], spread + numbers["eps"]), [m, v]
     if spec.rule == "rmsprop":
         return _rmsprop(spec, numbers, grad, moments)
     if not spec.momentum:
         return grad, []
     momentum = numbers["momentum"]
-    buffer = grad if step == 0 else momentum * moments[0] + (1.0 - numbers.get("dampening", 0.0)) * grad
+    buffer = grad if step == 0 else momentum * moments[0] + numbers["fresh"] * grad
     return (grad + momentum * buffer if spec.nesterov else buffer), [buffer]
 
 
 def _rmsprop(spec: UpdateSpec, numbers: Numbers, grad: Tensor, moments: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    beta2 = numbers["beta2"]
-    square = beta2 * moments[0] + (1.0 - beta2) * grad * grad
+    beta2, rest = numbers["beta2"], numbers["rest2"]
+    square = beta2 * moments[0] + rest * grad * grad
     after, spread = [square], square
     if spec.centered:
-        mean = beta2 * moments[1] + (1.0 - beta2) * grad
+        mean = beta2 * moments[1] + rest * grad
         after, spread = [square, mean], square - mean * mean
     scaled = _quotient(grad, root(spread + numbers.get("eps_root", 0.0)) + numbers["eps"])
     if not spec.momentum:

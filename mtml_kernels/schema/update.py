@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
 
-__all__ = ["HYPERS", "PLAIN", "RULES", "UpdateSpec"]
+from torch import Tensor
+
+__all__ = ["HYPERS", "NAMED", "PLAIN", "RULES", "UpdateRule", "UpdateSpec"]
 
 RULES = ("sgd", "adam", "rmsprop")
 # The numbers of a rule, one layout for all: what a rule has no use for is ignored.
@@ -67,3 +71,23 @@ class UpdateSpec:
 
 
 PLAIN = UpdateSpec()
+
+
+class UpdateRule(Protocol):
+    """A rule with its numbers, as those of `mtml.inner` are."""
+
+    spec: UpdateSpec
+
+    def numbers(self) -> Mapping[str, float | Tensor]:
+        """By the names in HYPERS; those the rule has no use for may lack."""
+        ...
+
+
+_ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+# What a name means: the rule with the numbers that torch.optim has by default.
+NAMED: dict[str, tuple[UpdateSpec, dict[str, float]]] = {
+    "sgd": (PLAIN, {}),
+    "adam": (UpdateSpec("adam"), _ADAM),
+    "adamw": (UpdateSpec("adam", decoupled=True, decayed=True), {**_ADAM, "weight_decay": 0.01}),
+    "rmsprop": (UpdateSpec("rmsprop"), {"beta2": 0.99, "eps": 1e-8}),
+}

@@ -12,8 +12,9 @@ from cases.inner_loop import make_case
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mtml_kernels import HeadLoss, head_inner_loop, multihead_loss
+from mtml_kernels import HeadLoss, head_inner_loop, multihead_loss, task_conv2d, task_linear, task_update
 from mtml_kernels.schema.multihead_loss import encode
+from mtml_kernels.schema.update import UpdateSpec
 
 Arguments = Sequence[Any]
 WAY_OUT = "has no rule for forward mode.*Way out: "
@@ -51,6 +52,47 @@ def _multihead_backward() -> Arguments:
     return (torch.randn(2).double(), gradients, logits, [1, 1], "cpu")
 
 
+def _task_linear() -> Arguments:
+    return (
+        torch.randn(2, 3, 4).double(),
+        torch.randn(2, 5, 4).double(),
+        torch.randn(1, 5).double(),
+        2,
+        1.0,
+        0.0,
+        "cpu",
+    )
+
+
+def _task_linear_backward() -> Arguments:
+    y = torch.ops.mtml.task_linear(*_task_linear())
+    return (torch.randn_like(y), y, *_task_linear()[:-1], 7, "cpu")
+
+
+def _task_conv2d() -> Arguments:
+    x, weight = torch.randn(2, 2, 2, 4, 4).double(), torch.randn(1, 2, 1, 3, 3).double()
+    return (x, weight, torch.randn(2, 2).double(), [1, 1], [1, 0], [1, 1], 2, "cpu")
+
+
+def _task_conv2d_backward() -> Arguments:
+    y = torch.ops.mtml.task_conv2d(*_task_conv2d())
+    return (torch.randn_like(y), y, *_task_conv2d()[:-1], 7, "cpu")
+
+
+def _task_update() -> Arguments:
+    spec = UpdateSpec("adam", clipped=True)
+    tensors = [[torch.rand(2, 3).double(), torch.rand(2, 2, 2).double()] for _ in range(4)]
+    hyper = torch.tensor([0.5, 0.0, 0.0, 0.0, 0.9, 0.99, 1e-3, 0.0], dtype=torch.float64)
+    rates = [torch.rand(1, 3).double(), torch.rand(2, 1, 1).double()]
+    return (tensors[0], tensors[1], rates, [*tensors[2], *tensors[3]], hyper, spec.encode(), 3, "cpu")
+
+
+def _task_update_backward() -> Arguments:
+    results = torch.ops.mtml.task_update(*_task_update())
+    return ([torch.randn_like(t) for t in results], *_task_update())
+
+
+BLOCKS = (task_linear, task_conv2d, task_update)  # by which their ops are registered
 OPS: dict[str, Callable[[], Arguments]] = {
     "inner_loop": _inner_loop,
     "inner_loop_backward": _inner_loop_backward,
@@ -58,6 +100,12 @@ OPS: dict[str, Callable[[], Arguments]] = {
     "head_inner_loop_backward": _head_backward,
     "multihead_loss": _multihead,
     "multihead_loss_backward": _multihead_backward,
+    "task_linear": _task_linear,
+    "task_linear_backward": _task_linear_backward,
+    "task_conv2d": _task_conv2d,
+    "task_conv2d_backward": _task_conv2d_backward,
+    "task_update": _task_update,
+    "task_update_backward": _task_update_backward,
 }
 every_op = pytest.mark.parametrize("name", OPS)
 

@@ -20,8 +20,6 @@
 namespace mtmlk {
 namespace {
 
-constexpr double kClipEps = 1e-6;  // torch.nn.utils.clip_grad_norm_'s
-
 template <class T>
 T* Runner<T>::gradient(int64_t k) const {
   const bool kept = (plan->needs & MTMLK_NEED_LR) || (plan->needs && !plan->plain);
@@ -77,8 +75,7 @@ T Runner<T>::clip_scale(int64_t k) const {
     for (int64_t e = 0; e < p.size; e += Simd<T>::kLanes) sum += load<T>(g + e) * load<T>(g + e);
     squares += double(sum_lanes<T>(sum));
   }
-  const double scale = call->hyper[kHyperClip] / (__builtin_sqrt(squares) + kClipEps);
-  return scale < 1 ? T(scale) : scale == scale ? T(1) : T(scale);  // NaN stays
+  return T(clip_factor(squares, call->hyper[kHyperClip]));
 }
 
 // theta_{k+1} and the moments after step k.
@@ -185,9 +182,9 @@ void Runner<T>::unclip(int64_t k, double* hyper) {
     inner += double(sum_lanes<T>(load<T>(direction + at) * g));
     squares += double(sum_lanes<T>(g * g));
   });
-  const double norm = __builtin_sqrt(squares), divisor = norm + kClipEps;
-  hyper[kHyperClip] += inner / divisor;
-  const T along_g = T(-call->hyper[kHyperClip] / (norm * divisor * divisor) * inner);
+  const ClipAdjoint back = clip_adjoint(squares, inner, call->hyper[kHyperClip]);
+  hyper[kHyperClip] += back.of_bound;
+  const T along_g = T(back.along_g);
   each([&](int64_t at) { store<T>(direction + at, clip[k] * load<T>(direction + at) + along_g * load<T>(grad + at)); });
 }
 

@@ -64,6 +64,16 @@ const Choice& choice() {
 bool isa_ok() { return choice().kernels != nullptr; }
 const Kernels& kernels() { return choice().kernels ? *choice().kernels : kBaseKernels; }
 const TypedKernels& kernels_of(int32_t dtype) { return dtype == MTMLK_F32 ? kernels().f32 : kernels().f64; }
+const TaskKernels& task_kernels_of(int32_t dtype) {
+  const TaskKernels* found = kBaseTaskKernels;
+#if defined(MTMLK_HAVE_AVX2)
+  if (&kernels() == &kAvx2Kernels) found = kAvx2TaskKernels;
+#endif
+#if defined(MTMLK_HAVE_AVX512)
+  if (&kernels() == &kAvx512Kernels) found = kAvx512TaskKernels;
+#endif
+  return found[dtype == MTMLK_F32 ? 0 : 1];
+}
 const char* isa_reason() { return choice().reason.c_str(); }
 const char* isa_available() { return choice().available.c_str(); }
 

@@ -53,16 +53,31 @@ MTMLK_INLINE void each_block(int64_t outputs, int64_t width, int64_t inputs, Blo
     for (int64_t o = i < whole_i ? whole_o : 0; o < width; ++o) element(o, i);
 }
 
+// from [O, I] -> to [I, width], the transpose, with zeros behind O where width is more
+template <class T>
+void transpose_into(const T* from, int64_t outputs, int64_t inputs, T* to, int64_t width) {
+  each_block<T>(
+      outputs, width, inputs,
+      [&](int64_t o, int64_t i) { transpose_block<T>(from + o * inputs + i, inputs, to + i * width + o, width); },
+      [&](int64_t o, int64_t i) { to[i * width + o] = o < outputs ? from[o * inputs + i] : T(0); });
+}
+
+// from [I, width] -> to [O, I], as many as there are
+template <class T>
+void transpose_out_of(const T* from, int64_t width, int64_t outputs, int64_t inputs, T* to) {
+  each_block<T>(
+      outputs, width, inputs,
+      [&](int64_t o, int64_t i) { transpose_block<T>(from + i * width + o, width, to + o * inputs + i, inputs); },
+      [&](int64_t o, int64_t i) {
+        if (o < outputs) to[o * inputs + i] = from[i * width + o];
+      });
+}
+
 // weight [O, I] -> packed [I, O]
 template <class T>
 void pack_weight(const T* weight, int64_t outputs, int64_t inputs, T* packed) {
   each_panel<T>(inputs, outputs, [&](int64_t start, int64_t col, int64_t width) {
-    const T* from = weight + col * inputs;
-    T* to = packed + start;
-    each_block<T>(
-        outputs - col, width, inputs,
-        [&](int64_t o, int64_t i) { transpose_block<T>(from + o * inputs + i, inputs, to + i * width + o, width); },
-        [&](int64_t o, int64_t i) { to[i * width + o] = col + o < outputs ? from[o * inputs + i] : T(0); });
+    transpose_into<T>(weight + col * inputs, outputs - col, inputs, packed + start, width);
   });
 }
 
@@ -70,14 +85,7 @@ void pack_weight(const T* weight, int64_t outputs, int64_t inputs, T* packed) {
 template <class T>
 void unpack_weight(const T* packed, int64_t outputs, int64_t inputs, T* weight) {
   each_panel<T>(inputs, outputs, [&](int64_t start, int64_t col, int64_t width) {
-    const T* from = packed + start;
-    T* to = weight + col * inputs;
-    each_block<T>(
-        outputs - col, width, inputs,
-        [&](int64_t o, int64_t i) { transpose_block<T>(from + i * width + o, width, to + o * inputs + i, inputs); },
-        [&](int64_t o, int64_t i) {
-          if (col + o < outputs) to[o * inputs + i] = from[i * width + o];
-        });
+    transpose_out_of<T>(packed + start, width, outputs - col, inputs, weight + col * inputs);
   });
 }
 

@@ -231,6 +231,57 @@ MTMLK_API int mtmlk_linear_back(const MtmlkLinear* linear, int32_t dtype, int32_
 MTMLK_API int mtmlk_linear_blocks(const MtmlkLinear* linear, int32_t dtype, int32_t threads, void* losses, void* dx,
                                   void* const* dw, void* const* db, MtmlkHeadError* error);
 
+// --- building blocks: one operation for all tasks, contiguous tensors of one dtype; NULL where absent, none is empty ---
+
+// y = f(x W^T + b); `weights` and `biases`: 1 (all tasks share it) or `tasks`. On the way back those of dx, dw and db are
+// written that are there.
+typedef struct {
+  int32_t dtype, threads;
+  int64_t tasks, rows, inputs, outputs, weights, biases;
+  int32_t activation;  // Act of mtml/program.h, or -1
+  double c0, c1;
+  const void *x, *weight, *bias;  // [T, N, I], [weights, O, I], [biases, O]
+  void* y;                        // [T, N, O]: written, or read on the way back
+  const void* grad;               // [T, N, O]
+  void *dx, *dw, *db;             // like x, weight, bias
+} MtmlkTaskLinear;
+
+MTMLK_API int mtmlk_task_linear(const MtmlkTaskLinear* call);
+MTMLK_API int mtmlk_task_linear_back(const MtmlkTaskLinear* call);
+
+// y = x * W + b; pairs are (along the height, along the width).
+typedef struct {
+  int32_t dtype, threads;
+  int64_t tasks, samples, channels, outputs, groups, weights, biases;
+  int64_t size[2], out[2], kernel[2], stride[2], pad[2], dilation[2];
+  const void *x, *weight, *bias;  // [T, N, C, H, W], [weights, O, C / groups, kh, kw], [biases, O]
+  void* y;                        // [T, N, O, OH, OW]
+  const void* grad;               // like y
+  void *dx, *dw, *db;
+} MtmlkTaskConv2d;
+
+MTMLK_API int mtmlk_task_conv2d(const MtmlkTaskConv2d* call);
+MTMLK_API int mtmlk_task_conv2d_back(const MtmlkTaskConv2d* call);
+
+// A step of a rule of mtml/update.h. Lists have n entries, those of moments one for every tensor of every moment, the
+// first moment's first. Rates: [1 or T] of 1 or `size` elements; those of their cotangents always [T].
+typedef struct {
+  int32_t dtype, threads;
+  int32_t rule, flags;
+  int64_t tasks, n, step;                                                    // steps taken before this one
+  const double* hyper;                                                       // [8]
+  const int64_t* sizes;                                                      // [n] elements a task
+  const int64_t *rate_tasks, *rate_elements;                                 // [n] 1 where there is one for each
+  const void *const *params, *const *grads, *const *rates, *const *moments;  // moments NULL: zero
+  void *const *params_after, *const *moments_after;
+  const void *const *cot_params, *const *cot_moments;  // entries may be NULL: zero
+  void *const *d_params, *const *d_grads, *const *d_rates, *const *d_moments;
+  double* d_hyper;  // [T, 8]
+} MtmlkTaskUpdate;
+
+MTMLK_API int mtmlk_task_update(const MtmlkTaskUpdate* call);
+MTMLK_API int mtmlk_task_update_back(const MtmlkTaskUpdate* call);
+
 // Memory that is recycled, for gradients: fresh pages cost 35 ms per 256 MB. NULL: none is left, or the answer was
 // MTMLK_STOP.
 MTMLK_API void* mtmlk_acquire(int64_t bytes);

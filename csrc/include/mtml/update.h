@@ -57,7 +57,8 @@ template <class T>
 struct UpdateStep {
   int32_t rule, flags;
   bool first;  // no step has been taken
-  T decay, momentum, dampening, beta1, beta2, eps, root;
+  T decay, momentum, beta1, beta2, eps, root;
+  T fresh, rest1, rest2;  // 1 - dampening, 1 - beta1, 1 - beta2
   T bias1, bias2;         // B1, B2
   double slope1, slope2;  // dB1 / dbeta1, dB2 / dbeta2
 
@@ -72,21 +73,40 @@ inline double power(double x, int64_t n) {
   return result;
 }
 
-// `step` counts from 0, steps of an earlier loop included. Powers are taken in double: 1 - 0.999 keeps its digits.
+// `step` counts from 0, steps of an earlier loop included. Powers and differences are taken in double, as torch.optim
+// does: in float32 1 - 0.999 is wrong in its sixth digit.
 template <class T>
 UpdateStep<T> update_at(int32_t rule, int32_t flags, const double* hyper, int64_t step) {
   UpdateStep<T> u = {};
   u.rule = rule, u.flags = flags, u.first = step == 0;
-  u.decay = flags & kUpdateDecayed ? T(hyper[kHyperDecay]) : T(0), u.momentum = T(hyper[kHyperMomentum]),
-  u.dampening = T(hyper[kHyperDampening]);
+  u.decay = flags & kUpdateDecayed ? T(hyper[kHyperDecay]) : T(0), u.momentum = T(hyper[kHyperMomentum]);
   u.beta1 = T(hyper[kHyperBeta1]), u.beta2 = T(hyper[kHyperBeta2]);
   u.eps = T(hyper[kHyperEps]), u.root = T(hyper[kHyperRoot]);
+  u.fresh = T(1 - hyper[kHyperDampening]), u.rest1 = T(1 - hyper[kHyperBeta1]), u.rest2 = T(1 - hyper[kHyperBeta2]);
   if (rule != kAdam) return u;
   const double before1 = power(hyper[kHyperBeta1], step), before2 = power(hyper[kHyperBeta2], step);  // beta^(t - 1)
   const double b1 = 1 / (1 - before1 * hyper[kHyperBeta1]), b2 = 1 / (1 - before2 * hyper[kHyperBeta2]);
   u.bias1 = T(b1), u.bias2 = T(b2);
   u.slope1 = double(step + 1) * before1 * b1 * b1, u.slope2 = double(step + 1) * before2 * b2 * b2;
   return u;
+}
+
+constexpr double kClipEps = 1e-6;  // torch.nn.utils.clip_grad_norm_'s
+
+// By what a gradient is scaled whose elements' squares add up to `squares`; NaN stays.
+MTMLK_ANYWHERE double clip_factor(double squares, double most) {
+  const double scale = most / (__builtin_sqrt(squares) + kClipEps);
+  return scale < 1 || scale != scale ? scale : 1;
+}
+
+// Of c g, c below 1, with the cotangent h: that of g is c h + along_g g, that of the bound `of_bound`; inner = <h, g>.
+struct ClipAdjoint {
+  double along_g, of_bound;
+};
+
+MTMLK_ANYWHERE ClipAdjoint clip_adjoint(double squares, double inner, double most) {
+  const double norm = __builtin_sqrt(squares), divisor = norm + kClipEps;
+  return {norm == 0 ? 0 : -most / (norm * divisor * divisor) * inner, inner / divisor};
 }
 
 template <class M>
@@ -113,18 +133,18 @@ MTMLK_ANYWHERE Updated<M> update_forward(const UpdateStep<typename M::Scalar>& u
   Updated<M> r = {};
   r.g = u.has(kUpdateDecoupled) ? g : g + u.decay * theta;
   if (u.rule == kAdam) {
-    r.m = s[0] = u.beta1 * s[0] + (T(1) - u.beta1) * r.g;
-    r.v = s[1] = u.beta2 * s[1] + (T(1) - u.beta2) * r.g * r.g;
+    r.m = s[0] = u.beta1 * s[0] + u.rest1 * r.g;
+    r.v = s[1] = u.beta2 * s[1] + u.rest2 * r.g * r.g;
     const V x = r.v * u.bias2 + u.root;
     r.spread = M::sqrt(x > T(0) ? x : x * T(0));
     r.divisor = r.spread + u.eps;
     r.d = quotient<M>(r.m * u.bias1, r.divisor);
   } else if (u.rule == kRmsprop) {
     const int buffer = u.has(kUpdateCentered) ? 2 : 1;
-    r.v = s[0] = u.beta2 * s[0] + (T(1) - u.beta2) * r.g * r.g;
+    r.v = s[0] = u.beta2 * s[0] + u.rest2 * r.g * r.g;
     V x = r.v;
     if (u.has(kUpdateCentered)) {
-      r.m = s[1] = u.beta2 * s[1] + (T(1) - u.beta2) * r.g;
+      r.m = s[1] = u.beta2 * s[1] + u.rest2 * r.g;
       x = x - r.m * r.m;
     }
     x = x + u.root;
@@ -135,7 +155,7 @@ MTMLK_ANYWHERE Updated<M> update_forward(const UpdateStep<typename M::Scalar>& u
   } else {
     r.d = r.g;
     if (u.has(kUpdateMomentum)) {
-      s[0] = u.first ? r.g : u.momentum * s[0] + (T(1) - u.dampening) * r.g;
+      s[0] = u.first ? r.g : u.momentum * s[0] + u.fresh * r.g;
       r.d = u.has(kUpdateNesterov) ? r.g + u.momentum * s[0] : s[0];
     }
   }
@@ -167,7 +187,7 @@ MTMLK_ANYWHERE UpdateAdjoint<M> update_adjoint(const UpdateStep<typename M::Scal
     const V over = quotient<M>(dbar, r.divisor), mbar = mu[0] + over * u.bias1, away = -over * r.d;
     const V xbar = r.spread > T(0) ? away / (T(2) * r.spread) : zero;
     const V vbar = mu[1] + xbar * u.bias2;
-    gbar = (T(1) - u.beta1) * mbar + T(2) * (T(1) - u.beta2) * r.g * vbar;
+    gbar = u.rest1 * mbar + T(2) * u.rest2 * r.g * vbar;
     hyper[kHyperEps] += away;
     hyper[kHyperRoot] += xbar;
     hyper[kHyperBeta1] += mbar * (s[0] - r.g) + over * r.m * T(u.slope1);
@@ -186,14 +206,14 @@ MTMLK_ANYWHERE UpdateAdjoint<M> update_adjoint(const UpdateStep<typename M::Scal
     const V over = quotient<M>(qbar, r.divisor), away = -over * r.scaled;
     const V xbar = r.spread > T(0) ? away / (T(2) * r.spread) : zero;
     const V vbar = mu[0] + xbar;
-    gbar = over + T(2) * (T(1) - u.beta2) * r.g * vbar;
+    gbar = over + T(2) * u.rest2 * r.g * vbar;
     hyper[kHyperEps] += away;
     hyper[kHyperRoot] += xbar;
     hyper[kHyperBeta2] += vbar * (s[0] - r.g * r.g);
     mu[0] = u.beta2 * vbar;
     if (centered) {
       const V abar = mu[1] - T(2) * r.m * xbar;
-      gbar += (T(1) - u.beta2) * abar;
+      gbar += u.rest2 * abar;
       hyper[kHyperBeta2] += abar * (s[1] - r.g);
       mu[1] = u.beta2 * abar;
     }
@@ -206,7 +226,7 @@ MTMLK_ANYWHERE UpdateAdjoint<M> update_adjoint(const UpdateStep<typename M::Scal
       gbar += bbar;
       mu[0] = zero;
     } else {
-      gbar += (T(1) - u.dampening) * bbar;
+      gbar += u.fresh * bbar;
       hyper[kHyperMomentum] += bbar * s[0];
       hyper[kHyperDampening] += -bbar * r.g;
       mu[0] = u.momentum * bbar;
