@@ -210,33 +210,35 @@ def _one_by_one(
 
 
 def _read(arguments: Sequence[Any]) -> tuple[UpdateArgs, Static]:
-    """(args, what is not a tensor) of the op's arguments, checked."""
+    """(args, what is not a tensor) of the op's arguments."""
     *tensors, rule, step, backend = arguments
     a = UpdateArgs(*tensors)
-    form = form_of(rule, step)
-    check_arguments(a, form)
-    return a, _static(a, form, backend)
+    return a, _static(a, form_of(rule, step), backend)
 
 
 def _forward(*arguments: Any) -> list[Tensor]:
     a, static = _read(arguments)
+    check_arguments(a, static.form)
     return list(BACKENDS.named(static.backend).forward(a, static.form))
 
 
 def _forward_fake(*arguments: Any) -> list[Tensor]:
     a, static = _read(arguments)
+    check_arguments(a, static.form, traced=True)
     return [t.new_empty(t.shape) for t in a.results(static.form.spec)]
 
 
 def _backward(cotangents: list[Tensor], *arguments: Any) -> list[Tensor]:
     a, static = _read(arguments)
+    check_arguments(a, static.form)
     check_cotangents(cotangents, a, static.form)
     given = [contiguous(c) for c in cotangents]
     return list(BACKENDS.named(static.backend).backward(given, a, static.form))
 
 
 def _backward_fake(cotangents: list[Tensor], *arguments: Any) -> list[Tensor]:
-    a, _ = _read(arguments)
+    a, static = _read(arguments)
+    check_arguments(a, static.form, traced=True)
     return [t.new_empty(t.shape) for t in a.flat()]
 
 
@@ -273,6 +275,6 @@ def task_update_call(a: UpdateArgs, form: UpdateForm, backend: str) -> list[Tens
         TypeError, ValueError: a tensor does not fit.
         BackendUnavailable: the backend asked for cannot run here.
     """
-    check_arguments(a, form)
+    check_arguments(a, form, traced=_tracing())
     like = a.params[0]
     return _call(a, _static(a, form, _resolved_name(backend, like.device.type, like.dtype)))

@@ -347,6 +347,20 @@ def test_what_does_not_fit_is_named() -> None:
             anil.meta_loss(x, y, x, y, **options)
 
 
+@pytest.mark.parametrize("backend", [ENGINE, "torch", "reference", "general"])
+@pytest.mark.parametrize("make", [lambda: inner.Adam(), lambda: inner.RMSprop(alpha=0.999)], ids=["adam", "rmsprop"])
+def test_moments_in_float32_lose_no_digits(make: Callable[[], inner.Rule], backend: str) -> None:
+    """1 - 0.999 taken in float32 is wrong in its sixth digit; torch.optim takes it in double, and then rounds."""
+    moments = []
+    for dtype in (torch.float32, D):
+        torch.manual_seed(0)
+        model, x, y = net().to(dtype), torch.randn(T, S, 3).to(dtype), torch.randn(T, S, 2).to(dtype)
+        adapted = MAML(model, 0.0, steps=1, loss="mse", update=make(), backend=backend).adapt_tasks(x, y)
+        assert adapted.state is not None
+        moments.append(adapted.state["exp_avg_sq" if "exp_avg_sq" in adapted.state else "square_avg"]["2.bias"])
+    torch.testing.assert_close(moments[0].double(), moments[1], rtol=4e-6, atol=0.0)
+
+
 # --- gradients a task -------------------------------------------------------------------------------------------------
 
 

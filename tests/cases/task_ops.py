@@ -69,11 +69,13 @@ TRANSFORMS: dict[str, Callable[[Op, Sequence[Tensor]], Any]] = {
     "grad of grad": lambda op, ts: torch.func.grad(
         lambda *a: _scalar(torch.func.grad(_scalar(op), _everywhere(ts)))(*a), _everywhere(ts)
     )(*ts),
-    "vmap": lambda op, ts: torch.func.vmap(op)(*(torch.stack([t, 2 * t, -t]) for t in ts)),
+    "vmap": lambda op, ts: torch.func.vmap(op)(*(torch.stack([t, 2 * t, t / 2]) for t in ts)),
     "vmap of some": lambda op, ts: torch.func.vmap(lambda a: op(a, *ts[1:]), in_dims=1)(
         torch.stack([ts[0], -ts[0]], 1)
     ),
-    "vmap of others": lambda op, ts: torch.func.vmap(lambda *a: op(ts[0], *a))(*(torch.stack([t, -t]) for t in ts[1:])),
+    "vmap of others": lambda op, ts: torch.func.vmap(lambda *a: op(ts[0], *a))(
+        *(torch.stack([t, 2 * t]) for t in ts[1:])
+    ),
     "vmap of grad": lambda op, ts: torch.func.vmap(torch.func.grad(_scalar(op), _everywhere(ts)))(
         *(torch.stack([t, 2 * t]) for t in ts)
     ),

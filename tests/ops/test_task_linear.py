@@ -233,7 +233,7 @@ def test_nothing_aliases_an_argument(backend: str) -> None:
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "rank of x": ({"x": torch.zeros(4, 5)}, ValueError, r"x: expected 3 dimensions, got float32 \[4, 5\]"),
     "no tensor": ({"weight": 3}, TypeError, "weight: expected a tensor, got 3.*Shapes are"),
-    "inputs": ({"weight": torch.zeros(3, 2, 4)}, ValueError, r"weight: expected \[3, 2, 5\] or \[1, 2, 5\], got float32"),
+    "inputs": ({"weight": torch.zeros(3, 2, 4)}, ValueError, r"weight: expected \[3, 2, 5\] or \[1, 2, 5\]"),
     "tasks": ({"weight": torch.zeros(2, 2, 5)}, ValueError, r"weight: expected \[3, 2, 5\]"),
     "bias": ({"bias": torch.zeros(3)}, ValueError, r"bias: expected \[3, 2\] or \[1, 2\], got float32 \[1, 3\]"),
     "dtype": ({"weight": torch.zeros(2, 5).double()}, TypeError, r"weight: expected torch.float32, got float64"),
