@@ -105,6 +105,7 @@ def kernel(args: argparse.Namespace) -> int:
             args.inputs,
             args.threads,
             args.seconds,
+            args.rule,
         ),
         steps,
     )
@@ -225,8 +226,9 @@ def _add_files(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     p = commands.add_parser("kernel", help="one kernel on one shape: time, GFLOP/s, GB/s, share of peak")
-    p.add_argument("op", help="inner_loop, head_inner_loop")
+    p.add_argument("op", help="inner_loop, head_inner_loop, task_linear, task_conv2d, task_update")
     p.add_argument("--shape", default="784-256-128-64-64-5", help="widths of an MLP (default %(default)s)")
+    p.add_argument("--rule", default="adam", help="of task_update: sgd, adam, adamw, rmsprop (default %(default)s)")
     for name, value in (("tasks", 32), ("support", 5), ("query", 75)):
         p.add_argument(f"--{name}", type=_positive, default=value, help="default %(default)s")
     p.add_argument(

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from bench.measure import flops, peak, timing
+from bench.measure import blocks, flops, peak, timing
 from bench.workloads import Sine, Workload, make_data, make_network, mlp
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sine": Sine}
@@ -42,6 +43,7 @@ class Options:
     inputs: bool = False
     threads: int = 0
     seconds: float = 2.0
+    rule: str = "adam"
 
     @property
     def workload(self) -> Workload:
@@ -149,9 +151,23 @@ def head_inner_loop(o: Options, mode: flops.Mode) -> Callable[[], object]:
     return call
 
 
+def _block(op: str, o: Options, mode: flops.Mode) -> Callable[[], object]:
+    """A call of a building block."""
+    return blocks.BLOCKS[op](o).call(mode == "forward+backward")
+
+
+def _work(op: str, o: Options, mode: flops.Mode) -> tuple[float, float]:
+    """(FLOPs, compulsory bytes) of a call."""
+    if op in blocks.BLOCKS:
+        return blocks.BLOCKS[op](o).work(mode == "forward+backward")
+    w = o.workload
+    return flops.meta_step(w, mode=mode), flops.meta_step_bytes(w, o.dtype.itemsize, mode)
+
+
 OPS: dict[str, Callable[[Options, flops.Mode], Callable[[], object]]] = {
     "inner_loop": inner_loop,
     "head_inner_loop": head_inner_loop,
+    **{name: partial(_block, name) for name in blocks.BLOCKS},
 }
 
 
@@ -168,8 +184,8 @@ def measure(op: str, o: Options, steps: Sequence[int] = ()) -> tuple[list[Measur
     rows: list[Measured] = []
     first = {mode: next(times[name].ms for name, (m, _) in cases.items() if m == mode) for mode in o.modes}
     for name, (mode, case) in cases.items():
-        t, work = times[name], flops.meta_step(case.workload, mode=mode) / 1e9
-        rate, moved = work / t.ms * 1e3, flops.meta_step_bytes(case.workload, o.dtype.itemsize, mode) / 1e9
+        t, (work, moved) = times[name], (number / 1e9 for number in _work(op, case, mode))
+        rate = work / t.ms * 1e3
         speeds = (rate, moved / t.ms * 1e3, rate / best.gflops)
         rows.append(Measured(mode, case.steps, t.ms, t.best_ms, t.n, *speeds, t.ms / first[mode]))
     return rows, best
@@ -177,12 +193,17 @@ def measure(op: str, o: Options, steps: Sequence[int] = ()) -> tuple[list[Measur
 
 def report(op: str, o: Options, steps: Sequence[int] = ()) -> list[Measured]:
     """Measure and print."""
+    block = op in blocks.BLOCKS
+    if block:  # one step of no loop
+        steps, o = (1,), replace(o, modes=tuple(mode for mode in o.modes if mode in blocks.MODES))
     counts = tuple(steps) or (o.steps,)
     rows, best = measure(op, o, counts)
-    print(
+    problem = (
         f"{op} {o.workload.network} {o.activation}, {o.tasks} tasks, {o.support} support, {o.query} query, "
-        f"{','.join(map(str, counts))} steps, {o.loss}, {o.dtype}, backend {o.backend}, "
-        f"{torch.get_num_threads()} threads; "
+        f"{','.join(map(str, counts))} steps, {o.loss}, {o.dtype}, backend {o.backend}"
+    )
+    print(
+        f"{blocks.describe(op, o) if block else problem}, {torch.get_num_threads()} threads; "
         f"peak {best.gflops:.0f} GFLOP/s ({best.source}), copy {peak.copy_bandwidth():.1f} GB/s"
     )
     for r in rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, form: LinearF
     """y [T, N, O]; x [T, N, I], weight [T or 1, O, I], bias [T or 1, O]."""
     y = torch.empty(form.output_shape(x, weight), dtype=x.dtype, device="cpu")
     if y.numel() == 0 or x.numel() == 0:
+        x, weight, bias = _held(x, weight, bias)
         return y.copy_(task_linear(x, weight, bias, form))  # a sum over no inputs, or nothing at all
     _run([x, weight, bias, y, None], form, [None, None, None], False)
     return y
@@ -48,6 +51,11 @@ def linear_backward(
     return found
 
 
+def _held(x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    """The same, where there is memory behind them: PyTorch itself would read on."""
+    return checked(_NAMES.__getitem__, [x, weight, bias], x.dtype)[0]
+
+
 def _of_nothing(
     d: Tensor, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, form: LinearForm, found: list[Tensor | None]
 ) -> list[Tensor | None]:
@@ -56,7 +64,8 @@ def _of_nothing(
         if g is not None:
             g.zero_()
     if bias is not None and found[2] is not None and d.numel():
-        z = task_linear(x.detach(), weight.detach(), bias.detach(), form.plain)
+        x, weight, row = _held(x, weight, bias)
+        z = task_linear(x.detach(), weight.detach(), row.detach(), form.plain)
         g = slope_times(z, d, form).sum(1)
         found[2].copy_(g if bias.shape[0] == g.shape[0] else g.sum(0, keepdim=True))
     return found

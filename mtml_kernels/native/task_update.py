@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mtml_kernels.memory import in_memory
 from mtml_kernels.native import engine
 from mtml_kernels.native.tensors import addresses_of, checked, recycled_like
 from mtml_kernels.schema.dtypes import DTYPES
@@ -28,7 +29,7 @@ class _Call:
         elements = [int(r.numel() > r.shape[0]) for r in a.rates]
         self.table = [*sizes, *(int(r.shape[0] > 1) for r in a.rates), *elements]
         self.numbers = [DTYPES[dtype], torch.get_num_threads(), *form.spec.encode(), tasks, form.step]
-        self.hyper = a.hyper.tolist()
+        self.hyper = in_memory("hyper", a.hyper).tolist()
         groups = zip(("params", "grads", "lr", "state"), a[:4], strict=True)
         found = [checked(lambda i, name=name: f"{name}[{i}]", ts, dtype) for name, ts in groups]  # type: ignore[misc]
         self.held = [tensors for tensors, _ in found]

@@ -26,13 +26,15 @@ _DOOR = Door(
     "Shapes are x [T, N, C, H, W], weight [T, O, C / groups, kh, kw] or [O, C / groups, kh, kw], bias [T, O] or [O]",
 )
 
+_MOST = 1 << 31  # of an option, and of the pixels of an image: no product of two leaves an int64
+
 
 def _read(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> ConvForm:
     """A form of the op's options."""
     for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        right = len(pair) == 2 and all(value >= least for value in pair)
+        right = len(pair) == 2 and all(least <= value < _MOST for value in pair)
         _DOOR.expect(right, name, f"two whole numbers of at least {least}", list(pair))
-    _DOOR.expect(groups >= 1, "groups", "a whole number of at least 1", groups)
+    _DOOR.expect(1 <= groups < _MOST, "groups", "a whole number of at least 1", groups)
     (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
     return ConvForm((sh, sw), (ph, pw), (dh, dw), groups)
 
@@ -53,7 +55,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, form: ConvForm) -> No
     _DOOR.shape("weight", weight, (tasks, *own), (1, *own))
     _DOOR.shape("bias", bias, (tasks, outputs), (1, outputs))
     _DOOR.kinds([("weight", weight, x.dtype), ("bias", bias, x.dtype)], x.device)
-    _DOOR.expect(min(form.outputs(x, weight)) > 0, "x", "images that the dilated kernel fits into with padding", x)
+    height, width = form.outputs(x, weight)
+    _DOOR.expect(min(height, width) > 0, "x", "images that the dilated kernel fits into with padding", x)
+    _DOOR.expect(height * width < _MOST, "padding", f"outputs of fewer than {_MOST} pixels", f"{height} x {width}")
 
 
 # --- PyTorch's kernels, by the schedule's table -----------------------------------------------------------------------

@@ -358,6 +358,7 @@ def _check_gradient(
         door.shape(name, t, shape)
     door.kinds([("grad", d, x.dtype), ("y", y, x.dtype)], x.device)
     door.expect(0 <= needs < 8, "needs", "a number from 0 to 7", needs)
+    door.memory([("grad", d), ("y", y)])
 
 
 def _op_formulas(layer: TaskLayer) -> tuple[Callable[..., Any], ...]:

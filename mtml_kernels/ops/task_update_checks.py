@@ -44,7 +44,7 @@ def _check_all(a: UpdateArgs, form: UpdateForm) -> None:
     assert like is not None
     _DOOR.floats(like, "params[0]")
     _DOOR.expect(like.ndim > 0, "params[0]", "a dimension of tasks", like)
-    _DOOR.expect(form.step >= 0, "step", "a number of steps taken, at least 0", form.step)
+    _DOOR.expect(0 <= form.step < 1 << 53, "step", "a number of steps taken, from 0 on", form.step)
     _DOOR.length("grads", a.grads, n)
     _DOOR.length("lr", a.rates, n)
     _DOOR.length("state", a.moments, *sorted({0, n * len(form.spec.moments)}))
@@ -70,3 +70,4 @@ def check_cotangents(cotangents: Sequence[Tensor], a: UpdateArgs, form: UpdateFo
     for i, (c, t) in enumerate(zip(cotangents, expected, strict=True)):
         _DOOR.shape(f"cotangents[{i}]", c, t.shape)
         _DOOR.kinds([(f"cotangents[{i}]", c, t.dtype)], t.device)
+        _DOOR.memory([(f"cotangents[{i}]", c)])

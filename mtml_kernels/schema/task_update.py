@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mtml_kernels.schema.update import UpdateSpec
+from mtml_kernels.schema.update import RULES, UpdateSpec
 
 __all__ = ["BACKWARD_SCHEMA", "FORWARD_SCHEMA", "UpdateArgs", "UpdateForm", "form_of"]
 
@@ -55,5 +55,7 @@ class UpdateArgs(NamedTuple):
 
 
 def form_of(rule: Sequence[int], step: int) -> UpdateForm:
-    """A form of the op's options."""
+    """A form of the op's options; ValueError where `rule` is not what UpdateSpec.encode gives."""
+    if len(rule) != 2 or not (0 <= rule[0] < len(RULES) and 0 <= rule[1] < 64):
+        raise ValueError(f"rule: expected what UpdateSpec.encode gives, got {list(rule)}")
     return UpdateForm(_decoded(tuple(rule)), step)

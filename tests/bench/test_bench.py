@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # bench/ is not installed; last, so that the installed packages are the ones under test
 
 from bench.__main__ import main  # noqa: E402
-from bench.measure import flops, kernel, match, peak, runner, timing  # noqa: E402
+from bench.measure import blocks, flops, kernel, match, peak, runner, timing  # noqa: E402
 from bench.providers import NAMES, Unavailable, load  # noqa: E402
 from bench.providers.base import Prepared, Result  # noqa: E402
 from bench.report import compare, readme, record  # noqa: E402
@@ -339,6 +339,9 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "tiny", "--providers", "nothing"], "provider: expected one of"),
         (["kernel", "nothing"], "op: expected one of inner_loop"),
         (["kernel", "inner_loop", "--shape", "3x4"], "shape: expected widths"),
+        (["kernel", "task_linear", "--shape", "3-4-5"], "shape: expected inputs-outputs"),
+        (["kernel", "task_conv2d", "--shape", "3-4-5-2"], "shape: expected an odd kernel"),
+        (["kernel", "task_update", "--rule", "lion"], "rule: expected one of sgd"),
         (["kernel", "inner_loop", "--mode", "backward"], "mode: expected some of"),
         (["kernel", "inner_loop", "--steps", "1,x"], "steps: expected different whole numbers"),
         (["kernel", "inner_loop", "--steps", "2,2"], "steps: expected different whole numbers"),
@@ -397,6 +400,27 @@ def test_kernel_at_several_numbers_of_steps(capsys: pytest.CaptureFixture[str]) 
         times = [float(row[row.index("ms") - 1]) for row in mode]
         ratios = [float(row[row.index("x") + 1]) for row in mode]
         assert ratios == pytest.approx([t / times[0] for t in times], abs=0.01) and ratios[2] > 2
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "gflop"),
+    [
+        ("task_linear", "6-3", 2 * 5 * 6 * 3),
+        ("task_conv2d", "2-3-4-3", 2 * 5 * 16 * 2 * 3 * 9),
+        ("task_update", "6-3", 0),
+    ],
+)
+def test_building_blocks_as_kernels(op: str, shape: str, gflop: float, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["kernel", op, "--shape", shape, "--tasks", "1", "--support", "5", "--seconds", "0.01"]
+    assert main(command) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert f"{op} {shape}, 1 tasks" in printed and all(mode in printed for mode in blocks.MODES)
+    block = blocks.BLOCKS[op](kernel.Options(kernel.parse_shape(shape), 1, 5))
+    assert block.work(False)[0] == gflop and block.work(True)[0] == 3 * gflop
+    assert block.work(False)[1] == 4 * (sum(t.numel() for t in block.tensors) + block.results)
+    results = block.call(False)()
+    outputs = [results] if isinstance(results, torch.Tensor) else results
+    assert sum(y.numel() for y in outputs) == block.results  # type: ignore[union-attr, attr-defined]
 
 
 def test_kernel_at_one_number_of_steps_prints_no_ratio() -> None:

@@ -16,10 +16,11 @@ from cases.inner_loop import Case
 from cases.multihead_loss import arguments, random_head
 from torch import nn
 
-import mtml_kernels
+import mtml_kernels.functional
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.program import Act, trace
 from mtml_kernels.schema.multihead_loss import encode
+from mtml_kernels.schema.update import UpdateSpec
 
 OPS = torch.ops.mtml
 
@@ -144,6 +145,53 @@ def _linear_losses(*args: Any) -> Any:
     return mtml_kernels.linear_multihead_loss(*args, backend="cpu")
 
 
+def _blocks(seed: int) -> list[Call]:
+    """The building blocks, of one weight for all tasks or of one each."""
+    rng = random.Random(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.float64)
+
+    tasks, rows, outputs = rng.randint(1, 3), rng.randint(1, 4), rng.choice([1, 2, 6, 9])
+    own, ours = rng.choice([1, tasks]), rng.choice([1, tasks])
+    inputs, code = rng.choice([1, 3, 17]), rng.choice([-1, *map(int, Act)])
+    bias = draw(ours, outputs) if rng.random() < 0.7 else None
+    linear = [draw(tasks, rows, inputs), draw(own, outputs, inputs), bias, code, 1.0, rng.choice([0.0, 20.0])]
+    groups, channels = rng.choice([(1, 3), (2, 4), (3, 3)])
+    kernel, window = [rng.randint(1, 3), rng.randint(1, 2)], [[rng.randint(low, 2) for _ in "hw"] for low in (1, 0, 1)]
+    weight = draw(own, groups * outputs, channels // groups, *kernel)
+    biases = draw(ours, groups * outputs) if rng.random() < 0.7 else None
+    conv = [draw(tasks, rows, channels, rng.randint(5, 7), rng.randint(3, 6)), weight, biases, *window, groups]
+    return [*_layer(OPS.task_linear, linear, rng), *_layer(OPS.task_conv2d, conv, rng), *_update(rng, tasks)]
+
+
+def _layer(op: Any, args: list[Any], rng: random.Random) -> list[Call]:
+    name = op.__name__.rpartition(".")[2]
+    y, backward = op(*args, "cpu"), getattr(OPS, f"{name}_backward")
+    back = [torch.ones_like(y), y, *args, rng.choice([7, 3, rng.randint(0, 7)]), "cpu"]
+    return [Call(name, op, [*args, "cpu"]), Call(f"{name}_backward", backward, back)]
+
+
+def _update(rng: random.Random, tasks: int) -> list[Call]:
+    rules = [("sgd", False, False), ("sgd", True, False), ("adam", False, False), ("rmsprop", True, True)]
+    rule, momentum, centered = rng.choice(rules)
+    options = {name: rng.random() < 0.5 for name in ("clipped", "decayed", "decoupled")}
+    spec = UpdateSpec(rule, momentum=momentum, centered=centered, **options)
+    shapes = [rng.choice([(3,), (), (2, 9), (0, 2)]) for _ in range(rng.randint(1, 3))]
+    params, grads = ([torch.rand(tasks, *s, dtype=torch.float64) for s in shapes] for _ in range(2))
+    lead = [rng.choice([1, tasks]) for _ in shapes]
+    rates = [
+        torch.rand(n, *(s if rng.random() < 0.5 else [1] * len(s)), dtype=torch.float64)
+        for n, s in zip(lead, shapes, strict=True)
+    ]
+    step = rng.choice([0, 1, 5])
+    moments = [torch.rand_like(p) for _ in spec.moments for p in params] if step else []
+    args = [params, grads, rates, moments, torch.rand(8, dtype=torch.float64), spec.encode(), step, "cpu"]
+    results = OPS.task_update(*args)
+    back = [[torch.ones_like(t) for t in results], *args]
+    return [Call("task_update", OPS.task_update, args), Call("task_update_backward", OPS.task_update_backward, back)]
+
+
 def _differentiated(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, and the gradients at its first list of tensors."""
 
@@ -168,4 +216,5 @@ def corpus() -> list[Call]:
     calls = [call for case in _cases() for call in _inner_loop(case, rng)]
     calls += [call for seed in range(24) for call in _head(seed)]
     calls += [call for seed in range(20) for call in _multihead(seed)]
-    return calls + [_linear(seed) for seed in range(20)]
+    calls += [_linear(seed) for seed in range(20)]
+    return calls + [call for seed in range(40) for call in _blocks(seed)]

@@ -26,7 +26,9 @@ def test_mutated_calls_return_or_say_why_not() -> None:
     print(*reports, sep="\n")
     assert sum(report["calls"] for report in reports) == CALLS
     ends = [report["ends"] for report in reports]
-    for name in ("inner_loop", "inner_loop_backward", "head_inner_loop", "multihead_loss", "linear_multihead_loss()"):
+    names = ("inner_loop", "inner_loop_backward", "head_inner_loop", "multihead_loss", "linear_multihead_loss()")
+    blocks = [f"{op}{way}" for op in ("task_linear", "task_conv2d", "task_update") for way in ("", "_backward")]
+    for name in (*names, *blocks):
         returned = sum(end[name].get("returned", 0) for end in ends)
         assert returned > 200, f"{name}: too few faults get past the checks"
 
