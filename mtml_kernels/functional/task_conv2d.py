@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mtml_kernels.checks import shown
+from mtml_kernels.functional.task_tensors import of_tasks
 from mtml_kernels.ops.task_conv2d import task_conv2d_call
 from mtml_kernels.schema.task_conv2d import ConvForm
 
@@ -60,9 +61,8 @@ def task_conv2d(
     pairs = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation))
     if not _whole(groups):
         raise TypeError(f"groups: expected a whole number, got {shown(groups)}")
-    shared = weight.unsqueeze(0) if isinstance(weight, Tensor) and weight.ndim == 4 else weight
-    biases = bias.unsqueeze(0) if isinstance(bias, Tensor) and bias.ndim == 1 else bias
-    return task_conv2d_call(x, shared, biases, ConvForm(*pairs, groups), backend)
+    weights, biases = of_tasks("weight", weight, 4), of_tasks("bias", bias, 1)
+    return task_conv2d_call(x, weights, biases, ConvForm(*pairs, groups), backend)
 
 
 def _whole(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mtml_kernels.checks import shown
+from mtml_kernels.functional.task_tensors import of_tasks
 from mtml_kernels.ops.task_linear import task_linear_call
 from mtml_kernels.program.activations import Act
 from mtml_kernels.schema.task_linear import LinearForm
@@ -60,9 +61,4 @@ def task_linear(
     if form is None:
         names = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"activation: expected None or one of {names}; got {shown(activation)}")
-    return task_linear_call(x, _each(weight, 2), _each(bias, 1), form, backend)
-
-
-def _each(t: Tensor | None, shared: int) -> Tensor:
-    """With the task dimension, 1 where a tensor of so many dimensions stands for all tasks; checks come later."""
-    return t.unsqueeze(0) if isinstance(t, Tensor) and t.ndim == shared else t  # type: ignore[return-value]
+    return task_linear_call(x, of_tasks("weight", weight, 2), of_tasks("bias", bias, 1), form, backend)

@@ -10,7 +10,8 @@ from mtml_kernels import native
 from mtml_kernels.native.task_conv2d import conv2d_backward, conv2d_forward
 from mtml_kernels.ops.checks import Door
 from mtml_kernels.ops.common import resolved_name_in
-from mtml_kernels.ops.task_layers import Static, TaskLayer, layer_call, part, reference_backend, register_layer
+from mtml_kernels.ops.task_layer_ops import register_layer
+from mtml_kernels.ops.task_layers import Static, TaskLayer, layer_call, part, reference_backend
 from mtml_kernels.reference.task_conv2d import task_conv2d
 from mtml_kernels.registry import REFERENCE, Backend, Registry
 from mtml_kernels.schedule.kernels import Convolution

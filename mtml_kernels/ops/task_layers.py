@@ -21,14 +21,23 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from mtml_kernels.ops.checks import Door
 from mtml_kernels.ops.common import contiguous, own_memory, recording
-from mtml_kernels.ops.registration import OpLibrary, Rules, register_op
 from mtml_kernels.registry import Backend, Registry
 from mtml_kernels.schedule.call import ABSENT, Part
 from mtml_kernels.transforms import abstract, alive, is_forward_mode
 
-__all__ = ["Static", "TaskLayer", "layer_call", "part", "reference_backend", "register_layer"]
+__all__ = [
+    "Static",
+    "TaskLayer",
+    "adjoint",
+    "backward_call",
+    "backward_now",
+    "forward_now",
+    "layer_call",
+    "part",
+    "reference_backend",
+    "spread",
+]
 
 Grads = list[Tensor | None]
 
@@ -135,15 +144,15 @@ def layer_call(static: Static, x: Tensor, weight: Tensor, bias: Tensor | None) -
     if recorded or torch._C._are_functorch_transforms_active():
         y: Tensor = _Forward.apply(static, x, weight, bias)
         return y
-    return _forward(static, x, weight, bias)
+    return forward_now(static, x, weight, bias)
 
 
-def _forward(static: Static, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def forward_now(static: Static, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y: Tensor = static.layer.backends.named(static.backend).forward(x, weight, bias, static.form)
     return y
 
 
-def _backward(
+def backward_now(
     static: Static, needs: int, d: Tensor, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Grads:
     backend = static.layer.backends.named(static.backend)
@@ -151,7 +160,7 @@ def _backward(
     return found
 
 
-def _spread(found: Sequence[Tensor], needs: int) -> Grads:
+def spread(found: Sequence[Tensor], needs: int) -> Grads:
     given = iter(found)
     return [next(given) if needs >> i & 1 else None for i in range(3)]
 
@@ -167,8 +176,8 @@ def backward_call(
         return _by_formula(static, needs, d, x, weight, bias)
     if _tracing():
         found = static.layer.backward_op(d, y, x, weight, bias, *static.form, needs, static.backend)
-        return _spread(found, needs)
-    return _spread(_Backward.apply(static, needs, d, y, x, weight, bias), needs)
+        return spread(found, needs)
+    return spread(_Backward.apply(static, needs, d, y, x, weight, bias), needs)
 
 
 def _by_formula(static: Static, needs: int, d: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Grads:
@@ -188,7 +197,7 @@ def _by_formula(static: Static, needs: int, d: Tensor, x: Tensor, weight: Tensor
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(static: Static, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _forward(static, x, weight, bias)
+        return forward_now(static, x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -201,7 +210,7 @@ class _Forward(torch.autograd.Function):
         needs = sum(bool(need) << i for i, need in enumerate(ctx.needs_input_grad[1:]))
         if torch.is_grad_enabled() or abstract(d):
             return (None, *backward_call(ctx.static, needs, d, y, x, weight, bias))
-        return (None, *_backward(ctx.static, needs, d, d if y is None else y, x, weight, bias))
+        return (None, *backward_now(ctx.static, needs, d, d if y is None else y, x, weight, bias))
 
     @staticmethod
     def vmap(
@@ -236,7 +245,7 @@ class _Backward(torch.autograd.Function):
     def forward(
         static: Static, needs: int, d: Tensor, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, ...]:
-        return tuple(g for g in _backward(static, needs, d, y, x, weight, bias) if g is not None)
+        return tuple(g for g in backward_now(static, needs, d, y, x, weight, bias) if g is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -247,7 +256,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         d, *tensors = alive(ctx.saved_tensors)
-        found = adjoint(ctx.static, _spread(cotangents, ctx.needs), d, *tensors)  # type: ignore[arg-type]
+        found = adjoint(ctx.static, spread(cotangents, ctx.needs), d, *tensors)  # type: ignore[arg-type]
         return (None, None, found[0], None, *found[1:])
 
     @staticmethod
@@ -309,83 +318,3 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 def _along(d: Tensor, cb: Tensor) -> tuple[int, ...]:
     """The shape of a bias [O] under y [T, N, O, ...], less the tasks."""
     return (1, cb.shape[1], *(1,) * (d.ndim - 3))
-
-
-# --- the registered ops -----------------------------------------------------------------------------------------------
-
-
-def register_layer(layer: TaskLayer, schemas: tuple[str, str], way_out: str) -> OpLibrary:
-    """Registers the op and its backward op; the library must be kept."""
-
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-        static = _static(layer, rest)
-        layer.check(x, weight, bias, static.form)
-        return _forward(static, x, weight, bias)
-
-    def forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-        form = _static(layer, rest).form
-        layer.check(x, weight, bias, form)
-        return x.new_empty(form.output_shape(x, weight))
-
-    def backward(d: Tensor, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-        *options, needs, backend = rest
-        static = _static(layer, (*options, backend))
-        layer.check(x, weight, bias, static.form)
-        _check_gradient(layer, d, y, x, weight, static, needs)
-        asked = needs & (3 if bias is None else 7)
-        return [g for g in _backward(static, asked, d, y, x, weight, bias) if g is not None]
-
-    def backward_fake(d: Tensor, y: Tensor, *rest: Any) -> list[Tensor]:
-        needs = rest[-2]
-        return [t.new_empty(t.shape) for i, t in enumerate(rest[:3]) if t is not None and needs >> i & 1]
-
-    rules = Rules(forward, forward_fake, backward, backward_fake, *_op_formulas(layer))
-    return register_op(schemas, rules, way_out=way_out)
-
-
-def _static(layer: TaskLayer, rest: Sequence[Any]) -> Static:
-    *options, backend = rest
-    return Static(layer, layer.read(*options), backend)
-
-
-def _check_gradient(
-    layer: TaskLayer, d: Tensor, y: Tensor, x: Tensor, weight: Tensor, static: Static, needs: int
-) -> None:
-    door = Door(f"mtml::{layer.name}", f"Way out: autograd through mtml_kernels.{layer.name} passes what fits")
-    shape = static.form.output_shape(x, weight)
-    for name, t in (("grad", d), ("y", y)):
-        door.given(name, t)
-        door.shape(name, t, shape)
-    door.kinds([("grad", d, x.dtype), ("y", y, x.dtype)], x.device)
-    door.expect(0 <= needs < 8, "needs", "a number from 0 to 7", needs)
-    door.memory([("grad", d), ("y", y)])
-
-
-def _op_formulas(layer: TaskLayer) -> tuple[Callable[..., Any], ...]:
-    """setup_context and gradient of the op, then of its backward op."""
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.static = _static(layer, inputs[3:])
-        ctx.save_for_backward(*inputs[:3], output)
-        ctx.rest = len(inputs) - 3
-
-    def gradient(ctx: Any, d: Tensor) -> tuple[Any, ...]:
-        x, weight, bias, y = ctx.saved_tensors
-        needs = sum(bool(need) << i for i, need in enumerate(ctx.needs_input_grad[:3]))
-        return (*backward_call(ctx.static, needs, d, y, x, weight, bias), *[None] * ctx.rest)
-
-    def setup_again(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        d, _, *tensors = inputs[:5]
-        *options, ctx.needs, backend = inputs[5:]
-        ctx.static = _static(layer, (*options, backend))
-        ctx.save_for_backward(d, *tensors)
-        ctx.set_materialize_grads(False)
-        ctx.rest = len(inputs) - 5
-
-    def gradient_again(ctx: Any, cotangents: list[Tensor]) -> tuple[Any, ...]:
-        d, x, weight, bias = ctx.saved_tensors
-        needs = ctx.needs & (3 if bias is None else 7)
-        found = adjoint(ctx.static, _spread(cotangents, needs), d, x, weight, bias)
-        return (found[0], None, *found[1:], *[None] * ctx.rest)
-
-    return setup, gradient, setup_again, gradient_again

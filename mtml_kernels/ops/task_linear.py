@@ -8,7 +8,8 @@ from mtml_kernels import native
 from mtml_kernels.native.task_linear import linear_backward, linear_forward
 from mtml_kernels.ops.checks import Door
 from mtml_kernels.ops.common import resolved_name_in
-from mtml_kernels.ops.task_layers import Static, TaskLayer, layer_call, part, reference_backend, register_layer
+from mtml_kernels.ops.task_layer_ops import register_layer
+from mtml_kernels.ops.task_layers import Static, TaskLayer, layer_call, part, reference_backend
 from mtml_kernels.program.activations import Act
 from mtml_kernels.reference.task_linear import activate, slope_times, task_linear
 from mtml_kernels.registry import REFERENCE, Backend, Registry

@@ -5,6 +5,7 @@ The process chooses the kernels once, when it loads them.
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -12,13 +13,20 @@ import torch
 from cases.engine import check, cotangents_of
 from cases.engine_random import random_case
 from cases.images import conv_block, headed, image_case, random_image_case
+from cases.task_ops import error, with_gradients
 from engine.test_engine_promises import LARGE, ones_of, script
 from ops import test_linear_multihead_loss as linear_heads
+from ops import test_task_conv2d as task_conv2d
+from ops import test_task_linear as task_linear
+from ops import test_task_update as task_update
 from ops.test_multihead_loss import agree as heads_agree
 from torch import nn
 
 import mtml
+import mtml_kernels as blocks
 from mtml_kernels import native
+
+PAIR = ("cpu", "reference")
 
 
 def inner_loops_agree() -> None:
@@ -60,11 +68,31 @@ def modules_agree() -> None:
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-14)
 
 
+def building_blocks_agree() -> None:
+    """Tails of vectors, several panels and units, every activation; products that share a weight."""
+    rng = random.Random(0)
+    for seed, activation in itertools.product(range(4), task_linear.ACTS):
+        sizes = (rng.choice([1, 3]), rng.choice([1, 7, 200]), rng.choice([1, 9, 300]), rng.choice([1, 17, 70]))
+        case = task_linear.tensors(*sizes, shared=seed % 2 > 0, seed=seed)
+        found = [with_gradients(blocks.task_linear, case, activation=activation, backend=b) for b in PAIR]
+        assert error(*found) < 1e-8, (sizes, activation)
+    for seed, window in itertools.product(range(6), task_conv2d.WINDOWS):
+        groups = task_conv2d.WINDOWS[window].get("groups", 1)
+        sizes = (2, rng.choice([1, 9]), groups * rng.choice([1, 5, 17]), groups * rng.choice([1, 5, 17]), (9, 11))
+        case = task_conv2d.tensors(*sizes, groups=groups, shared=seed % 2 > 0, seed=seed)
+        found = [with_gradients(blocks.task_conv2d, case, **task_conv2d.WINDOWS[window], backend=b) for b in PAIR]
+        assert error(*found) < 1e-11, (sizes, window)
+    for name in task_update.RULES:
+        step = task_update.Case(name, [(7, 9), (), (3,)], rates="element")
+        torch.testing.assert_close(*(with_gradients(step, step.tensors, backend=b) for b in PAIR))
+
+
 def agree_on_everything() -> str:
     """The instruction set that ran."""
     inner_loops_agree()
     losses_of_heads_agree()
     modules_agree()
+    building_blocks_agree()
     isa: str = native.info()["isa"]
     return isa
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mtml_kernels import native
-from mtml_kernels.functional import head_inner_loop, inner_loop
+from mtml_kernels.functional import head_inner_loop, inner_loop, task_conv2d, task_linear
 from mtml_kernels.functional.linear_multihead_loss import linear_multihead_loss
 from mtml_kernels.functional.multihead_loss import multihead_loss
 from mtml_kernels.losses import HeadLoss
@@ -152,11 +152,21 @@ def linear_heads_backward(n: int) -> Work:
     return run
 
 
+def linear_layers_of_tasks(n: int) -> Work:
+    x, weight = torch.randn(n, 50, 2048), torch.randn(2048, 2048)
+    return lambda: [task_linear(x, weight)]
+
+
+def convolutions_of_tasks(n: int) -> Work:
+    x, weight = torch.randn(n, 1, 256, 14, 14), torch.randn(256, 256, 3, 3)
+    return lambda: [task_conv2d(x, weight)]
+
+
 KINDS: list[tuple[Kind, float]] = [
     (small_tasks, LENGTH), (many_steps, LENGTH), (shared_task, LENGTH), (odd_tasks, LENGTH), (low_rank, LENGTH),
     (convolutions, LENGTH), (grouped_convolutions, LENGTH), (backward_run_again, LENGTH), (head_tasks, LENGTH),
     (head_chain, 1.0), (head_losses, LENGTH), (linear_head_losses, LENGTH), (linear_heads_keep, LENGTH),
-    (linear_heads_backward, LENGTH),
+    (linear_heads_backward, LENGTH), (linear_layers_of_tasks, LENGTH), (convolutions_of_tasks, LENGTH),
 ]  # fmt: skip
 
 

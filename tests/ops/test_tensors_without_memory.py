@@ -13,7 +13,7 @@ from torch.masked import masked_tensor
 from torch.testing._internal.two_tensor import TwoTensor
 
 import mtml
-from mtml_kernels import head_inner_loop, linear_multihead_loss, multihead_loss
+from mtml_kernels import head_inner_loop, linear_multihead_loss, multihead_loss, task_conv2d, task_linear, task_update
 from mtml_kernels.memory import in_memory
 
 Make = Callable[[Tensor], Tensor]
@@ -70,7 +70,7 @@ def model() -> mtml.MAML:
 def call(kind: str, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
     """Twice: what is remembered of a good call changes nothing."""
     # of these PyTorch's own operations, in the checks before, know less than others
-    other = (RuntimeError, NotImplementedError) if kind in ("sparse", "MaskedTensor") else ()
+    other = (RuntimeError, NotImplementedError, ValueError) if kind in ("sparse", "MaskedTensor") else ()
     for _ in range(2):
         with pytest.raises((TypeError, *other)) as caught:
             function(**arguments)
@@ -162,6 +162,22 @@ def test_linear_multihead_loss(kind: str, name: str) -> None:
         linear_multihead_loss,
         data | {name: made if name == "features" else [made]} | {"kinds": "mse", "backend": "cpu"},
     )
+
+
+@pytest.mark.parametrize("kind", WITHOUT)
+@pytest.mark.parametrize("name", ["x", "weight", "bias", "shared", "params", "grads", "state"])
+@pytest.mark.filterwarnings("ignore")
+def test_building_blocks(kind: str, name: str) -> None:
+    if name in ("params", "grads", "state"):
+        lists = {"params": [torch.rand(2, 3)], "grads": [torch.rand(2, 3)], "state": [torch.rand(2, 3)] * 2}
+        lists[name] = [WITHOUT[kind](lists[name][0]), *lists[name][1:]]
+        call(kind, task_update, lists | {"lr": 0.1, "step": 1, "rule": "adam", "backend": "cpu"})
+        return
+    images, kernels = torch.randn(2, 3, 2, 4, 4), torch.randn(2, 5, 2, 3, 3)
+    for function, x, weight in ((task_linear, images[..., 0, 0], kernels[..., 0, 0]), (task_conv2d, images, kernels)):
+        data = {"x": x, "weight": weight[0] if name == "shared" else weight, "bias": torch.randn(2, 5)}
+        at = "weight" if name == "shared" else name
+        call(kind, function, data | {at: WITHOUT[kind](data[at].contiguous()), "backend": "cpu"})  # type: ignore[arg-type]
 
 
 def test_zeros_that_nobody_wrote_are_zeros() -> None:
