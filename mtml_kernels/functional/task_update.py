@@ -89,7 +89,8 @@ def _tensors(name: str, values: Any) -> list[Tensor]:
         raise TypeError(f"{name}: expected a list of tensors, got {shown(values)}; pass [tensor] for one")
     for i, t in enumerate(values):
         if not isinstance(t, Tensor):
-            raise TypeError(f"{name}[{i}]: expected a tensor, got {shown(t)}")
+            way_out = "; of a parameter that has no gradient pass zeros, or leave it out" if t is None else ""
+            raise TypeError(f"{name}[{i}]: expected a tensor, got {shown(t)}{way_out}")
     return list(values)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def _run(tensors: list[Tensor | None], form: ConvForm, results: list[Tensor | No
 def conv2d_forward(x: Tensor, weight: Tensor, bias: Tensor | None, form: ConvForm) -> Tensor:
     """y [T, N, O, OH, OW]; x [T, N, C, H, W], weight [T or 1, O, C / groups, kh, kw], bias [T or 1, O]."""
     shape = form.output_shape(x, weight)
-    y = recycled(torch.Size(shape).numel(), x.dtype).view(shape)
+    y = recycled(math.prod(shape), x.dtype).view(shape)
     if y.numel():
         _run([x, weight, bias, y, None], form, [None, None, None], False)
     return y

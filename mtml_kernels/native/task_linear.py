@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtml_kernels.native import engine
-from mtml_kernels.native.tensors import addresses_of, checked, recycled_like
+from mtml_kernels.native.tensors import addresses_of, checked, recycled, recycled_like
 from mtml_kernels.reference.task_linear import slope_times, task_linear
 from mtml_kernels.schema.dtypes import DTYPES
 from mtml_kernels.schema.task_linear import LinearForm
@@ -31,7 +32,8 @@ def _run(tensors: list[Tensor | None], form: LinearForm, results: list[Tensor | 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, form: LinearForm) -> Tensor:
     """y [T, N, O]; x [T, N, I], weight [T or 1, O, I], bias [T or 1, O]."""
-    y = torch.empty(form.output_shape(x, weight), dtype=x.dtype, device="cpu")
+    shape = form.output_shape(x, weight)
+    y = recycled(math.prod(shape), x.dtype).view(shape)
     if y.numel() == 0 or x.numel() == 0:
         x, weight, bias = _held(x, weight, bias)
         return y.copy_(task_linear(x, weight, bias, form))  # a sum over no inputs, or nothing at all

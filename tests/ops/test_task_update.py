@@ -309,6 +309,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one tensor": ({"params": P[0]}, TypeError, r"params: expected a list of tensors, got .*pass \[tensor\] for one"),
     "nothing": ({"params": [], "grads": []}, ValueError, "params: expected at least one tensor"),
     "no tensor": ({"grads": [P[0], 1.0]}, TypeError, r"grads\[1\]: expected a tensor, got 1.0"),
+    "no gradient": ({"grads": [P[0], None]}, TypeError, r"grads\[1\]: expected a tensor, got None; of a parameter"),
     "count of grads": ({"grads": P[:1]}, ValueError, "grads: expected 2 entries, got 1"),
     "shape of grads": ({"grads": [P[0], P[0]]}, ValueError, r"grads\[1\]: expected \[3\], got float32 \[3, 2\]"),
     "tasks": ({"params": [P[0], torch.zeros(2)]}, ValueError, r"params\[1\]: expected \[3\], got float32 \[2\]"),

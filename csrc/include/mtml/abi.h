@@ -268,10 +268,11 @@ MTMLK_API int mtmlk_task_conv2d_back(const MtmlkTaskConv2d* call);
 typedef struct {
   int32_t dtype, threads;
   int32_t rule, flags;
-  int64_t tasks, n, step;                                                    // steps taken before this one
-  const double* hyper;                                                       // [8]
-  const int64_t* sizes;                                                      // [n] elements a task
-  const int64_t *rate_tasks, *rate_elements;                                 // [n] 1 where there is one for each
+  int64_t tasks, n, step;                     // steps taken before this one
+  const double* hyper;                        // [8]
+  const int64_t* sizes;                       // [n] elements a task
+  const int64_t *rate_tasks, *rate_elements;  // [n] 1 where there is one for each
+
   const void *const *params, *const *grads, *const *rates, *const *moments;  // moments NULL: zero
   void *const *params_after, *const *moments_after;
   const void *const *cot_params, *const *cot_moments;  // entries may be NULL: zero
