@@ -1,4 +1,5 @@
-"""The backends of `mtml::inner_loop`: the compiled CPU engine, the schedule in PyTorch, the plain PyTorch reference.
+"""The backends of `mtml::inner_loop`: the compiled CPU engine, the schedule in Triton and in PyTorch, the plain
+PyTorch reference.
 
 A backend's two callables:
 
@@ -16,6 +17,7 @@ registered op drops it, and backward does without. A group of gradients that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -37,7 +39,7 @@ from mtml_kernels.ops.common import own_memory, recording
 from mtml_kernels.program import decode
 from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
 from mtml_kernels.registry import REFERENCE, Backend, Registry
-from mtml_kernels.schedule.backend import scheduled_backward, scheduled_forward
+from mtml_kernels.schedule.backend import torch_schedule
 from mtml_kernels.schema.dtypes import cpu_supports, floating_supports
 from mtml_kernels.schema.inner_loop import (
     DATA,
@@ -55,6 +57,7 @@ from mtml_kernels.schema.inner_loop import (
     Outputs,
     output_shapes,
 )
+from mtml_kernels.triton.backends import INNER_LOOP
 
 __all__ = ["BACKENDS", "FORMS"]
 
@@ -153,22 +156,22 @@ def _pull_back(outputs: list[Tensor], cotangents: list[Tensor | None], a: InnerL
     return tuple(filled)
 
 
-def _scheduled_forward(a: InnerLoopArgs) -> Outputs:
-    _look_at_ids(a)
-    return scheduled_forward(a)
+def _checked(backend: Backend) -> Backend:
+    """A backend by schedule that has looked at the ids of embeddings."""
 
-
-def _scheduled_backward(
-    grad_loss: Tensor | None,
-    grad_output: Tensor | None,
-    grad_support_losses: Tensor | None,
-    grad_adapted: Sequence[Tensor | None],
-    a: InnerLoopArgs,
-    carry: Sequence[Tensor],
-) -> tuple[Grads, ...]:
-    if not carry:  # else forward did
+    def forward(a: InnerLoopArgs) -> Outputs:
         _look_at_ids(a)
-    return scheduled_backward(grad_loss, grad_output, grad_support_losses, grad_adapted, a, carry)
+        outputs: Outputs = backend.forward(a)
+        return outputs
+
+    def backward(*arguments: Any) -> tuple[Grads, ...]:
+        *_, a, carry = arguments
+        if not carry:  # else forward did
+            _look_at_ids(a)
+        groups: tuple[Grads, ...] = backend.backward(*arguments)
+        return groups
+
+    return dataclasses.replace(backend, forward=forward, backward=backward)
 
 
 def _look_at_ids(a: InnerLoopArgs) -> None:
@@ -191,13 +194,16 @@ def _cpu_backend(name: str, form: int) -> Backend:
 FORMS = {"cpu": AUTO, "cpu:weights": WEIGHTS, "cpu:low_rank": LOW_RANK}
 for _name, _form in FORMS.items():
     BACKENDS.register(_cpu_backend(_name, _form))
+BACKENDS.register(_checked(INNER_LOOP))
 BACKENDS.register(
-    Backend(
-        "torch",
-        available=lambda: None,
-        forward=_scheduled_forward,
-        backward=_scheduled_backward,
-        supports=floating_supports,
+    _checked(
+        Backend(
+            "torch",
+            available=lambda: None,
+            forward=torch_schedule.forward,
+            backward=torch_schedule.backward,
+            supports=floating_supports,
+        )
     )
 )
 BACKENDS.register(Backend(REFERENCE, available=lambda: None, forward=_reference_forward, backward=_reference_backward))

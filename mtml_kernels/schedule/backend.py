@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mtml_kernels.schedule.build import plan_of
+from mtml_kernels.schedule.build import Plan, Trip, plan_of
 from mtml_kernels.schedule.call import ABSENT, Plane, Schedule
+from mtml_kernels.schedule.graphs import Graphs, Memory, Ticket, wanted
 from mtml_kernels.schedule.loop import Given
 from mtml_kernels.schedule.run import Bound
 from mtml_kernels.schedule.torch_kernels import TORCH
 from mtml_kernels.schema.inner_loop import PER_STEP, Grads, InnerLoopArgs, Outputs, empty_outputs, output_shapes
 
-__all__ = ["scheduled_backward", "scheduled_forward"]
+__all__ = ["Scheduled", "torch_schedule"]
 
 
 class Cotangents(NamedTuple):
@@ -35,19 +36,8 @@ class Cotangents(NamedTuple):
 
 
 _LISTS = frozenset({"params", "lr", "support_x", "query_x", "hyper", "moments", "grad_adapted"})
-_bound: dict[int, tuple[Schedule, Bound]] = {}
 _MAX_BOUND = 512
 _OF_SUPPORT = (2, 6, 8)  # among `InnerLoopArgs.groups`: support_x, support_y, support_mask
-
-
-def _parts(schedule: Schedule) -> Bound:
-    """The schedule with its kernels, made once."""
-    found = _bound.get(id(schedule))
-    if found is None or found[0] is not schedule:
-        if len(_bound) >= _MAX_BOUND:
-            _bound.clear()
-        found = _bound[id(schedule)] = schedule, Bound.of(schedule, TORCH)
-    return found[1]
 
 
 class _Arguments:
@@ -91,48 +81,92 @@ def _inputs(a: InnerLoopArgs) -> list[Tensor | None]:
     return [*(t for _, tensors in a.groups for t in tensors), *a.fixed]
 
 
-def scheduled_forward(a: InnerLoopArgs) -> Outputs:
-    """The op's forward; the carry is what the usual way back reads."""
-    if not a.tasks:
-        return empty_outputs(a, [])
-    plan = plan_of(a)
-    memory = _parts(plan.there).run(_Arguments(a), {})
-    loss, output, support, kept = output_shapes(a)
-    dtype, taken = a.params[0].dtype, _memory([*_inputs(a), *(memory[i] for i in plan.there.kept)])
-    results = []
-    for i, shape in zip(plan.there.results, [loss, output, support, *kept], strict=True):
-        found = memory[i] if i != ABSENT else None
-        made = a.params[0].new_zeros(shape) if found is None else _fresh(found, shape, dtype, taken)
-        results.append(made)
-    carry = [memory[i] for i in plan.there.kept]
-    return results[0], results[1], results[2], results[3:], [t for t in carry if t is not None]
+class Scheduled:
+    """A backend of `inner_loop` by schedules.
 
-
-def scheduled_backward(
-    grad_loss: Tensor | None,
-    grad_output: Tensor | None,
-    grad_support_losses: Tensor | None,
-    grad_adapted: Sequence[Tensor | None],
-    a: InnerLoopArgs,
-    carry: Sequence[Tensor],
-) -> tuple[Grads, ...]:
-    """The op's backward. Where the carry did not come along, or other cotangents than the usual ones read more than it
-    has, the way there is gone again.
+    bind: a schedule with the provider's kernels, made once for each.
+    graphs: where schedules are recorded as CUDA graphs, if at all.
     """
-    cotangents = Cotangents(grad_loss, grad_output, grad_support_losses, grad_adapted)
-    single = (grad_loss, grad_output, grad_support_losses)
-    if not (a.needs and a.tasks) or all(g is None for g in (*single, *grad_adapted)):
-        return tuple(_group(a, at, [], [], set()) for at in range(len(a.groups)))
-    plan, arguments = plan_of(a), _Arguments(a, cotangents)
-    trip = plan.trip(cotangents.given)
-    if cotangents.given == plan.usually and len(carry) == len(plan.there.kept):
-        before = dict(zip(plan.there.kept, carry, strict=True))
-    else:
-        again = _parts(trip.there).run(arguments, {})
-        before = {i: t for i in trip.there.kept if (t := again[i]) is not None}
-    memory = _parts(trip.back).run(arguments, before)
-    taken = _memory([*_inputs(a), *before.values(), *single, *grad_adapted])
-    return tuple(_group(a, at, planes, memory, taken) for at, planes in enumerate(trip.groups))
+
+    def __init__(self, bind: Callable[[Schedule], Bound], graphs: Graphs | None = None) -> None:
+        self._make, self._graphs = bind, graphs
+        self._bound: dict[int, tuple[Schedule, Bound]] = {}
+
+    def _bind(self, schedule: Schedule) -> Bound:
+        found = self._bound.get(id(schedule))
+        if found is None or found[0] is not schedule:
+            if len(self._bound) >= _MAX_BOUND:
+                self._bound.clear()
+            found = self._bound[id(schedule)] = schedule, self._make(schedule)
+        return found[1]
+
+    def forward(self, a: InnerLoopArgs) -> Outputs:
+        """The op's forward; the carry is what the usual way back reads."""
+        if not a.tasks:
+            return empty_outputs(a, [])
+        plan = plan_of(a)
+        memory, ticket = self._there(plan, _Arguments(a))
+        loss, output, support, kept = output_shapes(a)
+        alive = memory if ticket else [memory[i] for i in plan.there.kept]
+        dtype, taken = a.params[0].dtype, _memory([*_inputs(a), *alive])
+        results = []
+        for i, shape in zip(plan.there.results, [loss, output, support, *kept], strict=True):
+            found = memory[i] if i != ABSENT else None
+            made = a.params[0].new_zeros(shape) if found is None else _fresh(found, shape, dtype, taken)
+            results.append(made)
+        carry = [ticket.tensor()] if ticket else [memory[i] for i in plan.there.kept]
+        return results[0], results[1], results[2], results[3:], [t for t in carry if t is not None]
+
+    def _there(self, plan: Plan, arguments: _Arguments) -> tuple[Memory, Ticket | None]:
+        """The way there, recorded or plainly."""
+        bound = self._bind(plan.there)
+        if self._graphs is not None:
+            key = wanted(arguments.a.params[0].device, plan.there.peak_bytes)
+            found = None if key is None else self._graphs.forward(key, bound, arguments)
+            if found is not None:
+                return found
+        return bound.run(arguments, {}), None
+
+    def backward(
+        self,
+        grad_loss: Tensor | None,
+        grad_output: Tensor | None,
+        grad_support_losses: Tensor | None,
+        grad_adapted: Sequence[Tensor | None],
+        a: InnerLoopArgs,
+        carry: Sequence[Tensor],
+    ) -> tuple[Grads, ...]:
+        """The op's backward. Where the carry did not come along, or other cotangents than the usual ones read more than
+        it has, the way there is gone again.
+        """
+        cotangents = Cotangents(grad_loss, grad_output, grad_support_losses, grad_adapted)
+        single = (grad_loss, grad_output, grad_support_losses)
+        if not (a.needs and a.tasks) or all(g is None for g in (*single, *grad_adapted)):
+            return tuple(_group(a, at, [], [], set()) for at in range(len(a.groups)))
+        plan, arguments = plan_of(a), _Arguments(a, cotangents)
+        trip = plan.trip(cotangents.given)
+        usual = carry if cotangents.given == plan.usually else []
+        memory, alive = self._back(trip, arguments, usual)
+        taken = _memory([*_inputs(a), *alive, *single, *grad_adapted])
+        return tuple(_group(a, at, planes, memory, taken) for at, planes in enumerate(trip.groups))
+
+    def _back(
+        self, trip: Trip, arguments: _Arguments, carry: Sequence[Tensor]
+    ) -> tuple[Memory, Sequence[Tensor | None]]:
+        """The planes after the way back, and those whose memory somebody else holds."""
+        bound, kept, before = self._bind(trip.back), trip.there.kept, None
+        ticket = Ticket.of(carry) if self._graphs is not None else None
+        if ticket is not None and self._graphs is not None:
+            recorded = self._graphs.backward(ticket, bound, arguments, kept)
+            if recorded is not None:
+                return recorded, recorded
+            before = self._graphs.kept(ticket, kept)
+        elif len(carry) == len(kept):
+            before = dict(zip(kept, carry, strict=True))
+        if before is None:
+            again = self._bind(trip.there).run(arguments, {})
+            before = {i: t for i in kept if (t := again[i]) is not None}
+        return bound.run(arguments, before), [*before.values()]
 
 
 def _group(
@@ -152,3 +186,6 @@ def _group(
                 tensor = tensor.transpose(0, 1)
             found.append(_fresh(tensor, a.gradient_shape(at, i), own.dtype, taken))
     return found
+
+
+torch_schedule = Scheduled(lambda schedule: Bound.of(schedule, TORCH))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from mtml_kernels.schedule.call import ABSENT, Part, Plane, Schedule
 
-__all__ = ["Bound", "Kernel"]
+__all__ = ["Bound", "Kernel", "Step"]
 
 Kernel = Callable[..., tuple[Tensor | None, ...]]
 Step = tuple[Kernel, Part, tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # kernel, part, reads, writes, drops
 
 
 class Bound(NamedTuple):
-    """A schedule with a provider's kernels: `arguments` are the planes that it reads of the caller's."""
+    """A schedule with a provider's kernels, step by step: `arguments` are the planes that it reads of the caller's."""
 
     steps: list[Step]
     arguments: list[tuple[int, Plane]]
@@ -26,14 +26,18 @@ class Bound(NamedTuple):
     @staticmethod
     def of(schedule: Schedule, kernels: Mapping[str, Kernel]) -> Bound:
         """Made once for each schedule."""
-        steps, read = [], set(schedule.results)
+        steps: list[Step] = []
         for call in schedule.calls:
             last = len(call.parts) - 1
             for i, part in enumerate(call.parts):
                 drops = call.drops if i == last else ()
                 steps.append((kernels[part.kernel], part, part.reads, part.writes, drops))
-                read.update(part.reads)
-        planes = schedule.planes
+        return Bound.with_steps(steps, schedule, schedule.planes)
+
+    @staticmethod
+    def with_steps(steps: list[Step], schedule: Schedule, planes: Sequence[Plane]) -> Bound:
+        """Of steps of the provider's own making, which may have planes of their own behind the schedule's."""
+        read = {plane for step in steps for plane in step[2]} | set(schedule.results)
         arguments = [(i, planes[i]) for i in sorted(read - {ABSENT}) if planes[i].source is not None]
         return Bound(steps, arguments, len(planes))
 

@@ -12,11 +12,12 @@ from collections.abc import Callable
 import torch
 
 from mtml_kernels.registry import Backend, imported
+from mtml_kernels.schema.dtypes import FLOATING
 
-__all__ = ["HEAD_INNER_LOOP", "MULTIHEAD_LOSS", "linear_problem"]
+__all__ = ["HEAD_INNER_LOOP", "INNER_LOOP", "MULTIHEAD_LOSS", "interpreted", "linear_problem"]
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
     """Whether Triton computes on the CPU, in its interpreter: for tests."""
     return os.environ.get("TRITON_INTERPRET", "") not in {"", "0"}
 
@@ -24,12 +25,12 @@ def _interpreted() -> bool:
 def _available() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    return None if _interpreted() or torch.cuda.is_available() else "no NVIDIA GPU that PyTorch can use"
+    return None if interpreted() or torch.cuda.is_available() else "no NVIDIA GPU that PyTorch can use"
 
 
 def _supports(wrong_dtype: str, *dtypes: torch.dtype) -> Callable[[str, torch.dtype], str | None]:
     def supports(device_type: str, dtype: torch.dtype) -> str | None:
-        if device_type != "cuda" and not (device_type == "cpu" and _interpreted()):
+        if device_type != "cuda" and not (device_type == "cpu" and interpreted()):
             return f"it runs on NVIDIA GPUs, the tensors are on {device_type!r}"
         return None if dtype in dtypes else f"{wrong_dtype} {dtype}"
 
@@ -55,6 +56,15 @@ HEAD_INNER_LOOP = Backend(
     forward=imported(_HEAD, "forward"),
     backward=imported(_HEAD, "backward"),
     supports=_supports("it computes in float32 and float64, the weight is", torch.float32, torch.float64),
+)
+
+_LOOP = "mtml_kernels.triton.inner_loop"
+INNER_LOOP = Backend(
+    "triton",
+    _available,
+    forward=imported(_LOOP, "forward"),
+    backward=imported(_LOOP, "backward"),
+    supports=_supports("it computes in floating point, not", *FLOATING),
 )
 
 # `Problem` of tensors that `MULTIHEAD_LOSS` takes: (features, heads, large).

@@ -1,0 +1,40 @@
+"""The schedule of `inner_loop` in Triton: calls as fused launches, written for their shapes; the rest kernel by kernel.
+
+A part that has no Triton kernel runs with PyTorch's (schedule.torch_kernels).
+"""
+
+from __future__ import annotations
+
+from mtml_kernels.schedule.backend import Scheduled
+from mtml_kernels.schedule.call import Schedule
+from mtml_kernels.schedule.graphs import CudaRecorder, Graphs
+from mtml_kernels.schedule.run import Bound, Step
+from mtml_kernels.schedule.torch_kernels import TORCH
+from mtml_kernels.triton.inner_loop.fusing import Fused
+from mtml_kernels.triton.inner_loop.jobs import Launch
+from mtml_kernels.triton.inner_loop.launching import LaunchKernel
+
+__all__ = ["PARTS", "backward", "bound", "forward"]
+
+PARTS = {**TORCH}
+
+
+def bound(schedule: Schedule) -> Bound:
+    """The schedule with its launches."""
+    found = Fused(schedule)
+    wanted = {*schedule.results, *schedule.kept}
+    steps: list[Step] = []
+    for step, drops in reversed(found.steps):
+        if isinstance(step, Launch):
+            stored = sorted(step.makes & wanted)
+            kernel = LaunchKernel(step, found.planes, stored)
+            steps.append((kernel, kernel.part, kernel.reads, kernel.writes, drops))
+            wanted |= step.needs
+        else:
+            steps.append((PARTS[step.kernel], step, step.reads, step.writes, drops))
+            wanted |= set(step.reads)
+    return Bound.with_steps(steps[::-1], schedule, found.planes)
+
+
+_scheduled = Scheduled(bound, Graphs(CudaRecorder()))
+forward, backward = _scheduled.forward, _scheduled.backward

@@ -1,0 +1,238 @@
+"""A schedule's calls as launches: which parts of a call one kernel does, and what is left to kernels of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from mtml_kernels.program.layers.window import Window
+from mtml_kernels.schedule.call import ABSENT, Call, Part, Plane, Schedule
+from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear
+from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
+from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Product, Reading, Space, Term
+
+__all__ = ["Fused", "fused"]
+
+MOST_JOBS = 12  # side by side: an epilogue of all parameters' updates is one each
+
+
+class Fused:
+    """A schedule's steps, each a launch or a part, and its planes with the ones between."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.planes: list[Plane] = list(schedule.planes)
+        self.root = list(range(len(self.planes)))  # of a view: the plane whose memory it is
+        self._shares: dict[int, int] = {}
+        self.steps: list[tuple[Launch | Part, tuple[int, ...]]] = []  # with the planes that nobody reads after it
+        for call in schedule.calls:
+            steps = list(self._call(call))
+            self.steps += [(step, ()) for step in steps[:-1]] + [(step, call.drops) for step in steps[-1:]]
+
+    def _call(self, call: Call) -> Iterator[Launch | Part]:
+        """Two launches are open at a time: products, and what adds their shares up; see `_place`."""
+        opened = [Launch([]), Launch([])]
+        for part in call.parts:
+            jobs = self._jobs(part)
+            place = None if jobs is None else self._place(opened, part, jobs)
+            if place is None:
+                yield from (launch for launch in opened if launch.jobs)
+                opened = [Launch([]), Launch([])]
+            if jobs is None:
+                yield part
+                self._look_through(part)
+                continue
+            self._add(opened[place or 0], part, jobs)
+            opened[1].jobs += self._sums(part)
+        yield from (launch for launch in opened if launch.jobs)
+
+    def _look_through(self, part: Part) -> None:
+        if KERNELS[part.kernel].kind == "free" and part.reads and part.kernel not in ("zeros", "stack"):
+            self.root[part.writes[0]] = self.root[part.reads[0]]
+
+    # --- which parts go together --------------------------------------------------------------------------------------
+
+    def _place(self, opened: Sequence[Launch], part: Part, jobs: list[Job]) -> int | None:
+        """The open launch of which the part can be a job, or go on in the one that it reads; None where it cannot."""
+        reads = {plane for plane in part.reads if plane != ABSENT}
+        last = max((i for i, launch in enumerate(opened) if reads & launch.makes), default=0)
+        if any(reads & launch.makes for launch in opened[:last]):
+            return None
+        later = [launch for launch in opened[last + 1 :] if self._disturbs(launch, part, None)]
+        return last if not later and self._joins(opened[last], part, jobs) else None
+
+    def _joins(self, launch: Launch, part: Part, jobs: list[Job]) -> bool:
+        reads = {plane for plane in part.reads if plane != ABSENT}
+        makers = [job for job in launch.jobs if reads & job.makes]
+        if not makers:
+            return len(launch.jobs) + len(jobs) <= MOST_JOBS and not self._disturbs(launch, part, None)
+        fits = len(makers) == 1 and KERNELS[part.kernel].kind != "product" and self._same(makers[0], part)
+        return fits and not self._disturbs(launch, part, makers[0])
+
+    def _same(self, job: Job, part: Part) -> bool:
+        return all(self.planes[plane].shape == job.space.shape for plane in part.writes if plane != ABSENT)
+
+    def _disturbs(self, launch: Launch, part: Part, own: Job | None) -> bool:
+        """Whether memory is changed in place that another job reads."""
+        others = [job for job in launch.jobs if job is not own]
+        reads = {self.root[plane] for job in others for plane in job.needs}
+        changed = {self.root[p.reads[0]] for job in others for p in job.parts if p.kernel == "accumulate"}
+        if part.kernel == "accumulate" and self.root[part.reads[0]] in reads:
+            return True
+        return bool(changed & {self.root[plane] for plane in part.reads if plane != ABSENT})
+
+    def _add(self, launch: Launch, part: Part, jobs: list[Job]) -> None:
+        reads = {plane for plane in part.reads if plane != ABSENT}
+        maker = next((job for job in launch.jobs if reads & job.makes), None)
+        if maker is not None:
+            maker.parts.append(part)
+        else:
+            launch.jobs += jobs
+        if part.kernel == "accumulate":
+            self.root[part.writes[0]] = self.root[part.reads[0]]
+
+    # --- the jobs of a part -------------------------------------------------------------------------------------------
+
+    def _jobs(self, part: Part) -> list[Job] | None:
+        """Its jobs; None where it takes a kernel of its own."""
+        if isinstance(part.constants, Linear | Convolution):
+            return list(_Products(self, part).jobs())
+        if part.kernel == "tasks.sum" and len(self.planes[part.reads[0]].shape) in (3, 4):
+            return [self._over_tasks(part.reads[0], part.writes[0])]
+        if part.kernel in EXPRESSIONS and self._expressible(part):
+            shape = next(self.planes[plane].shape for plane in part.writes if plane != ABSENT)
+            return [Job(Space(shape), parts=[part])]
+        return None
+
+    def _expressible(self, part: Part) -> bool:
+        """Whether all results have one shape, of values or of parameters."""
+        shapes = {self.planes[plane].shape for plane in part.writes if plane != ABSENT}
+        return len(shapes) == 1 and len(next(iter(shapes))) in (3, 4)
+
+    def partial(self, plane: int, shape: tuple[int, ...]) -> int:
+        """A plane of each task's share of a sum over tasks."""
+        self.planes.append(dataclasses.replace(self.planes[plane], shape=shape, source=None))
+        self.root.append(len(self.planes) - 1)
+        self._shares[plane] = len(self.planes) - 1
+        return len(self.planes) - 1
+
+    def _over_tasks(self, shares: int, result: int) -> Job:
+        return Job(Space(self.planes[result].shape), result, summed=(shares,), over_tasks=True)
+
+    def _sums(self, part: Part) -> list[Job]:
+        """What adds the tasks' shares up, where the part's gradients are of all tasks."""
+        if not isinstance(part.constants, Linear | Convolution):
+            return []
+        shares = [(self._shares.pop(plane), plane) for plane in part.writes if plane in self._shares]
+        return [self._over_tasks(share, plane) for share, plane in shares]
+
+
+def fused(schedule: Schedule) -> Fused:
+    """The schedule's steps."""
+    return Fused(schedule)
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+_ROLES = {
+    "forward": ("x", "w", "b"),
+    "backward": ("d", "x", "w"),
+    "tangent": ("x", "xt", "w", "wt", "b"),
+    "back_tangent": ("c", "d", "x", "xt", "w", "wt"),  # c is the cotangent beside its tangent, which is d here
+}
+
+
+class _Products:
+    """The jobs of a linear layer's or a convolution's part."""
+
+    def __init__(self, of: Fused, part: Part) -> None:
+        self.of, self.part = of, part
+        family, self.kind = part.kernel.split(".")
+        self.conv, self.forward = family == "conv", self.kind in ("forward", "tangent")
+        self.at = dict(zip(_ROLES[self.kind], part.reads, strict=True))
+        self.window = Window.of(part.constants.window) if self.conv else None
+        self.groups = self.window.last if self.window is not None else 1
+
+    def plane(self, role: str) -> int:
+        """The plane of a role, or ABSENT."""
+        return self.at.get(role, ABSENT)
+
+    def shape(self, role: str) -> tuple[int, ...]:
+        """Its shape."""
+        return self.of.planes[self.plane(role)].shape
+
+    def pairs(self, *pairs: tuple[str, str]) -> list[tuple[int, int]]:
+        """Those of which both are there."""
+        found = [(self.plane(a), self.plane(b)) for a, b in pairs]
+        return [pair for pair in found if ABSENT not in pair]
+
+    def jobs(self) -> Iterator[Job]:
+        """One for each result that is wanted."""
+        if self.forward:
+            pairs = self.pairs(("x", "w")) if self.kind == "forward" else self.pairs(("xt", "w"), ("x", "wt"))
+            yield self._values(self.part.writes[0], pairs, "x")
+            return
+        dx, dw, db = self.part.writes
+        if dx != ABSENT:
+            yield self._values(dx, self.pairs(("d", "w"), ("c", "wt")), "d")
+        if dw != ABSENT:
+            yield self._weights(dw, self.pairs(("d", "x"), ("c", "xt")))
+        if db != ABSENT:
+            yield self._bias(db)
+
+    def _values(self, result: int, pairs: list[tuple[int, int]], role: str) -> Job:
+        """y or dx, by terms (value, weight)."""
+        planes, back = self.of.planes, role == "d"
+        bias = self.plane("b") if not back else ABSENT
+        shared = [w for _, w in pairs] + ([bias] if bias != ABSENT else [])
+        merged = all(planes[w].shape[0] == 1 for w in shared) and all(
+            planes[x].shape[0] == planes[result].shape[0] for x, _ in pairs
+        )
+        terms, depth = tuple(self._term(x, w, back) for x, w in pairs), self._depth(pairs, back)
+        half = all(planes[x].dtype.itemsize == 2 for x, _ in pairs)
+        product = Product(terms, depth, bias if bias != ABSENT else None, self.window, self.groups, half=half)
+        return Job(Space(planes[result].shape, merged and bool(pairs)), result, product)
+
+    def _depth(self, pairs: list[tuple[int, int]], back: bool) -> int:
+        if not pairs:
+            return 0
+        features = self.of.planes[pairs[0][0]].shape[3]
+        if self.window is None:
+            return features
+        return features // self.groups * self.window.kernel[0] * self.window.kernel[1]
+
+    def _term(self, x: int, w: int, back: bool) -> Term:
+        if self.conv:
+            ways = ("spread", "kernel_back") if back else ("patch", "kernel")
+            return Term(Reading(x, ways[0]), Reading(w, ways[1]))
+        turned = self.part.constants.turned == back  # of W [O, I] forward reads columns as rows
+        return Term(Reading(x, "value"), Reading(w, "weight", turned))
+
+    def _weights(self, result: int, pairs: list[tuple[int, int]]) -> Job:
+        """dw, by terms (cotangent, value)."""
+        planes = self.of.planes
+        _, rows, cols = planes[result].shape
+        result, tasks = self._share(result, [plane for pair in pairs for plane in pair], (rows, cols))
+        _, samples, points, _ = planes[pairs[0][0]].shape
+        terms = tuple(self._weight_term(d, x) for d, x in pairs)
+        half = all(planes[plane].dtype.itemsize == 2 for pair in pairs for plane in pair)
+        product = Product(terms, samples * points, None, self.window, self.groups, self.groups > 1, half)
+        return Job(Space((tasks, rows, cols)), result, product)
+
+    def _weight_term(self, d: int, x: int) -> Term:
+        if self.conv:
+            return Term(Reading(d, "value", True), Reading(x, "patch_by_weight"))
+        left, right = (x, d) if self.part.constants.turned else (d, x)
+        return Term(Reading(left, "value", True), Reading(right, "value"))
+
+    def _bias(self, result: int) -> Job:
+        """db, the sum of the cotangent over rows."""
+        d = self.plane("d")
+        result, tasks = self._share(result, [d], (1, self.of.planes[d].shape[3]))
+        return Job(Space((tasks, 1, self.of.planes[d].shape[3])), result, summed=(d,))
+
+    def _share(self, result: int, read: Sequence[int], shape: tuple[int, int]) -> tuple[int, int]:
+        """The plane that a gradient is written to, and its tasks: each task's share where it is summed over tasks."""
+        tasks = max(self.of.planes[plane].shape[0] for plane in read)
+        if tasks == self.of.planes[result].shape[0]:
+            return result, tasks
+        return self.of.partial(result, (tasks, *shape)), tasks

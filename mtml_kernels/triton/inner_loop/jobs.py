@@ -1,0 +1,128 @@
+"""What one launch does: jobs, each of which owns the tiles of one result and whatever goes element by element after it.
+
+Positions (`int`) name planes of the schedule. Nothing here imports triton.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+from mtml_kernels.program.layers.window import Window
+from mtml_kernels.schedule.call import Part
+
+__all__ = ["Job", "Launch", "Operand", "Product", "Reading", "Space", "Term"]
+
+
+class Operand(NamedTuple):
+    """A plane as a kernel meets it: its name, its layout, and whether its numbers are of half precision."""
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+
+
+class Space(NamedTuple):
+    """The elements of a result: [T, N, R, F] of values, [T, rows, cols] of parameters; both are [T, M, C] in tiles.
+
+    `merged`: the tasks' rows follow each other, as one task's, where all tasks share what they are multiplied by.
+    """
+
+    shape: tuple[int, ...]
+    merged: bool = False
+
+    @property
+    def tasks(self) -> int:
+        """Programs do not cross tasks."""
+        return 1 if self.merged else self.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """M"""
+        return math.prod(self.shape[0 if self.merged else 1 : -1])
+
+    @property
+    def cols(self) -> int:
+        """C"""
+        return self.shape[-1]
+
+
+class Reading(NamedTuple):
+    """How a product's operand lies along rows and columns of the tile.
+
+    way: "value" [T, N, R, F] by (row, feature); "weight" [T, rows, cols] as it is stored; of a convolution: "patch" an
+    image by (point of the result, tap and channel), "spread" the result's cotangent by (pixel, tap and channel),
+    "kernel" the weights by (channel out, tap and channel in), "kernel_back" by (channel in, tap and channel out).
+    turned: rows and columns change places.
+    """
+
+    plane: int
+    way: str
+    turned: bool = False
+
+
+class Term(NamedTuple):
+    """left [M, K] right [K, C]"""
+
+    left: Reading
+    right: Reading
+
+
+class Product(NamedTuple):
+    """The sum of terms over a depth K, plus a row: the bias. window: of a convolution; groups: of its channels."""
+
+    terms: tuple[Term, ...]
+    depth: int
+    bias: int | None = None
+    window: Window | None = None
+    groups: int = 1
+    rows_grouped: bool = False  # groups are of rows (a weight gradient), not of columns
+    half: bool = False  # both operands may meet in half precision
+
+
+@dataclasses.dataclass
+class Job:
+    """`first`: the plane that the product, or the sum of the planes `summed` over rows, makes; None where the job is
+    pointwise alone. `parts`: pointwise ones, in order; each has the shape of the space.
+    """
+
+    space: Space
+    first: int | None = None
+    product: Product | None = None
+    summed: tuple[int, ...] = ()
+    over_tasks: bool = False  # the sum is over tasks, in their order
+    parts: list[Part] = dataclasses.field(default_factory=list)
+
+    @property
+    def makes(self) -> set[int]:
+        """Planes that it writes, or only holds."""
+        made = {plane for part in self.parts for plane in part.writes if plane >= 0}
+        return made | ({self.first} if self.first is not None else set())
+
+    @property
+    def needs(self) -> set[int]:
+        """Planes that it reads and does not make."""
+        read = {plane for part in self.parts for plane in part.reads if plane >= 0} | set(self.summed)
+        if self.product is not None:
+            read |= {reading.plane for term in self.product.terms for reading in term}
+            read |= {self.product.bias} - {None}  # type: ignore[arg-type]
+        return read - self.makes
+
+
+@dataclasses.dataclass
+class Launch:
+    """Jobs side by side in one grid; no job reads what another makes."""
+
+    jobs: list[Job]
+
+    @property
+    def makes(self) -> set[int]:
+        """Planes that its jobs make."""
+        return {plane for job in self.jobs for plane in job.makes}
+
+    @property
+    def needs(self) -> set[int]:
+        """Planes that its jobs read."""
+        return {plane for job in self.jobs for plane in job.needs}

@@ -1,0 +1,361 @@
+"""The text of a launch's kernel: one function for each job, and one that sends every program to its job.
+
+A job's program owns one tile [BM, BC] of a task's result, flattened to rows m and columns c. It is written as
+
+    acc = the product's terms, added up over blocks of the depth k; or a sum over rows; or nothing
+    v0, v1, ... = the pointwise parts, in order, of acc and of planes read at the tile
+    stores of what is read later
+
+Sizes and strides are literals: what a compiler knows to be divisible by 16 it loads in whole words, and without that
+every product here spills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mtml_kernels.program.layers.window import Window
+from mtml_kernels.schedule.kernels import Normalisation
+from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
+from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Product, Reading, Space, Term
+from mtml_kernels.triton.inner_loop.policy import Tile, blocks, programs, tile_of
+
+__all__ = ["kernel_text"]
+
+Operands = Mapping[int, Operand]  # by plane
+WIDE_INDEX = 2**31  # elements from which on an index takes 64 bits
+
+
+def kernel_text(launch: Launch, operands: Operands, stored: Operands, precision: str, interpreted: bool) -> str:
+    """The source of `launched(*operands, *stored)`.
+
+    Args:
+        launch: its jobs.
+        operands: what they read, by plane.
+        stored: the results that are to be written.
+        precision: of products of float32: "ieee", "tf32x3" or "tf32".
+        interpreted: for Triton's interpreter, whose products in half precision are wrong: they are taken in float32.
+    """
+    names = [operand.name for operand in (*operands.values(), *stored.values())]
+    text, first = [], 0
+    calls = []
+    for i, job in enumerate(launch.jobs):
+        writer = _JobText(job, operands, stored, precision, interpreted)
+        text += ["@triton.jit", f"def job{i}(pid, {', '.join(names)}):", *writer.lines(), "", ""]
+        last = first + programs(job, writer.tile)
+        calls.append((first, last, f"job{i}(pid - {first}, {', '.join(names)})"))
+        first = last
+    text += ["@triton.jit", f"def launched({', '.join(names)}):", "    pid = tl.program_id(0)"]
+    for first, last, call in calls:
+        text.append(f"    if (pid >= {first}) & (pid < {last}):" if len(calls) > 1 else "    if True:")
+        text.append(f"        {call}")
+    return "\n".join([*text, ""])
+
+
+def _groups(job: Job) -> int:
+    return job.product.groups if job.product is not None else 1
+
+
+class _JobText:
+    """Writes one job."""
+
+    def __init__(self, job: Job, operands: Operands, stored: Operands, precision: str, interpreted: bool) -> None:
+        self.job, self.operands, self.stored = job, operands, stored
+        self.precision, self.interpreted = precision, interpreted
+        self.space = job.space
+        every = [*operands.values(), *stored.values()]
+        self.type = "tl.float64" if any(o.dtype == "float64" for o in every) else "tl.float32"
+        self.tile: Tile = tile_of(job, self.type)
+        self.names: dict[tuple[int, int], str] = {}
+        self.body: list[str] = []
+
+    def lines(self) -> list[str]:
+        """The body of the function."""
+        self._head()
+        if self.job.product is not None:
+            self._product(self.job.product)
+        elif self.job.over_tasks:
+            self._sum_over_tasks()
+        elif self.job.summed:
+            self._sum()
+        held: dict[int, str] = {} if self.job.first is None else {self.job.first: "acc"}
+        self._parts(held)
+        return [f"    {line}" for line in self.body]
+
+    # --- where the tile lies ----------------------------------------------------------------------------------------
+
+    def _head(self) -> None:
+        rows, cols, tile, groups = self.space.rows, self.space.cols, self.tile, _groups(self.job)
+        by_rows = self.job.product is not None and self.job.product.rows_grouped
+        blocks_r, blocks_c = blocks(self.job, tile)
+        wide = ".to(tl.int64)" if self._is_wide() else ""
+        self.body += [
+            f"task = (pid // {blocks_r * blocks_c * groups}){wide}",
+            f"group = pid // {blocks_r * blocks_c} % {groups}",
+            f"m = pid // {blocks_c} % {blocks_r} * {tile.rows} + tl.arange(0, {tile.rows})[:, None]",
+            f"c = pid % {blocks_c} * {tile.cols} + tl.arange(0, {tile.cols})[None, :]",
+        ]
+        if groups > 1:
+            own, total = ("m", rows // groups) if by_rows else ("c", cols // groups)
+            self.body += [f"live = (m < {rows if not by_rows else total}) & (c < {cols if by_rows else total})"]
+            self.body += [f"{own} += group * {total}"]
+        else:
+            self.body += [f"live = (m < {rows}) & (c < {cols})"]
+        self.body += self._split("m", "", self.space)
+
+    def _is_wide(self) -> bool:
+        sizes = [sum((n - 1) * s for n, s in zip(o.shape, o.strides, strict=True)) for o in self._all()]
+        return max(sizes, default=0) >= WIDE_INDEX
+
+    def _all(self) -> list[Operand]:
+        near = self.job.needs | self.job.makes
+        return [o for table in (self.operands, self.stored) for plane, o in table.items() if plane in near]
+
+    def _split(self, rows: str, to: str, space: Space) -> list[str]:
+        """Names for the task, sample and row of rows of a value: t, n, r with the ending `to`."""
+        shape = space.shape
+        if len(shape) != 4:
+            return [f"t{to} = task"]
+        _, n, r, _ = shape
+        row = rows
+        text = [f"t{to} = task"]
+        if space.merged:
+            text = [f"t{to} = ({rows} // {n * r}){'.to(tl.int64)' if self._is_wide() else ''}"]
+            row = f"({rows} % {n * r})"
+        if r == 1:
+            return [*text, f"n{to} = {row}", f"r{to} = 0"]
+        return [*text, f"n{to} = {row} // {r}", f"r{to} = {row} % {r}"]
+
+    # --- addresses ----------------------------------------------------------------------------------------------------
+
+    def _address(self, operand: Operand, indices: Sequence[str]) -> str:
+        """name + the indices by their strides; a dimension of 1 is met by all."""
+        terms = [
+            index if stride == 1 else f"{index} * {stride}"
+            for index, size, stride in zip(indices, operand.shape, operand.strides, strict=True)
+            if size > 1 and stride != 0
+        ]
+        return " + ".join([operand.name, *terms])
+
+    def _at_tile(self, plane: int, row: int) -> str:
+        """A plane read at the tile, broadcast; of a parameter of a norm its `row`. Read once."""
+        if (plane, row) not in self.names:
+            operand = self.operands[plane]
+            name = f"a{len(self.names)}"
+            self.names[plane, row] = name
+            address = self._address(operand, self._indices(operand, row))
+            self.body += [f"{name} = tl.load({self._spread(address)}, mask=live, other=0.0).to({self.type})"]
+        return self.names[plane, row]
+
+    def _spread(self, address: str) -> str:
+        """A pointer for every element of the tile, whatever it depends on."""
+        return f"{address} + (m * 0 + c * 0)"
+
+    def _indices(self, operand: Operand, row: int) -> list[str]:
+        """Of each dimension of an operand, aligned from the right to the space."""
+        shape, ndim = self.space.shape, len(operand.shape)
+        if row >= 0:  # [T, rows, F] of a norm, of which one row is read
+            return ["t", str(row), "c"]
+        if ndim == 1 and operand.shape[0] > 1:
+            return ["t"]
+        own = ["t", "n", "r", "c"] if len(shape) == 4 else ["t", "m", "c"]
+        found = own[len(own) - ndim :]
+        if ndim and 1 < operand.shape[-1] < shape[-1]:  # of a group of features
+            found[-1] = f"c // {shape[-1] // operand.shape[-1]}"
+        return found
+
+    # --- products -----------------------------------------------------------------------------------------------------
+
+    def _product(self, product: Product) -> None:
+        tile, depth = self.tile, product.depth
+        self.body += [f"acc = tl.zeros([{tile.rows}, {tile.cols}], {self.type})"]
+        for term in product.terms:
+            self.body += [f"for k0 in range(0, {depth}, {tile.depth}):"]
+            inner = [f"k = k0 + tl.arange(0, {tile.depth})"]
+            for name, reading, is_left in (("left", term.left, True), ("right", term.right, False)):
+                k, other = ("k[None, :]", "m") if is_left else ("k[:, None]", "c")
+                rows, cols = (other, k) if is_left else (k, other)
+                bound = f"(m < {self.space.rows})" if is_left else f"(c < {self.space.cols})"
+                inner += self._read(name, reading, rows, cols, f"{bound} & ({k} < {depth})", product)
+            cast = self._cast(product, term)
+            options = f"input_precision={self.precision!r}, out_dtype={self.type}"
+            inner += [f"acc = tl.dot(left{cast}, right{cast}, acc, {options})"]
+            self.body += [f"    {line}" for line in inner]
+        if product.bias is not None:
+            bias = self.operands[product.bias]
+            address = self._address(bias, ["t", "m", "c"])
+            self.body += [f"acc += tl.load({self._spread(address)}, mask=live, other=0.0).to({self.type})"]
+
+    def _cast(self, product: Product, term: Term) -> str:
+        half = product.half and not self.interpreted
+        return f".to(tl.{self.operands[term.left.plane].dtype})" if half else f".to({self.type})"
+
+    def _read(self, name: str, reading: Reading, rows: str, cols: str, mask: str, product: Product) -> list[str]:
+        """A block of an operand by rows and columns of the block."""
+        operand = self.operands[reading.plane]
+        if reading.turned:
+            rows, cols = cols, rows
+        lines: list[str] = []
+        if reading.way == "weight":
+            address = self._address(operand, ["task", rows, cols])
+        elif reading.way == "value":
+            address = self._value(operand, rows, cols)
+        else:
+            lines, address, extra = _WAYS[reading.way](self, operand, rows, cols, product)
+            mask += f" & {extra}" if extra else ""
+        whole = rows in address and cols in address  # else it is one row, column or number for all
+        return [
+            *lines,
+            f"{name} = tl.load({address}{'' if whole else f' + ({rows} * 0 + {cols} * 0)'}, mask={mask}, other=0.0)",
+        ]
+
+    def _value(self, operand: Operand, rows: str, cols: str) -> str:
+        """Rows are (n, r) of the operand itself; in merged rows (t, n, r)."""
+        _, n, r, _ = operand.shape
+        task = "task"
+        if self.space.merged:
+            task, rows = f"({rows} // {n * r})", f"({rows} % {n * r})"
+        sample, row = (rows, "0") if r == 1 else (f"({rows} // {r})", f"({rows} % {r})")
+        return self._address(operand, [task, sample, row, cols])
+
+    def _sum(self) -> None:
+        """acc [1, C] = the sum over rows of values, which may be several planes."""
+        tile = self.tile
+        self.body += [f"acc = tl.zeros([{tile.rows}, {tile.cols}], {self.type})"]
+        for plane in self.job.summed:
+            operand = self.operands[plane]
+            depth = operand.shape[1] * operand.shape[2]
+            address = self._value(operand, "k", "c")
+            self.body += [
+                f"part = tl.zeros([{tile.depth}, {tile.cols}], {self.type})",
+                f"for k0 in range(0, {depth}, {tile.depth}):",
+                f"    k = k0 + tl.arange(0, {tile.depth})[:, None]",
+                f"    seen = (k < {depth}) & (c < {self.space.cols})",
+                f"    part += tl.load({address} + (k * 0 + c * 0), mask=seen, other=0.0).to({self.type})",
+                "acc += tl.sum(part, 0)[None, :]",
+            ]
+
+    def _sum_over_tasks(self) -> None:
+        """acc = the tasks' shares at the tile, added up in their order."""
+        shares = self.operands[self.job.summed[0]]
+        address = self._address(shares, ["k", *self._indices(shares, -1)[1:]])
+        self.body += [
+            f"acc = tl.zeros([{self.tile.rows}, {self.tile.cols}], {self.type})",
+            f"for k in range(0, {shares.shape[0]}):",
+            f"    acc += tl.load({self._spread(address)}, mask=live, other=0.0).to({self.type})",
+        ]
+
+    # --- pointwise parts and stores -----------------------------------------------------------------------------------
+
+    def _parts(self, held: dict[int, str]) -> None:
+        if self.job.first is not None:
+            self._store(self.job.first, "acc")
+        for part in self.job.parts:
+            row = part.constants.row if isinstance(part.constants, Normalisation) else -1
+            names = [self._operand(plane, held, row) for plane in part.reads]
+            for plane, expression in zip(part.writes, EXPRESSIONS[part.kernel](part, *names), strict=True):
+                if plane >= 0 and expression is not None:
+                    # Numbered by place, not by plane: the same call of another step is the same text.
+                    held[plane] = name = f"v{len(held)}"
+                    self.body += [f"{name} = {expression}"]
+                    self._store(plane, name)
+
+    def _operand(self, plane: int, held: Mapping[int, str], row: int) -> str | None:
+        if plane < 0:
+            return None
+        if plane in held:
+            return held[plane]
+        shape = self.operands[plane].shape
+        return self._at_tile(plane, row if len(shape) == 3 and len(self.space.shape) == 4 else -1)
+
+    def _store(self, plane: int, name: str) -> None:
+        if plane in self.stored:
+            operand = self.stored[plane]
+            address = self._address(operand, self._indices(operand, -1))
+            self.body += [f"tl.store({self._spread(address)}, {name}, mask=live)"]
+
+
+# --- how a convolution's operands lie: (lines before, address, what else has to hold) ---------------------------------
+
+Way = tuple[list[str], str, str]
+
+
+def _patch(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
+    """The pixel under tap and channel `cols` of the window of point `rows`."""
+    w = _window(product)
+    channels = operand.shape[3] // product.groups
+    point = f"({rows} % {w.out[0] * w.out[1]})"
+    lines = [
+        f"tap = {cols} // {channels}",
+        f"y = {point} // {w.out[1]} * {w.stride[0]} - {w.pad[0]} + tap // {w.kernel[1]} * {w.dilation[0]}",
+        f"x = {point} % {w.out[1]} * {w.stride[1]} - {w.pad[1]} + tap % {w.kernel[1]} * {w.dilation[1]}",
+    ]
+    inside = f"(y >= 0) & (y < {w.size[0]}) & (x >= 0) & (x < {w.size[1]})"
+    channel = f"(group * {channels} + {cols} % {channels})"
+    task, sample = _task_and_sample(text, operand, rows, w.out[0] * w.out[1])
+    return lines, text._address(operand, [task, sample, f"(y * {w.size[1]} + x)", channel]), inside
+
+
+def _patch_by_weight(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
+    """The same with columns as the weights are stored: channel, then tap."""
+    w = _window(product)
+    taps, channels = w.kernel[0] * w.kernel[1], operand.shape[3] // product.groups
+    lines, address, inside = _patch(text, operand, rows, f"({cols} % {taps} * {channels} + {cols} // {taps})", product)
+    return lines, address, inside
+
+
+def _spread(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
+    """The cotangent of the point whose window has pixel `rows` under its tap; `cols`: tap and channel out."""
+    w = _window(product)
+    channels = operand.shape[3] // product.groups
+    pixel = f"({rows} % {w.size[0] * w.size[1]})"
+    lines = [
+        f"tap = {cols} // {channels}",
+        f"y = {pixel} // {w.size[1]} + {w.pad[0]} - tap // {w.kernel[1]} * {w.dilation[0]}",
+        f"x = {pixel} % {w.size[1]} + {w.pad[1]} - tap % {w.kernel[1]} * {w.dilation[1]}",
+    ]
+    inside = f"(y >= 0) & (x >= 0) & (y < {w.out[0] * w.stride[0]}) & (x < {w.out[1] * w.stride[1]})"
+    if w.stride != (1, 1):
+        inside += f" & (y % {w.stride[0]} == 0) & (x % {w.stride[1]} == 0)"
+    place = f"(y // {w.stride[0]} * {w.out[1]} + x // {w.stride[1]})"
+    channel = f"(group * {channels} + {cols} % {channels})"
+    task, sample = _task_and_sample(text, operand, rows, w.size[0] * w.size[1])
+    return lines, text._address(operand, [task, sample, place, channel]), inside
+
+
+def _kernel(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
+    """Weights [O, C / g * taps] by (tap and channel in, channel out)."""
+    w = _window(product)
+    taps = w.kernel[0] * w.kernel[1]
+    channels = operand.shape[2] // taps
+    return [], text._address(operand, ["task", cols, f"({rows} % {channels} * {taps} + {rows} // {channels})"]), ""
+
+
+def _kernel_back(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
+    """Weights by (tap and channel out, channel in)."""
+    w = _window(product)
+    taps, outputs = w.kernel[0] * w.kernel[1], operand.shape[1] // product.groups
+    inputs = operand.shape[2] // taps
+    out = f"(group * {outputs} + {rows} % {outputs})"
+    return [], text._address(operand, ["task", out, f"({cols} % {inputs} * {taps} + {rows} // {outputs})"]), ""
+
+
+def _window(product: Product) -> Window:
+    assert product.window is not None
+    return product.window
+
+
+def _task_and_sample(text: _JobText, operand: Operand, rows: str, points: int) -> tuple[str, str]:
+    samples = operand.shape[1]
+    if text.space.merged:
+        return f"({rows} // {points * samples})", f"({rows} // {points} % {samples})"
+    return "task", f"({rows} // {points})"
+
+
+_WAYS = {
+    "patch": _patch,
+    "patch_by_weight": _patch_by_weight,
+    "spread": _spread,
+    "kernel": _kernel,
+    "kernel_back": _kernel_back,
+}

@@ -1,0 +1,94 @@
+"""Compiles launches of the schedule for GPUs that need not be there; run as multihead_loss.py is.
+
+With the launcher's own specialisation: its text for contiguous planes, addresses divisible by 16, its options.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from multihead_loss import usage
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+sys.path.append(str(Path(__file__).parents[2]))
+from schedule.test_schedule import workload
+
+from mtml_kernels.schedule.build import Plan
+from mtml_kernels.triton.inner_loop import bound
+from mtml_kernels.triton.inner_loop.launching import LaunchKernel, options_of
+
+TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+# One second a launch: those of a small network, and the convolutions of a large one.
+VARIANTS = {("sinusoid", "highest"): 99, ("sinusoid", "medium"): 6, ("omniglot_conv", "highest"): 14}
+
+
+def launches(name: str) -> Iterator[tuple[LaunchKernel, list[Tensor]]]:
+    """The launches of a meta-step, each with tensors that have its planes' layout."""
+    plan = Plan.of(workload(name))
+    trip = plan.trip(plan.usually)
+    for schedule in (trip.there, trip.back):
+        for kernel, _, reads, writes, _ in bound(schedule).steps:
+            if isinstance(kernel, LaunchKernel):
+                planes = [kernel.planes[i] for i in (*reads, *writes)]
+                yield kernel, [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in planes]
+
+
+def compile_for(capability: int) -> list[dict[str, Any]]:
+    """Every launch's needs on a GPU of this compute capability."""
+    found = []
+    for (name, matmul), most in VARIANTS.items():
+        torch.set_float32_matmul_precision(matmul)
+        seen: set[str] = set()
+        for kernel, tensors in launches(name):
+            text = kernel.text(tensors)
+            if text not in seen and len(seen) < most:
+                seen.add(text)
+                found.append(
+                    compiled(kernel, tensors, capability) | {"precision": "ieee" if matmul == "highest" else matmul}
+                )
+    return found
+
+
+def compiled(kernel: LaunchKernel, tensors: list[Tensor], capability: int) -> dict[str, Any]:
+    """Shared memory, registers, and which arithmetic its products use."""
+    function, _ = kernel.kernel(tensors)
+    signature = {name: TYPES[t.dtype] for name, t in zip(function.arg_names, tensors, strict=True)}
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(tensors))}
+    source = ASTSource(function, signature, {}, aligned)
+    target = GPUTarget("cuda", capability, 32)
+    built = triton.compile(source, target=target, options=options_of(kernel.launch))
+    products = sum(job.product is not None and bool(job.product.terms) for job in kernel.launch.jobs)
+    mma, fma = arithmetic(built.asm["cubin"])
+    return {
+        "name": [f"{list(job.space.shape)}" for job in kernel.launch.jobs],
+        "products": products,
+        "shared": built.metadata.shared,
+        "usage": usage(built.asm["cubin"]),
+        "mma": mma,
+        "fma": fma,
+    }
+
+
+def arithmetic(cubin: bytes) -> tuple[int, int]:
+    """Instructions of the matrix units, and fused multiply-adds of float32."""
+    tool = next(Path(triton.__file__).parent.glob("backends/nvidia/bin/cuobjdump*"))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    return len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|QGMMA)\b", text)), len(re.findall(r"\bFFMA2?\b", text))
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: compile_for(int(name)) for name in sys.argv[1:]}))
