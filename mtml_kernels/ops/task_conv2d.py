@@ -18,6 +18,7 @@ from mtml_kernels.schedule.kernels import Convolution
 from mtml_kernels.schedule.torch_kernels import TORCH
 from mtml_kernels.schema.dtypes import cpu_supports, floating_supports
 from mtml_kernels.schema.task_conv2d import BACKWARD_SCHEMA, FORWARD_SCHEMA, ConvForm
+from mtml_kernels.triton.backends import TASK_CONV2D
 
 __all__ = ["BACKENDS", "task_conv2d_call"]
 
@@ -103,6 +104,7 @@ def _torch_backward(
 
 
 BACKENDS.register(Backend("cpu", native.availability, conv2d_forward, conv2d_backward, cpu_supports))
+BACKENDS.register(TASK_CONV2D)
 BACKENDS.register(Backend("torch", lambda: None, _torch_forward, _torch_backward, floating_supports))
 BACKENDS.register(reference_backend(REFERENCE, task_conv2d))
 

@@ -17,6 +17,7 @@ from mtml_kernels.schedule.kernels import Linear
 from mtml_kernels.schedule.torch_kernels import TORCH
 from mtml_kernels.schema.dtypes import cpu_supports, floating_supports
 from mtml_kernels.schema.task_linear import BACKWARD_SCHEMA, FORWARD_SCHEMA, NO_ACTIVATION, LinearForm
+from mtml_kernels.triton.backends import TASK_LINEAR
 
 __all__ = ["BACKENDS", "task_linear_call"]
 
@@ -67,6 +68,7 @@ def _torch_backward(
 
 
 BACKENDS.register(Backend("cpu", native.availability, linear_forward, linear_backward, cpu_supports))
+BACKENDS.register(TASK_LINEAR)
 BACKENDS.register(Backend("torch", lambda: None, _torch_forward, _torch_backward, floating_supports))
 BACKENDS.register(reference_backend(REFERENCE, task_linear))
 

@@ -14,7 +14,15 @@ import torch
 from mtml_kernels.registry import Backend, imported
 from mtml_kernels.schema.dtypes import FLOATING
 
-__all__ = ["HEAD_INNER_LOOP", "INNER_LOOP", "MULTIHEAD_LOSS", "interpreted", "linear_problem"]
+__all__ = [
+    "HEAD_INNER_LOOP",
+    "INNER_LOOP",
+    "MULTIHEAD_LOSS",
+    "TASK_CONV2D",
+    "TASK_LINEAR",
+    "interpreted",
+    "linear_problem",
+]
 
 
 def interpreted() -> bool:
@@ -65,6 +73,18 @@ INNER_LOOP = Backend(
     forward=imported(_LOOP, "forward"),
     backward=imported(_LOOP, "backward"),
     supports=_supports("it computes in floating point, not", *FLOATING),
+)
+
+_LAYERS = "mtml_kernels.triton.task_layers"
+TASK_LINEAR, TASK_CONV2D = (
+    Backend(
+        "triton",
+        _available,
+        forward=imported(_LAYERS, f"{layer}_forward"),
+        backward=imported(_LAYERS, f"{layer}_backward"),
+        supports=_supports("it computes in floating point, not", *FLOATING),
+    )
+    for layer in ("linear", "conv")
 )
 
 # `Problem` of tensors that `MULTIHEAD_LOSS` takes: (features, heads, large).

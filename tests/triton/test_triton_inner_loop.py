@@ -15,6 +15,10 @@ def test_through_the_interpreter(marked: str) -> None:
     interpret("inner_loop.py", marked)
 
 
+def test_building_blocks_through_the_interpreter() -> None:
+    interpret("task_layers.py", "not slow")
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_compiles_without_a_gpu(capability: int, tmp_path: Path) -> None:
     kernels = compiled_by("inner_loop.py", capability, tmp_path)
