@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 from mtml_kernels.program.layers.window import Window
 from mtml_kernels.schedule.call import ABSENT, Call, Part, Plane, Schedule
 from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
-from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Product, Reading, Space, Term
+from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Phase, Product, Reading, Space, Term
 
 __all__ = ["Fused", "fused"]
 
@@ -57,23 +58,24 @@ class Fused:
         last = max((i for i, launch in enumerate(opened) if reads & launch.makes), default=0)
         if any(reads & launch.makes for launch in opened[:last]):
             return None
-        later = [launch for launch in opened[last + 1 :] if self._disturbs(launch, part, None)]
+        later = [launch for launch in opened[last + 1 :] if self._disturbs(launch, part, [])]
         return last if not later and self._joins(opened[last], part, jobs) else None
 
     def _joins(self, launch: Launch, part: Part, jobs: list[Job]) -> bool:
         reads = {plane for plane in part.reads if plane != ABSENT}
         makers = [job for job in launch.jobs if reads & job.makes]
         if not makers:
-            return len(launch.jobs) + len(jobs) <= MOST_JOBS and not self._disturbs(launch, part, None)
-        fits = len(makers) == 1 and KERNELS[part.kernel].kind != "product" and self._same(makers[0], part)
-        return fits and not self._disturbs(launch, part, makers[0])
+            return len(launch.jobs) + len(jobs) <= MOST_JOBS and not self._disturbs(launch, part, [])
+        fits = len({job.first for job in makers}) == 1 and (len(makers) == 1 or makers[0].first is not None)
+        pointwise = KERNELS[part.kernel].kind != "product" and self._same(makers[0], part)
+        return fits and pointwise and not self._disturbs(launch, part, makers)
 
     def _same(self, job: Job, part: Part) -> bool:
         return all(self.planes[plane].shape == job.space.shape for plane in part.writes if plane != ABSENT)
 
-    def _disturbs(self, launch: Launch, part: Part, own: Job | None) -> bool:
-        """Whether memory is changed in place that another job reads."""
-        others = [job for job in launch.jobs if job is not own]
+    def _disturbs(self, launch: Launch, part: Part, own: Sequence[Job]) -> bool:
+        """Whether memory is changed in place that another job reads; the phases of one result are one job."""
+        others = [job for job in launch.jobs if not any(job is one for one in own)]
         reads = {self.root[plane] for job in others for plane in job.needs}
         changed = {self.root[p.reads[0]] for job in others for p in job.parts if p.kernel == "accumulate"}
         if part.kernel == "accumulate" and self.root[part.reads[0]] in reads:
@@ -82,10 +84,10 @@ class Fused:
 
     def _add(self, launch: Launch, part: Part, jobs: list[Job]) -> None:
         reads = {plane for plane in part.reads if plane != ABSENT}
-        maker = next((job for job in launch.jobs if reads & job.makes), None)
-        if maker is not None:
+        makers = [job for job in launch.jobs if reads & job.makes]
+        for maker in makers:
             maker.parts.append(part)
-        else:
+        if not makers:
             launch.jobs += jobs
         if part.kernel == "accumulate":
             self.root[part.writes[0]] = self.root[part.reads[0]]
@@ -173,7 +175,8 @@ class _Products:
             return
         dx, dw, db = self.part.writes
         if dx != ABSENT:
-            yield self._values(dx, self.pairs(("d", "w"), ("c", "wt")), "d")
+            job = self._values(dx, self.pairs(("d", "w"), ("c", "wt")), "d")
+            yield from self._phases(job) if self.window is not None else [job]
         if dw != ABSENT:
             yield self._weights(dw, self.pairs(("d", "x"), ("c", "xt")))
         if db != ABSENT:
@@ -191,6 +194,14 @@ class _Products:
         half = all(planes[x].dtype.itemsize == 2 for x, _ in pairs)
         product = Product(terms, depth, bias if bias != ABSENT else None, self.window, self.groups, half=half)
         return Job(Space(planes[result].shape, merged and bool(pairs)), result, product)
+
+    def _phases(self, job: Job) -> Iterator[Job]:
+        """A convolution's dx: one job for the pixels that meet the same taps."""
+        assert self.window is not None and job.product is not None
+        outputs = job.product.depth // math.prod(self.window.kernel)
+        for phase in Phase.of(self.window):
+            product = job.product._replace(depth=outputs * math.prod(phase.taps), phase=phase)
+            yield Job(job.space, job.first, product)
 
     def _depth(self, pairs: list[tuple[int, int]], back: bool) -> int:
         if not pairs:

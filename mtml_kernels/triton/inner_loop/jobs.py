@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mtml_kernels.program.layers.window import Window
 from mtml_kernels.schedule.call import Part
 
-__all__ = ["Job", "Launch", "Operand", "Product", "Reading", "Space", "Term"]
+__all__ = ["Job", "Launch", "Operand", "Phase", "Product", "Reading", "Space", "Term"]
 
 
 class Operand(NamedTuple):
@@ -70,6 +70,30 @@ class Term(NamedTuple):
     right: Reading
 
 
+class Phase(NamedTuple):
+    """Pixels (at + i stride) of an image, which meet the taps (first + j stride) of a strided window and no others."""
+
+    at: tuple[int, int]
+    size: tuple[int, int]
+    first: tuple[int, int]
+    taps: tuple[int, int]
+
+    @staticmethod
+    def of(window: Window) -> list[Phase]:
+        """All that have pixels. Without dilation; else one phase has everything, as does a window of stride 1."""
+        strides = window.stride if window.dilation == (1, 1) else (1, 1)
+        found = []
+        for y in range(strides[0]):
+            for x in range(strides[1]):
+                at = y, x
+                size = tuple(-(-(n - a) // s) for n, a, s in zip(window.size, at, strides, strict=True))
+                first = tuple((a + p) % s for a, p, s in zip(at, window.pad, strides, strict=True))
+                taps = tuple(max(0, -(-(k - f) // s)) for k, f, s in zip(window.kernel, first, strides, strict=True))
+                if min(size) > 0:
+                    found.append(Phase(at, (size[0], size[1]), (first[0], first[1]), (taps[0], taps[1])))
+        return found
+
+
 class Product(NamedTuple):
     """The sum of terms over a depth K, plus a row: the bias. window: of a convolution; groups: of its channels."""
 
@@ -80,6 +104,7 @@ class Product(NamedTuple):
     groups: int = 1
     rows_grouped: bool = False  # groups are of rows (a weight gradient), not of columns
     half: bool = False  # both operands may meet in half precision
+    phase: Phase | None = None  # of a gradient by a strided window: the pixels that are rows here
 
 
 @dataclasses.dataclass
@@ -94,6 +119,14 @@ class Job:
     summed: tuple[int, ...] = ()
     over_tasks: bool = False  # the sum is over tasks, in their order
     parts: list[Part] = dataclasses.field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Of one task, that are its own."""
+        phase = None if self.product is None else self.product.phase
+        if phase is None or self.product is None or self.product.window is None:
+            return self.space.rows
+        return self.space.rows // math.prod(self.product.window.size) * math.prod(phase.size)
 
     @property
     def makes(self) -> set[int]:

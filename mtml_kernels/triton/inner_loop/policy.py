@@ -53,7 +53,7 @@ def tile_of(job: Job, dtype: str) -> Tile:
 
 def _own(job: Job) -> tuple[int, int]:
     """Rows and columns of one group of channels, which tiles do not cross."""
-    rows, cols = job.space.rows, job.space.cols
+    rows, cols = job.rows, job.space.cols
     if job.product is None:
         return rows, cols
     groups = job.product.groups

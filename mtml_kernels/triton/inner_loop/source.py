@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from mtml_kernels.program.layers.window import Window
 from mtml_kernels.schedule.kernels import Normalisation
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
-from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Product, Reading, Space, Term
+from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Phase, Product, Reading, Term
 from mtml_kernels.triton.inner_loop.policy import Tile, blocks, programs, tile_of
 
 __all__ = ["kernel_text"]
@@ -85,46 +85,55 @@ class _JobText:
     # --- where the tile lies ----------------------------------------------------------------------------------------
 
     def _head(self) -> None:
-        rows, cols, tile, groups = self.space.rows, self.space.cols, self.tile, _groups(self.job)
-        by_rows = self.job.product is not None and self.job.product.rows_grouped
+        tile, groups, cols = self.tile, _groups(self.job), self.space.cols
         blocks_r, blocks_c = blocks(self.job, tile)
-        wide = ".to(tl.int64)" if self._is_wide() else ""
+        by_rows = self.job.product is not None and self.job.product.rows_grouped
+        own_rows, own_cols = (self.job.rows // groups, cols) if by_rows else (self.job.rows, cols // groups)
         self.body += [
-            f"task = (pid // {blocks_r * blocks_c * groups}){wide}",
+            f"task = (pid // {blocks_r * blocks_c * groups}){self.wide}",
             f"group = pid // {blocks_r * blocks_c} % {groups}",
             f"m = pid // {blocks_c} % {blocks_r} * {tile.rows} + tl.arange(0, {tile.rows})[:, None]",
             f"c = pid % {blocks_c} * {tile.cols} + tl.arange(0, {tile.cols})[None, :]",
+            f"live_m = m < {own_rows}",
+            f"live_c = c < {own_cols}",
+            "live = live_m & live_c",
         ]
         if groups > 1:
-            own, total = ("m", rows // groups) if by_rows else ("c", cols // groups)
-            self.body += [f"live = (m < {rows if not by_rows else total}) & (c < {cols if by_rows else total})"]
-            self.body += [f"{own} += group * {total}"]
-        else:
-            self.body += [f"live = (m < {rows}) & (c < {cols})"]
-        self.body += self._split("m", "", self.space)
+            self.body += [f"m += group * {own_rows}" if by_rows else f"c += group * {own_cols}"]
+        if self.job.product is not None and self.job.product.phase is not None:
+            self._pixels(self.job.product, self.job.product.phase)
+        self._split()
 
-    def _is_wide(self) -> bool:
+    def _pixels(self, product: Product, phase: Phase) -> None:
+        """Rows of a phase as rows of the whole image."""
+        w, (height, width) = _window(product), phase.size
+        stride = _strides(product)
+        y = f"m % {height * width} // {width} * {stride[0]} + {phase.at[0]}"
+        x = f"m % {width} * {stride[1]} + {phase.at[1]}"
+        self.body += [f"m = m // {height * width} * {w.size[0] * w.size[1]} + ({y}) * {w.size[1]} + {x}"]
+
+    @property
+    def wide(self) -> str:
+        """What makes an index of tasks one of 64 bits, where there is need."""
         sizes = [sum((n - 1) * s for n, s in zip(o.shape, o.strides, strict=True)) for o in self._all()]
-        return max(sizes, default=0) >= WIDE_INDEX
+        return ".to(tl.int64)" if max(sizes, default=0) >= WIDE_INDEX else ""
 
     def _all(self) -> list[Operand]:
         near = self.job.needs | self.job.makes
         return [o for table in (self.operands, self.stored) for plane, o in table.items() if plane in near]
 
-    def _split(self, rows: str, to: str, space: Space) -> list[str]:
-        """Names for the task, sample and row of rows of a value: t, n, r with the ending `to`."""
-        shape = space.shape
-        if len(shape) != 4:
-            return [f"t{to} = task"]
-        _, n, r, _ = shape
-        row = rows
-        text = [f"t{to} = task"]
-        if space.merged:
-            text = [f"t{to} = ({rows} // {n * r}){'.to(tl.int64)' if self._is_wide() else ''}"]
-            row = f"({rows} % {n * r})"
-        if r == 1:
-            return [*text, f"n{to} = {row}", f"r{to} = 0"]
-        return [*text, f"n{to} = {row} // {r}", f"r{to} = {row} % {r}"]
+    def _split(self) -> None:
+        """Names for the task, sample and row of the tile's rows: t, n, r."""
+        if len(self.space.shape) != 4:
+            self.body += ["t = task"]
+            return
+        _, n, r, _ = self.space.shape
+        task, row = (f"(m // {n * r}){self.wide}", f"(m % {n * r})") if self.space.merged else ("task", "m")
+        self.body += [
+            f"t = {task}",
+            f"n = {row} // {r}" if r > 1 else f"n = {row}",
+            f"r = {row} % {r}" if r > 1 else "r = 0",
+        ]
 
     # --- addresses ----------------------------------------------------------------------------------------------------
 
@@ -175,7 +184,7 @@ class _JobText:
             for name, reading, is_left in (("left", term.left, True), ("right", term.right, False)):
                 k, other = ("k[None, :]", "m") if is_left else ("k[:, None]", "c")
                 rows, cols = (other, k) if is_left else (k, other)
-                bound = f"(m < {self.space.rows})" if is_left else f"(c < {self.space.cols})"
+                bound = "live_m" if is_left else "live_c"
                 inner += self._read(name, reading, rows, cols, f"{bound} & ({k} < {depth})", product)
             cast = self._cast(product, term)
             options = f"input_precision={self.precision!r}, out_dtype={self.type}"
@@ -230,7 +239,7 @@ class _JobText:
                 f"part = tl.zeros([{tile.depth}, {tile.cols}], {self.type})",
                 f"for k0 in range(0, {depth}, {tile.depth}):",
                 f"    k = k0 + tl.arange(0, {tile.depth})[:, None]",
-                f"    seen = (k < {depth}) & (c < {self.space.cols})",
+                f"    seen = (k < {depth}) & live_c",
                 f"    part += tl.load({address} + (k * 0 + c * 0), mask=seen, other=0.0).to({self.type})",
                 "acc += tl.sum(part, 0)[None, :]",
             ]
@@ -309,18 +318,31 @@ def _spread(text: _JobText, operand: Operand, rows: str, cols: str, product: Pro
     w = _window(product)
     channels = operand.shape[3] // product.groups
     pixel = f"({rows} % {w.size[0] * w.size[1]})"
+    ky, kx = _taps(product, f"({cols} // {channels})")
     lines = [
-        f"tap = {cols} // {channels}",
-        f"y = {pixel} // {w.size[1]} + {w.pad[0]} - tap // {w.kernel[1]} * {w.dilation[0]}",
-        f"x = {pixel} % {w.size[1]} + {w.pad[1]} - tap % {w.kernel[1]} * {w.dilation[1]}",
+        f"y = {pixel} // {w.size[1]} + {w.pad[0]} - {ky} * {w.dilation[0]}",
+        f"x = {pixel} % {w.size[1]} + {w.pad[1]} - {kx} * {w.dilation[1]}",
     ]
     inside = f"(y >= 0) & (x >= 0) & (y < {w.out[0] * w.stride[0]}) & (x < {w.out[1] * w.stride[1]})"
-    if w.stride != (1, 1):
+    if _strides(product) != w.stride:
         inside += f" & (y % {w.stride[0]} == 0) & (x % {w.stride[1]} == 0)"
     place = f"(y // {w.stride[0]} * {w.out[1]} + x // {w.stride[1]})"
     channel = f"(group * {channels} + {cols} % {channels})"
     task, sample = _task_and_sample(text, operand, rows, w.size[0] * w.size[1])
     return lines, text._address(operand, [task, sample, place, channel]), inside
+
+
+def _strides(product: Product) -> tuple[int, int]:
+    """Between pixels of a phase, and between its taps."""
+    w = _window(product)
+    return w.stride if w.dilation == (1, 1) else (1, 1)
+
+
+def _taps(product: Product, tap: str) -> tuple[str, str]:
+    """Row and column of a phase's tap in the window."""
+    assert product.phase is not None
+    (fy, fx), (sy, sx), width = product.phase.first, _strides(product), max(1, product.phase.taps[1])
+    return f"({tap} // {width} * {sy} + {fy})", f"({tap} % {width} * {sx} + {fx})"
 
 
 def _kernel(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
@@ -337,7 +359,8 @@ def _kernel_back(text: _JobText, operand: Operand, rows: str, cols: str, product
     taps, outputs = w.kernel[0] * w.kernel[1], operand.shape[1] // product.groups
     inputs = operand.shape[2] // taps
     out = f"(group * {outputs} + {rows} % {outputs})"
-    return [], text._address(operand, ["task", out, f"({cols} % {inputs} * {taps} + {rows} // {outputs})"]), ""
+    ky, kx = _taps(product, f"({rows} // {outputs})")
+    return [], text._address(operand, ["task", out, f"({cols} % {inputs} * {taps} + {ky} * {w.kernel[1]} + {kx})"]), ""
 
 
 def _window(product: Product) -> Window:
