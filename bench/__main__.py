@@ -59,7 +59,8 @@ def compare(args: argparse.Namespace) -> int:
     for verdict in verdicts:
         print(comparing.line(verdict))
     regressions = sum(v.regressed for v in verdicts)
-    print(f"{regressions} regressions among {len(verdicts)} rows, tolerance {args.tolerance:.0%}")
+    unclear = sum(v.verdict == "ambiguous" for v in verdicts)
+    print(f"{regressions} regressions among {len(verdicts)} rows, tolerance {args.tolerance:.0%}; {unclear} ambiguous")
     return 1 if regressions else 0
 
 

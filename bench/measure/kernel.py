@@ -74,6 +74,7 @@ class Measured:
     steps: int
     ms: float
     best_ms: float
+    iqr_ms: float
     n: int
     gflops: float
     gbs: float
@@ -187,7 +188,7 @@ def measure(op: str, o: Options, steps: Sequence[int] = ()) -> tuple[list[Measur
         t, (work, moved) = times[name], (number / 1e9 for number in _work(op, case, mode))
         rate = work / t.ms * 1e3
         speeds = (rate, moved / t.ms * 1e3, rate / best.gflops)
-        rows.append(Measured(mode, case.steps, t.ms, t.best_ms, t.n, *speeds, t.ms / first[mode]))
+        rows.append(Measured(mode, case.steps, t.ms, t.best_ms, t.iqr_ms, t.n, *speeds, t.ms / first[mode]))
     return rows, best
 
 
@@ -209,8 +210,8 @@ def report(op: str, o: Options, steps: Sequence[int] = ()) -> list[Measured]:
     for r in rows:
         which = f"  K={r.steps:<5d} x {r.ratio:<7.2f}" if len(counts) > 1 else ""
         print(
-            f"{r.mode:18s}{which} {r.ms:10.4f} ms  best {r.best_ms:10.4f}  n={r.n:<4d} {r.gflops:8.2f} GFLOP/s "
-            f"({r.share_of_peak:5.1%})  {r.gbs:7.2f} GB/s"
+            f"{r.mode:18s}{which} {r.ms:10.4f} ms  best {r.best_ms:10.4f}  "
+            f"IQR {r.iqr_ms:8.4f}  n={r.n:<4d} {r.gflops:8.2f} GFLOP/s ({r.share_of_peak:5.1%})  {r.gbs:7.2f} GB/s"
         )
     return rows
 

@@ -122,6 +122,7 @@ def _complete(record: Record, t: timing.Timing, best: peak.Peak, work: tuple[int
         record,
         ms=t.ms,
         best_ms=t.best_ms,
+        iqr_ms=t.iqr_ms,
         n=t.n,
         gflop=gflop,
         gflops=gflop / seconds,
@@ -162,8 +163,8 @@ def line(r: Record) -> str:
     """A timed record in one printed line."""
     note = f"  ({r.note})" if r.note else ""
     return (
-        f"{r.workload:20s} {r.provider:14s} {r.ms:10.3f} ms  best {r.best_ms:10.3f}  n={r.n:<4d} "
-        f"match {r.match_error:.1e}  {r.gflops:7.1f} GFLOP/s ({r.share_of_peak:5.1%} of {r.peak_gflops:.0f} "
+        f"{r.workload:20s} {r.provider:14s} {r.ms:10.3f} ms  best {r.best_ms:10.3f}  "
+        f"IQR {r.iqr_ms:8.3f}  n={r.n:<4d} match {r.match_error:.1e}  {r.gflops:7.1f} GFLOP/s ({r.share_of_peak:5.1%} of {r.peak_gflops:.0f} "
         f"{r.peak_source})  first {r.first_s:.2f} s{note}"
     )
 

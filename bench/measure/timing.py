@@ -10,7 +10,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,31 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call: the median and the best of ``n`` bursts of ``count`` calls."""
+    """Milliseconds of one call: median, best and interquartile range of ``n`` bursts of ``count`` calls."""
 
     ms: float
     best_ms: float
     n: int
     count: int
+    iqr_ms: float
+
+
+def spread(values: Sequence[float]) -> float:
+    """The interquartile range; NaN of fewer than four values, whose quarters say nothing.
+
+    >>> spread([1.0, 2.0, 3.0, 4.0, 5.0])
+    2.0
+    """
+    if len(values) < 4:
+        return math.nan
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low
+
+
+def summary(seconds: Sequence[float], count: int = 1) -> Timing:
+    """Of the seconds that one call took in each of several bursts of ``count`` calls."""
+    ms = [1e3 * s for s in seconds]
+    return Timing(statistics.median(ms), min(ms), len(ms), count, spread(ms))
 
 
 def burst(run: Run, count: int, device: str = "cpu") -> float:
@@ -78,4 +97,4 @@ def interleave(
         if spent > 4 * budget or (spent > budget and rounds >= min_rounds):
             break
     gc.unfreeze()
-    return {name: Timing(statistics.median(v) * 1e3, min(v) * 1e3, len(v), counts[name]) for name, v in times.items()}
+    return {name: summary(v, counts[name]) for name, v in times.items()}

@@ -3,13 +3,17 @@
 A row's figure is its ratio: the time of the fastest peer that both runs have, over its own time. Both times come from
 the same run, so a machine that drifted between the two runs does not decide. Where no common peer exists, or with
 ``metric="ms"``, it is the time itself.
+
+Each figure has a range: what it is where each of its times lies half an interquartile range above or below its median.
+A change beyond the tolerance whose two ranges overlap is "ambiguous", and no regression: measure longer, or alone. Runs
+from before the ranges were recorded are judged by their medians.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bench.providers.base import is_ours
 from bench.report.record import Record
@@ -20,7 +24,10 @@ Key = tuple[str, str, str, str, int]
 
 @dataclass(frozen=True)
 class Verdict:
-    """One compared row. ``change``: how much faster head is than base (1.1: ten per cent faster)."""
+    """One compared row. ``change``: how much faster head is than base (1.1: ten per cent faster).
+
+    ``verdict``: faster, same, slower or ambiguous; or why head has no time: gone, mismatch, failed.
+    """
 
     key: Key
     figure: str
@@ -33,6 +40,33 @@ class Verdict:
     @property
     def regressed(self) -> bool:
         return self.verdict in ("slower", "gone", "mismatch", "failed")
+
+
+class Figure(NamedTuple):
+    """A time or a ratio, and the range it is known to; NaN where no spread was recorded."""
+
+    value: float
+    low: float
+    high: float
+
+    def overlaps(self, other: Figure) -> bool:
+        """Whether the ranges meet; False where one of them is not known."""
+        return self.low <= other.high and other.low <= self.high
+
+
+def _time(r: Record) -> Figure:
+    return Figure(r.ms, max(r.ms - r.iqr_ms / 2, r.best_ms), r.ms + r.iqr_ms / 2)
+
+
+def _ratio(peer: Record, own: Record) -> Figure:
+    over, under = _time(peer), _time(own)
+    return Figure(over.value / under.value, over.low / under.high, over.high / under.low)
+
+
+def _ranges(before: Figure, after: Figure, verdict: str) -> str:
+    if verdict != "ambiguous":
+        return ""
+    return f"{before.low:.4g} .. {before.high:.4g} and {after.low:.4g} .. {after.high:.4g} overlap"
 
 
 def _latest(records: Iterable[Record]) -> dict[Key, Record]:
@@ -56,12 +90,16 @@ def _judge(key: Key, base: dict[Key, Record], head: dict[Key, Record], tolerance
         return Verdict(key, "ms", old.ms, float("nan"), float("nan"), verdict, new.note if new else "not in head")
     peer = _common_peer(key, base, head) if metric == "auto" and is_ours(key[1]) else None
     if peer is None:
-        figure, before, after, change = "ms", old.ms, new.ms, old.ms / new.ms
+        before, after = _time(old), _time(new)
+        change = before.value / after.value
     else:
-        figure, before, after = f"x {peer[1]}", base[peer].ms / old.ms, head[peer].ms / new.ms
-        change = after / before
+        before, after = _ratio(base[peer], old), _ratio(head[peer], new)
+        change = after.value / before.value
     verdict = "slower" if change < 1 / (1 + tolerance) else "faster" if change > 1 + tolerance else "same"
-    return Verdict(key, figure, before, after, change, verdict)
+    if verdict != "same" and before.overlaps(after):
+        verdict = "ambiguous"
+    figure = "ms" if peer is None else f"x {peer[1]}"
+    return Verdict(key, figure, before.value, after.value, change, verdict, _ranges(before, after, verdict))
 
 
 def compare(

@@ -5,6 +5,7 @@ Several tables, of several machines, have names: ``<!-- bench:NAME:start -->``.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +26,9 @@ HEADS_HEADER = """| workload | what | eager | torch.compile | mtml | speed-up ov
 
 
 def _ms(record: Record | None) -> str:
-    return f"{record.ms:.3g} ms" if record and record.ok else "-"
+    if not record or not record.ok:
+        return "-"
+    return f"{record.ms:.3g} ms" + ("" if math.isnan(record.iqr_ms) else f" (IQR {record.iqr_ms:.2g})")
 
 
 def _row(workload: str, rows: list[Record]) -> str:

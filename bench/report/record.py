@@ -32,6 +32,7 @@ class Record:
     status: str
     ms: float = NAN
     best_ms: float = NAN
+    iqr_ms: float = NAN
     n: int = 0
     first_s: float = NAN
     match_error: float = NAN

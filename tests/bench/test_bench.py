@@ -227,8 +227,16 @@ def test_interleaving_takes_turns_and_makes_bursts_long_enough(monkeypatch: pyte
     assert times["slow"].ms == pytest.approx(50) and times["fast"].ms == pytest.approx(1)
     assert times["slow"].count == 1 and times["fast"].count * 0.001 >= timing.BURST_SECONDS
     assert times["slow"].n == times["fast"].n >= 3
+    assert math.isnan(times["slow"].iqr_ms) if times["slow"].n < 4 else times["slow"].iqr_ms == pytest.approx(0)
     rounds = turns[-(1 + times["fast"].count) * times["fast"].n :]
     assert rounds == (["slow"] + ["fast"] * times["fast"].count) * times["fast"].n
+
+
+def test_spread_is_the_middle_half() -> None:
+    assert timing.spread([9.0, 1.0, 2.0, 3.0, 4.0]) == 2.0  # one slow burst does not widen it
+    assert math.isnan(timing.spread([1.0, 2.0, 3.0]))
+    found = timing.summary([0.001, 0.002, 0.003, 0.004, 0.009], 7)
+    assert (found.ms, found.best_ms, found.n, found.count, found.iqr_ms) == pytest.approx((3.0, 1.0, 5, 7, 2.0))
 
 
 def test_peak_says_how_it_was_measured() -> None:
@@ -288,8 +296,46 @@ def test_compare_by_time_when_asked(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["compare", str(base), str(head)]) == 0
     assert main(["compare", str(base), str(head), "--metric", "ms"]) == 1
     assert "1 regressions among 1 rows" in capsys.readouterr().out
+    for path, own in ((base, 2.0), (head, 2.3)):
+        record.write_csv(path, spread(rows(own, 6.0), 0.2))
+    assert main(["compare", str(base), str(head)]) == 0
+    assert "0 regressions among 1 rows, tolerance 5%; 1 ambiguous" in capsys.readouterr().out
     record.write_csv(base, rows(2.0, 6.0)[1:])
     assert main(["compare", str(base), str(head)]) == 2
+
+
+def spread(records: list[record.Record], iqr: float) -> list[record.Record]:
+    """The same times, each with this interquartile range, relative to it."""
+    return [replace(r, iqr_ms=iqr * r.ms, best_ms=r.ms * (1 - iqr)) for r in records]
+
+
+@pytest.mark.parametrize(
+    ("iqr", "own", "verdict"),
+    [
+        (0.01, 2.3, "slower"),  # 15 % slower, known to 1 %
+        (0.2, 2.3, "ambiguous"),  # to 20 %: the ranges overlap
+        (0.2, 1.75, "ambiguous"),
+        (0.2, 6.0, "slower"),  # no spread hides a factor of three
+        (0.2, 2.02, "same"),  # within the tolerance whatever the spread
+    ],
+)
+def test_a_change_within_the_spread_is_ambiguous(iqr: float, own: float, verdict: str) -> None:
+    (judged,) = compare.compare(spread(rows(2.0, 6.0), iqr), spread(rows(own, 6.0), iqr))
+    assert judged.verdict == verdict
+    assert judged.regressed == (verdict == "slower") and ("overlap" in compare.line(judged)) == (verdict == "ambiguous")
+
+
+def test_runs_without_a_recorded_spread_are_judged_by_their_medians(tmp_path: Path) -> None:
+    """A file of before the column was there reads as it did; against a new one, medians decide."""
+    path = tmp_path / "old.csv"
+    record.write_csv(path, rows(2.0, 6.0))
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    where = lines[0].index("iqr_ms")
+    path.write_text("\n".join(",".join(cells[:where] + cells[where + 1 :]) for cells in lines) + "\n")
+    old = record.read_csv(path)
+    assert all(math.isnan(r.iqr_ms) for r in old) and [r.ms for r in old] == [2.0, 6.0, 9.0]
+    (judged,) = compare.compare(old, spread(rows(2.3, 6.0), 0.2))
+    assert judged.verdict == "slower"
 
 
 @pytest.mark.parametrize("name", ["", "images"])
@@ -305,6 +351,8 @@ def test_readme_table_stands_between_its_markers(tmp_path: Path, name: str) -> N
         assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
         assert "| sinusoid | MLP 1-40-40-1, ReLU | 9 ms | 6 ms (compile) | 2 ms | **3.0x** | 50% |" in text
         assert "a machine" in text and "2026-01-02" in text
+    readme.write(path, spread(measured, 0.01), name)
+    assert "| 6 ms (IQR 0.06) (compile) | 2 ms (IQR 0.02) |" in path.read_text()
     path.write_text("no markers")
     with pytest.raises(ValueError, match="expected the markers"):
         readme.write(path, measured, name)
