@@ -1,4 +1,4 @@
-"""The command line: ``python -m bench run|compare|plot|readme|kernel|memory|host|checksum|predict``."""
+"""The command line: ``python -m bench run|gpu|compare|plot|readme|kernel|memory|host|checksum|predict``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_WORKLOADS = ("sinusoid", "omniglot_mlp", "siren")
+GPUS = ("h200", "a100", "rtx4090", "l4")  # of mtml_kernels.schedule.devices, which --help need not import
 
 
 def _prefer_installed() -> None:
@@ -166,6 +167,26 @@ def predict(args: argparse.Namespace) -> int:
     return 0
 
 
+def gpu(args: argparse.Namespace) -> int:
+    from bench.gpu import plan
+
+    if args.dry_run:
+        for line in plan.describe(args.workloads, args.device):
+            print(line)
+        return 0
+    if args.out is None:
+        raise ValueError("out: expected a folder for the results (--out DIR), got none; --dry-run needs none")
+    if args.step:
+        from bench.gpu import step
+
+        chosen = plan.step_named(args.step)
+        providers = tuple(p for p in chosen.providers if p not in args.without)
+        return step.main(replace(chosen, providers=providers), Path(args.out))
+    from bench.gpu import command
+
+    return command.run(Path(args.out), args.minutes, args.workloads)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -270,10 +291,29 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     p.add_argument(
         "workloads", nargs="*", metavar="WORKLOAD", help="default: the MLPs, siren and the convolutional ones"
     )
-    p.add_argument("--device", choices=("h200", "a100", "rtx4090", "l4"), default="h200", help="default %(default)s")
+    p.add_argument("--device", choices=GPUS, default="h200", help="default %(default)s")
     p.add_argument("--precision", choices=("fp32", "tf32", "3xtf32"), default="fp32", help="of products")
     p.add_argument("--calls", action="store_true", help="every call")
     p.set_defaults(call=predict)
+
+
+def _add_gpu(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    p = commands.add_parser(
+        "gpu",
+        help="on a GPU machine: build, test, then time everything beside its prediction",
+        description="Builds the package where it is not built, runs the tests marked gpu, and where they pass times "
+        "every workload beside its peers and its prediction, the most important first. Needs no network. Rows go to "
+        "DIR/results.csv as they come. Exit status 1 where a test failed (nothing is timed then) or a row of ours is "
+        "wrong, 2 without a GPU.",
+    )
+    p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="default: all that --dry-run lists")
+    p.add_argument("--out", metavar="DIR", help="folder for results.csv, kernels-*.csv, gate.txt and plots")
+    p.add_argument("--minutes", type=float, default=6.0, help="for all of it, build included (default %(default)s)")
+    p.add_argument("--dry-run", action="store_true", help="print what would be measured, with predictions")
+    p.add_argument("--device", choices=GPUS, default="h200", help="whose numbers --dry-run takes (default %(default)s)")
+    p.add_argument("--step", help=argparse.SUPPRESS)  # one step in this process: how the command calls itself
+    p.add_argument("--without", type=_names, default=(), help=argparse.SUPPRESS)
+    p.set_defaults(call=gpu)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -281,6 +321,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of mtml-kernels.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_gpu(commands)
     _add_files(commands)
     _add_kernel(commands)
     _add_costs(commands)

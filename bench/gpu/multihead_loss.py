@@ -1,11 +1,12 @@
-"""Multi-head losses on a GPU: forward and backward of PyTorch eager and compiled, Liger, and the Triton kernels.
+"""Multi-head losses on a GPU: forward and backward of PyTorch eager and compiled, Liger, QuACK, and the Triton kernels.
 
     python -m bench.gpu.multihead_loss                                        # all cases and providers, float32
     python -m bench.gpu.multihead_loss vocab segmentation --dtype bfloat16 --providers eager,compile,mtml --seconds 2
     python -m bench.gpu.multihead_loss linear_vocab linear_vocab_128k linear_many --dtype bfloat16   # and products
 
-Needs an NVIDIA GPU; Liger (pip install liger-kernel) runs where it is installed, and PyTorch's own linear cross-entropy
-by chunks (`torch:chunked`) where PyTorch has it. Every provider's losses and gradients are first compared with eager
+Needs an NVIDIA GPU; Liger (pip install liger-kernel) and QuACK (pip install quack-kernels) run where they are
+installed, and PyTorch's own linear cross-entropy by chunks (`torch:chunked`) where PyTorch has it. LIGER_KERNEL_IMPL
+chooses Liger's kernels, as ever. Every provider's losses and gradients are first compared with eager
 PyTorch's in float64. A row gives the time; the rate at which the logits are read once and their gradients written once,
 or that of the three products of linear heads; by how much a step raises the peak of allocated memory; and the ratio to
 the fastest peer. PyTorch runs compiled whole, and with CUDA graphs too (`compile:graphs`). Nothing was recorded yet: no
@@ -31,7 +32,9 @@ from mtml_kernels import linear_multihead_loss
 from mtml_kernels.losses import HeadLoss
 from mtml_kernels.reference.multihead_loss import head_loss
 
-PROVIDERS = ("eager", "compile", "compile:graphs", "liger", "torch:chunked", "mtml")
+PROVIDERS = ("eager", "compile", "compile:graphs", "liger", "quack", "torch:chunked", "mtml")
+PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "quack": ("quack", "quack-kernels")}
+"""Of peers: what is imported, and what is installed."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -162,6 +165,20 @@ def liger_loss() -> Callable[[Tensor, Tensor, HeadLoss], Tensor]:
     return loss
 
 
+def quack_loss() -> Callable[[Tensor, Tensor, HeadLoss], Tensor]:
+    """QuACK's cross-entropy of rows [N, C]."""
+    module = importlib.import_module("quack.cross_entropy")
+
+    def loss(z: Tensor, y: Tensor, spec: HeadLoss) -> Tensor:
+        rows = z.movedim(1, -1).flatten(0, -2) if z.ndim > 2 else z
+        value: Tensor = module.cross_entropy(
+            rows.contiguous(), y.flatten(), ignore_index=spec.ignore_index, reduction="mean"
+        )
+        return value
+
+    return loss
+
+
 Linear = Callable[[Tensor, Tensor, Tensor, HeadLoss], Tensor]
 """A fused loss of features, a head's weight, target and specification."""
 
@@ -173,6 +190,17 @@ def liger_linear() -> Linear:
     def loss(x: Tensor, w: Tensor, y: Tensor, spec: HeadLoss) -> Tensor:
         fused = module.LigerFusedLinearCrossEntropyLoss(ignore_index=spec.ignore_index, accum_dtype=torch.float32)
         value: Tensor = fused(w, x, y)
+        return value
+
+    return loss
+
+
+def quack_linear() -> Linear:
+    """QuACK's linear cross-entropy by chunks of rows."""
+    module = importlib.import_module("quack.linear_cross_entropy")
+
+    def loss(x: Tensor, w: Tensor, y: Tensor, spec: HeadLoss) -> Tensor:
+        value: Tensor = module.chunked_linear_cross_entropy(x, w, y, ignore_index=spec.ignore_index, reduction="mean")
         return value
 
     return loss
@@ -195,10 +223,11 @@ def unavailable(provider: str, heads: Heads) -> str | None:
             return f"torch {torch.__version__} has no linear_cross_entropy"
         if not heads.linear:
             return "it is for linear heads"
-    elif provider != "liger":
+    elif provider not in PACKAGES:
         return None
-    elif importlib.util.find_spec("liger_kernel") is None:
-        return "liger_kernel is not installed (pip install liger-kernel)"
+    elif importlib.util.find_spec(PACKAGES[provider][0]) is None:
+        module, package = PACKAGES[provider]
+        return f"{module} is not installed (pip install {package})"
     return None if all(s.kind == "cross_entropy" for s in heads.specs) else "it has cross_entropy alone"
 
 
@@ -207,9 +236,10 @@ def fused(provider: str, heads: Heads) -> Callable[[], Tensor] | None:
     x, weights = heads.leaves[0], heads.leaves[1:]
     if provider == "mtml":
         return lambda: linear_multihead_loss(x, weights, None, heads.targets, heads.specs, backend="triton")
-    if provider not in ("liger", "torch:chunked"):
+    makers = {"liger": liger_linear, "quack": quack_linear, "torch:chunked": torch_linear}
+    if provider not in makers:
         return None
-    one = liger_linear() if provider == "liger" else torch_linear()
+    one = makers[provider]()
     return lambda: torch.stack([one(x, *head) for head in zip(weights, heads.targets, heads.specs, strict=True)])
 
 
@@ -220,7 +250,8 @@ def losses_by(provider: str, heads: Heads) -> Callable[[], Tensor]:
         return direct
     if provider == "mtml":
         return lambda: _Ours.apply(heads, *heads.leaves)
-    one = liger_loss() if provider == "liger" else pytorch_loss
+    makers = {"liger": liger_loss, "quack": quack_loss}
+    one = makers[provider]() if provider in makers else pytorch_loss
 
     def all_heads() -> Tensor:
         return torch.stack([one(*head) for head in zip(heads.logits(), heads.targets, heads.specs, strict=True)])

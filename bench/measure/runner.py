@@ -162,10 +162,11 @@ def run_workload(w: AnyWorkload, options: Options, say: Say = print) -> list[Rec
 def line(r: Record) -> str:
     """A timed record in one printed line."""
     note = f"  ({r.note})" if r.note else ""
+    share = f"{r.share_of_peak:5.1%} of {r.peak_gflops:.0f} {r.peak_source}"
     return (
         f"{r.workload:20s} {r.provider:14s} {r.ms:10.3f} ms  best {r.best_ms:10.3f}  "
-        f"IQR {r.iqr_ms:8.3f}  n={r.n:<4d} match {r.match_error:.1e}  {r.gflops:7.1f} GFLOP/s ({r.share_of_peak:5.1%} of {r.peak_gflops:.0f} "
-        f"{r.peak_source})  first {r.first_s:.2f} s{note}"
+        f"IQR {r.iqr_ms:8.3f}  n={r.n:<4d} match {r.match_error:.1e}  "
+        f"{r.gflops:7.1f} GFLOP/s ({share})  first {r.first_s:.2f} s{note}"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.providers.base import Prepared, Result
+from bench.providers.base import Prepared, Result, Unavailable
 from bench.workloads import Data, Sine, Workload
 
 REQUIRES = ("jax",)
@@ -108,8 +108,11 @@ def prepare(w: Workload, net: nn.Module, data: Data, options: frozenset[str]) ->
     import numpy as np
 
     jax.config.update("jax_enable_x64", data[0].dtype == torch.float64)
+    jax.config.update("jax_default_matmul_precision", "highest")  # on GPUs its default is TF32, PyTorch's is not
     with only(torch.get_num_threads()):
         jax.devices()
+    if data[0].is_cuda and jax.default_backend() != "gpu":
+        raise Unavailable(f"this JAX runs on {jax.default_backend()}, no GPU (pip install 'jax[cuda13]')")
     batch = [jnp.asarray(part.detach().cpu().numpy()) for part in data]
     params = [jnp.asarray(p.detach().cpu().numpy()) for p in net.parameters()]
     fn = _meta(w, net, in_turn="map" in options)

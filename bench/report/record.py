@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from bench.providers.base import is_ours
 
 ROOT = Path(__file__).resolve().parents[2]
 NAN = math.nan
+R = TypeVar("R", bound="Record")
 
 
 @dataclass(frozen=True)
@@ -77,28 +78,34 @@ def _parse(kind: str, text: str) -> Any:
 
 
 def write_csv(path: str | os.PathLike[str], records: Iterable[Record], append: bool = False) -> None:
-    """Write the records (after those already there, with ``append``); the file is replaced in one step."""
-    target = Path(path)
-    rows = [*(read_csv(target) if append and target.exists() else []), *records]
+    """Write records of one kind (after those already there, with ``append``); the file is replaced in one step."""
+    target, given = Path(path), list(records)
+    kind = type(given[0]) if given else Record
+    rows = [*(read_rows(target, kind) if append and target.exists() else []), *given]
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     with part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([f.name for f in fields(Record)])
-        writer.writerows([_text(getattr(row, f.name)) for f in fields(Record)] for row in rows)
+        writer.writerow([f.name for f in fields(kind)])
+        writer.writerows([_text(getattr(row, f.name)) for f in fields(kind)] for row in rows)
     part.replace(target)
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[Record]:
     """The records of a file; columns it does not have keep their defaults. Raises ValueError if it is no such CSV."""
-    kinds = {f.name: str(f.type) for f in fields(Record)}
+    return read_rows(path, Record)
+
+
+def read_rows(path: str | os.PathLike[str], kind: type[R]) -> list[R]:
+    """The same as records of this kind; columns that it does not know are left out."""
+    kinds = {f.name: str(f.type) for f in fields(kind)}
     with Path(path).open(newline="") as file:
         reader = csv.DictReader(file)
         if not {"workload", "provider", "status"} <= set(reader.fieldnames or ()):
             raise ValueError(
                 f"{path}: expected a CSV written by `python -m bench run`, got columns {reader.fieldnames}"
             )
-        return [Record(**{k: _parse(kinds[k], v or "") for k, v in row.items() if k in kinds}) for row in reader]
+        return [kind(**{k: _parse(kinds[k], v or "") for k, v in row.items() if k in kinds}) for row in reader]
 
 
 def fastest_peer(records: Iterable[Record], workload: str) -> Record | None:
