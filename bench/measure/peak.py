@@ -26,8 +26,9 @@ def _native(dtype: torch.dtype, threads: int) -> float | None:
         return None
 
 
-def _matmul(dtype: torch.dtype, device: str, seconds: float, size: int = 1024) -> float:
+def _matmul(dtype: torch.dtype, device: str, seconds: float) -> float:
     """GFLOP/s of the best large product torch makes in ``seconds``: a lower bound of the peak."""
+    size = 8192 if device == "cuda" else 1024  # 1024 is a few tiles for each multiprocessor of a GPU, and its launch
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     best, stop = 0.0, time.perf_counter() + seconds
     a @ b
