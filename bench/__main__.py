@@ -187,6 +187,20 @@ def gpu(args: argparse.Namespace) -> int:
     return command.run(Path(args.out), args.minutes, args.workloads)
 
 
+def triton_report(args: argparse.Namespace) -> int:
+    from bench.report import triton_report as reporting
+
+    values = reporting.numbers(args.values)
+    options = (args.providers, args.timer, args.device, args.metric, args.workload)
+    mark = reporting.triton_report(reporting.Request(args.op, args.axis, values, *options))
+    if args.save:
+        reporting.save(mark, Path(args.save))
+        return 0
+    for line in reporting.lines(mark):
+        print(line, flush=True)
+    return 0
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -297,6 +311,20 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     p.set_defaults(call=predict)
 
 
+def _add_triton_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    p = commands.add_parser("triton-report", help="times over a shape axis, as Triton's perf_report makes them")
+    p.add_argument("op", help="inner_loop, head_inner_loop, multihead_loss, linear_multihead_loss")
+    p.add_argument("--axis", default="", help="steps, tasks, support, query; classes, rows, features")
+    p.add_argument("--values", default="", help="on the axis, as 1,5,10")
+    p.add_argument("--providers", type=_names, default=(), help="the lines, comma-separated")
+    p.add_argument("--timer", default="", help="wall (ours), do_bench, cudagraph, proton")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    p.add_argument("--metric", choices=("ms", "tflops"), default="ms")
+    p.add_argument("--workload", default="", help="whose network and other sizes (default: sinusoid, anil_head)")
+    p.add_argument("--save", metavar="DIR", help="Triton's plot and CSV go there (needs pandas and matplotlib)")
+    p.set_defaults(call=triton_report)
+
+
 def _add_gpu(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     p = commands.add_parser(
         "gpu",
@@ -322,6 +350,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
     _add_gpu(commands)
+    _add_triton_report(commands)
     _add_files(commands)
     _add_kernel(commands)
     _add_costs(commands)

@@ -1,4 +1,4 @@
-"""Multi-head losses for ``python -m bench gpu``: the cases and providers of ``bench.gpu.multihead_loss`` as rows."""
+"""Multi-head losses judged and put into rows: the providers of ``bench.gpu.multihead_loss``, on any heads."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from bench.gpu import multihead_loss as heads
 from bench.report.record import Record
 from bench.workloads.heads import Draw
 
+Build = Callable[[Draw], heads.Heads]
+Step = Callable[[str, heads.Heads], Callable[[], Any]]
 DTYPE = torch.bfloat16
 """What language models train in, and what every peer has kernels for."""
 
 
 class Admission:
-    """Lets providers of one case run once and judges them, against eager PyTorch in float64."""
+    """Lets providers of some heads run once and judges them, against eager PyTorch in float64."""
 
-    def __init__(self, case: str, dtype: torch.dtype, device: str) -> None:
-        self.case, self.dtype = case, dtype
-        self.own = heads.CASES[case](Draw(dtype, device, 0))
+    def __init__(self, name: str, build: Build, dtype: torch.dtype, device: str, step: Step = heads.step) -> None:
+        self.name, self.dtype, self.step = name, dtype, step
+        self.own = build(Draw(dtype, device, 0))
         self.truth = heads.step("eager", self.own.copy(torch.float64))()
         self.limit = 4 * heads.error(heads.step("eager", self.own)(), self.truth) + 1e-6
 
     def admit(self, provider: str) -> tuple[Callable[[], Any] | None, Record]:
         """(None, a row that says why) where it cannot run or is wrong."""
 
-        row = Record(self.case, provider, "ok", dtype=str(self.dtype).removeprefix("torch."))
+        row = Record(self.name, provider, "ok", dtype=str(self.dtype).removeprefix("torch."))
         reason = heads.unavailable(provider, self.own)
         if reason is not None:
             return None, replace(row, status="skipped", note=reason)
         start = time.perf_counter()
         try:
-            run = heads.step(provider, self.own.copy(self.dtype))  # leaves of its own, for Liger writes over logits
+            run = self.step(provider, self.own.copy(self.dtype))  # leaves of its own, for Liger writes over logits
             found = heads.error(run(), self.truth)
         except Exception as failure:  # a provider that cannot run is reported, never hidden
             return None, replace(row, status="failed", note=f"{type(failure).__name__}: {str(failure).strip()[:200]}")

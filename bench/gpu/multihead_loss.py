@@ -101,24 +101,25 @@ def mixed(draw: Draw) -> Heads:
     return Heads(logits, targets, [HeadLoss(kind) for kind in kinds])
 
 
-def _linear(draw: Draw, rows: int, features: int, *classes: int) -> Heads:
+def linear_heads(draw: Draw, rows: int, features: int, *classes: int) -> Heads:
+    """Cross-entropy of linear heads of these classes on shared features [rows, features]."""
     leaves = [draw.leaf(rows, features), *(draw.leaf(c, features, scale=features**-0.5) for c in classes)]
     return Heads(leaves, [draw.labels(c, rows) for c in classes], [HeadLoss()] * len(classes), linear=True)
 
 
 def linear_vocab(draw: Draw) -> Heads:
     """Cross-entropy of a linear head of 32000 words on features [8192, 2048]."""
-    return _linear(draw, 8192, 2048, 32000)
+    return linear_heads(draw, 8192, 2048, 32000)
 
 
 def linear_vocab_128k(draw: Draw) -> Heads:
     """Cross-entropy of a linear head of 128256 words on features [4096, 4096]."""
-    return _linear(draw, 4096, 4096, 128256)
+    return linear_heads(draw, 4096, 4096, 128256)
 
 
 def linear_many(draw: Draw) -> Heads:
     """16 linear heads of 10..160 classes on features [512, 256]."""
-    return _linear(draw, 512, 256, *(10 * (i + 1) for i in range(16)))
+    return linear_heads(draw, 512, 256, *(10 * (i + 1) for i in range(16)))
 
 
 LINEAR = (linear_vocab, linear_vocab_128k, linear_many)

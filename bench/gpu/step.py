@@ -17,6 +17,7 @@ import torch
 from bench.gpu import losses
 from bench.gpu.clock import Clock, CudaClock, device_time, kernels
 from bench.gpu.kernels import write_kernels
+from bench.gpu.multihead_loss import CASES
 from bench.gpu.multihead_loss import peak as peak_memory
 from bench.gpu.plan import Step
 from bench.gpu.precision import full_precision
@@ -84,7 +85,7 @@ def _meta_step(step: Step, place: Place) -> Iterator[tuple[Run | None, record.Re
 
 def _losses(case: str, step: Step, place: Place) -> Iterator[tuple[Run | None, record.Record]]:
     place.begin("")
-    admission = losses.Admission(case, losses.DTYPE, place.device)
+    admission = losses.Admission(case, CASES[case], losses.DTYPE, place.device)
     for provider in step.providers:
         place.begin(provider)
         run, row = admission.admit(provider)

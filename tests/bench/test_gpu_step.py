@@ -188,7 +188,7 @@ def test_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_loss_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    admission = losses.Admission("many_small", torch.float32, "cpu")
+    admission = losses.Admission("many_small", multihead_loss.many_small, torch.float32, "cpu")
     right = multihead_loss.pytorch_loss
     monkeypatch.setattr(multihead_loss, "pytorch_loss", lambda z, y, spec: right(z, y, spec) * 1.01)
     run, row = admission.admit("eager")
