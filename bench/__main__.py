@@ -1,4 +1,4 @@
-"""The command line: ``python -m bench run|gpu|compare|plot|readme|kernel|memory|host|checksum|predict``."""
+"""The command line: ``python -m bench COMMAND``; ``--help`` lists them."""
 
 from __future__ import annotations
 
@@ -201,6 +201,23 @@ def triton_report(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    out = Path(args.out)
+    if args.format == "hf-kernels":
+        if args.workloads:
+            raise ValueError(f"workload: hf-kernels takes the scripts of benchmarks/ as they are; got {args.workloads}")
+        from bench.export import hf_kernels
+
+        written = hf_kernels.write(out)
+    else:
+        from bench.export import flashinfer_trace
+
+        written = flashinfer_trace.write(out, flashinfer_trace.chosen(args.workloads))
+    for path in written:
+        print(f"wrote {path}", flush=True)
+    return 0
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -258,6 +275,19 @@ def _add_files(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     p.add_argument("--readme", default=str(Path(__file__).resolve().parent.parent / "README.md"))
     p.add_argument("--table", default="", help="which of its tables: the NAME in <!-- bench:NAME:start -->")
     p.set_defaults(call=readme)
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    p = commands.add_parser("export", help="the workloads in the formats of other projects' benchmarks")
+    p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="default: the usual meta-steps and losses")
+    p.add_argument(
+        "--format",
+        choices=("flashinfer-trace", "hf-kernels"),
+        required=True,
+        help="a data set for flashinfer-bench; a folder for Hugging Face's `kernels benchmark`",
+    )
+    p.add_argument("--out", required=True, metavar="DIR")
+    p.set_defaults(call=export)
 
 
 def _add_kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -351,6 +381,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_gpu(commands)
     _add_triton_report(commands)
+    _add_export(commands)
     _add_files(commands)
     _add_kernel(commands)
     _add_costs(commands)

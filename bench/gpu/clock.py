@@ -112,8 +112,9 @@ class Kernel(NamedTuple):
 
 
 def in_order(events: Iterable[Any]) -> Iterator[Kernel]:
-    """What ran on the device, of a profiler's events, by the time at which it started."""
-    ran = [e for e in events if str(getattr(e, "device_type", "")).endswith("CUDA")]
+    """What ran on the device, of a profiler's events, by the time at which it started; no ranges that were named."""
+    on_device = [e for e in events if str(getattr(e, "device_type", "")).endswith("CUDA")]
+    ran = [e for e in on_device if not getattr(e, "is_user_annotation", False)]
     for e in sorted(ran, key=lambda e: e.time_range.start):
         yield Kernel(e.name, float(e.time_range.elapsed_us()))
 

@@ -372,7 +372,11 @@ def test_plot_writes_an_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["run"], ["compare"], ["plot"], ["readme"], ["kernel"], ["memory"], ["host"], ["checksum"], ["predict"]],
+    [
+        [],
+        *([name] for name in ("run", "gpu", "triton-report", "export", "compare", "plot", "readme")),
+        *([name] for name in ("kernel", "memory", "host", "checksum", "predict")),
+    ],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -90,6 +90,8 @@ def event(name: str, start: float, us: float, device: str = "DeviceType.CUDA") -
 
 def test_kernels_stand_in_the_order_in_which_they_ran() -> None:
     events = [event("second", 5.0, 2.0), event("host", 0.0, 9.0, "DeviceType.CPU"), event("first", 1.0, 3.0)]
+    events.append(event("a range around both", 1.0, 6.0))
+    events[-1].is_user_annotation = True
     assert list(clock.in_order(events)) == [("first", 3.0), ("second", 2.0)]
 
 
@@ -221,6 +223,17 @@ def test_a_row_without_device_time_says_why(tmp_path: Path, monkeypatch: pytest.
     step.measure(plan.Step("tiny", "quick", ("loop",)), place(tmp_path))
     row = rows_of(tmp_path)["loop"]
     assert row.ok and row.ms > 0 and math.isnan(row.hot_ms) and "stream is capturing" in row.note
+
+
+def test_a_gpu_whose_numbers_are_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Work is counted all the same; nothing is predicted."""
+    monkeypatch.setattr(step, "device_here", lambda: (None, "NVIDIA B17"))
+    step.measure(plan.Step("tiny", "quick", ("mtml:torch",)), place(tmp_path))
+    row = rows_of(tmp_path)["mtml:torch"]
+    assert row.ok and row.tflops > 0 and math.isnan(row.predicted_ms) and row.predicted_launches == 0
+    assert "no numbers of NVIDIA B17 are known" in capsys.readouterr().out
 
 
 def test_jax_has_no_device_time() -> None:

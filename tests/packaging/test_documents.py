@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "bench/LADDER.md", "bench/results/README.md"]
 DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
-FOLDERS = (".ci", "bench", "csrc", "docs", "examples", "mtml_kernels", "python", "tests")
+FOLDERS = (".ci", "bench", "benchmarks", "csrc", "docs", "examples", "mtml_kernels", "python", "tests")
 
 
 def paths_in(text: str) -> Iterator[str]:

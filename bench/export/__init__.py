@@ -1,0 +1,1 @@
+"""The workloads in the formats of other projects' benchmarks."""
