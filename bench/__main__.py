@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.arguments import GPUS, Commands, names, positive
+from bench.commands import export, gpu, triton
+
 if TYPE_CHECKING:
     import torch
 
 DEFAULT_WORKLOADS = ("sinusoid", "omniglot_mlp", "siren")
-GPUS = ("h200", "a100", "rtx4090", "l4")  # of mtml_kernels.schedule.devices, which --help need not import
 
 
 def _prefer_installed() -> None:
@@ -28,10 +30,6 @@ def _dtype(name: str) -> torch.dtype:
     import torch
 
     return {"float32": torch.float32, "float64": torch.float64}[name]
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, text.split(",")))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,13 +119,13 @@ def memory(args: argparse.Namespace) -> int:
     from bench.workloads import select
     from bench.workloads.inner import WORKLOADS as INNER
 
-    steps, names = [int(s) for s in _names(args.steps)], args.providers or remembering.PROVIDERS
+    steps, chosen = [int(s) for s in names(args.steps)], args.providers or remembering.PROVIDERS
     threads = args.threads or torch.get_num_threads()
     w = INNER.get(args.workload) or select([args.workload])[0]
     if args.here:
-        print(json.dumps(remembering.measure_here(replace(w, steps=steps[0]), names[0], threads)))
+        print(json.dumps(remembering.measure_here(replace(w, steps=steps[0]), chosen[0], threads)))
         return 0
-    usages = remembering.report(args.workload, steps, names, threads)
+    usages = remembering.report(args.workload, steps, chosen, threads)
     return 1 if any(u.error for u in usages) else 0
 
 
@@ -167,76 +165,18 @@ def predict(args: argparse.Namespace) -> int:
     return 0
 
 
-def gpu(args: argparse.Namespace) -> int:
-    from bench.gpu import plan
-
-    if args.dry_run:
-        for line in plan.describe(args.workloads, args.device):
-            print(line)
-        return 0
-    if args.out is None:
-        raise ValueError("out: expected a folder for the results (--out DIR), got none; --dry-run needs none")
-    if args.step:
-        from bench.gpu import step
-
-        chosen = plan.step_named(args.step)
-        providers = tuple(p for p in chosen.providers if p not in args.without)
-        return step.main(replace(chosen, providers=providers), Path(args.out))
-    from bench.gpu import command
-
-    return command.run(Path(args.out), args.minutes, args.workloads)
-
-
-def triton_report(args: argparse.Namespace) -> int:
-    from bench.report import triton_report as reporting
-
-    values = reporting.numbers(args.values)
-    options = (args.providers, args.timer, args.device, args.metric, args.workload)
-    mark = reporting.triton_report(reporting.Request(args.op, args.axis, values, *options))
-    if args.save:
-        reporting.save(mark, Path(args.save))
-        return 0
-    for line in reporting.lines(mark):
-        print(line, flush=True)
-    return 0
-
-
-def export(args: argparse.Namespace) -> int:
-    out = Path(args.out)
-    if args.format == "hf-kernels":
-        if args.workloads:
-            raise ValueError(f"workload: hf-kernels takes the scripts of benchmarks/ as they are; got {args.workloads}")
-        from bench.export import hf_kernels
-
-        written = hf_kernels.write(out)
-    else:
-        from bench.export import flashinfer_trace
-
-        written = flashinfer_trace.write(out, flashinfer_trace.chosen(args.workloads))
-    for path in written:
-        print(f"wrote {path}", flush=True)
-    return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a number >= 0, got {text}")
-    return value
-
-
 def _add_threads(p: argparse.ArgumentParser, seconds: float) -> None:
-    p.add_argument("--threads", type=_positive, default=0, help="default: torch's own number")
+    p.add_argument("--threads", type=positive, default=0, help="default: torch's own number")
     p.add_argument(
         "--seconds", type=float, default=seconds, help="time budget per provider or mode (default %(default)s)"
     )
 
 
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_run(commands: Commands) -> None:
     p = commands.add_parser("run", help="gate and time providers on workloads, side by side", description=run_help())
     p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"default: {' '.join(DEFAULT_WORKLOADS)}")
     p.add_argument(
-        "--providers", type=_names, default=(), help="comma-separated, options after a colon: mtml,compile:loop"
+        "--providers", type=names, default=(), help="comma-separated, options after a colon: mtml,compile:loop"
     )
     p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -254,7 +194,7 @@ def run_help() -> str:
     )
 
 
-def _add_files(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_files(commands: Commands) -> None:
     p = commands.add_parser("compare", help="base against head: exit status 1 on a regression")
     p.add_argument("base")
     p.add_argument("head")
@@ -277,26 +217,13 @@ def _add_files(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     p.set_defaults(call=readme)
 
 
-def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    p = commands.add_parser("export", help="the workloads in the formats of other projects' benchmarks")
-    p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="default: the usual meta-steps and losses")
-    p.add_argument(
-        "--format",
-        choices=("flashinfer-trace", "hf-kernels"),
-        required=True,
-        help="a data set for flashinfer-bench; a folder for Hugging Face's `kernels benchmark`",
-    )
-    p.add_argument("--out", required=True, metavar="DIR")
-    p.set_defaults(call=export)
-
-
-def _add_kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_kernel(commands: Commands) -> None:
     p = commands.add_parser("kernel", help="one kernel on one shape: time, GFLOP/s, GB/s, share of peak")
     p.add_argument("op", help="inner_loop, head_inner_loop, task_linear, task_conv2d, task_update")
     p.add_argument("--shape", default="784-256-128-64-64-5", help="widths of an MLP (default %(default)s)")
     p.add_argument("--rule", default="adam", help="of task_update: sgd, adam, adamw, rmsprop (default %(default)s)")
     for name, value in (("tasks", 32), ("support", 5), ("query", 75)):
-        p.add_argument(f"--{name}", type=_positive, default=value, help="default %(default)s")
+        p.add_argument(f"--{name}", type=positive, default=value, help="default %(default)s")
     p.add_argument(
         "--steps", default="1", help="inner steps; several, as 1,10,100, are timed in turn (default %(default)s)"
     )
@@ -311,12 +238,12 @@ def _add_kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     p.set_defaults(call=kernel)
 
 
-def _add_costs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_costs(commands: Commands) -> None:
     p = commands.add_parser("memory", help="peak memory of a meta-step at several numbers of inner steps")
     p.add_argument("workload", nargs="?", default="omniglot_mlp")
     p.add_argument("--steps", default="1,10,100", help="default %(default)s")
-    p.add_argument("--providers", type=_names, default=(), help="default: mtml,loop; the first is the unit")
-    p.add_argument("--threads", type=_positive, default=0)
+    p.add_argument("--providers", type=names, default=(), help="default: mtml,loop; the first is the unit")
+    p.add_argument("--threads", type=positive, default=0)
     p.add_argument("--here", action="store_true", help="the first combination, in this process, printed as JSON")
     p.set_defaults(call=memory)
     p = commands.add_parser("host", help="host time of a meta-step: what is spent outside native code")
@@ -325,12 +252,12 @@ def _add_costs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     p.set_defaults(call=host)
     p = commands.add_parser("checksum", help="sha256 of loss and gradients: does a change keep every bit?")
     p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="default: all")
-    p.add_argument("--threads", type=_positive, default=0, help="default: torch's own number")
+    p.add_argument("--threads", type=positive, default=0, help="default: torch's own number")
     p.add_argument("--here", action="store_true", help="only the instruction set that is chosen in this process")
     p.set_defaults(call=checksum)
 
 
-def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_predict(commands: Commands) -> None:
     p = commands.add_parser("predict", help="calls, FLOPs, bytes and predicted time of a meta-step on a GPU")
     p.add_argument(
         "workloads", nargs="*", metavar="WORKLOAD", help="default: the MLPs, siren and the convolutional ones"
@@ -341,47 +268,13 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     p.set_defaults(call=predict)
 
 
-def _add_triton_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    p = commands.add_parser("triton-report", help="times over a shape axis, as Triton's perf_report makes them")
-    p.add_argument("op", help="inner_loop, head_inner_loop, multihead_loss, linear_multihead_loss")
-    p.add_argument("--axis", default="", help="steps, tasks, support, query; classes, rows, features")
-    p.add_argument("--values", default="", help="on the axis, as 1,5,10")
-    p.add_argument("--providers", type=_names, default=(), help="the lines, comma-separated")
-    p.add_argument("--timer", default="", help="wall (ours), do_bench, cudagraph, proton")
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    p.add_argument("--metric", choices=("ms", "tflops"), default="ms")
-    p.add_argument("--workload", default="", help="whose network and other sizes (default: sinusoid, anil_head)")
-    p.add_argument("--save", metavar="DIR", help="Triton's plot and CSV go there (needs pandas and matplotlib)")
-    p.set_defaults(call=triton_report)
-
-
-def _add_gpu(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    p = commands.add_parser(
-        "gpu",
-        help="on a GPU machine: build, test, then time everything beside its prediction",
-        description="Builds the package where it is not built, runs the tests marked gpu, and where they pass times "
-        "every workload beside its peers and its prediction, the most important first. Needs no network. Rows go to "
-        "DIR/results.csv as they come. Exit status 1 where a test failed (nothing is timed then) or a row of ours is "
-        "wrong, 2 without a GPU.",
-    )
-    p.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="default: all that --dry-run lists")
-    p.add_argument("--out", metavar="DIR", help="folder for results.csv, kernels-*.csv, gate.txt and plots")
-    p.add_argument("--minutes", type=float, default=6.0, help="for all of it, build included (default %(default)s)")
-    p.add_argument("--dry-run", action="store_true", help="print what would be measured, with predictions")
-    p.add_argument("--device", choices=GPUS, default="h200", help="whose numbers --dry-run takes (default %(default)s)")
-    p.add_argument("--step", help=argparse.SUPPRESS)  # one step in this process: how the command calls itself
-    p.add_argument("--without", type=_names, default=(), help=argparse.SUPPRESS)
-    p.set_defaults(call=gpu)
-
-
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of mtml-kernels.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
-    _add_gpu(commands)
-    _add_triton_report(commands)
-    _add_export(commands)
+    for module in (gpu, triton, export):
+        module.add(commands)
     _add_files(commands)
     _add_kernel(commands)
     _add_costs(commands)
