@@ -75,7 +75,7 @@ class CudaClock:
         torch.cuda._sleep(int(seconds * self._cycles_a_second))
 
 
-def host_seconds(run: Run, clock: Clock, calls: int = 5) -> float:
+def host_seconds(run: Run, clock: Clock, calls: int = 3) -> float:
     """How long the host takes to hand one call over: the median, each with an empty queue before it."""
     taken = []
     for _ in range(calls):

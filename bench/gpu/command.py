@@ -19,10 +19,11 @@ import torch
 
 from bench.gpu import ready
 from bench.gpu.plan import Step, steps
-from bench.gpu.rows import GpuRecord
+from bench.gpu.rows import GpuRecord, line
+from bench.providers.base import is_ours
 from bench.report import record
 
-FAULT = 3  # as bench.gpu.step has it, which cannot be imported before the package is built
+FAULT, TIMING = 3, "timing"  # as bench.gpu.step has them, which cannot be imported before the package is built
 LEAST_SECONDS = 15.0
 """Less is not enough to start a process and time anything."""
 MOST_SECONDS = {"quick": 75.0, "slow": 180.0}
@@ -61,9 +62,9 @@ def command(step: Step, out: Path, without: Iterable[str]) -> list[str]:
 
 def _lost(step: Step, out: Path, provider: str, why: str) -> None:
     """A row for what ended a process."""
-    row = GpuRecord(step.workload, provider or "all", "failed", note=why, turn=step.turn, device="cuda")
+    row = GpuRecord(step.workload, provider, "failed", note=why, turn=step.turn, device="cuda")
     record.write_csv(out / "results.csv", [row], append=True)
-    print(f"{step.workload:20s} {provider or 'all':16s} failed: {why}", flush=True)
+    print(line(row), flush=True)
 
 
 def _process(step: Step, out: Path, without: Sequence[str], seconds: float) -> str:
@@ -79,6 +80,14 @@ def _process(step: Step, out: Path, without: Sequence[str], seconds: float) -> s
     if status == 0:
         return ""
     return "the device gave up" if status == FAULT else f"exit status {status}"
+
+
+def suspects(step: Step, at: str, without: Sequence[str]) -> list[str]:
+    """Whom to leave out when a process ended at ``at``. In turn with the others ours are it: peers' kernels are old."""
+    left = [p for p in step.providers if p not in without]
+    if at == TIMING:
+        return [p for p in left if is_ours(p)]
+    return [at] if at in left else []
 
 
 def run_step(step: Step, out: Path, budget: Budget) -> None:
@@ -98,10 +107,12 @@ def run_step(step: Step, out: Path, budget: Budget) -> None:
         if not why:
             return
         at = now.read_text() if now.exists() else ""
-        _lost(step, out, at, why)
-        if at not in step.providers:
+        blamed = suspects(step, at, without)
+        for provider in blamed or [at or "all"]:
+            _lost(step, out, provider, why + (" while all were timed in turn" if at == TIMING else ""))
+        if not blamed:
             return  # not a provider's doing: again would be the same
-        without.append(at)
+        without += blamed
 
 
 def latest(rows: Iterable[GpuRecord]) -> list[GpuRecord]:

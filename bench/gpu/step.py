@@ -31,6 +31,8 @@ from mtml_kernels.schedule.devices import DEVICES
 
 FAULT = 3
 """Exit status of a process whose device answers nothing any more."""
+TIMING = "timing"
+"""What a process is at while all providers run in turn."""
 Run = Callable[[], Any]
 UNSEEN = ("jax",)
 """Providers on streams of their own: PyTorch's events and profiler do not see them."""
@@ -144,7 +146,7 @@ def _on_the_wall(row: GpuRecord, t: timing.Timing, work: Work, best: peak.Peak) 
 
 
 def _timed(runs: Mapping[str, Run], place: Place) -> dict[str, timing.Timing]:
-    place.begin("timing")
+    place.begin(TIMING)
     try:
         return timing.interleave(runs, place.wall_seconds, place.device)
     except RuntimeError as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.providers.base import Prepared, Result, Unavailable
 from bench.workloads import Data, Sine, Workload
@@ -29,6 +29,21 @@ def only(threads: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def ready(x: Tensor) -> None:
+    """Let JAX compute in the dtype of ``x``, with these threads and in full precision: on GPUs its default is TF32.
+
+    Raises Unavailable where ``x`` lies on a GPU and JAX has none.
+    """
+    import jax
+
+    jax.config.update("jax_enable_x64", x.dtype == torch.float64)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    with only(torch.get_num_threads()):
+        jax.devices()
+    if x.is_cuda and jax.default_backend() != "gpu":
+        raise Unavailable(f"this JAX runs on {jax.default_backend()}, no GPU (pip install 'jax[cuda13]')")
 
 
 def layer(m: nn.Module, p: Iterator[Any], x: Any) -> Any:
@@ -107,12 +122,7 @@ def prepare(w: Workload, net: nn.Module, data: Data, options: frozenset[str]) ->
     import jax.numpy as jnp
     import numpy as np
 
-    jax.config.update("jax_enable_x64", data[0].dtype == torch.float64)
-    jax.config.update("jax_default_matmul_precision", "highest")  # on GPUs its default is TF32, PyTorch's is not
-    with only(torch.get_num_threads()):
-        jax.devices()
-    if data[0].is_cuda and jax.default_backend() != "gpu":
-        raise Unavailable(f"this JAX runs on {jax.default_backend()}, no GPU (pip install 'jax[cuda13]')")
+    ready(data[0])
     batch = [jnp.asarray(part.detach().cpu().numpy()) for part in data]
     params = [jnp.asarray(p.detach().cpu().numpy()) for p in net.parameters()]
     fn = _meta(w, net, in_turn="map" in options)

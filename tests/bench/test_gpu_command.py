@@ -15,6 +15,7 @@ sys.path.append(str(ROOT))  # bench/ is not installed; last, so that the install
 
 from bench.__main__ import main  # noqa: E402
 from bench.gpu import command, plan, ready, summary, work  # noqa: E402
+from bench.gpu import step as step_module  # noqa: E402
 from bench.gpu.rows import GpuRecord, line  # noqa: E402
 from bench.report import predict, record  # noqa: E402
 from bench.workloads import WORKLOADS  # noqa: E402
@@ -144,7 +145,25 @@ def test_a_step_starts_again_without_what_ended_it(tmp_path: Path, monkeypatch: 
     assert words[-6:] == ["--step", "sinusoid:quick", "--out", str(tmp_path), "--without", "mtml:triton,loop"]
 
 
-@pytest.mark.parametrize("at", ["", "timing"])
+def test_what_ends_while_all_are_timed_is_laid_to_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peers get their rows in a process without ours; where that ends too, nobody is left to blame."""
+    tried: list[list[str]] = []
+
+    def process(step: plan.Step, out: Path, without: list[str], seconds: float) -> str:
+        tried.append(list(without))
+        (out / "now").write_text(command.TIMING)
+        return "stopped after 75 s"
+
+    assert command.TIMING == step_module.TIMING and command.FAULT == step_module.FAULT
+    monkeypatch.setattr(command, "_process", process)
+    command.run_step(SINUSOID, tmp_path, command.Budget(6))
+    assert tried == [[], list(plan.OURS)]
+    found = record.read_rows(tmp_path / "results.csv", GpuRecord)
+    assert [r.provider for r in found] == [*plan.OURS, command.TIMING]
+    assert all(r.note == "stopped after 75 s while all were timed in turn" for r in found)
+
+
+@pytest.mark.parametrize("at", ["", "nobody"])
 def test_a_step_that_ends_for_no_provider_is_not_repeated(
     at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

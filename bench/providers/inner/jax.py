@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.providers.base import Prepared, Result
 from bench.providers.inner import base
-from bench.providers.jax import layer, only
+from bench.providers.jax import layer, ready
 from bench.workloads.inner import InnerWorkload, Problem
 from bench.workloads.networks import ModulatedSiren
 
@@ -120,9 +120,7 @@ def prepare(w: InnerWorkload, p: Problem, options: frozenset[str]) -> Prepared:
     import jax
     import numpy as np
 
-    jax.config.update("jax_enable_x64", p.sx.dtype == torch.float64)
-    with only(torch.get_num_threads()):
-        jax.devices()
+    ready(p.sx)
 
     def array(value: Any) -> Any:
         return {n: array(t) for n, t in value.items()} if isinstance(value, dict) else jax.numpy.asarray(value.numpy())
