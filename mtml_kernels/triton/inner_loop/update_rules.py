@@ -1,0 +1,310 @@
+"""The rules' formulas for a block of elements, and the kernels of a step and of its adjoint.
+
+sgd      b' = momentum b + (1 - dampening) g  (first step: b' = g)      d = b', nesterov: g + momentum b'
+adam     m' = beta1 m + (1 - beta1) g     v' = beta2 v + (1 - beta2) g^2    d = B1 m' / (sqrt(B2 v' + root) + eps)
+rmsprop  v' = beta2 v + (1 - beta2) g^2   a' = beta2 a + (1 - beta2) g (centered)
+         q  = g / (sqrt(v' - a'^2 + root) + eps)                        d = q, momentum: b' = momentum b + q
+theta' = theta - alpha d,     Bi = 1 / (1 - betai^t)
+
+A quotient is 0 where its divisor is, and the derivative of sqrt 0 where that is 0.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mtml_kernels.schema.update import HYPERS, RULES
+from mtml_kernels.triton.inner_loop.arithmetic import quotient, root
+from mtml_kernels.triton.inner_loop.grid import task_and_block
+
+__all__ = ["adjoint_kernel", "rule_kernel"]
+
+SGD, ADAM = tl.constexpr(RULES.index("sgd")), tl.constexpr(RULES.index("adam"))
+WEIGHT_DECAY, MOMENTUM_AT = tl.constexpr(HYPERS.index("weight_decay")), tl.constexpr(HYPERS.index("momentum"))
+DAMPENING, BETA1 = tl.constexpr(HYPERS.index("dampening")), tl.constexpr(HYPERS.index("beta1"))
+BETA2, EPS, EPS_ROOT = (tl.constexpr(HYPERS.index(name)) for name in ("beta2", "eps", "eps_root"))
+COUNT = tl.constexpr(len(HYPERS))
+
+
+@triton.jit
+def _power(x, n):
+    """x^n for n >= 0, by squares."""
+    y = x * 0.0 + 1.0
+    while n > 0:
+        if n % 2 == 1:
+            y = y * x
+        x = x * x
+        n = n // 2
+    return y
+
+
+@triton.jit
+def _bias(beta, t, TYPE: tl.constexpr):
+    """1 - beta, B = 1 / (1 - beta^t) and dB / dbeta = t beta^(t-1) B^2."""
+    before = _power(beta, t - 1)
+    b = 1.0 / (1.0 - before * beta)
+    return (1.0 - beta).to(TYPE), b.to(TYPE), (t * before * b * b).to(TYPE)
+
+
+@triton.jit
+def _over(x, y):
+    """x / y, and 0 where y is"""
+    return tl.where(y == 0, 0.0, quotient(x, tl.where(y == 0, 1.0, y)))
+
+
+@triton.jit
+def _divisor(x, eps, eps_root):
+    """(spread, divisor): sqrt(x + root), which is at least 0, and that plus eps."""
+    x = x + eps_root
+    spread = root(tl.where(x < 0, 0.0, x))  # NaN stays
+    return spread, spread + eps
+
+
+@triton.jit
+def _number(hyper, at: tl.constexpr, hyper_p, TYPE: tl.constexpr):
+    return tl.load(hyper + at * hyper_p).to(TYPE)
+
+
+@triton.jit
+def _direction(
+    theta, g, s0, s1, s2, decay, momentum, damped, beta1, beta2, eps, eps_root, rest1, rest2, bias1, bias2,
+    RULE: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, DECOUPLED: tl.constexpr,
+    CENTERED: tl.constexpr, DECAYED: tl.constexpr, FIRST: tl.constexpr,
+):  # fmt: skip
+    """g with its decay, d, the moments after the step, spread and divisor, and q; what a rule has not is g."""
+    if DECAYED:
+        if not DECOUPLED:
+            g = g + theta * decay
+    d, t0, t1, t2, spread, divisor, q = g, g, g, g, g, g, g
+    if RULE == SGD:
+        if MOMENTUM:
+            if not FIRST:
+                t0 = g * damped + s0 * momentum
+            d = t0
+            if NESTEROV:
+                d = g + t0 * momentum
+    elif RULE == ADAM:
+        t0 = g * rest1 + s0 * beta1
+        t1 = g * g * rest2 + s1 * beta2
+        spread, divisor = _divisor(t1 * bias2, eps, eps_root)
+        d = _over(t0 * bias1, divisor)
+    else:
+        t0 = g * g * rest2 + s0 * beta2
+        x = t0
+        if CENTERED:
+            t1 = g * rest2 + s1 * beta2
+            x = t0 - t1 * t1
+        spread, divisor = _divisor(x, eps, eps_root)
+        q = _over(g, divisor)
+        d = q
+        if MOMENTUM:
+            if CENTERED:
+                t2 = q + s2 * momentum
+                d = t2
+            else:
+                t1 = q + s1 * momentum
+                d = t1
+    return g, d, t0, t1, t2, spread, divisor, q
+
+
+@triton.jit(do_not_specialize=["t"])
+def rule_kernel(
+    theta, g, s0, s1, s2,  # [T, P]
+    alpha,  # [] or [P]
+    hyper,  # [8]
+    after, t0, t1, t2,  # [T, P]
+    P, theta_t, theta_p, g_t, g_p, s0_t, s0_p, s1_t, s1_p, s2_t, s2_p, alpha_p, hyper_p,
+    t,  # the step's number, from 1 on
+    HAS_S0: tl.constexpr, HAS_S1: tl.constexpr, HAS_S2: tl.constexpr,
+    RULE: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, DECOUPLED: tl.constexpr,
+    CENTERED: tl.constexpr, DECAYED: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """after = theta - alpha d (DECOUPLED: - alpha decay theta), and the moments after the step."""
+    task, block = task_and_block(tl.cdiv(P, BLOCK))
+    p = block * BLOCK + tl.arange(0, BLOCK)
+    live = p < P
+    decay = _number(hyper, WEIGHT_DECAY, hyper_p, TYPE)
+    momentum = _number(hyper, MOMENTUM_AT, hyper_p, TYPE)
+    damped = (1.0 - _number(hyper, DAMPENING, hyper_p, tl.float64)).to(TYPE)
+    beta1, beta2 = _number(hyper, BETA1, hyper_p, tl.float64), _number(hyper, BETA2, hyper_p, tl.float64)
+    eps, eps_root = _number(hyper, EPS, hyper_p, TYPE), _number(hyper, EPS_ROOT, hyper_p, TYPE)
+    rest1, bias1, _ = _bias(beta1, t, TYPE)
+    rest2, bias2, _ = _bias(beta2, t, TYPE)
+    rate = tl.load(alpha + p * alpha_p, mask=live, other=0.0).to(TYPE)
+    start = tl.load(theta + task * theta_t + p * theta_p, mask=live, other=0.0).to(TYPE)
+    own = tl.load(g + task * g_t + p * g_p, mask=live, other=0.0).to(TYPE)
+    old0 = tl.load(s0 + task * s0_t + p * s0_p, mask=live & HAS_S0, other=0.0).to(TYPE)
+    old1 = tl.load(s1 + task * s1_t + p * s1_p, mask=live & HAS_S1, other=0.0).to(TYPE)
+    old2 = tl.load(s2 + task * s2_t + p * s2_p, mask=live & HAS_S2, other=0.0).to(TYPE)
+    own, d, new0, new1, new2, _, _, _ = _direction(
+        start, own, old0, old1, old2, decay, momentum, damped, beta1.to(TYPE), beta2.to(TYPE), eps, eps_root,
+        rest1, rest2, bias1, bias2, RULE, MOMENTUM, NESTEROV, DECOUPLED, CENTERED, DECAYED, FIRST,
+    )  # fmt: skip
+    if DECAYED:
+        if DECOUPLED:
+            start = start - start * (rate * decay)
+    tl.store(after + task * P + p, start - rate * d, mask=live)
+    if RULE == ADAM:
+        tl.store(t0 + task * P + p, new0, mask=live)
+        tl.store(t1 + task * P + p, new1, mask=live)
+    elif RULE == SGD:
+        if MOMENTUM:
+            tl.store(t0 + task * P + p, new0, mask=live)
+    else:
+        tl.store(t0 + task * P + p, new0, mask=live)
+        if CENTERED or MOMENTUM:
+            tl.store(t1 + task * P + p, new1, mask=live)
+        if CENTERED and MOMENTUM:
+            tl.store(t2 + task * P + p, new2, mask=live)
+
+
+@triton.jit
+def _under(qbar, q, spread, divisor):
+    """Of q = x / (sqrt(y + root) + eps): the cotangents of x and y, and of eps less its sign."""
+    over = _over(qbar, divisor)
+    away = over * q
+    return over, _over(away, spread * -2.0), away
+
+
+@triton.jit
+def _sum(x):
+    return tl.sum(x.to(tl.float64), 0)
+
+
+@triton.jit(do_not_specialize=["t"])
+def adjoint_kernel(
+    theta, g, s0, s1, s2, lam, mu0, mu1, mu2,  # [T, P]
+    alpha,  # [] or [P]
+    hyper,  # [8]
+    v, below, nu0, nu1, nu2, rates,  # [T, P]
+    numbers,  # [T, blocks, 8]
+    P, theta_t, theta_p, g_t, g_p, s0_t, s0_p, s1_t, s1_p, s2_t, s2_p, lam_t, lam_p,
+    mu0_t, mu0_p, mu1_t, mu1_p, mu2_t, mu2_p, alpha_p, hyper_p,
+    t,  # the step's number, from 1 on
+    HAS_S0: tl.constexpr, HAS_S1: tl.constexpr, HAS_S2: tl.constexpr, HAS_LAM: tl.constexpr,
+    HAS_MU0: tl.constexpr, HAS_MU1: tl.constexpr, HAS_MU2: tl.constexpr,
+    RULE: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, DECOUPLED: tl.constexpr,
+    CENTERED: tl.constexpr, DECAYED: tl.constexpr, FIRST: tl.constexpr,
+    WANT_RATE: tl.constexpr, WANT_HYPER: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """From cotangents lam of after and mu of the moments after the step, with xbar that of x and dbar = -alpha lam:
+
+    v = gbar, below = lam + decay gbar (DECOUPLED: + decay dbar), nu: of the moments before, rates = -lam d
+    (DECOUPLED: -lam (d + decay theta)), numbers: sums of a block's terms of the numbers' cotangents.
+    """
+    task, block = task_and_block(tl.cdiv(P, BLOCK))
+    p = block * BLOCK + tl.arange(0, BLOCK)
+    live = p < P
+    decay = _number(hyper, WEIGHT_DECAY, hyper_p, TYPE)
+    momentum = _number(hyper, MOMENTUM_AT, hyper_p, TYPE)
+    damped = (1.0 - _number(hyper, DAMPENING, hyper_p, tl.float64)).to(TYPE)
+    double1, double2 = _number(hyper, BETA1, hyper_p, tl.float64), _number(hyper, BETA2, hyper_p, tl.float64)
+    eps, eps_root = _number(hyper, EPS, hyper_p, TYPE), _number(hyper, EPS_ROOT, hyper_p, TYPE)
+    rest1, bias1, slope1 = _bias(double1, t, TYPE)
+    rest2, bias2, slope2 = _bias(double2, t, TYPE)
+    beta1, beta2 = double1.to(TYPE), double2.to(TYPE)
+    rate = tl.load(alpha + p * alpha_p, mask=live, other=0.0).to(TYPE)
+    start = tl.load(theta + task * theta_t + p * theta_p, mask=live, other=0.0).to(TYPE)
+    own = tl.load(g + task * g_t + p * g_p, mask=live, other=0.0).to(TYPE)
+    old0 = tl.load(s0 + task * s0_t + p * s0_p, mask=live & HAS_S0, other=0.0).to(TYPE)
+    old1 = tl.load(s1 + task * s1_t + p * s1_p, mask=live & HAS_S1, other=0.0).to(TYPE)
+    old2 = tl.load(s2 + task * s2_t + p * s2_p, mask=live & HAS_S2, other=0.0).to(TYPE)
+    down = tl.load(lam + task * lam_t + p * lam_p, mask=live & HAS_LAM, other=0.0).to(TYPE)
+    m0 = tl.load(mu0 + task * mu0_t + p * mu0_p, mask=live & HAS_MU0, other=0.0).to(TYPE)
+    m1 = tl.load(mu1 + task * mu1_t + p * mu1_p, mask=live & HAS_MU1, other=0.0).to(TYPE)
+    m2 = tl.load(mu2 + task * mu2_t + p * mu2_p, mask=live & HAS_MU2, other=0.0).to(TYPE)
+    own, d, t0, t1, _t2, spread, divisor, q = _direction(
+        start, own, old0, old1, old2, decay, momentum, damped, beta1, beta2, eps, eps_root, rest1, rest2, bias1, bias2,
+        RULE, MOMENTUM, NESTEROV, DECOUPLED, CENTERED, DECAYED, FIRST,
+    )  # fmt: skip
+    dbar = -rate * down
+    zero = tl.zeros([BLOCK], TYPE)
+    n0, n1, n2 = zero, zero, zero  # of the moments before
+    of_decay, of_momentum, of_damping, of_beta1, of_beta2, of_eps, of_root = zero, zero, zero, zero, zero, zero, zero
+    gbar = dbar
+    if RULE == SGD:
+        if MOMENTUM:
+            bbar = dbar + m0
+            if NESTEROV:
+                bbar = dbar * momentum + m0
+                of_momentum = dbar * t0
+            gbar = bbar
+            if not FIRST:
+                of_momentum += bbar * old0
+                of_damping = -bbar * own
+                n0 = bbar * momentum
+                gbar = bbar * damped
+            if NESTEROV:
+                gbar += dbar
+    elif RULE == ADAM:
+        over, xbar, away = _under(dbar, d, spread, divisor)
+        of_eps, of_root = -away, xbar
+        mbar, vbar = over * bias1 + m0, xbar * bias2 + m1
+        n0, n1 = mbar * beta1, vbar * beta2
+        of_beta1 = mbar * (old0 - own) + over * t0 * slope1
+        of_beta2 = vbar * (old1 - own * own) + xbar * t1 * slope2
+        gbar = mbar * rest1 + own * (vbar * (2 * rest2))
+    else:
+        qbar = dbar
+        if MOMENTUM:
+            if CENTERED:
+                qbar += m2
+                n2 = qbar * momentum
+                of_momentum = qbar * old2
+            else:
+                qbar += m1
+                n1 = qbar * momentum
+                of_momentum = qbar * old1
+        over, xbar, away = _under(qbar, q, spread, divisor)
+        of_eps, of_root = -away, xbar
+        vbar = xbar + m0
+        n0 = vbar * beta2
+        of_beta2 = vbar * (old0 - own * own)
+        gbar = over + own * (vbar * (2 * rest2))
+        if CENTERED:
+            abar = t1 * xbar * -2.0 + m1
+            n1 = abar * beta2
+            of_beta2 += abar * (old1 - own)
+            gbar += abar * rest2
+    at = task * P + p
+    _adjoint_results(
+        start, down, d, dbar, gbar, decay, v + at, below + at, rates + at, live, DECOUPLED, DECAYED, WANT_RATE
+    )
+    if RULE != SGD or MOMENTUM:
+        tl.store(nu0 + at, n0, mask=live)
+    if RULE == ADAM or CENTERED or (RULE != SGD and MOMENTUM):
+        tl.store(nu1 + at, n1, mask=live)
+    if CENTERED and MOMENTUM:
+        tl.store(nu2 + at, n2, mask=live)
+    if WANT_HYPER:
+        if DECAYED:
+            of_decay = start * dbar if DECOUPLED else start * gbar
+        to = numbers + (task * tl.cdiv(P, BLOCK) + block) * COUNT
+        tl.store(to, _sum(zero))  # clip_norm's
+        tl.store(to + WEIGHT_DECAY, _sum(of_decay))
+        tl.store(to + MOMENTUM_AT, _sum(of_momentum))
+        tl.store(to + DAMPENING, _sum(of_damping))
+        tl.store(to + BETA1, _sum(of_beta1))
+        tl.store(to + BETA2, _sum(of_beta2))
+        tl.store(to + EPS, _sum(of_eps))
+        tl.store(to + EPS_ROOT, _sum(of_root))
+
+
+@triton.jit
+def _adjoint_results(
+    theta, lam, d, dbar, gbar, decay, v, below, rates, live,
+    DECOUPLED: tl.constexpr, DECAYED: tl.constexpr, WANT_RATE: tl.constexpr,
+):  # fmt: skip
+    """Stores v, below and, where they are wanted, the terms of the rates."""
+    down, of_rate = lam, d
+    if DECAYED:
+        if DECOUPLED:
+            down = lam + dbar * decay
+            of_rate = d + theta * decay
+        else:
+            down = lam + gbar * decay
+    tl.store(v, gbar, mask=live)
+    tl.store(below, down, mask=live)
+    if WANT_RATE:
+        tl.store(rates, -of_rate * lam, mask=live)
