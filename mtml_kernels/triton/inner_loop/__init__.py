@@ -1,6 +1,6 @@
 """The schedule of `inner_loop` in Triton: calls as fused launches, written for their shapes; the rest kernel by kernel.
 
-A part that has no Triton kernel runs with PyTorch's (schedule.torch_kernels).
+A part without a Triton kernel (views, concatenations, slices) runs with PyTorch's (schedule.torch_kernels).
 """
 
 from __future__ import annotations
@@ -10,13 +10,22 @@ from mtml_kernels.schedule.call import Schedule
 from mtml_kernels.schedule.graphs import CudaRecorder, Graphs
 from mtml_kernels.schedule.run import Bound, Step
 from mtml_kernels.schedule.torch_kernels import TORCH
+from mtml_kernels.triton.inner_loop.clipping import CLIPPING
+from mtml_kernels.triton.inner_loop.embedding import EMBEDDING
 from mtml_kernels.triton.inner_loop.fusing import Fused
 from mtml_kernels.triton.inner_loop.jobs import Launch
 from mtml_kernels.triton.inner_loop.launching import LaunchKernel
+from mtml_kernels.triton.inner_loop.losses import LOSSES
+from mtml_kernels.triton.inner_loop.norm_sums import NORM_SUMS
+from mtml_kernels.triton.inner_loop.pool import POOL
+from mtml_kernels.triton.inner_loop.softmax import SOFTMAX
+from mtml_kernels.triton.inner_loop.sums import SUMS
+from mtml_kernels.triton.inner_loop.updates import UPDATES
 
 __all__ = ["PARTS", "backward", "bound", "forward"]
 
-PARTS = {**TORCH}
+# By name: of parts that are in no launch. What moves elements is PyTorch's.
+PARTS = {**TORCH, **NORM_SUMS, **SOFTMAX, **LOSSES, **SUMS, **UPDATES, **CLIPPING, **POOL, **EMBEDDING}
 
 
 def bound(schedule: Schedule) -> Bound:
