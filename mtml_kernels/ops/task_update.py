@@ -19,12 +19,13 @@ from mtml_kernels.native.task_update import update_backward, update_forward
 from mtml_kernels.ops.common import contiguous, own_memory, recording, resolved_name_in
 from mtml_kernels.ops.registration import Rules, register_op
 from mtml_kernels.ops.task_update_checks import check_arguments, check_cotangents
-from mtml_kernels.ops.task_update_torch import torch_backward, torch_forward
 from mtml_kernels.reference.task_update import task_update
 from mtml_kernels.registry import REFERENCE, Backend, Registry
+from mtml_kernels.schedule.task_update import torch_update
 from mtml_kernels.schema.dtypes import cpu_supports, floating_supports
 from mtml_kernels.schema.task_update import BACKWARD_SCHEMA, FORWARD_SCHEMA, UpdateArgs, UpdateForm, form_of
 from mtml_kernels.transforms import abstract, alive, is_forward_mode
+from mtml_kernels.triton.backends import TASK_UPDATE
 
 __all__ = ["BACKENDS", "task_update_call"]
 
@@ -50,7 +51,8 @@ def _reference_backward(cotangents: Sequence[Tensor], a: UpdateArgs, form: Updat
 
 
 BACKENDS.register(Backend("cpu", native.availability, update_forward, update_backward, cpu_supports))
-BACKENDS.register(Backend("torch", lambda: None, torch_forward, torch_backward, floating_supports))
+BACKENDS.register(TASK_UPDATE)
+BACKENDS.register(Backend("torch", lambda: None, torch_update.forward, torch_update.backward, floating_supports))
 BACKENDS.register(Backend(REFERENCE, lambda: None, _reference_forward, _reference_backward))
 _resolved_name = resolved_name_in(BACKENDS)
 

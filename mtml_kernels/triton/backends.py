@@ -75,6 +75,15 @@ INNER_LOOP = Backend(
     supports=_supports("it computes in floating point, not", *FLOATING),
 )
 
+_UPDATE = "mtml_kernels.triton.task_update"
+TASK_UPDATE = Backend(
+    "triton",
+    _available,
+    forward=imported(_UPDATE, "forward"),
+    backward=imported(_UPDATE, "backward"),
+    supports=_supports("it computes in floating point, not", *FLOATING),
+)
+
 _LAYERS = "mtml_kernels.triton.task_layers"
 TASK_LINEAR, TASK_CONV2D = (
     Backend(

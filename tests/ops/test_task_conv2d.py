@@ -214,7 +214,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "dilation": ({"dilation": (1, 2, 3)}, TypeError, "dilation: expected a whole number or a pair"),
     "small image": ({"dilation": 3}, ValueError, "x: expected images that the dilated kernel fits into"),
     "dtype": ({"bias": torch.zeros(2).double()}, TypeError, "bias: expected torch.float32, got float64"),
-    "missing backend": ({"backend": "triton"}, BackendUnavailable, "task_conv2d has no 'triton' backend"),
+    "missing backend": ({"backend": "cuda"}, BackendUnavailable, "task_conv2d has no 'cuda' backend"),
 }
 
 

@@ -327,7 +327,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "count of state": ({"rule": "adam", "step": 1, "state": P}, ValueError, "state: expected 4 tensors, .*exp_avg"),
     "shape of state": ({"rule": "adam", "step": 1, "state": [*P, P[1], P[1]]}, ValueError, r"state\[2\]: expected \[3"),
     "kind of step": ({"rule": "adam", "step": 1.0, "state": P * 2}, TypeError, "step: expected an int >= 0, got 1.0"),
-    "missing backend": ({"backend": "triton"}, BackendUnavailable, "task_update has no 'triton' backend"),
+    "missing backend": ({"backend": "cuda"}, BackendUnavailable, "task_update has no 'cuda' backend"),
 }  # fmt: skip
 
 

@@ -111,10 +111,10 @@ def _direction(
 @triton.jit(do_not_specialize=["t"])
 def rule_kernel(
     theta, g, s0, s1, s2,  # [T, P]
-    alpha,  # [] or [P]
+    alpha,  # [1 or T, 1 or P]
     hyper,  # [8]
     after, t0, t1, t2,  # [T, P]
-    P, theta_t, theta_p, g_t, g_p, s0_t, s0_p, s1_t, s1_p, s2_t, s2_p, alpha_p, hyper_p,
+    P, theta_t, theta_p, g_t, g_p, s0_t, s0_p, s1_t, s1_p, s2_t, s2_p, alpha_t, alpha_p, hyper_p,
     t,  # the step's number, from 1 on
     HAS_S0: tl.constexpr, HAS_S1: tl.constexpr, HAS_S2: tl.constexpr,
     RULE: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, DECOUPLED: tl.constexpr,
@@ -131,7 +131,7 @@ def rule_kernel(
     eps, eps_root = _number(hyper, EPS, hyper_p, TYPE), _number(hyper, EPS_ROOT, hyper_p, TYPE)
     rest1, bias1, _ = _bias(beta1, t, TYPE)
     rest2, bias2, _ = _bias(beta2, t, TYPE)
-    rate = tl.load(alpha + p * alpha_p, mask=live, other=0.0).to(TYPE)
+    rate = tl.load(alpha + task * alpha_t + p * alpha_p, mask=live, other=0.0).to(TYPE)
     start = tl.load(theta + task * theta_t + p * theta_p, mask=live, other=0.0).to(TYPE)
     own = tl.load(g + task * g_t + p * g_p, mask=live, other=0.0).to(TYPE)
     old0 = tl.load(s0 + task * s0_t + p * s0_p, mask=live & HAS_S0, other=0.0).to(TYPE)
@@ -175,12 +175,12 @@ def _sum(x):
 @triton.jit(do_not_specialize=["t"])
 def adjoint_kernel(
     theta, g, s0, s1, s2, lam, mu0, mu1, mu2,  # [T, P]
-    alpha,  # [] or [P]
+    alpha,  # [1 or T, 1 or P]
     hyper,  # [8]
     v, below, nu0, nu1, nu2, rates,  # [T, P]
     numbers,  # [T, blocks, 8]
     P, theta_t, theta_p, g_t, g_p, s0_t, s0_p, s1_t, s1_p, s2_t, s2_p, lam_t, lam_p,
-    mu0_t, mu0_p, mu1_t, mu1_p, mu2_t, mu2_p, alpha_p, hyper_p,
+    mu0_t, mu0_p, mu1_t, mu1_p, mu2_t, mu2_p, alpha_t, alpha_p, hyper_p,
     t,  # the step's number, from 1 on
     HAS_S0: tl.constexpr, HAS_S1: tl.constexpr, HAS_S2: tl.constexpr, HAS_LAM: tl.constexpr,
     HAS_MU0: tl.constexpr, HAS_MU1: tl.constexpr, HAS_MU2: tl.constexpr,
@@ -204,7 +204,7 @@ def adjoint_kernel(
     rest1, bias1, slope1 = _bias(double1, t, TYPE)
     rest2, bias2, slope2 = _bias(double2, t, TYPE)
     beta1, beta2 = double1.to(TYPE), double2.to(TYPE)
-    rate = tl.load(alpha + p * alpha_p, mask=live, other=0.0).to(TYPE)
+    rate = tl.load(alpha + task * alpha_t + p * alpha_p, mask=live, other=0.0).to(TYPE)
     start = tl.load(theta + task * theta_t + p * theta_p, mask=live, other=0.0).to(TYPE)
     own = tl.load(g + task * g_t + p * g_p, mask=live, other=0.0).to(TYPE)
     old0 = tl.load(s0 + task * s0_t + p * s0_p, mask=live & HAS_S0, other=0.0).to(TYPE)

@@ -37,16 +37,16 @@ def element_tile(elements: int, back: bool = False) -> int:
 @triton.jit
 def step_kernel(
     theta, g,  # [T, P]
-    alpha,  # [] or [P]
+    alpha,  # [1 or T, 1 or P]
     after,  # [T, P]
-    P, theta_t, theta_p, g_t, g_p, alpha_p,
+    P, theta_t, theta_p, g_t, g_p, alpha_t, alpha_p,
     DIRECTION: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """after = theta - alpha g; DIRECTION: after = -alpha g"""
     task, block = task_and_block(tl.cdiv(P, BLOCK))
     p = block * BLOCK + tl.arange(0, BLOCK)
     live = p < P
-    rate = tl.load(alpha + p * alpha_p, mask=live, other=0.0).to(TYPE)
+    rate = tl.load(alpha + task * alpha_t + p * alpha_p, mask=live, other=0.0).to(TYPE)
     move = rate * tl.load(g + task * g_t + p * g_p, mask=live, other=0.0).to(TYPE)
     found = -move if DIRECTION else tl.load(theta + task * theta_t + p * theta_p, mask=live, other=0.0).to(TYPE) - move
     tl.store(after + task * P + p, found, mask=live)
@@ -57,12 +57,10 @@ def _flat(t: Tensor | None, tasks: int) -> Tensor | None:
     return None if t is None else t.flatten(1).expand(tasks, -1)
 
 
-def _rate_step(alpha: Tensor) -> tuple[Tensor, int]:
-    """alpha [] or [1, rows, cols], and its stride from one element to the next."""
-    if alpha.ndim == 0:
-        return alpha, 0
-    row = alpha.reshape(-1)
-    return row, row.stride(0)
+def _rate_steps(alpha: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """alpha [] or [1 or T, 1 or rows, 1 or cols], and its strides from one task, and one element, to the next."""
+    rows = alpha.reshape(1, 1) if alpha.ndim == 0 else alpha.flatten(1)
+    return rows, (rows.stride(0) if len(rows) > 1 else 0, rows.stride(1) if rows.shape[1] > 1 else 0)
 
 
 def _plain(theta: Tensor | None, g: Tensor, alpha: Tensor) -> Results:
@@ -71,12 +69,12 @@ def _plain(theta: Tensor | None, g: Tensor, alpha: Tensor) -> Results:
     if after.numel():
         elements = g.shape[1] * g.shape[2]
         block = element_tile(elements)
-        rate, step = _rate_step(alpha)
+        rate, steps = _rate_steps(alpha)
         flat = [_flat(t, tasks) for t in (theta, g)]
         with on(g.device):
             step_kernel[(tasks * -(-elements // block),)](
                 *(g if t is None else t for t in flat), rate, after, elements,
-                *(s for t in flat for s in strides(t, 2)), step, theta is None, block, type_of(g), **OPTIONS,
+                *(s for t in flat for s in strides(t, 2)), *steps, theta is None, block, type_of(g), **OPTIONS,
             )  # fmt: skip
     return (after,)
 
@@ -104,12 +102,12 @@ def _rule(part: Part, theta: Tensor, g: Tensor, alpha: Tensor, hyper: Tensor, *s
     after, *moments = (new(shape, g) for _ in range(1 + count))
     if after.numel():
         block = element_tile(elements)
-        rate, step = _rate_step(alpha)
+        rate, steps = _rate_steps(alpha)
         flat = [_flat(t, tasks) for t in (theta, g, *s)]
         with on(g.device):
             rule_kernel[(tasks * -(-elements // block),)](
                 *(g if t is None else t for t in flat), rate, hyper, *[*(after, *moments), g, g, g][:4], elements,
-                *(each for t in flat for each in strides(t, 2)), step, hyper.stride(0), rule.step + 1,
+                *(each for t in flat for each in strides(t, 2)), *steps, hyper.stride(0), rule.step + 1,
                 **{f"HAS_S{i}": t is not None for i, t in enumerate(s)}, **_flags(rule),
                 BLOCK=block, TYPE=type_of(g), **OPTIONS,
             )  # fmt: skip
@@ -131,12 +129,12 @@ def _adjoint(
     rates = new(shape, g) if want_rate else g
     numbers = new((tasks, blocks, hyper.shape[0]), hyper) if want_hyper else hyper
     if v.numel():
-        rate, step = _rate_step(alpha)
+        rate, steps = _rate_steps(alpha)
         flat = [_flat(t, tasks) for t in planes]
         with on(g.device):
             adjoint_kernel[(tasks * blocks,)](
                 *(g if t is None else t for t in flat), rate, hyper, v, below, *[*before, g, g, g][:3], rates, numbers,
-                elements, *(each for t in flat for each in strides(t, 2)), step, hyper.stride(0), rule.step + 1,
+                elements, *(each for t in flat for each in strides(t, 2)), *steps, hyper.stride(0), rule.step + 1,
                 **{f"HAS_S{i}": t is not None for i, t in enumerate((s0, s1, s2))}, HAS_LAM=lam is not None,
                 **{f"HAS_MU{i}": t is not None for i, t in enumerate(mu)}, **_flags(rule), WANT_RATE=want_rate,
                 WANT_HYPER=want_hyper, BLOCK=block, TYPE=type_of(g), **OPTIONS,

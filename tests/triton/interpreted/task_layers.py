@@ -1,4 +1,4 @@
-"""Tests of the Triton task_linear and task_conv2d through its interpreter: test_triton_inner_loop.py runs them."""
+"""Tests of the Triton building blocks through its interpreter: test_triton_inner_loop.py runs them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cases.task_ops import second_order, with_gradients
 from cases.triton_watch import watched
 from ops import test_task_conv2d as conv
 from ops import test_task_linear as linear
+from ops import test_task_update as update
 
 from mtml_kernels import task_conv2d, task_linear
 
@@ -65,3 +66,12 @@ def test_nothing_to_do() -> None:
     torch.testing.assert_close(
         with_gradients(task_conv2d, case, backend="triton"), with_gradients(task_conv2d, case, backend="reference")
     )
+
+
+@pytest.mark.parametrize(
+    "name, rates", [("sgd decay clipped", "task"), ("adam", "one"), ("rmsprop centered", "element")]
+)
+def test_update(name: str, rates: str) -> None:
+    case = update.Case(name, shapes=[(3, 2), (5,)], tasks=2, rates=rates)
+    found, expected = (with_gradients(case.backend(b), case.tensors) for b in ("triton", "reference"))
+    torch.testing.assert_close(found, expected)
