@@ -6,8 +6,26 @@ from pathlib import Path
 
 import pytest
 from cases.triton_process import CAPABILITIES, MARKS, SHARED_KB, compiled_by, interpret
+from schedule.test_schedule import workload
+
+from mtml_kernels.schedule.build import plan_of
+from mtml_kernels.schedule.kernels import KERNELS
 
 pytest.importorskip("triton", reason="triton is required on Linux only")
+from mtml_kernels.triton.inner_loop import bound  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    "name, most",
+    {"sinusoid": 88, "siren": 73, "omniglot_mlp": 44, "omniglot_conv": 102, "mini_conv": 471}.items(),
+)
+def test_launches_of_a_meta_step(name: str, most: int) -> None:
+    """More than the schedule's calls by losses, statistics and poolings, which are kernels of their own."""
+    plan = plan_of(workload(name))
+    trip = plan.trip(plan.usually)
+    parts = [part for schedule in (trip.there, trip.back) for _, part, *_ in bound(schedule).steps]
+    free = {name for name, kernel in KERNELS.items() if kernel.kind == "free"}
+    assert sum(part.kernel not in free for part in parts) <= most
 
 
 @pytest.mark.parametrize("marked", MARKS)
