@@ -12,7 +12,7 @@ from mtml_kernels.schedule.build import plan_of
 from mtml_kernels.schedule.kernels import KERNELS
 
 pytest.importorskip("triton", reason="triton is required on Linux only")
-from mtml_kernels.triton.inner_loop import bound  # noqa: E402
+from mtml_kernels.triton.inner_loop import bound
 
 
 @pytest.mark.parametrize(
