@@ -18,7 +18,7 @@ def test_unknown_and_missing_backends_name_what_there_is(monkeypatch: pytest.Mon
     with pytest.raises(BackendUnavailable, match=r"no 'cuda' backend.*'reference'"):
         case.call("cuda")
     if not torch.cuda.is_available():
-        with pytest.raises(BackendUnavailable, match="'triton'.*no NVIDIA GPU"):
+        with pytest.raises(BackendUnavailable, match=r"'triton'.*no NVIDIA GPU"):
             case.call("triton")
     monkeypatch.setenv("MTML_BACKEND", "nonsense")
     with pytest.raises(ValueError, match="nonsense"):

@@ -13,6 +13,8 @@ from mtml_kernels.schedule.kernels import KERNELS
 
 pytest.importorskip("triton", reason="triton is required on Linux only")
 from mtml_kernels.triton.inner_loop import bound
+from mtml_kernels.triton.inner_loop.jobs import Job, Product, Space
+from mtml_kernels.triton.inner_loop.policy import tile_of
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,16 @@ def test_launches_of_a_meta_step(name: str, most: int) -> None:
     parts = [part for schedule in (trip.there, trip.back) for _, part, *_ in bound(schedule).steps]
     free = {name for name, kernel in KERNELS.items() if kernel.kind == "free"}
     assert sum(part.kernel not in free for part in parts) <= most
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("rows, cols", [(5, 40), (75, 64), (14700, 64), (1, 1)])
+def test_tiles_are_of_one_task(rows: int, cols: int, merged: bool) -> None:
+    tiles = set()
+    for tasks in (1, 2, 33):
+        space = Space((tasks, rows, 1, cols), merged)
+        tiles.add(tile_of(Job(space, 0, Product((), 64)), "tl.float32"))
+    assert len(tiles) == 1
 
 
 @pytest.mark.parametrize("marked", MARKS)

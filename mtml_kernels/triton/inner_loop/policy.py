@@ -31,18 +31,20 @@ def power(n: int, least: int, most: int) -> int:
 
 
 def tile_of(job: Job, dtype: str) -> Tile:
-    """The tile of a job, by the shape of one task's result alone: the same bits whatever tasks stand beside.
+    """The tile of a job, by the shape of one task's result alone, also where the rows of all tasks are one matrix: the
+    same bits whatever tasks stand beside.
 
     Products: up to 64 x 64 with a depth of 32. Few-shot rows (5 or 10 of a support set) fill 16, which use the matrix
     units' smaller shape; 64 rows are what sm_90's larger one takes. Two blocks of operands in three stages are 48 KB of
     shared memory, which sm_120's 99 KB hold. Doubles are two words: 32 x 32.
-    Sums over rows: 64 rows at a time, up to 64 columns. Pointwise, and sums over tasks: about 1024
-    elements, whole rows first. Reasoned, not yet measured.
+    Sums over rows: 64 rows at a time, up to 64 columns. Pointwise, and sums over tasks: about 1024 elements, whole rows
+    first. Reasoned, not yet measured.
     """
     space = job.space
     if job.product is not None:
         most = LARGEST if dtype == "tl.float32" else 32
         own_rows, own_cols = _own(job)
+        own_rows //= space.shape[0] if space.merged else 1
         rows, cols = power(own_rows, SMALLEST, most), power(own_cols, SMALLEST, most)
         return Tile(rows, cols, power(job.product.depth, SMALLEST, 32))
     if job.summed and not job.over_tasks:
