@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from cases.triton_process import CAPABILITIES, MARKS, SHARED_KB, compiled_by, interpret
 from schedule.test_schedule import workload
 
 from mtml_kernels.schedule.build import plan_of
-from mtml_kernels.schedule.kernels import KERNELS
+from mtml_kernels.schedule.call import Call, Part, Plane, Schedule
+from mtml_kernels.schedule.kernels import KERNELS, Linear
 
 pytest.importorskip("triton", reason="triton is required on Linux only")
 from mtml_kernels.triton.inner_loop import bound
 from mtml_kernels.triton.inner_loop.jobs import Job, Product, Space
+from mtml_kernels.triton.inner_loop.launching import LaunchKernel
 from mtml_kernels.triton.inner_loop.policy import tile_of
 
 
@@ -61,3 +64,16 @@ def test_compiles_without_a_gpu(capability: int, tmp_path: Path) -> None:
             assert not kernel["mma"] and kernel["fma"], kernel
         if kernel["precision"] != "ieee" and kernel["products"]:
             assert kernel["mma"], kernel
+
+
+@pytest.mark.parametrize("tasks, wide", [(2, False), (70_000, True)])
+def test_indices_of_large_planes_have_64_bits(tasks: int, wide: bool) -> None:
+    """70 000 tasks of 64 KB: what is shared by all has its rows in one matrix, what is not a matrix a task."""
+    for shared in (1, tasks):
+        planes = [Plane((tasks, 128, 1, 256), torch.float32, "x"), Plane((shared, 128, 256), torch.float32, "w")]
+        planes.append(Plane((tasks, 128, 1, 128), torch.float32, "y"))
+        part = Part("linear.forward", (0, 1, -1), (2,), Linear(False, False))
+        (step,) = bound(Schedule(tuple(planes), (Call((part,), "here"),), (2,))).steps
+        assert isinstance(step[0], LaunchKernel)
+        text = step[0].text([torch.empty(plane.shape, device="meta") for plane in planes])
+        assert ("tl.int64" in text) == wide

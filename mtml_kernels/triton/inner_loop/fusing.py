@@ -12,7 +12,7 @@ from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Phase, Product, Reading, Space, Term
 
-__all__ = ["Fused", "fused"]
+__all__ = ["Fused"]
 
 MOST_JOBS = 12  # side by side: an epilogue of all parameters' updates is one each
 
@@ -126,11 +126,6 @@ class Fused:
             return []
         shares = [(self._shares.pop(plane), plane) for plane in part.writes if plane in self._shares]
         return [self._over_tasks(share, plane) for share, plane in shares]
-
-
-def fused(schedule: Schedule) -> Fused:
-    """The schedule's steps."""
-    return Fused(schedule)
 
 
 # --- products ---------------------------------------------------------------------------------------------------------

@@ -223,7 +223,7 @@ class _JobText:
         _, n, r, _ = operand.shape
         task = "task"
         if self.space.merged:
-            task, rows = f"({rows} // {n * r})", f"({rows} % {n * r})"
+            task, rows = f"({rows} // {n * r}){self.wide}", f"({rows} % {n * r})"
         sample, row = (rows, "0") if r == 1 else (f"({rows} // {r})", f"({rows} % {r})")
         return self._address(operand, [task, sample, row, cols])
 
@@ -371,7 +371,7 @@ def _window(product: Product) -> Window:
 def _task_and_sample(text: _JobText, operand: Operand, rows: str, points: int) -> tuple[str, str]:
     samples = operand.shape[1]
     if text.space.merged:
-        return f"({rows} // {points * samples})", f"({rows} // {points} % {samples})"
+        return f"({rows} // {points * samples}){text.wide}", f"({rows} // {points} % {samples})"
     return "task", f"({rows} // {points})"
 
 
