@@ -45,11 +45,11 @@ def test_random_networks(seed: int) -> None:
 
 @pytest.mark.slow
 def test_more_random_programs_and_networks() -> None:
-    for seed in range(100, 140):
+    for seed in range(100, 115):
         rng = random.Random(seed)
         case = random_case(rng, seed % 11)
         check(case, cotangents_of(case, rng), backend="triton")
-    for seed in range(20, 30):
+    for seed in range(20, 24):
         case = random_image_case(seed)
         check(case, cotangents_of(case, random.Random(seed)), backend="triton")
 
