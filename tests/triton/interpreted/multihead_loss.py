@@ -434,7 +434,7 @@ def test_the_benchmark_compares_before_it_times(
 
 @pytest.mark.slow
 def test_the_benchmark_of_linear_heads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(gpu_heads.CASES, "tiny", lambda draw: gpu_heads._linear(draw, 12, 5, 6, 3))
+    monkeypatch.setitem(gpu_heads.CASES, "tiny", lambda draw: gpu_heads.linear_heads(draw, 12, 5, 6, 3))
     gpu_heads.run_case("tiny", ["eager", "mtml", "liger", "torch:chunked"], torch.float32, "cpu", 0.01)
     lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
     assert "TFLOP/s" in lines["mtml"] and "x the fastest peer" in lines["mtml"] and "TFLOP/s" in lines["eager"]
