@@ -42,9 +42,10 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """By torch.cuda.CUDAGraph. Everything was run once before: kernels are compiled, libraries are loaded."""
+    """By torch.cuda.CUDAGraph."""
 
     def __call__(self, work: Callable[[], Memory]) -> tuple[Memory, Callable[[], None]]:
+        work()  # kernels for the copies' own strides are compiled and loaded, which a capture does not allow
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             memory = work()
