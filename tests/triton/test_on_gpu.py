@@ -7,12 +7,14 @@ on the CPU, with kernels that are right and with kernels that are not, shows tha
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # bench/ is not installed; last, so that the installed packages are the ones under test
@@ -25,9 +27,12 @@ from bench.gpu.precision import full_precision  # noqa: E402
 from bench.measure import runner  # noqa: E402
 from bench.workloads import WORKLOADS, Workload, convnet  # noqa: E402
 from bench.workloads.heads import Draw  # noqa: E402
+from mtml import MAML  # noqa: E402
+from mtml_kernels import task_conv2d, task_linear  # noqa: E402
 from mtml_kernels.ops.inner_loop import BACKENDS  # noqa: E402
 
 gpu = pytest.mark.gpu
+ORDERS = [[0, 1, 2], [2, 1, 0], [1, 0, 2]]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that PyTorch can use")
 needs_backend = pytest.mark.skipif("triton" not in BACKENDS.names(), reason="inner_loop has no Triton backend")
 
@@ -87,6 +92,49 @@ def check_head(provider: str, device: str) -> None:
     assert head_error(step(provider, own)(), truth) <= limit
 
 
+def check_order(backend: str, device: str, order: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several forwards before their backwards, recorded and not, and a graph that is retained: the same bits."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Linear(20, 2)).to(device)
+    params = list(net.parameters())
+    batches = [[torch.randn(4, 5, size, device=device) for size in (3, 2, 3, 2)] for _ in order]
+
+    def gradients(recorded: bool) -> list[list[Tensor]]:
+        monkeypatch.setenv("MTML_CUDA_GRAPHS", "1" if recorded else "0")
+        maml = MAML(net, lr=0.1, steps=3, loss="mse", backend=backend)
+        losses = [maml.meta_loss(*batch).mean() for batch in batches]
+        found: list[list[Tensor]] = [[]] * len(losses)
+        for i in order:
+            first = torch.autograd.grad(losses[i], params, retain_graph=True)
+            found[i] = [losses[i].detach(), *torch.autograd.grad(losses[i], params)]
+            assert all(map(torch.equal, first, found[i][1:])), "a retained graph, other bits"
+        return found
+
+    plain = gradients(False)
+    for _ in range(3):  # compiled, recorded, replayed
+        for ours, theirs in zip(gradients(True), plain, strict=True):
+            assert all(map(torch.equal, ours, theirs)), "recorded, other bits"
+
+
+def check_layers(backend: str, device: str) -> None:
+    """Values and gradients of the building blocks, in float64."""
+    torch.manual_seed(0)
+    x, w, b = torch.randn(3, 7, 33), torch.randn(3, 17, 33), torch.randn(3, 17)
+    images, kernels = torch.randn(2, 3, 4, 9, 8), torch.randn(2, 6, 2, 3, 3)
+    conv = partial(task_conv2d, stride=2, padding=1, groups=2)
+    calls: list[tuple[Callable[..., Tensor], list[Tensor]]] = [
+        (partial(task_linear, activation="gelu"), [x, w, b]),
+        (conv, [images, kernels]),
+    ]
+    for call, tensors in calls:
+        found = []
+        for name, place in ((backend, device), ("reference", "cpu")):
+            leaves = [t.to(place, torch.float64).requires_grad_() for t in tensors]
+            y = call(*leaves, backend=name)
+            found.append([t.detach().cpu() for t in (y, *torch.autograd.grad(y.square().sum(), leaves))])
+        torch.testing.assert_close(*found)
+
+
 # --- on the GPU -------------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +168,21 @@ def test_head_inner_loop() -> None:
     check_head("mtml", "cuda")
 
 
+@gpu
+@needs_gpu
+@needs_backend
+@pytest.mark.parametrize("order", ORDERS)
+def test_recorded_calls_in_any_order(order: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    check_order("triton", "cuda", order, monkeypatch)
+
+
+@gpu
+@needs_gpu
+@needs_backend
+def test_building_blocks() -> None:
+    check_layers("triton", "cuda")
+
+
 # --- the checks themselves, on the CPU --------------------------------------------------------------------------------
 
 
@@ -149,6 +212,15 @@ def test_right_losses_pass_and_wrong_ones_fail(case: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(heads, "pytorch_loss", lambda *a: next(truth_first, lambda *b: right(*b) * 1.01)(*a))
     with pytest.raises(AssertionError, match="error 1"):
         check_losses(case, "eager", "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_right_orders_pass(order: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    check_order("torch", "cpu", order, monkeypatch)
+
+
+def test_right_building_blocks_pass() -> None:
+    check_layers("torch", "cpu")
 
 
 def test_a_right_head_passes() -> None:
