@@ -177,13 +177,17 @@ def test_memory_grows_with_the_root_of_the_steps(monkeypatch: pytest.MonkeyPatch
     assert peak(100) < 4 * peak(4)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-def test_a_hundred_steps_take_a_fifth_of_the_unrolled_graph() -> None:
-    """omniglot_mlp's 32 tasks, of which one step's weights take 30 MiB."""
-    ours, theirs = (script("peak_growth", which, 32, seconds=400) for which in ("torch", "plain"))
-    print(f"peak growth, 100 steps of 32 tasks: torch {ours:.0f} MiB, unrolled graph {theirs:.0f} MiB")
-    assert 0 < ours <= theirs / 5
+def test_a_hundred_steps_take_little_more_than_ten() -> None:
+    """omniglot_mlp's 32 tasks, of which one step's weights take 31 MB. The unrolled graph of 100 steps was measured to
+    take 4.2 GB (`python -m bench memory omniglot_mlp --providers mtml:torch,loop`).
+    """
+
+    def peak(steps: int) -> float:
+        plan = Plan.of(workload("omniglot_mlp", steps=steps))
+        kept = sum(plan.there.planes[i].bytes for i in plan.there.kept)
+        return max(plan.there.peak_bytes, kept + plan.trip(plan.usually).back.peak_bytes) / 1e6
+
+    assert peak(100) < 350 < 2.5 * peak(10)
 
 
 def test_stretches() -> None:
