@@ -90,7 +90,7 @@ def inner_loop(
         step_weights: [K+1], of the query loss at theta_0 .. theta_K; None for theta_K alone.
         first_order: treat inner gradients as constants.
         keep: which adapted parameters to return: "last", "steps" (theta_0 .. theta_K) or "none".
-        backend: "auto", "cpu", "torch" or "reference".
+        backend: "auto", "cpu", "triton" (CUDA tensors), "torch" or "reference".
 
     Raises:
         ValueError: shapes disagree, labels are out of range, rates are not finite or fewer than the steps, a name is

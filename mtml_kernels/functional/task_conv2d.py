@@ -38,7 +38,7 @@ def task_conv2d(
         bias: [T, O], or [O] for all tasks, or None.
         stride, padding, dilation: a whole number, or a pair (along the height, along the width). Padding is of zeros.
         groups: into how many the channels and the outputs are divided.
-        backend: "auto", "cpu" (float32 and float64), "torch" (any device) or "reference".
+        backend: "auto", "cpu" (float32 and float64), "triton" (CUDA tensors), "torch" (any device) or "reference".
 
     Returns:
         y [T, N, O, OH, OW].

@@ -38,7 +38,7 @@ def task_linear(
         bias: [T, O], or [O] for all tasks, or None.
         activation: None, "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "softplus", "sin",
             "cos" or "elu", with PyTorch's default options.
-        backend: "auto", "cpu" (float32 and float64), "torch" (any device) or "reference".
+        backend: "auto", "cpu" (float32 and float64), "triton" (CUDA tensors), "torch" (any device) or "reference".
 
     Returns:
         y [T, N, O].

@@ -41,7 +41,7 @@ def task_update(
         step: how many steps have been taken; needed with `state`, 0 without.
         rule: "sgd", "adam", "adamw" or "rmsprop" with the numbers of torch.optim, or a rule of `mtml.inner`, such as
             `mtml.inner.SGD(momentum=0.9)` or `mtml.inner.Adam(clip_norm=1.0)`.
-        backend: "auto", "cpu" (float32 and float64), "torch" (any device) or "reference".
+        backend: "auto", "cpu" (float32 and float64), "triton" (CUDA tensors), "torch" (any device) or "reference".
 
     Returns:
         The P parameters after the step, then the state: P tensors for each of the rule's moments, in the order of

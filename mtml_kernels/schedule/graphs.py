@@ -27,6 +27,7 @@ __all__ = ["CudaRecorder", "Graphs", "Recorder", "Ticket", "wanted"]
 
 WORKSPACES = 2  # of one schedule
 MOST_WORKSPACES = 32
+MOST_WARM = 1024  # schedules that are remembered as met
 MOST_BYTES = 1 << 30  # of planes: beyond, calls take longer than their launches, and the memory is better given back
 VARIABLE = "MTML_CUDA_GRAPHS"
 
@@ -62,7 +63,7 @@ class Ticket(tuple[int, int]):
     @staticmethod
     def of(carry: Sequence[Tensor]) -> Ticket | None:
         """What `tensor` made, or None where the carry is the planes themselves."""
-        if len(carry) != 1 or carry[0].dtype != torch.int64 or carry[0].device.type != "cpu":
+        if len(carry) != 1 or carry[0].dtype != torch.int64 or tuple(carry[0].shape) != (2,):  # planes have more dims
             return None
         return Ticket(carry[0].tolist())
 
@@ -124,6 +125,9 @@ class Graphs:
     def _is_warm(self, bound: Bound) -> bool:
         """Whether it was met before."""
         found = id(bound) in self._warm
+        if len(self._warm) >= MOST_WARM:  # a workspace holds what it has recorded; the rest is met anew
+            self._warm.clear()
+            self._places = {place: name for place, name in self._places.items() if name in self._workspaces}
         self._warm[id(bound)] = bound
         return found
 

@@ -66,35 +66,23 @@ HEAD_INNER_LOOP = Backend(
     supports=_supports("it computes in float32 and float64, the weight is", torch.float32, torch.float64),
 )
 
-_LOOP = "mtml_kernels.triton.inner_loop"
-INNER_LOOP = Backend(
-    "triton",
-    _available,
-    forward=imported(_LOOP, "forward"),
-    backward=imported(_LOOP, "backward"),
-    supports=_supports("it computes in floating point, not", *FLOATING),
-)
 
-_UPDATE = "mtml_kernels.triton.task_update"
-TASK_UPDATE = Backend(
-    "triton",
-    _available,
-    forward=imported(_UPDATE, "forward"),
-    backward=imported(_UPDATE, "backward"),
-    supports=_supports("it computes in floating point, not", *FLOATING),
-)
-
-_LAYERS = "mtml_kernels.triton.task_layers"
-TASK_LINEAR, TASK_CONV2D = (
-    Backend(
+def _floating(module: str, prefix: str = "") -> Backend:
+    """Of a module's forward and backward, for every floating dtype."""
+    path = f"mtml_kernels.triton.{module}"
+    return Backend(
         "triton",
         _available,
-        forward=imported(_LAYERS, f"{layer}_forward"),
-        backward=imported(_LAYERS, f"{layer}_backward"),
+        forward=imported(path, f"{prefix}forward"),
+        backward=imported(path, f"{prefix}backward"),
         supports=_supports("it computes in floating point, not", *FLOATING),
     )
-    for layer in ("linear", "conv")
-)
+
+
+INNER_LOOP = _floating("inner_loop")
+TASK_UPDATE = _floating("task_update")
+TASK_LINEAR = _floating("task_layers", "linear_")
+TASK_CONV2D = _floating("task_layers", "conv_")
 
 # `Problem` of tensors that `MULTIHEAD_LOSS` takes: (features, heads, large).
 linear_problem = imported("mtml_kernels.triton.linear_multihead_loss", "Problem")

@@ -6,6 +6,7 @@ A recorder on the CPU stands in for CUDA's: it runs the work again and writes it
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,6 +142,32 @@ def test_where_calls_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert graphs.wanted(cuda, 0) is None
 
 
+def test_where_calls_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that is none: the key is of what a recording depends on."""
+    cuda, capturing = torch.device("cuda", 1), [False]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    key = graphs.wanted(cuda, 0)
+    assert isinstance(key, tuple) and key[:2] == (1, 7)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert graphs.wanted(cuda, 0) not in (None, key)
+    capturing[0] = True
+    assert graphs.wanted(cuda, 0) is None
+    capturing[0] = False
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    assert graphs.wanted(cuda, 0) is None
+
+
+def test_what_was_met_is_forgotten_in_time(again: Again, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_WARM", 3)
+    for _ in range(4):
+        for width in (4, 5, 6):
+            case = draft_case(mlp([3, width, 2]), steps=1).requiring_grad()
+            loss, gradients = run(case, "recorded")
+            same((loss, gradients()), case)
+
+
 def test_tickets() -> None:
     assert Ticket.of([Ticket((3, 4)).tensor()]) == (3, 4)
     assert Ticket.of([torch.zeros(2)]) is None and Ticket.of([]) is None
+    assert Ticket.of([torch.zeros(1, 1, 1, 2, dtype=torch.int64)]) is None  # the indices of a pooling

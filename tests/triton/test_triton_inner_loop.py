@@ -75,5 +75,5 @@ def test_indices_of_large_planes_have_64_bits(tasks: int, wide: bool) -> None:
         part = Part("linear.forward", (0, 1, -1), (2,), Linear(False, False))
         (step,) = bound(Schedule(tuple(planes), (Call((part,), "here"),), (2,))).steps
         assert isinstance(step[0], LaunchKernel)
-        text = step[0].text([torch.empty(plane.shape, device="meta") for plane in planes])
+        text, _ = step[0].text([torch.empty(plane.shape, device="meta") for plane in planes])
         assert ("tl.int64" in text) == wide

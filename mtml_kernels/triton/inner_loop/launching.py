@@ -18,7 +18,7 @@ from mtml_kernels.triton.backends import interpreted
 from mtml_kernels.triton.device import on
 from mtml_kernels.triton.inner_loop import activations
 from mtml_kernels.triton.inner_loop.jobs import Launch, Operand
-from mtml_kernels.triton.inner_loop.policy import WARPS, programs, tile_of
+from mtml_kernels.triton.inner_loop.policy import WARPS
 from mtml_kernels.triton.inner_loop.source import kernel_text
 
 __all__ = ["LaunchKernel", "compiled", "options_of", "precision"]
@@ -86,8 +86,8 @@ class LaunchKernel:
         form = self.planes[plane]
         return empty(form.shape, dtype=form.dtype, device=device)
 
-    def text(self, tensors: Sequence[Tensor]) -> str:
-        """The source for operands and results of these strides and dtypes."""
+    def text(self, tensors: Sequence[Tensor]) -> tuple[str, int]:
+        """The source for operands and results of these strides and dtypes, and its number of programs."""
         made = [
             Operand(f"p{i}", tuple(t.shape), tuple(t.stride()), str(t.dtype).removeprefix("torch."))
             for i, t in enumerate(tensors)
@@ -98,6 +98,5 @@ class LaunchKernel:
 
     def kernel(self, tensors: Sequence[Tensor]) -> tuple[Any, int]:
         """The compiled kernel and its number of programs."""
-        double = any(t.dtype == torch.float64 for t in tensors)
-        kind = "tl.float64" if double else "tl.float32"
-        return compiled(self.text(tensors)), sum(programs(job, tile_of(job, kind)) for job in self.launch.jobs)
+        text, count = self.text(tensors)
+        return compiled(text), count

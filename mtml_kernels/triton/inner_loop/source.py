@@ -26,8 +26,10 @@ Operands = Mapping[int, Operand]  # by plane
 WIDE_INDEX = 2**31  # elements from which on an index takes 64 bits
 
 
-def kernel_text(launch: Launch, operands: Operands, stored: Operands, precision: str, interpreted: bool) -> str:
-    """The source of `launched(*operands, *stored)`.
+def kernel_text(
+    launch: Launch, operands: Operands, stored: Operands, precision: str, interpreted: bool
+) -> tuple[str, int]:
+    """The source of `launched(*operands, *stored)`, and how many programs it takes.
 
     Args:
         launch: its jobs.
@@ -37,19 +39,17 @@ def kernel_text(launch: Launch, operands: Operands, stored: Operands, precision:
         interpreted: for Triton's interpreter, whose products in half precision are wrong: they are taken in float32.
     """
     names = [operand.name for operand in (*operands.values(), *stored.values())]
-    text, first = [], 0
-    calls = []
+    text, calls, count = [], [], 0
     for i, job in enumerate(launch.jobs):
         writer = _JobText(job, operands, stored, precision, interpreted)
         text += ["@triton.jit", f"def job{i}(pid, {', '.join(names)}):", *writer.lines(), "", ""]
-        last = first + programs(job, writer.tile)
-        calls.append((first, last, f"job{i}(pid - {first}, {', '.join(names)})"))
-        first = last
+        first, count = count, count + programs(job, writer.tile)
+        calls.append((first, count, f"job{i}(pid - {first}, {', '.join(names)})"))
     text += ["@triton.jit", f"def launched({', '.join(names)}):", "    pid = tl.program_id(0)"]
     for first, last, call in calls:
         text.append(f"    if (pid >= {first}) & (pid < {last}):" if len(calls) > 1 else "    if True:")
         text.append(f"        {call}")
-    return "\n".join([*text, ""])
+    return "\n".join([*text, ""]), count
 
 
 def _groups(job: Job) -> int:

@@ -81,7 +81,7 @@ class MAML(MetaLearner):
         backend: "auto"; "cpu", "triton" or "cuda" for that engine or an error; "cpu:weights" or "cpu:low_rank" for the
             engine with each task's own weights, or with shared ones and low-rank corrections, where "cpu" chooses by a
             cost model; "torch" for the same inner loop as a list of PyTorch operations, forward-over-reverse without a
-            graph, on any device and in half precision too (what "auto" takes where no compiled engine runs);
+            graph, on any device and in half precision too (what "auto" takes where neither "cpu" nor "triton" runs);
             "reference" for the engine's plain PyTorch specification; "general" for PyTorch operations on
             the module itself, differentiable any number of times.
         update: another rule than gradient descent: one of `mtml.inner` (SGD with momentum, Adam, AdamW, RMSprop,

@@ -51,7 +51,7 @@ def compile_for(capability: int) -> list[dict[str, Any]]:
         torch.set_float32_matmul_precision(matmul)
         seen: set[str] = set()
         for kernel, tensors in launches(name):
-            text = kernel.text(tensors)
+            text, _ = kernel.text(tensors)
             if text not in seen and len(seen) < most:
                 seen.add(text)
                 found.append(
