@@ -1,0 +1,74 @@
+// Copies of a thread that are on their way (cp.async). The bytes arrive at their wait and not before; until then what
+// they are to be written over is NaN, as nothing can be relied on there.
+#pragma once
+
+#include <stddef.h>
+#include <string.h>
+
+#include <vector>
+
+#include "cuda/host/sanitizer.h"
+
+namespace mtmlk {
+namespace host {
+
+class Copies {
+ public:
+  static constexpr size_t kBytes = 16;
+
+  void add(void* shared, const void* global) {
+    memset(shared, 0xFF, kBytes);
+    tsan::Quiet quiet;
+    copies_.push_back({shared, global});
+  }
+  void commit() {
+    tsan::Quiet quiet;
+    groups_.push_back(copies_.size());
+  }
+  // Until at most `pending` groups, the newest, are on their way.
+  void wait(size_t pending) { deliver(end_of_wait(pending)); }
+  void wait_all() {
+    deliver(all());
+    clear();
+  }
+  void clear() {
+    tsan::Quiet quiet;
+    copies_.clear(), groups_.clear();
+    delivered_ = 0;
+  }
+
+ private:
+  struct Copy {
+    void* shared;
+    const void* global;
+  };
+
+  size_t all() const {
+    tsan::Quiet quiet;
+    return copies_.size();
+  }
+  size_t end_of_wait(size_t pending) const {
+    tsan::Quiet quiet;
+    return groups_.size() > pending ? groups_[groups_.size() - pending - 1] : 0;
+  }
+  // The copies before `end`; the list is the emulator's, the bytes are the kernel's.
+  void deliver(size_t end) {
+    for (Copy c; next(end, c);) memcpy(c.shared, c.global, kBytes);
+  }
+  bool next(size_t end, Copy& c) {
+    tsan::Quiet quiet;
+    if (delivered_ < end) {
+      c = copies_[delivered_++];
+      return true;
+    }
+    if (delivered_ == copies_.size()) copies_.clear(), groups_.clear(), delivered_ = 0;
+    return false;
+  }
+
+  std::vector<Copy> copies_;    // oldest first
+  std::vector<size_t> groups_;  // where each ends
+  size_t delivered_ = 0;
+};
+
+}  // namespace host
+}  // namespace mtmlk

@@ -1,0 +1,64 @@
+// device_api.h's words, on the CPU.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cuda/host/builtins.h"
+#include "cuda/host/mma.h"
+
+#define DEV inline
+
+#define SHARED_ARRAY(type, name, n) \
+  static char name##_key;           \
+  auto& name = *reinterpret_cast<type(*)[n]>(::mtmlk::host::named_shared(&name##_key, sizeof(type) * (n)))
+
+namespace mtmlk {
+namespace host {
+
+inline char* named_shared(const void* key, size_t bytes) {
+  tsan::Quiet quiet;
+  return self().block->shared.named(key, bytes);
+}
+
+inline void check_copy(const void* shared, const void* global, Place place) {
+  tsan::Quiet quiet;
+  if (((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) & 15) != 0)
+    fault(place, "copy_async_16: an address that is no multiple of 16");
+  if (!self().block->shared.holds(shared, Copies::kBytes))
+    fault(place, "copy_async_16: the target is not in this block's shared memory");
+}
+
+}  // namespace host
+
+inline char* dynamic_shared() { return host::self().block->shared.dynamic(); }
+
+inline int cluster_rank() { return host::self().block->rank; }
+inline void cluster_sync(host::Place place = MTMLK_HERE) {
+  host::tsan::Quiet quiet;
+  host::Engine& engine = *host::self().engine;
+  engine.meet(engine.cluster(), place);
+}
+template <class T>
+T* peer_shared(T* p, int rank, host::Place place = MTMLK_HERE) {
+  host::tsan::Quiet quiet;
+  host::Engine& engine = *host::self().engine;
+  if (rank < 0 || rank >= engine.shape().cluster) host::fault(place, "peer_shared: no block %d in the cluster", rank);
+  if (engine.peer(rank).alive == 0) host::fault(place, "peer_shared: block %d of the cluster has returned", rank);
+  char* there = engine.peer(rank).shared.same_place(host::self().block->shared, p);
+  if (there == nullptr) host::fault(place, "peer_shared: not an address in this block's shared memory");
+  return reinterpret_cast<T*>(there);
+}
+
+inline void copy_async_16(void* shared, const void* global, host::Place place = MTMLK_HERE) {
+  host::check_copy(shared, global, place);
+  host::self().copies.add(shared, global);
+}
+inline void copy_async_commit() { host::self().copies.commit(); }
+template <int kPending>
+void copy_async_wait() {
+  host::self().copies.wait(kPending);
+}
+inline void copy_async_wait_all() { host::self().copies.wait_all(); }
+
+}  // namespace mtmlk

@@ -1,0 +1,151 @@
+// A block's shared memory: what it has of it, and whether a kernel stayed inside.
+//
+// Fresh memory is full of NaN bits. Around the arrays there is room that belongs to none: AddressSanitizer reports an
+// access there, and other builds look at the block's end whether it was written.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <vector>
+
+#include "cuda/host/fail.h"
+#include "cuda/host/sanitizer.h"
+
+namespace mtmlk {
+namespace host {
+
+constexpr size_t kSharedLimit = 227 * 1024;       // of a block, on sm_90 and sm_100
+constexpr size_t kStaticSharedLimit = 48 * 1024;  // of it, arrays with a name
+constexpr size_t kGap = 64;                       // bytes after each array
+constexpr size_t kArrays = 96;                    // of a SharedCarver
+constexpr size_t kRoom = kArrays * (kGap + 16);   // for the gaps
+constexpr unsigned char kPoison = 0xFF;           // NaN in float and double
+
+class SharedMemory {
+ public:
+  SharedMemory() = default;
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory(SharedMemory&& other) = default;
+  ~SharedMemory() { close(); }
+
+  void open(size_t bytes) {
+    bytes_ = bytes;
+    dynamic_ = fresh(bytes + kRoom);
+    asan::poison(dynamic_ + bytes, kRoom);
+  }
+
+  char* dynamic() const { return dynamic_; }
+  size_t bytes() const { return bytes_; }
+
+  // The n-th array that a carver cuts: [begin, end) of the dynamic memory. Every thread cuts, and all alike.
+  void cut(size_t n, size_t begin, size_t end) {
+    if (n < cuts_.size()) {
+      if (cuts_[n].begin != begin || cuts_[n].end != end)
+        fail("SharedCarver: array %zu has %zu bytes here and had %zu before: a block has one layout", n, end - begin,
+             cuts_[n].end - cuts_[n].begin);
+      return;
+    }
+    if (n >= kArrays) fail("SharedCarver: more than %zu arrays", kArrays);
+    if (n == 0) asan::poison(dynamic_, bytes_);
+    asan::unpoison(dynamic_ + begin, end - begin);
+    cuts_.push_back({begin, end});
+  }
+
+  // The array with a name that `key` stands for.
+  char* named(const void* key, size_t bytes) {
+    for (const Named& a : named_)
+      if (a.key == key) return a.memory;
+    size_t all = bytes;
+    for (const Named& a : named_) all += a.bytes;
+    if (all > kStaticSharedLimit) fail("SHARED_ARRAY: more than %zu bytes in a block", kStaticSharedLimit);
+    if (all + bytes_ > kSharedLimit) fail("SHARED_ARRAY: more than %zu bytes with the dynamic ones", kSharedLimit);
+    named_.push_back({key, fresh(bytes + kGap), bytes});
+    asan::poison(named_.back().memory + bytes, kGap);
+    return named_.back().memory;
+  }
+
+  bool holds(const void* p, size_t bytes) const {
+    if (inside(p, bytes, dynamic_, bytes_ + kRoom)) return true;
+    for (const Named& a : named_)
+      if (inside(p, bytes, a.memory, a.bytes)) return true;
+    return false;
+  }
+
+  // What `p`, an address in `other`, is in this memory of a block of the same kernel; nullptr if it is not in `other`.
+  char* same_place(const SharedMemory& other, const void* p) {
+    const char* at = static_cast<const char*>(p);
+    if (inside(p, 1, other.dynamic_, other.bytes_ + kRoom)) return dynamic_ + (at - other.dynamic_);
+    for (const Named& a : other.named_)
+      if (inside(p, 1, a.memory, a.bytes)) return named(a.key, a.bytes) + (at - a.memory);
+    return nullptr;
+  }
+
+  // For the block's last thread. After it the memory is gone, for other blocks of the cluster too.
+  void leave() {
+    check();
+    tsan::write_range(dynamic_, bytes_);
+    memset(dynamic_, kPoison, kAsan ? 0 : bytes_ + kRoom);
+    asan::poison(dynamic_, bytes_ + kRoom);
+  }
+
+  void close() {
+    for (const Named& a : named_) drop(a.memory, a.bytes + kGap);
+    if (dynamic_ != nullptr) drop(dynamic_, bytes_ + kRoom);
+    named_.clear(), cuts_.clear();
+    dynamic_ = nullptr;
+  }
+
+ private:
+  struct Cut {
+    size_t begin, end;
+  };
+  struct Named {
+    const void* key;
+    char* memory;
+    size_t bytes;
+  };
+
+  static bool inside(const void* p, size_t bytes, const char* memory, size_t size) {
+    const size_t offset = size_t(static_cast<const char*>(p) - memory);
+    return memory != nullptr && offset < size && bytes <= size - offset;
+  }
+  static char* fresh(size_t bytes) {
+    void* p = nullptr;
+    if (posix_memalign(&p, 128, bytes) != 0) fail("no memory for %zu bytes of shared memory", bytes);
+    memset(p, kPoison, bytes);
+    return static_cast<char*>(p);
+  }
+  static void drop(char* memory, size_t bytes) {
+    asan::unpoison(memory, bytes);
+    free(memory);
+  }
+
+  void check() const {
+    if (kAsan) return;
+    size_t from = cuts_.empty() ? bytes_ : 0;
+    for (size_t n = 0; n < cuts_.size(); from = cuts_[n++].end) check_gap(from, cuts_[n].begin, n);
+    check_gap(from, bytes_ + kRoom, cuts_.size());
+    for (const Named& a : named_)
+      if (written(a.memory + a.bytes, kGap)) fail("a SHARED_ARRAY of %zu bytes: written past its end", a.bytes);
+  }
+  void check_gap(size_t from, size_t to, size_t n) const {
+    if (!written(dynamic_ + from, to - from)) return;
+    if (cuts_.empty()) fail("shared memory: written past the end of its %zu bytes", bytes_);
+    fail("shared memory: written past the end of array %zd of the SharedCarver", ssize_t(n) - 1);
+  }
+  static bool written(const char* p, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i)
+      if (static_cast<unsigned char>(p[i]) != kPoison) return true;
+    return false;
+  }
+
+  char* dynamic_ = nullptr;
+  size_t bytes_ = 0;
+  std::vector<Cut> cuts_;
+  std::vector<Named> named_;
+};
+
+}  // namespace host
+}  // namespace mtmlk
