@@ -16,7 +16,7 @@ from mtml_kernels.schedule.run import Bound
 from mtml_kernels.schedule.torch_kernels import TORCH
 from mtml_kernels.schema.inner_loop import PER_STEP, Grads, InnerLoopArgs, Outputs, empty_outputs, output_shapes
 
-__all__ = ["Scheduled", "torch_schedule"]
+__all__ = ["Arguments", "Cotangents", "Scheduled", "group_of", "torch_schedule"]
 
 
 class Cotangents(NamedTuple):
@@ -40,7 +40,7 @@ _MAX_BOUND = 512
 _OF_SUPPORT = (2, 6, 8)  # among `InnerLoopArgs.groups`: support_x, support_y, support_mask
 
 
-class _Arguments:
+class Arguments:
     """The tensors of a call, by planes."""
 
     def __init__(self, a: InnerLoopArgs, cotangents: Cotangents | None = None) -> None:
@@ -51,15 +51,20 @@ class _Arguments:
         """As the plane has it: of one step, in the plane's shape."""
         source = plane.source
         assert source is not None
-        owner: Any = self.cotangents if source.field.startswith("grad_") else self.a
-        tensor = getattr(owner, source.field)
-        tensor = tensor[source.position] if source.field in _LISTS else tensor
+        tensor = self.tensor(source.field, source.position)
         if source.step is not None:
             tensor = tensor[:, source.step] if source.field.startswith("support_") else tensor[source.step]
         tensor = tensor.detach()
         if tensor.is_floating_point() and tensor.dtype != plane.dtype and source.field != "params":
             tensor = tensor.to(plane.dtype)
         return tensor.reshape(plane.shape)
+
+    def tensor(self, field: str, position: int) -> Tensor:
+        """The whole tensor of a field, at the position in it where that is a list."""
+        owner: Any = self.cotangents if field.startswith("grad_") else self.a
+        tensor = getattr(owner, field)
+        found: Tensor = tensor[position] if field in _LISTS else tensor
+        return found
 
 
 def _fresh(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, others: set[int]) -> Tensor:
@@ -105,7 +110,7 @@ class Scheduled:
         if not a.tasks:
             return empty_outputs(a, [])
         plan = plan_of(a)
-        memory, ticket = self._there(plan, _Arguments(a))
+        memory, ticket = self._there(plan, Arguments(a))
         loss, output, support, kept = output_shapes(a)
         alive = memory if ticket else [memory[i] for i in plan.there.kept]
         dtype, taken = a.params[0].dtype, _memory([*_inputs(a), *alive])
@@ -117,7 +122,7 @@ class Scheduled:
         carry = [ticket.tensor()] if ticket else [memory[i] for i in plan.there.kept]
         return results[0], results[1], results[2], results[3:], [t for t in carry if t is not None]
 
-    def _there(self, plan: Plan, arguments: _Arguments) -> tuple[Memory, Ticket | None]:
+    def _there(self, plan: Plan, arguments: Arguments) -> tuple[Memory, Ticket | None]:
         """The way there, recorded or plainly."""
         bound = self._bind(plan.there)
         if self._graphs is not None:
@@ -142,16 +147,16 @@ class Scheduled:
         cotangents = Cotangents(grad_loss, grad_output, grad_support_losses, grad_adapted)
         single = (grad_loss, grad_output, grad_support_losses)
         if not (a.needs and a.tasks) or all(g is None for g in (*single, *grad_adapted)):
-            return tuple(_group(a, at, [], [], set()) for at in range(len(a.groups)))
-        plan, arguments = plan_of(a), _Arguments(a, cotangents)
+            return tuple(group_of(a, at, [], [], set()) for at in range(len(a.groups)))
+        plan, arguments = plan_of(a), Arguments(a, cotangents)
         trip = plan.trip(cotangents.given)
         usual = carry if cotangents.given == plan.usually else []
         memory, alive = self._back(trip, arguments, usual)
         taken = _memory([*_inputs(a), *alive, *single, *grad_adapted])
-        return tuple(_group(a, at, planes, memory, taken) for at, planes in enumerate(trip.groups))
+        return tuple(group_of(a, at, planes, memory, taken) for at, planes in enumerate(trip.groups))
 
     def _back(
-        self, trip: Trip, arguments: _Arguments, carry: Sequence[Tensor]
+        self, trip: Trip, arguments: Arguments, carry: Sequence[Tensor]
     ) -> tuple[Memory, Sequence[Tensor | None]]:
         """The planes after the way back, and those whose memory somebody else holds."""
         bound, kept, before = self._bind(trip.back), trip.there.kept, None
@@ -169,7 +174,7 @@ class Scheduled:
         return bound.run(arguments, before), [*before.values()]
 
 
-def _group(
+def group_of(
     a: InnerLoopArgs, at: int, planes: Sequence[int], memory: Sequence[Tensor | None], taken: set[int]
 ) -> list[Tensor | None]:
     """One group of gradients in the shapes of their tensors."""

@@ -66,7 +66,7 @@ struct UpdateStep {
 };
 
 // x^n by squaring.
-inline double power(double x, int64_t n) {
+MTMLK_ANYWHERE double power(double x, int64_t n) {
   double result = 1;
   for (; n > 0; n /= 2, x *= x)
     if (n % 2) result *= x;
@@ -76,7 +76,7 @@ inline double power(double x, int64_t n) {
 // `step` counts from 0, steps of an earlier loop included. Powers and differences are taken in double, as torch.optim
 // does: in float32 1 - 0.999 is wrong in its sixth digit.
 template <class T>
-UpdateStep<T> update_at(int32_t rule, int32_t flags, const double* hyper, int64_t step) {
+MTMLK_ANYWHERE UpdateStep<T> update_at(int32_t rule, int32_t flags, const double* hyper, int64_t step) {
   UpdateStep<T> u = {};
   u.rule = rule, u.flags = flags, u.first = step == 0;
   u.decay = flags & kUpdateDecayed ? T(hyper[kHyperDecay]) : T(0), u.momentum = T(hyper[kHyperMomentum]);

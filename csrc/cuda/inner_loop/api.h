@@ -1,0 +1,35 @@
+// The C ABI of the persistent inner loop: raw pointers on the device, sizes, and CUDA's error codes.
+#pragma once
+
+#include <stdint.h>
+
+#include "mtml/abi.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// A program of a thread block (program.h) and what it works on.
+typedef struct {
+  int32_t dtype;  // MtmlkDtype
+  int32_t tasks, blocks, threads;
+  const int32_t* program;      // on the device, aligned to 16 bytes
+  int32_t first_words;         // of its first phase
+  int32_t chip_elements;       // of a task's planes on the chip
+  int64_t workspace_elements;  // of each block
+  void* workspace;             // [blocks, workspace_elements]
+  int32_t n_tensors;
+  void* const* tensors;
+  const int64_t* strides;  // elements from one task to the next, 0 where all share
+} MtmlkSchedule;
+
+MTMLK_API int64_t mtmlk_schedule_shared_bytes(int32_t dtype, int32_t chip_elements);  // of a block
+MTMLK_API int mtmlk_run_schedule(const MtmlkSchedule* schedule, void* stream);
+
+// out[e] = sum over tasks, in their order, of scale[t] parts[t, e]; scale NULL: 1.
+MTMLK_API int mtmlk_sum_over_tasks(int32_t dtype, const void* parts, const void* scale, int32_t tasks,
+                                   int64_t elements, void* out, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
