@@ -78,12 +78,12 @@ V shuffle(uint32_t mask, V value, int source, int width, Place place) {
 }  // namespace host
 }  // namespace mtmlk
 
-inline void __syncthreads(mtmlk::host::Place place = MTMLK_HERE) {
+inline void __syncthreads(mtmlk::host::Place place = mtmlk::host::here()) {
   mtmlk::host::tsan::Quiet quiet;
   mtmlk::host::Thread& t = mtmlk::host::self();
   t.engine->meet(t.block->barrier, place);
 }
-inline void __syncwarp(uint32_t mask = 0xffffffffu, mtmlk::host::Place place = MTMLK_HERE) {
+inline void __syncwarp(uint32_t mask = 0xffffffffu, mtmlk::host::Place place = mtmlk::host::here()) {
   mtmlk::host::tsan::Quiet quiet;
   mtmlk::host::Exchange(mask, place).meet(true);
 }
@@ -94,24 +94,24 @@ inline void __threadfence() {
 inline void __threadfence_block() { __threadfence(); }
 
 template <class V>
-V __shfl_sync(uint32_t mask, V v, int source, int width = 32, mtmlk::host::Place place = MTMLK_HERE) {
+V __shfl_sync(uint32_t mask, V v, int source, int width = 32, mtmlk::host::Place place = mtmlk::host::here()) {
   const int lane = mtmlk::host::self().lane;
   return mtmlk::host::shuffle(mask, v, (lane & ~(width - 1)) | (source & (width - 1)), width, place);
 }
 template <class V>
-V __shfl_xor_sync(uint32_t mask, V v, int bits, int width = 32, mtmlk::host::Place place = MTMLK_HERE) {
+V __shfl_xor_sync(uint32_t mask, V v, int bits, int width = 32, mtmlk::host::Place place = mtmlk::host::here()) {
   return mtmlk::host::shuffle(mask, v, mtmlk::host::self().lane ^ bits, width, place);
 }
 template <class V>
-V __shfl_down_sync(uint32_t mask, V v, unsigned by, int width = 32, mtmlk::host::Place place = MTMLK_HERE) {
+V __shfl_down_sync(uint32_t mask, V v, unsigned by, int width = 32, mtmlk::host::Place place = mtmlk::host::here()) {
   return mtmlk::host::shuffle(mask, v, mtmlk::host::self().lane + int(by), width, place);
 }
 template <class V>
-V __shfl_up_sync(uint32_t mask, V v, unsigned by, int width = 32, mtmlk::host::Place place = MTMLK_HERE) {
+V __shfl_up_sync(uint32_t mask, V v, unsigned by, int width = 32, mtmlk::host::Place place = mtmlk::host::here()) {
   return mtmlk::host::shuffle(mask, v, mtmlk::host::self().lane - int(by), width, place);
 }
 
-inline uint32_t __ballot_sync(uint32_t mask, int predicate, mtmlk::host::Place place = MTMLK_HERE) {
+inline uint32_t __ballot_sync(uint32_t mask, int predicate, mtmlk::host::Place place = mtmlk::host::here()) {
   mtmlk::host::tsan::Quiet quiet;
   mtmlk::host::Exchange lanes(mask, place);
   lanes.show(predicate);
@@ -119,7 +119,7 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate, mtmlk::host::Place p
   lanes.each<int>([&](int lane, int value) { bits |= uint32_t(value != 0) << lane; });
   return bits;
 }
-inline uint32_t __reduce_add_sync(uint32_t mask, uint32_t v, mtmlk::host::Place place = MTMLK_HERE) {
+inline uint32_t __reduce_add_sync(uint32_t mask, uint32_t v, mtmlk::host::Place place = mtmlk::host::here()) {
   mtmlk::host::tsan::Quiet quiet;
   mtmlk::host::Exchange lanes(mask, place);
   lanes.show(v);

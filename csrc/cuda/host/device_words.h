@@ -34,13 +34,13 @@ inline void check_copy(const void* shared, const void* global, Place place) {
 inline char* dynamic_shared() { return host::self().block->shared.dynamic(); }
 
 inline int cluster_rank() { return host::self().block->rank; }
-inline void cluster_sync(host::Place place = MTMLK_HERE) {
+inline void cluster_sync(host::Place place = host::here()) {
   host::tsan::Quiet quiet;
   host::Engine& engine = *host::self().engine;
   engine.meet(engine.cluster(), place);
 }
 template <class T>
-T* peer_shared(T* p, int rank, host::Place place = MTMLK_HERE) {
+T* peer_shared(T* p, int rank, host::Place place = host::here()) {
   host::tsan::Quiet quiet;
   host::Engine& engine = *host::self().engine;
   if (rank < 0 || rank >= engine.shape().cluster) host::fault(place, "peer_shared: no block %d in the cluster", rank);
@@ -50,7 +50,7 @@ T* peer_shared(T* p, int rank, host::Place place = MTMLK_HERE) {
   return reinterpret_cast<T*>(there);
 }
 
-inline void copy_async_16(void* shared, const void* global, host::Place place = MTMLK_HERE) {
+inline void copy_async_16(void* shared, const void* global, host::Place place = host::here()) {
   host::check_copy(shared, global, place);
   host::self().copies.add(shared, global);
 }

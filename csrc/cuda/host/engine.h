@@ -53,7 +53,8 @@ class Engine {
   void release(const Meeting& meeting, Thread* members, int count);
   Thread& take();
   void go_on(Thread& next);
-  void retire(Thread& thread);
+  Fiber* retire(Thread& thread);
+  void end(Block& block);
   void leave(Barrier& barrier);
   void leave(Warp& warp, const Thread& thread);
   [[noreturn]] void lost() const;
@@ -137,6 +138,7 @@ inline void Engine::prepare(Thread& thread, Block& block, unsigned number) {
   thread.copies.clear();
   thread.fiber.bottom = stacks_.bottom(stack), thread.fiber.bytes = stacks_.bytes(stack);
   thread.fiber.fake = nullptr;
+  forget_frames(thread.fiber);
   prepare_context(&thread.fiber.context, stacks_.bottom(stack), stacks_.bytes(stack), begin_fiber);
   if (!kTsan) return;
   char name[96];
@@ -163,15 +165,14 @@ inline void Engine::end_fibers() {
 
 // ---------------------------------------------------------------- a fiber
 
-inline void Engine::begin_fiber() {
-  {
-    tsan::Quiet quiet;
-    arrived(self().fiber, *self().engine->previous_);
-  }
-  const Job job = self().engine->job_;
-  job.call(job.bound);
-  tsan::Quiet quiet;
-  self().engine->retire(self());
+MTMLK_UNWATCHED inline void Engine::begin_fiber() {
+  arrived(running->fiber, *running->engine->previous_);
+  Engine& engine = *running->engine;
+  engine.job_.call(engine.job_.bound);
+  Thread& thread = *running;
+  Fiber* next = engine.retire(thread);
+  switch_fiber(thread.fiber, *next, true);
+  fail("a thread that had returned went on");
 }
 
 // Goes on with a fiber that can; this one stands in `ready_`, or some meeting waits for it to be complete.
@@ -204,26 +205,28 @@ inline void Engine::release(const Meeting& meeting, Thread* members, int count) 
     for (int i = 0; i < count; ++i) put(members[i]);
 }
 
-inline void Engine::retire(Thread& thread) {
+// The fiber that goes on when this one ends.
+inline Fiber* Engine::retire(Thread& thread) {
+  tsan::Quiet quiet;
   Block& block = *thread.block;
   tsan::publish(&block.exits, block.alive == block.barrier.count);
   leave(*thread.warp, thread);
   leave(block.barrier);
   leave(cluster_);
-  if (--block.alive == 0) {
-    tsan::receive(&block.exits);
-    block.shared.leave();
-  }
+  if (--block.alive == 0) end(block);
   tsan::publish_more(&ended_);
   if (ready_.empty() && cluster_.alive > 0) lost();
   previous_ = &thread.fiber;
-  if (ready_.empty()) {
-    switch_fiber(thread.fiber, launcher_, true);
-  } else {
-    running = &take();
-    switch_fiber(thread.fiber, running->fiber, true);
-  }
-  fail("a thread that had returned went on");
+  if (ready_.empty()) return &launcher_;
+  running = &take();
+  return &running->fiber;
+}
+
+// After it the block's shared memory is gone, for other blocks of the cluster, too.
+inline void Engine::end(Block& block) {
+  tsan::receive(&block.exits);
+  block.shared.check();
+  if (shape_.cluster > 1) block.shared.leave();
 }
 
 // ---------------------------------------------------------------- meetings
@@ -286,12 +289,14 @@ inline void Engine::fence() {
 }
 
 inline void Engine::lost() const {
-  for (const Thread& t : threads_) {
-    if (t.waits == nullptr) continue;
-    const Place at = t.waits->place;
-    const dim3 b = t.block->index;
-    fprintf(stderr, "%s:%d: block (%u, %u, %u) thread (%u, %u, %u) waits here\n", at.file, at.line, b.x, b.y, b.z,
-            t.index.x, t.index.y, t.index.z);
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    const Meeting* meeting = threads_[i].waits;
+    if (meeting == nullptr || (i > 0 && meeting == threads_[i - 1].waits)) continue;
+    size_t same = i;
+    while (same < threads_.size() && threads_[same].waits == meeting) ++same;
+    const dim3 b = threads_[i].block->index;
+    fprintf(stderr, "%s:%d: block (%u, %u, %u): %zu neighbouring threads wait here\n", meeting->place.file,
+            meeting->place.line, b.x, b.y, b.z, same - i);
   }
   fail("lost barrier: every thread waits for one that will not come");
 }

@@ -8,13 +8,12 @@
 namespace mtmlk {
 namespace host {
 
-// A line of source: `Place place = MTMLK_HERE` as the last argument is the line that calls.
+// A line of source: `Place place = here()` as the last argument is the line that calls.
 struct Place {
   const char* file;
   int line;
 };
-#define MTMLK_HERE \
-  ::mtmlk::host::Place { __builtin_FILE(), __builtin_LINE() }
+inline Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 
 [[noreturn]] inline void fail_with(const char* format, va_list values) {
   fputs("CUDA on the CPU: ", stderr);

@@ -46,7 +46,7 @@ inline float mma_element(const Exchange& lanes, int row, int col) {
 
 // D[16, 8] += A[16, 8] B[8, 8]
 inline void mma_tf32_16x8x8(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                            host::Place place = MTMLK_HERE) {
+                            host::Place place = host::here()) {
   const host::Fragments mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
   host::tsan::Quiet quiet;
   host::Exchange lanes(0xffffffffu, place);

@@ -27,7 +27,6 @@ class SharedMemory {
  public:
   SharedMemory() = default;
   SharedMemory(const SharedMemory&) = delete;
-  SharedMemory(SharedMemory&& other) = default;
   ~SharedMemory() { close(); }
 
   void open(size_t bytes) {
@@ -82,12 +81,20 @@ class SharedMemory {
     return nullptr;
   }
 
-  // For the block's last thread. After it the memory is gone, for other blocks of the cluster too.
+  // Is everything outside of the arrays as it was?
+  void check() const {
+    if (kAsan) return;
+    size_t from = cuts_.empty() ? bytes_ : 0;
+    for (size_t n = 0; n < cuts_.size(); from = cuts_[n++].end) check_gap(from, cuts_[n].begin, n);
+    check_gap(from, bytes_ + kRoom, cuts_.size());
+    for (const Named& a : named_)
+      if (written(a.memory + a.bytes, kGap)) fail("a SHARED_ARRAY of %zu bytes: written past its end", a.bytes);
+  }
+
+  // For other blocks the memory is no more, though they may not know.
   void leave() {
-    check();
-    tsan::write_range(dynamic_, bytes_);
-    memset(dynamic_, kPoison, kAsan ? 0 : bytes_ + kRoom);
-    asan::poison(dynamic_, bytes_ + kRoom);
+    vanish(dynamic_, bytes_ + kRoom);
+    for (const Named& a : named_) vanish(a.memory, a.bytes);
   }
 
   void close() {
@@ -122,14 +129,12 @@ class SharedMemory {
     free(memory);
   }
 
-  void check() const {
-    if (kAsan) return;
-    size_t from = cuts_.empty() ? bytes_ : 0;
-    for (size_t n = 0; n < cuts_.size(); from = cuts_[n++].end) check_gap(from, cuts_[n].begin, n);
-    check_gap(from, bytes_ + kRoom, cuts_.size());
-    for (const Named& a : named_)
-      if (written(a.memory + a.bytes, kGap)) fail("a SHARED_ARRAY of %zu bytes: written past its end", a.bytes);
+  static void vanish(char* memory, size_t bytes) {
+    tsan::write(memory, bytes);
+    if (!kAsan) memset(memory, kPoison, bytes);
+    asan::poison(memory, bytes);
   }
+
   void check_gap(size_t from, size_t to, size_t n) const {
     if (!written(dynamic_ + from, to - from)) return;
     if (cuts_.empty()) fail("shared memory: written past the end of its %zu bytes", bytes_);

@@ -1,0 +1,57 @@
+"""CUDA kernels on the CPU: what CUDA promises holds there, in any order of the threads and under the sanitizers."""
+
+from __future__ import annotations
+
+import pytest
+from cases.cuda_host import ORDERS
+from cuda.program import case
+
+# And how far they may be from a plain loop. TF32 keeps 10 bits of fraction; three products of it, 21.
+CASES = {
+    "rotation": 0,
+    "reduction": 0,
+    "carving": 0,
+    "indices": 0,
+    "histogram": 0,
+    "pairs": 0,
+    "shuffles": 0,
+    "groups": 0,
+    "copies": 0,
+    "copies_at_once": 0,
+    "clusters": 0,
+    "clusters_named": 0,
+    "tf32": 4e-3,
+    "tf32_thrice": 4e-6,
+    "side_by_side": 0,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_are_right_in_every_order(name: str) -> None:
+    reports = [case(name, order=order).report for order in ORDERS]
+    assert max(report["error"] for report in reports) <= CASES[name]
+    assert len({report["bits"] for report in reports}) == 1
+
+
+def test_tf32_is_rounded_and_three_products_mend_it() -> None:
+    once, thrice = (case(name).report["error"] for name in ("tf32", "tf32_thrice"))
+    assert 100 * thrice < once > 1e-4
+
+
+@pytest.mark.parametrize("flavour", ["thread", "address"])
+@pytest.mark.parametrize("name", CASES)
+def test_sanitizers_have_nothing_to_say(name: str, flavour: str) -> None:
+    done = case(name, flavour)
+    assert done.errors == ""
+    assert done.report["error"] <= CASES[name]
+
+
+def test_launches_that_a_device_refuses_get_its_codes() -> None:
+    value, configuration = "1", "9"  # cudaErrorInvalidValue, cudaErrorInvalidConfiguration
+    done = case("refusals")
+    assert done.output.split() == [value] + [configuration] * 4
+
+
+def test_an_order_that_is_none_is_refused() -> None:
+    done = case("rotation", order=-1)
+    assert done.status < 0 and "MTML_HOST_ORDER: expected 0, 1, 2 ..., got -1" in done.errors
