@@ -9,16 +9,17 @@
 
 #define DEV inline
 
-#define SHARED_ARRAY(type, name, n) \
-  static char name##_key;           \
-  auto& name = *reinterpret_cast<type(*)[n]>(::mtmlk::host::named_shared(&name##_key, sizeof(type) * (n)))
+#define SHARED_ARRAY(type, name, n)           \
+  static char name##_key;                     \
+  auto& name = *reinterpret_cast<type(*)[n]>( \
+      ::mtmlk::host::named_shared(&name##_key, sizeof(type) * (n), ::mtmlk::host::here()))
 
 namespace mtmlk {
 namespace host {
 
-inline char* named_shared(const void* key, size_t bytes) {
+inline char* named_shared(const void* key, size_t bytes, Place place) {
   tsan::Quiet quiet;
-  return self().block->shared.named(key, bytes);
+  return self().block->shared.named(key, bytes, place);
 }
 
 inline void check_copy(const void* shared, const void* global, Place place) {

@@ -28,5 +28,13 @@ inline Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE
   fail_with(format, values);
 }
 
+// With the line of source that broke the rule.
+[[noreturn]] __attribute__((format(printf, 2, 3))) inline void fail_at(Place place, const char* format, ...) {
+  fprintf(stderr, "%s:%d: ", place.file, place.line);
+  va_list values;
+  va_start(values, format);
+  fail_with(format, values);
+}
+
 }  // namespace host
 }  // namespace mtmlk

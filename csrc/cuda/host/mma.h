@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "cuda/host/builtins.h"
+#include "cuda/host/exchange.h"
 
 namespace mtmlk {
 

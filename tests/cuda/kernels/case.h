@@ -75,8 +75,8 @@ void report(Buffer<T>& result, F expected) {
     memcpy(bytes, &result[i], sizeof(T));
     for (const unsigned char byte : bytes) hash = (hash ^ byte) * 1099511628211u;
   }
-  printf("{\"error\": %s%.9g%s, \"bits\": \"%016llx\"}\n", error == error ? "" : "\"", error, error == error ? "" : "\"",
-         static_cast<unsigned long long>(hash));
+  printf("{\"error\": %s%.9g%s, \"bits\": \"%016llx\"}\n", error == error ? "" : "\"", error,
+         error == error ? "" : "\"", static_cast<unsigned long long>(hash));
 }
 
 struct Case {

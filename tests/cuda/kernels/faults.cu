@@ -34,7 +34,7 @@ __global__ void wrong_warp_size() {
 }
 __global__ void overrun_carved(int n) {
   SharedCarver at(dynamic_shared());
-  float* a = at.take<float>(10);
+  float* a = at.take<float>(10);  // carved: a
   float* b = at.take<float>(10);
   b[0] = a[0] = 1;
   a[n] = 1;  // overrun: carved
@@ -43,17 +43,17 @@ __global__ void overrun_end(int n) {
   reinterpret_cast<float*>(dynamic_shared())[n] = 1;  // overrun: end
 }
 __global__ void overrun_named(int n) {
-  SHARED_ARRAY(float, a, 10);
+  SHARED_ARRAY(float, a, 10);  // named: a
   float* first = a;
   first[n] = 1;  // overrun: named
 }
 __global__ void carve_too_much() {
   SharedCarver at(dynamic_shared());
-  at.take<float>(100);
+  at.take<float>(100);  // too much
 }
 __global__ void carve_differently() {
   SharedCarver at(dynamic_shared());
-  at.take<float>(threadIdx.x + 1);
+  at.take<float>(threadIdx.x + 1);  // differently
 }
 __global__ void copy_misaligned(const float* x) {
   copy_async_16(dynamic_shared(), x + 1);  // misaligned

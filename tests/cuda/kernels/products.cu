@@ -21,8 +21,7 @@ __global__ void product(const float* A, const float* B, float* C) {
   float d[4] = {0, 0, 0, 0};
   for (int k = 0; k < kDepth; k += 8) {
     uint32_t a[4], a_low[4], b[2], b_low[2];
-    for (int i = 0; i < 4; ++i)
-      split(A[(group + 8 * (i % 2)) * kDepth + k + within + 4 * (i / 2)], a[i], a_low[i]);
+    for (int i = 0; i < 4; ++i) split(A[(group + 8 * (i % 2)) * kDepth + k + within + 4 * (i / 2)], a[i], a_low[i]);
     for (int i = 0; i < 2; ++i) split(B[(k + within + 4 * i) * 8 + group], b[i], b_low[i]);
     if (kThree) {
       mma_tf32_16x8x8(d, a_low, b);
