@@ -22,10 +22,11 @@ INCLUDE = (f"-I{CSRC / 'include'}", f"-I{CSRC}")
 COMMON = ("-std=c++17", "-fPIC", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi")
 FLAVOURS = {
     "plain": ("-O2",),
+    "ucontext": ("-O1", "-DMTMLK_HOST_UCONTEXT"),  # as where there is no switch of our own
     "thread": ("-O1", "-g1", "-fsanitize=thread"),
     "address": ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
 }
-LIBRARIES = {"plain": (), "thread": ("libtsan.so",), "address": ("libasan.so", "libubsan.so")}
+LIBRARIES = {"thread": ("libtsan.so",), "address": ("libasan.so", "libubsan.so")}
 ORDERS = range(5)  # of threads: from the first, from the last, three times at random
 
 
@@ -38,7 +39,7 @@ def missing(flavour: str) -> str | None:
     """Why nothing can be compiled so here."""
     if shutil.which(compiler()[0]) is None:
         return f"no C++ compiler {compiler()[0]}"
-    for name in LIBRARIES[flavour]:
+    for name in LIBRARIES.get(flavour, ()):
         done = subprocess.run([*compiler(), f"-print-file-name={name}"], capture_output=True, text=True)
         if not Path(done.stdout.strip()).is_absolute():
             return f"the C++ compiler has no {name}"

@@ -13,6 +13,7 @@ CASES = {
     "carving": 0,
     "indices": 0,
     "histogram": 0,
+    "last_block": 0,
     "pairs": 0,
     "shuffles": 0,
     "groups": 0,
@@ -46,6 +47,11 @@ def test_sanitizers_have_nothing_to_say(name: str, flavour: str) -> None:
     assert done.report["error"] <= CASES[name]
 
 
+def test_fibers_switch_by_ucontext_as_well() -> None:
+    for name, most in CASES.items():
+        assert case(name, "ucontext").report["error"] <= most
+
+
 def test_launches_that_a_device_refuses_get_its_codes() -> None:
     value, configuration = "1", "9"  # cudaErrorInvalidValue, cudaErrorInvalidConfiguration
     done = case("refusals")
@@ -55,3 +61,9 @@ def test_launches_that_a_device_refuses_get_its_codes() -> None:
 def test_an_order_that_is_none_is_refused() -> None:
     done = case("rotation", order=-1)
     assert done.status < 0 and "MTML_HOST_ORDER: expected 0, 1, 2 ..., got -1" in done.errors
+
+
+@pytest.mark.slow
+def test_a_barrier_is_cheap() -> None:
+    """Of 128 threads, in time of the CPU: whole meta-steps run on fibers."""
+    assert case("barrier_time").report["microseconds"] < 3

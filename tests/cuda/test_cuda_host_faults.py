@@ -8,14 +8,15 @@ import pytest
 from cases.cuda_host import ORDERS
 from cuda.program import case, line
 
-# Case -> where its kernel writes and reads without a barrier in between.
+# Case -> where its kernel writes and reads with nothing in between that orders the two.
 RACES = {
     "rotation_without_barrier": ("blocks.cu", "rotate: write", "rotate: read"),
     "pairs_without_barrier": ("warps.cu", "swap_pairs: write", "swap_pairs: read"),
     "pairs_by_shuffle": ("warps.cu", "by_shuffle: write", "by_shuffle: read"),
     "clusters_without_first": ("clusters.cu", "from_next: write", "from_next: read"),
     "copies_too_early": ("copies.cu", "early: copy", "early: read"),
-    "blocks_race": ("blocks.cu", "overwrite: write", "overwrite: write"),
+    "blocks_race": ("blocks.cu", "overwrite: write"),
+    "last_block_without_fence": ("blocks.cu", "last block: write", "last block: read"),
 }
 
 

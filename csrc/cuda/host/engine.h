@@ -46,6 +46,7 @@ class Engine {
   void prepare(Thread& thread, Block& block, unsigned number);
   void start_fibers();
   void end_fibers();
+  void forget_fibers(size_t most);
 
   void arrive(Meeting& meeting, Place place, bool orders);
   void wait();
@@ -69,6 +70,7 @@ class Engine {
   Stacks stacks_;
   Fiber launcher_;
   Fiber* previous_ = nullptr;    // of the fiber that runs
+  std::vector<void*> watched_;   // fibers that ended, as ThreadSanitizer knows them
   char ended_ = 0, fenced_ = 0;  // what ThreadSanitizer knows by these addresses
 };
 

@@ -22,6 +22,7 @@ inline void Engine::run(const Shape& shape, Job job) {
       start_fibers();
       end_fibers();
     }
+    forget_fibers(0);
   }
   tsan::receive(&ended_);
 }
@@ -89,8 +90,17 @@ inline void Engine::start_fibers() {
 
 inline void Engine::end_fibers() {
   running = nullptr;
-  for (Thread& t : threads_) tsan::destroy(t.fiber.tsan);
   for (Block& b : blocks_) b.shared.close();
+  if (!kTsan) return;
+  for (Thread& t : threads_) watched_.push_back(t.fiber.tsan);
+  forget_fibers(1000);
+}
+
+// ThreadSanitizer shows where a fiber was only as long as it is remembered.
+inline void Engine::forget_fibers(size_t most) {
+  if (watched_.size() <= most) return;
+  for (void* fiber : watched_) tsan::destroy(fiber);
+  watched_.clear();
 }
 
 }  // namespace host

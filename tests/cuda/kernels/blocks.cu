@@ -85,33 +85,50 @@ static void indices() {
   report(y, [&](size_t i) { return i / threads * 1000 + i % threads; });
 }
 
-// counts[k] = how many x are k; the last block to be done writes the sum of all.
-__global__ void count_values(const int* x, int n, int* counts, unsigned* done, int* total) {
-  SHARED_ARRAY(unsigned, last, 1);
+// counts[k] = how many x are k
+__global__ void count_values(const int* x, int n, int* counts) {
   for (int i = int(blockIdx.x * blockDim.x + threadIdx.x); i < n; i += int(gridDim.x * blockDim.x))
     atomicAdd(&counts[x[i]], 1);
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) last[0] = atomicAdd(done, 1u);
-  __syncthreads();
-  if (last[0] + 1 < gridDim.x || threadIdx.x > 0) return;
-  __threadfence();
-  total[0] = 0;
-  for (int k = 0; k < 8; ++k) total[0] += counts[k];
 }
 
 static void histogram() {
   const int n = 1000;
-  Buffer<int> x(n), counts(9);
-  Buffer<unsigned> done(1);
+  Buffer<int> x(n), counts(8);
   x.draw(3, 8);
-  for (size_t k = 0; k < 9; ++k) counts[k] = 0;
-  done[0] = 0;
-  launch(count_values, {4, 64}, x.data(), n, counts.data(), done.data(), counts.data() + 8);
+  for (size_t k = 0; k < 8; ++k) counts[k] = 0;
+  launch(count_values, {4, 64}, x.data(), n, counts.data());
   report(counts, [&](size_t k) {
     int count = 0;
-    for (size_t i = 0; i < n; ++i) count += k == 8 || x[i] == int(k);
+    for (size_t i = 0; i < n; ++i) count += x[i] == int(k);
     return count;
+  });
+}
+
+// total = sum_b x[b], by the block that is done last, in the order of the blocks.
+template <bool kFence>
+__global__ void sum_of_blocks(const float* x, float* partial, unsigned* done, float* total) {
+  if (threadIdx.x > 0) return;
+  partial[blockIdx.x] = x[blockIdx.x];  // last block: write
+  if (kFence) __threadfence();
+  if (atomicAdd(done, 1u) + 1 < gridDim.x) return;
+  if (kFence) __threadfence();
+  float sum = 0;
+  for (unsigned b = 0; b < gridDim.x; ++b) sum += partial[b];  // last block: read
+  *total = sum;
+}
+
+template <bool kFence>
+static void last_block() {
+  const int blocks = 9;
+  Buffer<float> x(blocks), partial(blocks), total(1);
+  Buffer<unsigned> done(1);
+  x.draw(12);
+  done[0] = 0;
+  launch(sum_of_blocks<kFence>, {blocks, 32}, x.data(), partial.data(), done.data(), total.data());
+  report(total, [&](size_t) {
+    float sum = 0;
+    for (size_t b = 0; b < blocks; ++b) sum += x[b];
+    return sum;
   });
 }
 
@@ -124,4 +141,16 @@ static void blocks_race() {
   Buffer<int> y(32);
   launch(overwrite, {2, 32}, y.data());
   report(y, [](size_t) { return 1; });
+}
+
+__global__ void wait_for_all(int times) {
+  for (int i = 0; i < times; ++i) __syncthreads();
+}
+
+// What one __syncthreads() of 128 threads costs the CPU.
+static void barrier_time() {
+  const int times = 20000;
+  const clock_t before = clock();
+  launch(wait_for_all, {1, 128}, int(times));
+  printf("{\"microseconds\": %.3f}\n", double(clock() - before) / CLOCKS_PER_SEC / times * 1e6);
 }
