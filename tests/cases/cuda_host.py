@@ -19,7 +19,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 INCLUDE = (f"-I{CSRC / 'include'}", f"-I{CSRC}")
-COMMON = ("-std=c++17", "-fPIC", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi")
+COMMON = (
+    "-std=c++17",
+    "-fPIC",
+    "-pthread",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
+)
 FLAVOURS = {
     "plain": ("-O2",),
     "ucontext": ("-O1", "-DMTMLK_HOST_UCONTEXT"),  # as where there is no switch of our own

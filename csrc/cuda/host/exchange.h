@@ -4,6 +4,7 @@
 // has returned.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -33,10 +34,11 @@ class Exchange {
     memcpy(warp_.values[number_][self().lane], &value, sizeof(V));
     meet(false);
   }
+  // What a lane showed; the i-th V of it.
   template <class V>
-  V of(int lane) const {
+  V of(int lane, int i = 0) const {
     V value;
-    memcpy(&value, warp_.values[number_][lane], sizeof(V));
+    memcpy(&value, warp_.values[number_][lane] + size_t(i) * sizeof(V), sizeof(V));
     return value;
   }
   // For each lane of the mask.
