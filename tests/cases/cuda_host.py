@@ -23,6 +23,7 @@ COMMON = (
     "-std=c++17",
     "-fPIC",
     "-pthread",
+    "-fvisibility=hidden",
     "-ffp-contract=off",
     "-Wall",
     "-Wextra",
@@ -63,11 +64,15 @@ def _key(source: Path, command: list[str]) -> str:
 
 
 def build(source: Path, flavour: str = "plain", *flags: str) -> Path:
-    """The program (or, with -shared, the library) of a .cu file, compiled where no equal one lies under build/."""
+    """The program of a .cu file, compiled where no equal one lies under build/.
+
+    With -shared a library, for ctypes: of the functions that are MTMLK_API. A sanitizer wants a program.
+    """
     if reason := missing(flavour):
         pytest.skip(reason)
     command = [*compiler(), *COMMON, *FLAVOURS[flavour], *INCLUDE, *flags, "-x", "c++", str(source)]
-    name = f"{source.parent.name}-{source.stem}-{flavour}"
+    kind = hashlib.sha256(shlex.join(flags).encode()).hexdigest()[:6]
+    name = f"{source.parent.name}-{source.stem}-{flavour}-{kind}"
     folder = ROOT / "build" / "cuda-host"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}-{_key(source, command)}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
-from cases.cuda_host import ORDERS
-from cuda.program import case
+from cases.cuda_host import ORDERS, build
+from cuda.program import KERNELS, case
 
 # And how far they may be from a plain loop. TF32 keeps 10 bits of fraction; three products of it, 21.
 CASES = {
@@ -17,6 +21,7 @@ CASES = {
     "pairs": 0,
     "shuffles": 0,
     "groups": 0,
+    "drawn_groups": 0,
     "copies": 0,
     "copies_at_once": 0,
     "clusters": 0,
@@ -61,6 +66,20 @@ def test_launches_that_a_device_refuses_get_its_codes() -> None:
 def test_an_order_that_is_none_is_refused() -> None:
     done = case("rotation", order=-1)
     assert done.status < 0 and "MTML_HOST_ORDER: expected 0, 1, 2 ..., got -1" in done.errors
+
+
+def test_threads_of_another_language_launch_side_by_side() -> None:
+    function = ctypes.CDLL(str(build(KERNELS / "library.cu", "plain", "-shared"))).add_neighbours_in_order
+    x = np.arange(96, dtype=np.float32)
+
+    def call(order: int) -> np.ndarray:
+        y = np.full_like(x, np.nan)
+        assert function(x.ctypes.data_as(ctypes.c_void_p), y.ctypes.data_as(ctypes.c_void_p), len(x), order) == 0
+        return y
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(call, [*ORDERS] * 40))
+    assert all((y == x + np.roll(x, 1)).all() for y in results)
 
 
 @pytest.mark.slow

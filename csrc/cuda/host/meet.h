@@ -30,11 +30,11 @@ inline void Engine::meet(Barrier& barrier, Place place) {
 inline void Engine::meet(Warp& warp, int number, Place place, bool orders) {
   Meeting& meeting = warp.meetings[number];
   arrive(meeting, place, orders);
-  Thread* lanes = &self() - self().lane;
-  if (meeting.arrived == __builtin_popcount(meeting.mask)) {
-    meeting.leaving = meeting.arrived;
+  if (meeting.arrived == meeting.lanes) {
+    meeting.leaving = meeting.lanes;
     meeting.arrived = 0;
-    release(meeting, lanes, kLanes - __builtin_clz(meeting.mask));
+    Thread* first = &self() - self().lane;
+    release(meeting, first, kLanes - __builtin_clz(meeting.mask));
   }
   wait();
   if (orders) tsan::receive(&meeting.order);

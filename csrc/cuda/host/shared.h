@@ -143,9 +143,8 @@ class SharedMemory {
   }
 
   static bool written(const char* p, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i)
-      if (static_cast<unsigned char>(p[i]) != kPoison) return true;
-    return false;
+    if (bytes == 0) return false;
+    return static_cast<unsigned char>(*p) != kPoison || memcmp(p, p + 1, bytes - 1) != 0;  // each byte is as the next
   }
 
   char* dynamic_ = nullptr;

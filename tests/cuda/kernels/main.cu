@@ -41,6 +41,7 @@ static const Case kCases[] = {
     {"pairs_by_shuffle", pairs_by_shuffle},
     {"shuffles", shuffles},
     {"groups", groups},
+    {"drawn_groups", drawn_groups},
     {"copies", copies_right},
     {"copies_at_once", copies_at_once},
     {"copies_without_wait", copies_without_wait},

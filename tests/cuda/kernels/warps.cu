@@ -1,5 +1,6 @@
 // Lanes of a warp.
 #include "case.h"
+#include "mtml/arithmetic.h"
 
 // y[i] = x[i ^ 1] through shared memory.
 template <bool kSync>
@@ -83,4 +84,45 @@ static void groups() {
     const int lane = int(i), size = lane < 16 ? 16 : lane < 24 ? 8 : 4;
     return lane / size * size + (lane + size / 2) % size;
   });
+}
+
+constexpr int kRounds = 40;
+
+// The group of a lane in a round, of three.
+MTMLK_ANYWHERE unsigned drawn_group(unsigned round, unsigned lane) {
+  return ((round * 32 + lane + 1) * 2654435761u >> 20) % 3;
+}
+
+// In each round the lanes fall into other groups, which do not wait for each other: v <- 3 v + sum of the group's v, by
+// way of shared memory and by way of a sum of registers.
+__global__ void sum_in_drawn_groups(unsigned* y) {
+  SHARED_ARRAY(unsigned, values, 32);
+  const unsigned lane = threadIdx.x;
+  unsigned v = lane + 1;
+  for (unsigned round = 0; round < kRounds; ++round) {
+    unsigned mask = 0, sum = 0;
+    for (unsigned i = 0; i < 32; ++i)
+      if (drawn_group(round, i) == drawn_group(round, lane)) mask |= 1u << i;
+    values[lane] = v;
+    __syncwarp(mask);
+    for (unsigned i = 0; i < 32; ++i)
+      if (mask >> i & 1) sum += values[i];
+    if (__reduce_add_sync(mask, v) != sum) sum = 0;
+    __syncwarp(mask);
+    v = 3 * v + sum;
+  }
+  y[lane] = v;
+}
+
+static void drawn_groups() {
+  Buffer<unsigned> y(32);
+  launch(sum_in_drawn_groups, {1, 32}, y.data());
+  unsigned v[32];
+  for (unsigned lane = 0; lane < 32; ++lane) v[lane] = lane + 1;
+  for (unsigned round = 0; round < kRounds; ++round) {
+    unsigned sums[3] = {0, 0, 0};
+    for (unsigned lane = 0; lane < 32; ++lane) sums[drawn_group(round, lane)] += v[lane];
+    for (unsigned lane = 0; lane < 32; ++lane) v[lane] = 3 * v[lane] + sums[drawn_group(round, lane)];
+  }
+  report(y, [&](size_t i) { return v[i]; });
 }
