@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from cases.cuda_host import INCLUDE, run
+from cases.cuda_kernels import CASES, MAIN
 from cases.triton_process import CAPABILITIES
-from cuda.program import MAIN
-from cuda.test_cuda_host import CASES
 
 
 def nvcc() -> str:

@@ -8,28 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from cases.cuda_host import ORDERS, build
-from cuda.program import KERNELS, case
-
-# And how far they may be from a plain loop. TF32 keeps 10 bits of fraction; three products of it, 21.
-CASES = {
-    "rotation": 0,
-    "reduction": 0,
-    "carving": 0,
-    "indices": 0,
-    "histogram": 0,
-    "last_block": 0,
-    "pairs": 0,
-    "shuffles": 0,
-    "groups": 0,
-    "drawn_groups": 0,
-    "copies": 0,
-    "copies_at_once": 0,
-    "clusters": 0,
-    "clusters_named": 0,
-    "tf32": 4e-3,
-    "tf32_thrice": 4e-6,
-    "side_by_side": 0,
-}
+from cases.cuda_kernels import CASES, KERNELS, case
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,7 +6,7 @@ from signal import SIGABRT
 
 import pytest
 from cases.cuda_host import ORDERS
-from cuda.program import case, line
+from cases.cuda_kernels import case, line
 
 # Case -> where its kernel writes and reads with nothing in between that orders the two.
 RACES = {
