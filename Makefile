@@ -16,7 +16,7 @@ export TORCH_INSTALL
 unexport PYTHONPATH
 
 BIN := $(abspath $(VENV))/bin
-CLANG_FORMAT = find csrc -regex '.*\.\(cpp\|h\|inl\|cu\)' -print0 | PATH="$(BIN):$$PATH" xargs -0 clang-format
+CLANG_FORMAT = find csrc tests/cuda -regex '.*\.\(cpp\|h\|inl\|cu\|cuh\)' -print0 | PATH="$(BIN):$$PATH" xargs -0 clang-format
 ENVIRONMENT := $(VENV)/.mtml-environment
 PEERS := $(VENV)/.mtml-peers
 BUILT := $(VENV)/.mtml-built

@@ -19,6 +19,8 @@ ROOTS = ("include", ".", "cpu")  # as -I
 # From the bottom. A file may include files of its own folder and of lower ranks; folders of one rank are strangers.
 RANKS = {
     "include/mtml": 0,
+    "cuda/host": 1,
+    "cuda": 2,
     "cpu/simd": 1,
     "cpu/runtime": 2,
     "cpu/inner_loop/plan": 3,
@@ -103,6 +105,7 @@ def test_includes_that_point_up_are_found() -> None:
     assert not may_include("cpu/multihead_loss/kernel.h", "cpu/inner_loop/loss.h")
     assert not may_include("cpu/layers/table.h", "cpu/inner_loop/runner.h")
     assert not may_include("bindings/module.cpp", "cpu/isa/dispatch.h")
+    assert not may_include("cuda/host/launch.h", "cuda/launch.h")
     assert may_include("cpu/layers/conv/node.h", "cpu/layers/norm/stats.h")
     assert cycles({"a.h": ["b.h"], "b.h": ["c.h"], "c.h": ["b.h"]}) == ["b.h", "c.h"]
 

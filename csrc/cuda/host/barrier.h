@@ -13,7 +13,8 @@ namespace host {
 // One use of a barrier. It may be used again when all who met have gone on, which `leaving` counts.
 struct Meeting {
   Place place = {nullptr, 0};  // of the first to arrive
-  uint32_t mask = 0;           // lanes that meet, where it is a warp's
+  uint32_t mask = 0;           // lanes that meet, where it is a warp's, and how many
+  int lanes = 0;
   int arrived = 0, leaving = 0;
   char order = 0;
 };

@@ -14,13 +14,13 @@ class SharedCarver {
   explicit SharedCarver(char* base) : base_(base) {}
 
   template <class T>
-  T* take(size_t n) {
+  T* take(size_t n, host::Place place = host::here()) {
     static_assert(alignof(T) <= 16, "arrays are aligned to 16 bytes");
     bytes_ += round_up_16(n * sizeof(T));
     if (base_ == nullptr) return nullptr;
     const size_t begin = place_, end = begin + n * sizeof(T);
     place_ = round_up_16(end) + host::kGap;
-    cut(begin, end);
+    cut(begin, end, place);
     return reinterpret_cast<T*>(base_ + begin);
   }
   size_t bytes() const { return bytes_; }
@@ -28,12 +28,13 @@ class SharedCarver {
  private:
   static size_t round_up_16(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
-  void cut(size_t begin, size_t end) {
+  void cut(size_t begin, size_t end, host::Place place) {
     host::tsan::Quiet quiet;
     host::SharedMemory& shared = host::self().block->shared;
-    if (base_ != shared.dynamic()) host::fail("SharedCarver: expected dynamic_shared()");
-    if (bytes_ > shared.bytes()) host::fail("SharedCarver: %zu bytes taken, %zu launched with", bytes_, shared.bytes());
-    shared.cut(arrays_++, begin, end);
+    if (base_ != shared.dynamic()) host::fault(place, "SharedCarver: expected dynamic_shared()");
+    if (bytes_ > shared.bytes())
+      host::fault(place, "SharedCarver: %zu bytes taken, %zu launched with", bytes_, shared.bytes());
+    shared.cut(arrays_++, begin, end, place);
   }
 
   char* base_ = nullptr;

@@ -9,16 +9,17 @@
 
 #define DEV inline
 
-#define SHARED_ARRAY(type, name, n) \
-  static char name##_key;           \
-  auto& name = *reinterpret_cast<type(*)[n]>(::mtmlk::host::named_shared(&name##_key, sizeof(type) * (n)))
+#define SHARED_ARRAY(type, name, n)           \
+  static char name##_key;                     \
+  auto& name = *reinterpret_cast<type(*)[n]>( \
+      ::mtmlk::host::named_shared(&name##_key, sizeof(type) * (n), ::mtmlk::host::here()))
 
 namespace mtmlk {
 namespace host {
 
-inline char* named_shared(const void* key, size_t bytes) {
+inline char* named_shared(const void* key, size_t bytes, Place place) {
   tsan::Quiet quiet;
-  return self().block->shared.named(key, bytes);
+  return self().block->shared.named(key, bytes, place);
 }
 
 inline void check_copy(const void* shared, const void* global, Place place) {
@@ -34,13 +35,13 @@ inline void check_copy(const void* shared, const void* global, Place place) {
 inline char* dynamic_shared() { return host::self().block->shared.dynamic(); }
 
 inline int cluster_rank() { return host::self().block->rank; }
-inline void cluster_sync(host::Place place = MTMLK_HERE) {
+inline void cluster_sync(host::Place place = host::here()) {
   host::tsan::Quiet quiet;
   host::Engine& engine = *host::self().engine;
   engine.meet(engine.cluster(), place);
 }
 template <class T>
-T* peer_shared(T* p, int rank, host::Place place = MTMLK_HERE) {
+T* peer_shared(T* p, int rank, host::Place place = host::here()) {
   host::tsan::Quiet quiet;
   host::Engine& engine = *host::self().engine;
   if (rank < 0 || rank >= engine.shape().cluster) host::fault(place, "peer_shared: no block %d in the cluster", rank);
@@ -50,7 +51,7 @@ T* peer_shared(T* p, int rank, host::Place place = MTMLK_HERE) {
   return reinterpret_cast<T*>(there);
 }
 
-inline void copy_async_16(void* shared, const void* global, host::Place place = MTMLK_HERE) {
+inline void copy_async_16(void* shared, const void* global, host::Place place = host::here()) {
   host::check_copy(shared, global, place);
   host::self().copies.add(shared, global);
 }

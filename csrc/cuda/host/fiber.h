@@ -58,11 +58,17 @@ struct Fiber {
   void* tsan = nullptr;
 };
 
+// A new run of the fiber: the last frames of the old one, which never returned, stand in nobody's way.
+inline void forget_frames(const Fiber& fiber) {
+  constexpr size_t kLast = 16 * 1024;
+  asan::unpoison(static_cast<const char*>(fiber.bottom) + fiber.bytes - kLast, kLast);
+}
+
 // To be called first by what a fiber begins with, and after each switch back.
 inline void arrived(Fiber& self, Fiber& from) { asan::arrive(self.fake, &from.bottom, &from.bytes); }
 
 // Stops `from`, and goes on with `to`; `last`: for ever.
-inline void switch_fiber(Fiber& from, Fiber& to, bool last = false) {
+MTMLK_UNWATCHED inline void switch_fiber(Fiber& from, Fiber& to, bool last = false) {
   asan::leave(last ? nullptr : &from.fake, to.bottom, to.bytes);
   tsan::enter(to.tsan);
   switch_context(&from.context, &to.context);

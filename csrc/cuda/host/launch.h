@@ -6,7 +6,7 @@
 #include <tuple>
 #include <utility>
 
-#include "cuda/host/engine.h"
+#include "cuda/host/run.h"
 
 namespace mtmlk {
 

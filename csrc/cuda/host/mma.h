@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "cuda/host/builtins.h"
+#include "cuda/host/exchange.h"
 
 namespace mtmlk {
 
@@ -18,27 +18,31 @@ inline uint32_t to_tf32(float x) {
 
 namespace host {
 
-// Of one lane, by group = lane / 4 and within = lane % 4: A[group + 8 (i % 2), within + 4 (i / 2)] and
-// B[within + 4 i, group].
+// What a lane holds of A and B (device_api.h), as the registers that others see: A's four, then B's two.
 struct Fragments {
-  uint32_t a[4], b[2];
+  uint32_t words[6];
 };
 
 // What the matrix unit reads of a register.
-inline float tf32_value(uint32_t bits) {
+inline double tf32_value(uint32_t bits) {
   bits &= 0xffffe000u;
   float x;
   memcpy(&x, &bits, sizeof x);
   return x;
 }
 
-// sum_k A[row, k] B[k, col]; the order in which hardware adds is its own.
-inline float mma_element(const Exchange& lanes, int row, int col) {
+// A[row, 8] and B[8, column], by way of the lanes that hold them.
+inline void gather_row(const Exchange& lanes, int row, double (&a)[8]) {
+  for (int k = 0; k < 8; ++k) a[k] = tf32_value(lanes.of<uint32_t>(row % 8 * 4 + k % 4, row / 8 + k / 4 * 2));
+}
+inline void gather_column(const Exchange& lanes, int column, double (&b)[8]) {
+  for (int k = 0; k < 8; ++k) b[k] = tf32_value(lanes.of<uint32_t>(column * 4 + k % 4, 4 + k / 4));
+}
+
+// Hardware adds in an order of its own.
+inline float dot(const double (&a)[8], const double (&b)[8]) {
   double sum = 0;
-  for (int k = 0; k < 8; ++k) {
-    const auto left = lanes.of<Fragments>(row % 8 * 4 + k % 4), right = lanes.of<Fragments>(col * 4 + k % 4);
-    sum += double(tf32_value(left.a[row / 8 + k / 4 * 2])) * tf32_value(right.b[k / 4]);
-  }
+  for (int k = 0; k < 8; ++k) sum += a[k] * b[k];
   return float(sum);
 }
 
@@ -46,13 +50,17 @@ inline float mma_element(const Exchange& lanes, int row, int col) {
 
 // D[16, 8] += A[16, 8] B[8, 8]
 inline void mma_tf32_16x8x8(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                            host::Place place = MTMLK_HERE) {
-  const host::Fragments mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+                            host::Place place = host::here()) {
   host::tsan::Quiet quiet;
   host::Exchange lanes(0xffffffffu, place);
-  lanes.show(mine);
-  const int lane = host::self().lane;
-  for (int i = 0; i < 4; ++i) d[i] += host::mma_element(lanes, lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2);
+  lanes.show(host::Fragments{{a[0], a[1], a[2], a[3], b[0], b[1]}});
+  const int group = host::self().lane / 4, within = host::self().lane % 4;
+  double rows[2][8], columns[2][8];
+  for (int i = 0; i < 2; ++i) {
+    host::gather_row(lanes, group + 8 * i, rows[i]);
+    host::gather_column(lanes, 2 * within + i, columns[i]);
+  }
+  for (int i = 0; i < 4; ++i) d[i] += host::dot(rows[i / 2], columns[i % 2]);
 }
 
 }  // namespace mtmlk

@@ -27,7 +27,6 @@ class SharedMemory {
  public:
   SharedMemory() = default;
   SharedMemory(const SharedMemory&) = delete;
-  SharedMemory(SharedMemory&& other) = default;
   ~SharedMemory() { close(); }
 
   void open(size_t bytes) {
@@ -40,28 +39,28 @@ class SharedMemory {
   size_t bytes() const { return bytes_; }
 
   // The n-th array that a carver cuts: [begin, end) of the dynamic memory. Every thread cuts, and all alike.
-  void cut(size_t n, size_t begin, size_t end) {
+  void cut(size_t n, size_t begin, size_t end, Place place) {
     if (n < cuts_.size()) {
-      if (cuts_[n].begin != begin || cuts_[n].end != end)
-        fail("SharedCarver: array %zu has %zu bytes here and had %zu before: a block has one layout", n, end - begin,
-             cuts_[n].end - cuts_[n].begin);
-      return;
+      if (cuts_[n].begin == begin && cuts_[n].end == end) return;
+      fail_at(place, "SharedCarver: array %zu has %zu bytes here and had %zu before: a block has one layout", n,
+              end - begin, cuts_[n].end - cuts_[n].begin);
     }
-    if (n >= kArrays) fail("SharedCarver: more than %zu arrays", kArrays);
+    if (n >= kArrays) fail_at(place, "SharedCarver: more than %zu arrays", kArrays);
     if (n == 0) asan::poison(dynamic_, bytes_);
     asan::unpoison(dynamic_ + begin, end - begin);
-    cuts_.push_back({begin, end});
+    cuts_.push_back({begin, end, place});
   }
 
   // The array with a name that `key` stands for.
-  char* named(const void* key, size_t bytes) {
-    for (const Named& a : named_)
-      if (a.key == key) return a.memory;
+  char* named(const void* key, size_t bytes, Place place) {
     size_t all = bytes;
-    for (const Named& a : named_) all += a.bytes;
-    if (all > kStaticSharedLimit) fail("SHARED_ARRAY: more than %zu bytes in a block", kStaticSharedLimit);
-    if (all + bytes_ > kSharedLimit) fail("SHARED_ARRAY: more than %zu bytes with the dynamic ones", kSharedLimit);
-    named_.push_back({key, fresh(bytes + kGap), bytes});
+    for (const Named& a : named_) {
+      if (a.key == key) return a.memory;
+      all += a.bytes;
+    }
+    if (all > kStaticSharedLimit) fail_at(place, "SHARED_ARRAY: more than %zu bytes in a block", kStaticSharedLimit);
+    if (all + bytes_ > kSharedLimit) fail_at(place, "SHARED_ARRAY: more than %zu bytes with the rest", kSharedLimit);
+    named_.push_back({key, fresh(bytes + kGap), bytes, place});
     asan::poison(named_.back().memory + bytes, kGap);
     return named_.back().memory;
   }
@@ -78,16 +77,29 @@ class SharedMemory {
     const char* at = static_cast<const char*>(p);
     if (inside(p, 1, other.dynamic_, other.bytes_ + kRoom)) return dynamic_ + (at - other.dynamic_);
     for (const Named& a : other.named_)
-      if (inside(p, 1, a.memory, a.bytes)) return named(a.key, a.bytes) + (at - a.memory);
+      if (inside(p, 1, a.memory, a.bytes)) return named(a.key, a.bytes, a.place) + (at - a.memory);
     return nullptr;
   }
 
-  // For the block's last thread. After it the memory is gone, for other blocks of the cluster too.
+  // Is everything outside of the arrays as it was?
+  void check() const {
+    if (kAsan) return;
+    if (cuts_.empty() && written(dynamic_ + bytes_, kRoom))
+      fail("dynamic shared memory: written past the end of its %zu bytes", bytes_);
+    for (size_t n = 0; n < cuts_.size(); ++n) {
+      const size_t end = cuts_[n].end, next = n + 1 < cuts_.size() ? cuts_[n + 1].begin : bytes_ + kRoom;
+      if (written(dynamic_ + end, next - end))
+        fail_at(cuts_[n].place, "written past the end of this array of %zu bytes", end - cuts_[n].begin);
+    }
+    for (const Named& a : named_)
+      if (written(a.memory + a.bytes, kGap))
+        fail_at(a.place, "written past the end of this array of %zu bytes", a.bytes);
+  }
+
+  // For other blocks the memory is no more, though they may not know.
   void leave() {
-    check();
-    tsan::write_range(dynamic_, bytes_);
-    memset(dynamic_, kPoison, kAsan ? 0 : bytes_ + kRoom);
-    asan::poison(dynamic_, bytes_ + kRoom);
+    vanish(dynamic_, bytes_ + kRoom);
+    for (const Named& a : named_) vanish(a.memory, a.bytes);
   }
 
   void close() {
@@ -100,11 +112,13 @@ class SharedMemory {
  private:
   struct Cut {
     size_t begin, end;
+    Place place;
   };
   struct Named {
     const void* key;
     char* memory;
     size_t bytes;
+    Place place;
   };
 
   static bool inside(const void* p, size_t bytes, const char* memory, size_t size) {
@@ -122,23 +136,15 @@ class SharedMemory {
     free(memory);
   }
 
-  void check() const {
-    if (kAsan) return;
-    size_t from = cuts_.empty() ? bytes_ : 0;
-    for (size_t n = 0; n < cuts_.size(); from = cuts_[n++].end) check_gap(from, cuts_[n].begin, n);
-    check_gap(from, bytes_ + kRoom, cuts_.size());
-    for (const Named& a : named_)
-      if (written(a.memory + a.bytes, kGap)) fail("a SHARED_ARRAY of %zu bytes: written past its end", a.bytes);
+  static void vanish(char* memory, size_t bytes) {
+    tsan::write(memory, bytes);
+    if (!kAsan) memset(memory, kPoison, bytes);
+    asan::poison(memory, bytes);
   }
-  void check_gap(size_t from, size_t to, size_t n) const {
-    if (!written(dynamic_ + from, to - from)) return;
-    if (cuts_.empty()) fail("shared memory: written past the end of its %zu bytes", bytes_);
-    fail("shared memory: written past the end of array %zd of the SharedCarver", ssize_t(n) - 1);
-  }
+
   static bool written(const char* p, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i)
-      if (static_cast<unsigned char>(p[i]) != kPoison) return true;
-    return false;
+    if (bytes == 0) return false;
+    return static_cast<unsigned char>(*p) != kPoison || memcmp(p, p + 1, bytes - 1) != 0;  // each byte is as the next
   }
 
   char* dynamic_ = nullptr;

@@ -46,7 +46,7 @@ inline Thread& self() { return *running; }
 [[noreturn]] __attribute__((format(printf, 2, 3))) inline void fault(Place place, const char* format, ...) {
   const Thread& t = self();
   const dim3 b = t.block->index;
-  fprintf(stderr, "%s:%d: block (%u, %u, %u) thread (%u, %u, %u)\n", place.file, place.line, b.x, b.y, b.z, t.index.x,
+  fprintf(stderr, "%s:%d: block (%u, %u, %u) thread (%u, %u, %u): ", place.file, place.line, b.x, b.y, b.z, t.index.x,
           t.index.y, t.index.z);
   va_list values;
   va_start(values, format);

@@ -27,7 +27,7 @@ struct Warp {
       if (m.arrived == 0 && m.leaving == 0) free = i;
     }
     if (free == used) ++used;
-    meetings[free].mask = mask;
+    meetings[free].mask = mask, meetings[free].lanes = __builtin_popcount(mask);
     return free;
   }
 };
