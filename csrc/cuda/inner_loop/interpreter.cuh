@@ -51,7 +51,7 @@ DEV void run_with_stages(const Machine<T>& m, const Instruction& i) {
   const bool product = i.op() == kMatmul;
   MatmulOperands<T> operands;
   if (product) operands = MatmulOperands<T>(m, i);
-  const int shift = product ? matmul_shift(i.rows() * i.cols(), m.threads) : 0;
+  const int shift = product ? matmul_shift<T>(i.rows() * i.cols(), m.threads) : 0;
   const int m_step = (i.rows() + (1 << shift) - 1) >> shift, n_step = (i.cols() + (1 << shift) - 1) >> shift;
   Walk walk = m.whole(i);
   const int pieces = product ? m_step * n_step : walk.first + 1, step = product ? m.threads : pieces;
@@ -64,7 +64,7 @@ DEV void run_with_stages(const Machine<T>& m, const Instruction& i) {
         matmul_tile<T, 1>(operands, row, m_step, col, n_step);
       else if (shift == 1)
         matmul_tile<T, 2>(operands, row, m_step, col, n_step);
-      else
+      else if constexpr (sizeof(T) == 4)
         matmul_tile<T, 4>(operands, row, m_step, col, n_step);
       walk = {0, 1, 1 << (2 * shift), row, m_step, col, n_step, shift, true};
       stage = i.first_stage();

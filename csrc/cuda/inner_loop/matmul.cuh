@@ -14,8 +14,10 @@ constexpr int kRun = 128;
 
 // A thread takes a tile of 2^shift rows, m_step apart, and as many columns, n_step apart, so that neighbouring threads
 // read neighbouring columns. The more elements there are for each thread, the more of them share what is loaded.
+// In double precision 16 sums, and 16 of the run, would not fit into the registers.
+template <class T>
 DEV int matmul_shift(int elements, int threads) {
-  return elements <= 2 * threads ? 0 : elements <= 8 * threads ? 1 : 2;
+  return elements <= 2 * threads ? 0 : elements <= 8 * threads || sizeof(T) == 8 ? 1 : 2;
 }
 
 template <class T>

@@ -18,6 +18,7 @@ template <class T>
 DEV UpdateStep<T> rule_of(const Machine<T>& m, const Instruction& i, int operands) {
   double hyper[kHyperCount];
   const Ref<double> given = m.template operand<double>(i, 3);
+#pragma unroll
   for (int h = 0; h < kHyperCount; ++h) hyper[h] = given.at[h];
   return update_at<T>(i.whole(operands, 0), i.whole(operands, 1), hyper, i.whole(operands, 2));
 }
@@ -64,6 +65,7 @@ DEV void rule_back(const Machine<T>& m, const Instruction& i, const Walk& walk) 
     Walk lanes = walk;
     lanes.first = m.rank, lanes.step = 32;
     m.each(i, lanes, body);
+#pragma unroll
     for (int h = 0; h < kHyperCount; ++h) {
       const double sum = warp_sum(double(own[h]));
       if (m.rank == 0) to_hyper.at[h] = sum;
