@@ -20,6 +20,7 @@ ROOTS = ("include", ".", "cpu")  # as -I
 RANKS = {
     "include/mtml": 0,
     "cpu/simd": 1,
+    "cuda": 1,
     "cpu/runtime": 2,
     "cpu/inner_loop/plan": 3,
     "cpu/layers": 4,
@@ -92,7 +93,7 @@ def cycles(graph: dict[str, list[str]]) -> list[str]:
 
 
 def test_includes_point_down() -> None:
-    graph = {file: includes_of(file) for file in sources(".h", ".cpp")}
+    graph = {file: includes_of(file) for file in sources(".h", ".cpp", ".cu", ".cuh")}
     assert [(a, b) for a, below in graph.items() for b in below if not may_include(a, b)] == []
     assert cycles(graph) == []
     assert len(graph) > 60
@@ -103,6 +104,7 @@ def test_includes_that_point_up_are_found() -> None:
     assert not may_include("cpu/multihead_loss/kernel.h", "cpu/inner_loop/loss.h")
     assert not may_include("cpu/layers/table.h", "cpu/inner_loop/runner.h")
     assert not may_include("bindings/module.cpp", "cpu/isa/dispatch.h")
+    assert not may_include("cuda/device.cu", "cpu/simd/gemm.h")
     assert may_include("cpu/layers/conv/node.h", "cpu/layers/norm/stats.h")
     assert cycles({"a.h": ["b.h"], "b.h": ["c.h"], "c.h": ["b.h"]}) == ["b.h", "c.h"]
 
