@@ -16,12 +16,13 @@ from build_support.cuda import LINK_FLAGS
 from build_support.host import isa_of, supported_isas
 from build_support.messages import fail
 
-__all__ = ["Compilation", "sources"]
+__all__ = ["Compilation", "knows_cuda", "sources"]
 
 CSRC = Path("csrc")
 HEADERS = {".h", ".hpp", ".inc", ".inl", ".cuh"}
 INCLUDES = (f"-I{CSRC / 'include'}", f"-I{CSRC}", f"-I{CSRC / 'cpu'}")
-BINDINGS_OF_CUDA = "cuda_"  # a file of csrc/bindings whose name begins so is for builds with CUDA
+CUDA_BINDINGS = "cuda_"  # a file of csrc/bindings whose name begins so is for builds with CUDA
+CUDA_AWARE = "module.cpp"  # of the other bindings, the one that is another with CUDA
 
 
 def sources(isas: tuple[str, ...] = supported_isas(), cuda: bool = False) -> list[Path]:
@@ -29,8 +30,13 @@ def sources(isas: tuple[str, ...] = supported_isas(), cuda: bool = False) -> lis
     found = [path for path in sorted((CSRC / "cpu").rglob("*.cpp")) if isa_of(path) in {None, *isas}]
     bindings = sorted((CSRC / "bindings").glob("*.cpp"))
     device = sorted((CSRC / "cuda").rglob("*.cu")) if cuda else []
-    bindings = [path for path in bindings if cuda or not path.name.startswith(BINDINGS_OF_CUDA)]
+    bindings = [path for path in bindings if cuda or not path.name.startswith(CUDA_BINDINGS)]
     return [*device, *sorted(found, key=lambda path: isa_of(path) is None), *bindings]
+
+
+def knows_cuda(source: Path) -> bool:
+    """Whether its object depends on the list of GPUs."""
+    return source.suffix == ".cu" or source.name == CUDA_AWARE or source.name.startswith(CUDA_BINDINGS)
 
 
 def newest(paths: Iterable[Path]) -> float:
@@ -40,7 +46,7 @@ def newest(paths: Iterable[Path]) -> float:
 class Compilation:
     """Compiles the translation units whose object is older than they are or than what they include, and links them.
 
-    Objects of the CPU engine lie in a folder of their own: no list of GPUs makes them out of date.
+    What knows nothing of CUDA lies in a folder of its own: no list of GPUs makes it out of date.
     """
 
     def __init__(self, config: Configuration, builds: Path = Path("build")) -> None:
@@ -63,9 +69,9 @@ class Compilation:
         self.run([*host.compiler, *map(str, sorted(objects)), *host.link_flags, *libraries], target)
 
     def compile(self, source: Path) -> Path:
-        host = CSRC / "cpu" in source.parents
-        target = (self.host_folder if host else self.folder) / source.with_suffix(".o")
-        changed = max(source.stat().st_mtime, self.newest_host_header if host else self.newest_header)
+        cuda = knows_cuda(source)
+        target = (self.folder if cuda else self.host_folder) / source.with_suffix(".o")
+        changed = max(source.stat().st_mtime, self.newest_header if cuda else self.newest_host_header)
         if not target.exists() or target.stat().st_mtime <= changed:
             target.parent.mkdir(parents=True, exist_ok=True)
             command = self.nvcc_command(source) if source.suffix == ".cu" else self.host_command(source)
@@ -81,8 +87,8 @@ class Compilation:
         if source.parent.name == "bindings":
             import pybind11  # the one build requirement besides setuptools; a source archive is made without it
 
-            command += [f"-I{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}", *self.cuda_macros()]
-        return command
+            command += [f"-I{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
+        return [*command, *self.cuda_macros()] if knows_cuda(source) else command
 
     def cuda_macros(self) -> list[str]:
         """What the bindings know of the CUDA part."""

@@ -22,7 +22,7 @@ sys.path.append(
     str(ROOT)
 )  # build_support/ is not installed; last, so that the installed packages are the ones under test
 
-from build_support.compilation import Compilation  # noqa: E402
+from build_support.compilation import Compilation, knows_cuda  # noqa: E402
 from build_support.configuration import Configuration  # noqa: E402
 
 DEVICE = Path("csrc/cuda/device.cu")
@@ -92,6 +92,15 @@ def test_another_list_of_gpus_keeps_the_objects_of_the_cpu(monkeypatch: pytest.M
     builds = [Compilation(configured(monkeypatch, CUDA_HOME=home, MTML_CUDA_ARCHS=archs)) for archs in lists]
     assert len({build.host_folder for build in builds}) == 1
     assert len({build.folder for build in builds}) == len(lists)
+
+
+def test_files_that_cuda_changes_are_known() -> None:
+    """Another one would lie in the folder that all lists share."""
+    macros = re.compile("MTMLK_HAVE_CUDA|MTMLK_CUDA_ARCHS")
+    aware = {path for path in Path("csrc").rglob("*") if path.is_file() and macros.search(path.read_text())}
+    assert aware == {Path("csrc/bindings/module.cpp"), Path("csrc/bindings/cuda_device.cpp")}
+    assert all(knows_cuda(path) for path in (*aware, DEVICE))
+    assert not knows_cuda(Path("csrc/bindings/task_linear.cpp"))
 
 
 def test_the_host_compiler_of_nvcc_is_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
