@@ -21,8 +21,10 @@ ENVIRONMENT := $(VENV)/.mtml-environment
 PEERS := $(VENV)/.mtml-peers
 BUILT := $(VENV)/.mtml-built
 # Folders are listed too: their times change when a file is deleted.
-BUILD_SOURCES := setup.py pyproject.toml $(shell find csrc)
-BUILD_VARIABLES := $(foreach name,CXX CPPFLAGS CXXFLAGS LDFLAGS MTML_CUDA,$(name)=$($(name)))
+BUILD_SOURCES := setup.py pyproject.toml $(shell find build_support -name '*.py') $(shell find csrc)
+SHAPING := CXX CPPFLAGS CXXFLAGS LDFLAGS MTML_CUDA CUDA_HOME CUDA_PATH NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS \
+    MTML_CUDA_ARCHS TORCH_CUDA_ARCH_LIST CUDAARCHS
+BUILD_VARIABLES := $(foreach name,$(SHAPING),$(name)=$($(name)))
 
 .PHONY: help demo test test-slow lint format bench doctor build clean distclean FORCE
 .DELETE_ON_ERROR:

@@ -10,6 +10,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "mtml/abi.h"
@@ -102,5 +103,6 @@ void bind_linear_multihead_loss(py::module_& m);
 void bind_task_linear(py::module_& m);
 void bind_task_conv2d(py::module_& m);
 void bind_task_update(py::module_& m);
+void bind_cuda_device(py::module_& m);  // in builds with CUDA
 
 }  // namespace mtmlk

@@ -76,6 +76,9 @@ PYBIND11_MODULE(_C, m) {
   bind_task_conv2d(m);
   bind_task_update(m);
   bind_tensors(m);
+#ifdef MTMLK_HAVE_CUDA
+  bind_cuda_device(m);
+#endif
   m.def("fma_peak", &mtmlk_fma_peak, py::call_guard<py::gil_scoped_release>());
   m.def("isa", &mtmlk_isa);
   m.def("isa_reason", &mtmlk_isa_reason);

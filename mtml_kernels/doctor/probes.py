@@ -14,7 +14,6 @@ import pkgutil
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,22 +22,27 @@ from pathlib import Path
 from typing import Any
 
 from mtml_kernels._version import __version__
+from mtml_kernels.doctor.cuda import cuda
+from mtml_kernels.doctor.processes import in_a_process
 
 __all__ = ["command", "failed", "guarded", "main", "report"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 TESTED_TORCH = ((2, 11), (2, 13))  # the oldest and the newest that the test suite has run with
-SELF_TEST_SECONDS = 120  # a limit for a machine that hangs; the test itself takes about a second
-# What the per-ISA bodies are compiled for (setup.py).
+# What the per-ISA bodies are compiled for (build_support/host.py).
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512dq", "avx512bw", "avx512vl")
 VARIABLES = (
+    "CUDAARCHS",
     "CUDA_HOME",
+    "CUDA_PATH",
     "CUDA_VISIBLE_DEVICES",
     "CXX",
     "CXXFLAGS",
     "LD_PRELOAD",
     "MAX_JOBS",
     "MKL_NUM_THREADS",
+    "NVCC_APPEND_FLAGS",
+    "NVCC_PREPEND_FLAGS",
     "PYTHONPATH",
     "TORCH_CUDA_ARCH_LIST",
     "TRITON_INTERPRET",
@@ -143,8 +147,11 @@ def _gpu() -> dict[str, Any]:
 
 
 def _nvcc() -> dict[str, Any]:
-    home = os.environ.get("CUDA_HOME")
-    path = shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
+    """Of the places where a build looks for it (build_support/nvcc.py)."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    folders = [home] if home else ["", "/usr/local/cuda"]
+    found = (shutil.which("nvcc", path=str(Path(folder, "bin")) if folder else None) for folder in folders)
+    path = next(filter(None, found), None)
     if path is None:
         return {"path": None, "version": None}
     shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout
@@ -181,14 +188,7 @@ def _ops() -> dict[str, dict[str, Any]]:
 
 
 def _self_test() -> dict[str, Any]:
-    """Runs selftest.py in a child: an illegal instruction or a hang there is a finding, not the end of the report."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from mtml_kernels.doctor.selftest import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SELF_TEST_SECONDS)
-    if done.returncode < 0:
-        return {"error": f"the process died of {signal.Signals(-done.returncode).name}"}
-    if done.returncode > 0:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
-    return dict(loads(done.stdout.splitlines()[-1]))
+    return in_a_process("mtml_kernels.doctor.selftest")
 
 
 def _problems(found: dict[str, Any]) -> list[str]:
@@ -198,6 +198,9 @@ def _problems(found: dict[str, Any]) -> list[str]:
         problems.append(f"no compiled module in {PACKAGE}: run `pip install -e .` in the source tree")
     if not failed(found["threads"]) and len(found["threads"]["openmp_runtimes"]) > 1:
         problems.append("two OpenMP runtimes are loaded and compete for the cores: import torch before other libraries")
+    if not failed(found["cuda"]):
+        devices = enumerate(found["cuda"].get("devices", []))
+        problems += [f"GPU {index}: {device['verdict']}" for index, device in devices if not device["ok"]]
     if not failed(found["self_test"]):
         wrong = [name for name, result in found["self_test"].items() if not result.get("ok")]
         problems += [f"self-test of backend {name!r}: {found['self_test'][name]}" for name in wrong]
@@ -212,6 +215,7 @@ PROBES: dict[str, Callable[[], Any]] = {
     "threads": _threads,
     "gpu": _gpu,
     "nvcc": _nvcc,
+    "cuda": cuda,
     "triton": _triton,
     "environment": _environment,
     "ops": _ops,

@@ -94,7 +94,7 @@ def cycles(graph: dict[str, list[str]]) -> list[str]:
 
 
 def test_includes_point_down() -> None:
-    graph = {file: includes_of(file) for file in sources(".h", ".cpp")}
+    graph = {file: includes_of(file) for file in sources(".h", ".cpp", ".cu", ".cuh")}
     assert [(a, b) for a, below in graph.items() for b in below if not may_include(a, b)] == []
     assert cycles(graph) == []
     assert len(graph) > 60
@@ -106,6 +106,7 @@ def test_includes_that_point_up_are_found() -> None:
     assert not may_include("cpu/layers/table.h", "cpu/inner_loop/runner.h")
     assert not may_include("bindings/module.cpp", "cpu/isa/dispatch.h")
     assert not may_include("cuda/host/launch.h", "cuda/launch.h")
+    assert not may_include("cuda/device.cu", "cpu/simd/gemm.h")
     assert may_include("cpu/layers/conv/node.h", "cpu/layers/norm/stats.h")
     assert cycles({"a.h": ["b.h"], "b.h": ["c.h"], "c.h": ["b.h"]}) == ["b.h", "c.h"]
 

@@ -14,14 +14,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from cases.gpu_architectures import fake_cuda_home
 
 import mtml
 import mtml_kernels
 from mtml_kernels import native
+from mtml_kernels.native import cuda_device
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(mtml_kernels.__file__).parent
-SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "csrc", "mtml_kernels", "python")
+SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+SOURCES += ("build_support", "csrc", "mtml_kernels", "python")
+# What shapes a build of CUDA code must not come from outside of a test.
+SHAPING = {"MTML_CUDA", "MTML_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST", "CUDAARCHS", "CUDA_HOME", "CUDA_PATH"}
 
 # An editable install answers for every module of the package, the compiled one included, whoever imports it from where.
 NO_EDITABLE = """
@@ -40,7 +45,7 @@ print(json.dumps(loss.tolist()))
 
 
 def python(code: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k not in {"MTML_BACKEND", "MTML_CPU_ISA", "MTML_CUDA"}}
+    environment = {k: v for k, v in os.environ.items() if k not in {"MTML_BACKEND", "MTML_CPU_ISA", *SHAPING}}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=300)
 
@@ -80,8 +85,8 @@ def test_sdist_carries_what_a_build_needs(source_tree: Path, tmp_path: Path) -> 
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         carried = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {f"csrc/{name}" for name in files(source_tree / "csrc")}
-    wanted |= {f"mtml_kernels/{name}" for name in files(source_tree / "mtml_kernels", "*.py")}
-    wanted |= {f"python/{name}" for name in files(source_tree / "python", "*.py")}
+    for folder in ("build_support", "mtml_kernels", "python"):
+        wanted |= {f"{folder}/{name}" for name in files(source_tree / folder, "*.py")}
     wanted |= {"pyproject.toml", "setup.py", "LICENSE", "mtml_kernels/py.typed", "python/mtml/py.typed"}
     assert wanted - carried == set()
     assert not [name for name in carried if name.endswith((".so", ".o", "_build.json", ".pyc"))]
@@ -99,7 +104,10 @@ def test_wheel_has_every_module_and_both_type_markers(source_tree: Path, tmp_pat
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"MTML_CUDA": "1"}, "this release has no CUDA sources"),
+        (
+            {"MTML_CUDA": "1", "CUDA_HOME": "/nowhere"},
+            "MTML_CUDA=1: CUDA_HOME=/nowhere has no bin/nvcc; install the CUDA",
+        ),
         ({"MTML_CUDA": "yes"}, "MTML_CUDA: expected auto, 0 or 1, got 'yes'"),
         ({"CXX": "no-such-compiler"}, "'no-such-compiler' does not run; install g++"),
         ({"MAX_JOBS": "0"}, "MAX_JOBS: expected a positive whole number, got '0'"),
@@ -108,7 +116,28 @@ def test_wheel_has_every_module_and_both_type_markers(source_tree: Path, tmp_pat
 def test_a_build_that_cannot_work_says_so_at_once(source_tree: Path, variables: dict[str, str], message: str) -> None:
     done = setup_py(source_tree, "build_ext", **variables)
     assert done.returncode != 0
-    assert message in done.stderr
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("archs", "message"),
+    [
+        ("101", "'101' is no GPU architecture that nvcc 13.0.88 knows"),
+        ("Hoper", "'Hoper' is no GPU architecture that nvcc 13.0.88 knows"),
+        ("native", "'native' asks for the GPUs of this machine, and there is none"),
+    ],
+)
+def test_a_list_of_gpus_that_cannot_be_built_is_one_line(
+    source_tree: Path, tmp_path: Path, archs: str, message: str
+) -> None:
+    """A source archive is made all the same."""
+    variables = {"CUDA_HOME": str(fake_cuda_home(tmp_path)), "MTML_CUDA_ARCHS": archs, "CUDA_VISIBLE_DEVICES": ""}
+    done = setup_py(source_tree, "build_ext", **variables)
+    assert done.returncode != 0
+    assert f"mtml-kernels: MTML_CUDA_ARCHS: {message}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert setup_py(source_tree, "build_py", "--build-lib", str(tmp_path / "lib"), **variables).returncode == 0
 
 
 def test_build_folder_is_keyed_by_the_configuration(source_tree: Path) -> None:
@@ -148,8 +177,9 @@ def test_only_the_bindings_know_python() -> None:
 
 def objects(pattern: str) -> list[Path]:
     """Objects of the build that is installed; a wheel from elsewhere leaves none behind."""
-    key = json.loads((PACKAGE / "_build.json").read_text())["key"]
-    found = sorted((ROOT / "build" / key / "objects" / "csrc").rglob(pattern))
+    record = json.loads((PACKAGE / "_build.json").read_text())
+    folders = {ROOT / "build" / record[key] / "objects" / "csrc" for key in ("key", "cpu_key")}
+    found = sorted(path for folder in folders for path in folder.rglob(pattern))
     if not found:
         pytest.skip(f"no objects of the installed build under {ROOT / 'build'}: it was not built in this tree")
     return found
@@ -182,9 +212,10 @@ def test_no_object_uses_instructions_it_was_not_compiled_for() -> None:
 
 def test_build_record_names_what_was_built() -> None:
     record = json.loads((PACKAGE / "_build.json").read_text())
-    assert {"key", "compiler_version", "flags", "isa_flags", "machine", "python", "pybind11", "cuda_archs"} <= set(
-        record
-    )
+    expected = {"key", "cpu_key", "compiler_version", "flags", "isa_flags", "machine", "python", "pybind11"}
+    assert {*expected, "cuda_archs", "nvcc_version", "nvcc_flags"} <= set(record)
+    gencodes = re.findall(r"-gencode=arch=\w+,code=(\w+)", record["nvcc_flags"])
+    assert " ".join(gencodes) == record["cuda_archs"] == " ".join(cuda_device.built_codes())
     assert set(native.info()["available"]) <= set(record["isa_flags"])
     assert str(ROOT) not in json.dumps(record)
 

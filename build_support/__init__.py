@@ -1,0 +1,1 @@
+"""What setup.py does, in parts; needs the standard library, setuptools and, to compile, pybind11. Never installed."""
