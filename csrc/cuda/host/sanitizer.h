@@ -27,7 +27,6 @@ void* __tsan_create_fiber(unsigned flags);
 void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_set_fiber_name(void* fiber, const char* name);
-void __tsan_acquire(void* address);
 void __tsan_release(void* address);
 void __tsan_write_range(void* address, unsigned long bytes);
 void AnnotateIgnoreReadsBegin(const char* file, int line);
