@@ -28,7 +28,8 @@ int run(const MtmlkSchedule& s, Stream stream) {
   Launch launch;
   launch.grid = dim3(unsigned(s.blocks)), launch.block = dim3(unsigned(s.threads)), launch.stream = stream;
   launch.shared_bytes = shared_bytes(s.chip_elements, sizeof(T));
-  return start(inner_loop_kernel<T>, launch, call);
+  return s.full ? start(inner_loop_kernel<T, kFullKernel>, launch, call)
+                : start(inner_loop_kernel<T, kPlainKernel>, launch, call);
 }
 
 template <class T>

@@ -12,6 +12,7 @@ extern "C" {
 // A program of a thread block (program.h) and what it works on.
 typedef struct {
   int32_t dtype;  // MtmlkDtype
+  int32_t full;   // whether the program has instructions that only the full kernel knows
   int32_t tasks, blocks, threads;
   const int32_t* program;      // on the device, aligned to 16 bytes
   int32_t first_words;         // of its first phase

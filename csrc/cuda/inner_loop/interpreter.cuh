@@ -16,73 +16,101 @@
 
 namespace mtmlk {
 
+// What most programs are made of, and what only some need: those have a kernel of their own, whose registers are many.
+enum KernelKind : int32_t { kPlainKernel = 0, kFullKernel = 1 };
+
 // An instruction on the elements of a walk.
-template <class T>
+template <class T, KernelKind kKind>
 DEV void run_on_elements(const Machine<T>& m, const Instruction& i, const Walk& walk) {
+  if constexpr (kKind == kFullKernel) {
+    switch (i.op()) {
+      case kNormApply:
+        return norm_apply(m, i, walk);
+      case kNormBack:
+        return norm_back(m, i, walk);
+      case kNormTangent:
+        return norm_tangent(m, i, walk);
+      case kNormTwice:
+        return norm_twice(m, i, walk);
+      case kLookUp:
+        return look_up(m, i, walk);
+      default:
+        break;
+    }
+  }
   switch (i.op()) {
     case kActForward:
     case kActBackward:
     case kActTwice:
       return activations(m, i, walk);
-    case kNormApply:
-      return norm_apply(m, i, walk);
-    case kNormBack:
-      return norm_back(m, i, walk);
-    case kNormTangent:
-      return norm_tangent(m, i, walk);
-    case kNormTwice:
-      return norm_twice(m, i, walk);
     case kGradientStep:
       return gradient_step(m, i, walk);
-    case kRuleStep:
-      return rule_step(m, i, walk);
-    case kRuleBack:
-      return rule_back(m, i, walk);
-    case kLookUp:
-      return look_up(m, i, walk);
     default:
       return arithmetic(m, i, walk);
   }
 }
 
-// A product, tile by tile, or an instruction on elements, each with the stages that follow it.
+// How a product is cut: pieces of height x width elements, each by `lanes` threads; or an instruction on elements, which
+// is one piece a thread.
 template <class T>
-DEV void run_with_stages(const Machine<T>& m, const Instruction& i) {
-  const bool product = i.op() == kMatmul;
-  MatmulOperands<T> operands;
-  if (product) operands = MatmulOperands<T>(m, i);
-  const int shift = product ? matmul_shift<T>(i.rows() * i.cols(), m.threads) : 0;
-  const int m_step = (i.rows() + (1 << shift) - 1) >> shift, n_step = (i.cols() + (1 << shift) - 1) >> shift;
-  Walk walk = m.whole(i);
-  const int pieces = product ? m_step * n_step : walk.first + 1, step = product ? m.threads : pieces;
-  for (int piece = walk.first; piece < pieces; piece += step) {
-    Instruction stage = i;
-    int stages = i.stages();
-    if (product) {
-      const int row = piece / n_step, col = piece - row * n_step;
-      if (shift == 0)
-        matmul_tile<T, 1>(operands, row, m_step, col, n_step);
-      else if (shift == 1)
-        matmul_tile<T, 2>(operands, row, m_step, col, n_step);
-      else if constexpr (sizeof(T) == 4)
-        matmul_tile<T, 4>(operands, row, m_step, col, n_step);
-      walk = {0, 1, 1 << (2 * shift), row, m_step, col, n_step, shift, true};
-      stage = i.first_stage();
-    } else {
-      ++stages;  // itself
+struct Pieces {
+  MatmulOperands<T> p;
+  MatmulLayout layout;
+  bool product, two;
+  int m_tiles, n_tiles, lanes, rounds;
+
+  DEV Pieces(const Machine<T>& m, const Instruction& i) : product(i.op() == kMatmul), two(false), lanes(1), rounds(1) {
+    if (!product) return;
+    p = MatmulOperands<T>(m, i), layout = matmul_layout(i);
+    // Two rows a tile while that leaves no thread more than one of them.
+    const int tiles = ((p.rows + 3) / 4) * ((p.cols + 3) / 4);
+    two = sizeof(T) == 8 || tiles * kLanes * 2 <= m.threads;
+    const int height = !layout.whole ? 1 : two ? 2 : 4, width = layout.whole ? 4 : 1;
+    lanes = layout.whole ? kLanes : 1;
+    m_tiles = (p.rows + height - 1) / height, n_tiles = (p.cols + width - 1) / width;
+    const int at_once = m.threads / lanes;
+    rounds = (m_tiles * n_tiles + at_once - 1) / at_once;
+  }
+
+  // Does a piece, by all lanes of the warp, at work or not; the elements that this thread has written.
+  DEV Walk run(const Machine<T>& m, const Instruction& i, int round) const {
+    const Walk whole = m.whole(i);
+    if (!product) return whole;
+    const int piece = round * (m.threads / lanes) + whole.first / lanes;
+    const bool live = piece < m_tiles * n_tiles;
+    const int row = live ? piece / n_tiles : 0, col = live ? piece - row * n_tiles : 0, lane = m.rank & (kLanes - 1);
+    if (!layout.whole) {
+      if (live) matmul_element(m, i, p, row, col);
+      return {0, 1, live ? 1 : 0, row, 0, col, 0, 2, true};
     }
-    for (int s = 0; s < stages; ++s) {
-      run_on_elements(m, stage, walk);
-      stage = !product && s == 0 ? i.first_stage() : stage.next();
+    if constexpr (sizeof(T) == 4)
+      if (!two) return matmul_tile<T, 4>(m.chip, i, p, layout, row, m_tiles, col, n_tiles, lane, live);
+    return matmul_tile<T, 2>(m.chip, i, p, layout, row, m_tiles, col, n_tiles, lane, live);
+  }
+};
+
+// A product or an instruction on elements, piece by piece, each with the stages that follow it.
+template <class T, KernelKind kKind>
+DEV void run_with_stages(const Machine<T>& m, const Instruction& i) {
+  const Pieces<T> pieces(m, i);
+  for (int round = 0; round < pieces.rounds; ++round) {
+    const Walk walk = pieces.run(m, i, round);
+    Instruction stage = pieces.product ? i.first_stage() : i;
+    const int count = i.stages() + (pieces.product ? 0 : 1);
+    for (int s = 0; s < count; ++s) {
+      run_on_elements<T, kKind>(m, stage, walk);
+      stage = s == 0 && !pieces.product ? i.first_stage() : stage.next();
     }
   }
 }
 
 template <class T>
-DEV void run_instruction(const Machine<T>& m, const Instruction& i) {
+DEV void run_rare_instruction(const Machine<T>& m, const Instruction& i) {
   switch (i.op()) {
-    case kSumOfProducts:
-      return sum_of_products(m, i);
+    case kRuleStep:
+      return rule_step(m, i);
+    case kRuleBack:
+      return rule_back(m, i);
     case kMoments:
       return moments(m, i);
     case kAddUpById:
@@ -97,18 +125,28 @@ DEV void run_instruction(const Machine<T>& m, const Instruction& i) {
     case kSoftmaxTangent:
     case kSoftmaxTwice:
       return softmax_derivatives(m, i);
-    case kLossForward:
-      return loss_forward(m, i);
-    case kLossTangent:
-      return loss_tangent(m, i);
     case kLossData:
       return loss_data(m, i);
-    case kSampleWeights:
-      return sample_weights(m, i);
-    case kSampleWeightsBack:
-      return sample_weights_back(m, i);
     default:
-      return run_with_stages(m, i);
+      return sample_weights_back(m, i);
+  }
+}
+
+template <class T, KernelKind kKind>
+DEV void run_instruction(const Machine<T>& m, const Instruction& i) {
+  const int op = i.op();
+  if (op <= kLastOnElements) {
+    run_with_stages<T, kKind>(m, i);
+  } else if (op == kSumOfProducts) {
+    sum_of_products(m, i);
+  } else if (op == kLossForward) {
+    loss_forward(m, i);
+  } else if (op == kLossTangent) {
+    loss_tangent(m, i);
+  } else if (op == kSampleWeights) {
+    sample_weights(m, i);
+  } else if constexpr (kKind == kFullKernel) {
+    run_rare_instruction(m, i);
   }
 }
 
@@ -117,7 +155,7 @@ DEV void fetch_phase(int32_t* to, const int32_t* from, int words, int rank, int 
   for (int w = 4 * rank; w < words; w += 4 * threads) copy_async_16(to + w, from + w);
 }
 
-template <class T>
+template <class T, KernelKind kKind>
 DEV void run_program(Machine<T>& m, int32_t* ring) {
   const int32_t* from = m.call->program;
   int words = m.call->first_words, turn = 0;
@@ -131,18 +169,37 @@ DEV void run_program(Machine<T>& m, int32_t* ring) {
     turn ^= 1, from += words;
     fetch_phase(ring + turn * kPhaseWords, from, next, m.rank, m.threads);
     Instruction i = {phase + 4};
-    for (int n = 0; n < count; ++n, i = i.next()) run_instruction(m, i);
+    for (int n = 0; n < count; ++n, i = i.next()) run_instruction<T, kKind>(m, i);
     words = next;
   }
 }
 
+// The block's shared memory: two phases of the program, then the task's planes. On a device from nothing but where it
+// begins, so that the compiler knows in which memory they lie.
 template <class T>
-__global__ void __launch_bounds__(256) inner_loop_kernel(const __grid_constant__ ScheduleCall call) {
-  SharedCarver carver(dynamic_shared());
-  int32_t* ring = carver.take<int32_t>(2 * kPhaseWords);
-  Machine<T> m = {carver.take<T>(call.chip_elements), nullptr, &call, 0, int(threadIdx.x), int(blockDim.x)};
+struct BlockMemory {
+  int32_t* ring;
+  T* planes;
+
+  DEV static BlockMemory of(int chip_elements) {
+#if defined(__CUDACC__)
+    (void)chip_elements;
+    char* const at = dynamic_shared();
+    return {reinterpret_cast<int32_t*>(at), reinterpret_cast<T*>(at + 2 * kPhaseWords * sizeof(int32_t))};
+#else
+    SharedCarver carver(dynamic_shared());
+    int32_t* const ring = carver.take<int32_t>(2 * kPhaseWords);
+    return {ring, carver.take<T>(size_t(chip_elements))};
+#endif
+  }
+};
+
+template <class T, KernelKind kKind>
+__global__ void __launch_bounds__(256, 1) inner_loop_kernel(const __grid_constant__ ScheduleCall call) {
+  const BlockMemory<T> memory = BlockMemory<T>::of(call.chip_elements);
+  Machine<T> m = {memory.planes, nullptr, &call, 0, int(threadIdx.x), int(blockDim.x)};
   if (call.workspace) m.workspace = static_cast<T*>(call.workspace) + int64_t(blockIdx.x) * call.workspace_elements;
-  for (m.task = int(blockIdx.x); m.task < call.tasks; m.task += int(gridDim.x)) run_program(m, ring);
+  for (m.task = int(blockIdx.x); m.task < call.tasks; m.task += int(gridDim.x)) run_program<T, kKind>(m, memory.ring);
 }
 
 // out[e] = sum over tasks, in their order, of scale[t] parts[t, e]; scale NULL: 1.

@@ -138,7 +138,7 @@ DEV void loss_tangent(const Machine<T>& m, const Instruction& i) {
 
 //   dtarget = c (seed dl/dy + d2l/dydz zt)      dc_n = seed l_n + <dl/dz, zt>
 template <class T>
-DEV void loss_data(const Machine<T>& m, const Instruction& i) {
+DEV_CALL void loss_data(const Machine<T> m, const Instruction i) {
   const Ref<T> seed = m.operand(i, 4), dtarget = m.operand(i, 5), dc = m.operand(i, 6);
   const T by = seed.there() ? seed.at[0] : T(0);
   each_sample(m, i, {0, 1, 2, 3, 4, 7}, [&](const LossSample<T>& s, const Place& e, T weight, T share) {
@@ -176,7 +176,7 @@ DEV void sample_weights(const Machine<T>& m, const Instruction& i) {
 
 // dmask = counts (dc - sum c dc) / total (0 where total is), or counts dc. Operands: dc, c, total, ids, dmask.
 template <class T>
-DEV void sample_weights_back(const Machine<T>& m, const Instruction& i) {
+DEV_CALL void sample_weights_back(const Machine<T> m, const Instruction i) {
   const Ref<T> dc = m.operand(i, 0), c = m.operand(i, 1), total = m.operand(i, 2), dmask = m.operand(i, 4);
   const Ref<int64_t> ids = m.template operand<int64_t>(i, 3);
   const bool sum_of_losses = i.whole(5, 0) != 0;

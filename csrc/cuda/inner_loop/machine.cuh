@@ -6,6 +6,13 @@
 #include "cuda/device_api.h"
 #include "cuda/inner_loop/program.h"
 
+// A function that is called, not copied into its callers: a rare instruction, whose registers are its own.
+#if defined(__CUDACC__)
+#define DEV_CALL __device__ __noinline__
+#else
+#define DEV_CALL inline
+#endif
+
 namespace mtmlk {
 
 // n / d and the rest for 0 <= n < 2^31, by a product: magic = 2^(31 + shift) / d + 1, d <= 2^shift.

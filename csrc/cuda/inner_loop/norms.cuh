@@ -7,7 +7,7 @@ namespace mtmlk {
 
 //   xhat = (x - mean) rstd      y = w xhat + b
 template <class T>
-DEV void norm_apply(const Machine<T>& m, const Instruction& i, const Walk& walk) {
+DEV_CALL void norm_apply(const Machine<T> m, const Instruction i, const Walk walk) {
   const Ref<T> x = m.operand(i, 0), mean = m.operand(i, 1), rstd = m.operand(i, 2), w = m.operand(i, 3),
                b = m.operand(i, 4), xhat = m.operand(i, 5), y = m.operand(i, 6);
   m.each(i, walk, [&](const Place& e) {
@@ -19,7 +19,7 @@ DEV void norm_apply(const Machine<T>& m, const Instruction& i, const Walk& walk)
 
 //   dx = rstd (e - u1 - xhat u2)
 template <class T>
-DEV void norm_back(const Machine<T>& m, const Instruction& i, const Walk& walk) {
+DEV_CALL void norm_back(const Machine<T> m, const Instruction i, const Walk walk) {
   const Ref<T> d = m.operand(i, 0), xhat = m.operand(i, 1), rstd = m.operand(i, 2), u1 = m.operand(i, 3),
                u2 = m.operand(i, 4), w = m.operand(i, 5), dx = m.operand(i, 6);
   m.each(i, walk, [&](const Place& e) {
@@ -29,7 +29,7 @@ DEV void norm_back(const Machine<T>& m, const Instruction& i, const Walk& walk) 
 
 //   xhat_t = rstd (xt - mt - xhat q)      yt = w xhat_t + wt xhat + bt
 template <class T>
-DEV void norm_tangent(const Machine<T>& m, const Instruction& i, const Walk& walk) {
+DEV_CALL void norm_tangent(const Machine<T> m, const Instruction i, const Walk walk) {
   const Ref<T> xt = m.operand(i, 0), xhat = m.operand(i, 1), rstd = m.operand(i, 2), mt = m.operand(i, 3),
                q = m.operand(i, 4), w = m.operand(i, 5), wt = m.operand(i, 6), bt = m.operand(i, 7),
                moved = m.operand(i, 8), yt = m.operand(i, 9);
@@ -42,7 +42,7 @@ DEV void norm_tangent(const Machine<T>& m, const Instruction& i, const Walk& wal
 
 //   dxt = rstd (et - u1t - xhat_t u2 - xhat u2t) - q rstd (rstd (e - u1 - xhat u2))
 template <class T>
-DEV void norm_twice(const Machine<T>& m, const Instruction& i, const Walk& walk) {
+DEV_CALL void norm_twice(const Machine<T> m, const Instruction i, const Walk walk) {
   const Ref<T> d = m.operand(i, 0), dt = m.operand(i, 1), xhat = m.operand(i, 2), xhat_t = m.operand(i, 3),
                rstd = m.operand(i, 4), q = m.operand(i, 5), u1 = m.operand(i, 6), u2 = m.operand(i, 7),
                u1t = m.operand(i, 8), u2t = m.operand(i, 9), w = m.operand(i, 10), wt = m.operand(i, 11),

@@ -92,7 +92,7 @@ DEV void arithmetic(const Machine<T>& m, const Instruction& i, const Walk& walk)
 // y = row ids[n, r] of w, or 0 for the id `padding`. Ids out of range are refused before the launch where they are on
 // the CPU; here they read NaN.
 template <class T>
-DEV void look_up(const Machine<T>& m, const Instruction& i, const Walk& walk) {
+DEV_CALL void look_up(const Machine<T> m, const Instruction i, const Walk walk) {
   const Ref<int64_t> ids = m.template operand<int64_t>(i, 0);
   const Ref<T> w = m.operand(i, 1), y = m.operand(i, 2);
   const int padding = i.whole(3, 0), table = i.whole(3, 1);

@@ -29,9 +29,10 @@ enum ScheduleOp : int32_t {
   kNormBack = 10,
   kNormTangent = 11,
   kNormTwice = 12,
-  kRuleStep = 13,
-  kRuleBack = 14,
-  kLookUp = 15,
+  kLookUp = 13,
+  // On parameters.
+  kRuleStep = 14,
+  kRuleBack = 15,
   // Sums.
   kSumOfProducts = 16,
   kMoments = 17,
@@ -48,7 +49,8 @@ enum ScheduleOp : int32_t {
   kLossData = 27,
   kSampleWeights = 28,
   kSampleWeightsBack = 29,
-  kScheduleOpCount = 30
+  kScheduleOpCount = 30,
+  kLastOnElements = kLookUp
 };
 
 // The words of an instruction's head. Elements are counted row by row, [rows, cols]; a row is (sample n, row r of it),

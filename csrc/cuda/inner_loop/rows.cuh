@@ -40,7 +40,7 @@ DEV T log_sum_exp(int features, int lane, Body z) {
 
 //   forward   y = softmax(x), or its logarithm
 template <class T>
-DEV void softmax_forward(const Machine<T>& m, const Instruction& i) {
+DEV_CALL void softmax_forward(const Machine<T> m, const Instruction i) {
   const Ref<T> x = m.operand(i, 0), y = m.operand(i, 1);
   const bool log = i.whole(2, 0) == kLogSoftmax;
   const int features = i.cols();
@@ -57,7 +57,7 @@ DEV void softmax_forward(const Machine<T>& m, const Instruction& i) {
 //   backward  dx = y (d - <d, y>);  log: d - exp(y) sum d      tangent  y (xt - <y, xt>);  log: xt - <exp(y), xt>
 //   twice     the tangent of backward
 template <class T>
-DEV void softmax_derivatives(const Machine<T>& m, const Instruction& i) {
+DEV_CALL void softmax_derivatives(const Machine<T> m, const Instruction i) {
   const bool twice = i.op() == kSoftmaxTwice, tangent = i.op() == kSoftmaxTangent;
   const bool log = i.whole(twice ? 5 : 3, 0) == kLogSoftmax;
   const int features = i.cols(), at = twice ? 1 : 0;  // operands: [d,] dt, y, [yt,] result

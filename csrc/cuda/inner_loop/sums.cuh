@@ -84,7 +84,7 @@ DEV void sum_of_products(const Machine<T>& m, const Instruction& i) {
 // mean and (biased) 1 / sqrt(variance + eps), in two passes; without a mean 1 / sqrt(mean of squares + eps), or, of kind
 // `unit`, 1 / max(length, eps). Operands: mean, rstd; wholes: points, kind (0, 1, 2); reals: 1 / points, eps; x.
 template <class T>
-DEV void moments(const Machine<T>& m, const Instruction& i) {
+DEV_CALL void moments(const Machine<T> m, const Instruction i) {
   const int32_t* w = i.words + kHeadSize + 2 * kOperandSize;
   const Points points(w);
   const int kind = w[kPointsWords];
@@ -120,7 +120,7 @@ DEV void moments(const Machine<T>& m, const Instruction& i) {
 
 // dw[id] = the sum of d's rows whose id that is, in their order; none for `padding`. Wholes: padding, rows.
 template <class T>
-DEV void add_up_by_id(const Machine<T>& m, const Instruction& i) {
+DEV_CALL void add_up_by_id(const Machine<T> m, const Instruction i) {
   const Ref<T> d = m.operand(i, 0), dw = m.operand(i, 2);
   const Ref<int64_t> ids = m.template operand<int64_t>(i, 1);
   const int padding = i.whole(3, 0), rows = i.whole(3, 1), of_sample = i.whole(3, 2);

@@ -25,12 +25,12 @@ DEV UpdateStep<T> rule_of(const Machine<T>& m, const Instruction& i, int operand
 
 // One step: theta, g, alpha, hyper, moments before -> theta and moments after.
 template <class T>
-DEV void rule_step(const Machine<T>& m, const Instruction& i, const Walk& walk) {
+DEV_CALL void rule_step(const Machine<T> m, const Instruction i) {
   const UpdateStep<T> u = rule_of(m, i, 11);
   const Ref<T> theta = m.operand(i, 0), g = m.operand(i, 1), alpha = m.operand(i, 2), after = m.operand(i, 7);
   const Ref<T> s0 = m.operand(i, 4), s1 = m.operand(i, 5), s2 = m.operand(i, 6);
   const Ref<T> t0 = m.operand(i, 8), t1 = m.operand(i, 9), t2 = m.operand(i, 10);
-  m.each(i, walk, [&](const Place& e) {
+  m.each(i, m.whole(i), [&](const Place& e) {
     T s[kMaxMoments] = {s0.get(e), s1.get(e), s2.get(e)};
     const T next = update_forward<ScalarMath<T>>(u, alpha[e], theta[e], g[e], s).theta;
     after.set(e, next);
@@ -41,7 +41,7 @@ DEV void rule_step(const Machine<T>& m, const Instruction& i, const Walk& walk) 
 // Its adjoint: theta, g, alpha, hyper, moments, lambda, mu -> v, below, nu, what each element sends to its rate, and to
 // the eight numbers. Those are added up by one warp, so that they have one order.
 template <class T>
-DEV void rule_back(const Machine<T>& m, const Instruction& i, const Walk& walk) {
+DEV_CALL void rule_back(const Machine<T> m, const Instruction i) {
   constexpr int kOperands = 18;
   const UpdateStep<T> u = rule_of(m, i, kOperands);
   const Ref<T> theta = m.operand(i, 0), g = m.operand(i, 1), alpha = m.operand(i, 2), lambda = m.operand(i, 7);
@@ -60,9 +60,9 @@ DEV void rule_back(const Machine<T>& m, const Instruction& i, const Walk& walk) 
     nu0.set(e, mu[0]), nu1.set(e, mu[1]), nu2.set(e, mu[2]);
   };
   if (!to_hyper.there()) {
-    m.each(i, walk, body);
+    m.each(i, m.whole(i), body);
   } else if (m.rank < 32) {
-    Walk lanes = walk;
+    Walk lanes = m.whole(i);
     lanes.first = m.rank, lanes.step = 32;
     m.each(i, lanes, body);
 #pragma unroll
@@ -82,7 +82,7 @@ DEV double summed(const Ref<T>& x, int count) {
 }
 
 template <class T>
-DEV void clip_scale(const Machine<T>& m, const Instruction& i) {
+DEV_CALL void clip_scale(const Machine<T> m, const Instruction i) {
   if (m.rank != i.head(kHeadTurn)) return;
   const double bound = m.template operand<double>(i, 0).at[kHyperClip];
   const int count = i.whole(3, 0);
@@ -91,7 +91,7 @@ DEV void clip_scale(const Machine<T>& m, const Instruction& i) {
 
 // And back: from <h, g> and the squares to `along` in v = scale h + along g, and to the bound (in hyper's place).
 template <class T>
-DEV void clip_back(const Machine<T>& m, const Instruction& i) {
+DEV_CALL void clip_back(const Machine<T> m, const Instruction i) {
   if (m.rank != i.head(kHeadTurn)) return;
   const double bound = m.template operand<double>(i, 0).at[kHyperClip];
   const int squares = i.whole(6, 0), inners = i.whole(6, 1);

@@ -109,6 +109,12 @@ MTMLK_ANYWHERE ClipAdjoint clip_adjoint(double squares, double inner, double mos
   return {norm == 0 ? 0 : -most / (norm * divisor * divisor) * inner, inner / divisor};
 }
 
+// Where rmsprop has its momentum.
+template <class T, class V>
+MTMLK_ANYWHERE V& buffer_of(const UpdateStep<T>& u, V* s) {
+  return u.has(kUpdateCentered) ? s[2] : s[1];
+}
+
 template <class M>
 struct Updated {
   typename M::Value theta, d;
@@ -140,7 +146,6 @@ MTMLK_ANYWHERE Updated<M> update_forward(const UpdateStep<typename M::Scalar>& u
     r.divisor = r.spread + u.eps;
     r.d = quotient<M>(r.m * u.bias1, r.divisor);
   } else if (u.rule == kRmsprop) {
-    const int buffer = u.has(kUpdateCentered) ? 2 : 1;
     r.v = s[0] = u.beta2 * s[0] + u.rest2 * r.g * r.g;
     V x = r.v;
     if (u.has(kUpdateCentered)) {
@@ -151,7 +156,7 @@ MTMLK_ANYWHERE Updated<M> update_forward(const UpdateStep<typename M::Scalar>& u
     r.spread = M::sqrt(x > T(0) ? x : x * T(0));
     r.divisor = r.spread + u.eps;
     r.d = r.scaled = quotient<M>(r.g, r.divisor);
-    if (u.has(kUpdateMomentum)) r.d = s[buffer] = u.momentum * s[buffer] + r.scaled;
+    if (u.has(kUpdateMomentum)) r.d = buffer_of(u, s) = u.momentum * buffer_of(u, s) + r.scaled;
   } else {
     r.d = r.g;
     if (u.has(kUpdateMomentum)) {
@@ -198,10 +203,9 @@ MTMLK_ANYWHERE UpdateAdjoint<M> update_adjoint(const UpdateStep<typename M::Scal
     const bool centered = u.has(kUpdateCentered);
     V qbar = dbar;
     if (u.has(kUpdateMomentum)) {
-      const int buffer = centered ? 2 : 1;
-      qbar = mu[buffer] + dbar;
-      hyper[kHyperMomentum] += qbar * s[buffer];
-      mu[buffer] = u.momentum * qbar;
+      qbar = buffer_of(u, mu) + dbar;
+      hyper[kHyperMomentum] += qbar * (centered ? s[2] : s[1]);
+      buffer_of(u, mu) = u.momentum * qbar;
     }
     const V over = quotient<M>(qbar, r.divisor), away = -over * r.scaled;
     const V xbar = r.spread > T(0) ? away / (T(2) * r.spread) : zero;

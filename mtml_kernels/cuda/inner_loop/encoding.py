@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mtml_kernels.cuda.inner_loop.instructions import Factor, Instruction, Operand
 from mtml_kernels.cuda.inner_loop.lowering import Unsupported
 from mtml_kernels.cuda.inner_loop.placing import Placed
-from mtml_kernels.cuda.inner_loop.words import FIRST_TENSOR, HEAD_WORDS, PHASE_WORDS, ScheduleOp
+from mtml_kernels.cuda.inner_loop.words import FIRST_TENSOR, HEAD_WORDS, PHASE_WORDS, PLAIN, ScheduleOp
 
 __all__ = ["Encoded", "encoded"]
 
@@ -17,11 +17,12 @@ _ABSENT, _ON_CHIP, _IN_WORKSPACE = -1, 0, 1
 
 
 class Encoded(NamedTuple):
-    """words: of all phases; first: of the first one."""
+    """words: of all phases; first: of the first one; full: whether only the full kernel knows all instructions."""
 
     words: list[int]
     first: int
     phases: int
+    full: bool
 
 
 def divisor(d: int) -> list[int]:
@@ -93,4 +94,5 @@ def encoded(phases: Sequence[Sequence[Instruction]], placed: Placed, threads: in
     flat: list[int] = []
     for (count, words), size, next_size in zip(found, sizes, [*sizes, 0][1:], strict=True):
         flat += [size, count, next_size, 0, *words, *[0] * (size - 4 - len(words))]
-    return Encoded(flat, sizes[0] if sizes else 0, len(found))
+    ops = {each.op for phase in phases for host in phase for each in (host, *host.stages)}
+    return Encoded(flat, sizes[0] if sizes else 0, len(found), not ops <= PLAIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 
 from mtml_kernels.cuda.inner_loop.words import ScheduleOp
 
-__all__ = ["Factor", "Instruction", "Memory", "Operand", "TensorAt", "View", "compact"]
+__all__ = ["Factor", "Instruction", "Memory", "Operand", "TensorAt", "View", "compact", "in_rows"]
 
 Dims = tuple[int, ...]
 
@@ -53,6 +54,11 @@ class View:
         except RuntimeError:
             return None
 
+    def part(self, at: int) -> View:
+        """Without its first dimension, at a place in it."""
+        offset = self.offset + at * self.strides[0]
+        return dataclasses.replace(self, shape=self.shape[1:], strides=self.strides[1:], offset=offset)
+
     def padded(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """(shape, strides) as [samples, rows, features], aligned from the right."""
         missing = 3 - len(self.shape)
@@ -68,6 +74,22 @@ def compact(memory: Memory, shape: Dims) -> View:
         strides.append(step)
         step *= size
     return View(memory, shape, tuple(strides[::-1]))
+
+
+def row_length(features: int) -> int:
+    """From one row to the next on the chip: an odd number of vectors of four, so that neighbouring rows, which are read
+    at once, lie in different banks. Rows that are shorter than a vector follow each other.
+    """
+    return features if features < 4 else 4 * (-(-features // 4) | 1)
+
+
+def in_rows(shape: Dims, dtype: torch.dtype) -> View:
+    """New memory, row by row."""
+    if len(shape) < 2:
+        return compact(Memory(math.prod(shape), dtype), shape)
+    length = row_length(shape[-1])
+    strides = compact(Memory(0, dtype), (*shape[:-1], length)).strides
+    return View(Memory(math.prod(shape[:-1]) * length, dtype), shape, strides)
 
 
 class Operand(NamedTuple):

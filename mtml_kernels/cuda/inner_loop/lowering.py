@@ -21,6 +21,7 @@ from mtml_kernels.cuda.inner_loop.instructions import (
     TensorAt,
     View,
     compact,
+    in_rows,
 )
 from mtml_kernels.cuda.inner_loop.words import ScheduleOp
 from mtml_kernels.schedule.call import ABSENT, Part, Plane, Source
@@ -58,8 +59,8 @@ class Lowering:
     tensors: where an argument's plane lies: its position among the tensors of the call, of which `given` says more.
     """
 
-    def __init__(self, planes: Sequence[Plane], parts: Sequence[Part], tasks: int, results: Iterable[int]) -> None:
-        self.planes, self.tasks = planes, tasks
+    def __init__(self, planes: Sequence[Plane], parts: Sequence[Part], tasks: int, results: Iterable[int], dtype: torch.dtype) -> None:
+        self.planes, self.tasks, self.dtype = planes, tasks, dtype
         self.instructions: list[Instruction] = []
         self.arguments: dict[tuple[str, int], int] = {}  # of a source without its step: which tensor
         self.shares: set[int] = set()  # planes that are a task's share of a sum over tasks
@@ -121,8 +122,17 @@ class Lowering:
             source = self.planes[plane].source
             if source is None:
                 raise Unsupported(f"a plane that nothing writes: {self.planes[plane].name}")
-            self._views[plane] = self._argument(plane, source)
+            self._views[plane] = self._loaded(self._argument(plane, source))
         return self._views[plane]
+
+    def _loaded(self, argument: View) -> View:
+        """A matrix, or values, on the chip, where they are read more than once and in whole vectors."""
+        dtype = argument.memory.dtype
+        if len(argument.shape) < 2 or not dtype.is_floating_point or dtype != self.dtype:
+            return argument
+        loaded = in_rows(argument.shape, dtype)
+        self.copy_any(argument, loaded)
+        return loaded
 
     def maybe(self, plane: int) -> View | None:
         """A plane, or None for an absent one."""
@@ -162,8 +172,7 @@ class Lowering:
         """Memory for a result; None where it is not wanted."""
         if plane == ABSENT:
             return None
-        shape = self.shape(plane)
-        self._views[plane] = compact(Memory(math.prod(shape), self.planes[plane].dtype), shape)
+        self._views[plane] = in_rows(self.shape(plane), self.planes[plane].dtype)
         return self._views[plane]
 
     def scratch(self, shape: Dims, dtype: torch.dtype) -> View:
@@ -193,9 +202,11 @@ class Lowering:
 
     def copy_any(self, source: View | None, target: View) -> None:
         """target = source (0 where there is none), of whatever number of dimensions both have alike."""
-        if len(target.shape) > 3:
-            source, target = None if source is None else self.flat(source), self.flat(target)
-        self.copy(source, target)
+        if len(target.shape) <= 3:
+            self.copy(source, target)
+            return
+        for at in range(target.shape[0]):
+            self.copy_any(None if source is None else source.part(at), target.part(at))
 
     def flat(self, view: View) -> View:
         """The same elements one after the other, copied where they are not."""
@@ -213,7 +224,7 @@ class Lowering:
         whole = dataclasses.replace(view, shape=(n, r, f), strides=strides)
         found = whole.reshaped((n * r, f))
         if found is None:
-            made = self.scratch((n, r, f), view.memory.dtype)
+            made = in_rows((n, r, f), view.memory.dtype)
             self.copy(whole, made)
             found = made.reshaped((n * r, f))
             assert found is not None

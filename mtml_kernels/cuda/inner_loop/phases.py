@@ -46,6 +46,15 @@ class _Phases:
         for operand, writes in _operands(instruction):
             self.uses.setdefault(operand.memory, []).append(_Use(host, operand, writes))
 
+    def put_off_loads(self) -> None:
+        """What is copied from the caller's tensors comes in the phase before it is read: until then it takes no room."""
+        for load in self.order:
+            if load.op == ScheduleOp.COPY and self.phase[load] == 0 and not load.stages:
+                (target,) = load.written()
+                later = [self.phase[use.host] for use in self.uses[target.memory] if use.host is not load]
+                if later and all(operand.memory.home is not None for operand in load.read()):
+                    self.phase[load] = max(0, min(later) - 1)
+
     def _conflicts(self, instruction: Instruction) -> list[tuple[_Use, Operand]]:
         """Earlier uses of the same memory of which one of the two writes."""
         found = []
@@ -58,21 +67,16 @@ class _Phases:
     def _host(self, instruction: Instruction, conflicts: Sequence[tuple[_Use, Operand]]) -> Instruction | None:
         """What it may follow within one thread: all it waits for in that phase are the same elements there."""
         hosts = {use.host for use, _ in conflicts}
-        if len(hosts) != 1 or instruction.op not in _ON_ELEMENTS or _needs_a_warp(instruction):
+        if len(hosts) != 1 or instruction.op not in _ON_ELEMENTS:
             return None
         (host,) = hosts
-        if host.op != ScheduleOp.MATMUL and (host.op not in _ON_ELEMENTS or _needs_a_warp(host)):
+        if host.op != ScheduleOp.MATMUL and host.op not in _ON_ELEMENTS:
             return None
         if (host.rows, host.cols) != (instruction.rows, instruction.cols) or len(host.stages) >= MOST_STAGES:
             return None
         if all(_same(host, use.operand, instruction, operand) for use, operand in conflicts):
             return host
         return None
-
-
-def _needs_a_warp(instruction: Instruction) -> bool:
-    """Whether its elements are dealt out in another way."""
-    return instruction.op == ScheduleOp.RULE_BACK and instruction.writes[-1] is not None
 
 
 def _operands(instruction: Instruction) -> list[tuple[Operand, bool]]:
@@ -112,6 +116,7 @@ def in_phases(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
     phases = _Phases()
     for instruction in instructions:
         phases.add(instruction)
+    phases.put_off_loads()
     count = max(phases.phase.values(), default=-1) + 1
     found: list[list[Instruction]] = [[] for _ in range(count)]
     for instruction in phases.order:

@@ -122,7 +122,7 @@ def block_program(
 
     results: planes, and whether the caller gets their sum over tasks.
     """
-    lowering = Lowering(planes, parts, tasks, [plane for plane, _ in results])
+    lowering = Lowering(planes, parts, tasks, [plane for plane, _ in results], dtype)
     wanted = _Results(lowering, dtype)
     for plane, shared in results:
         wanted.add(plane, shared)

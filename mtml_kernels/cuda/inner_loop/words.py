@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["FIRST_TENSOR", "HEAD_WORDS", "MOST_TENSORS", "OPERAND_WORDS", "PHASE_WORDS", "ScheduleOp"]
+__all__ = ["FIRST_TENSOR", "HEAD_WORDS", "MOST_TENSORS", "OPERAND_WORDS", "PHASE_WORDS", "PLAIN", "ScheduleOp"]
 
 
 class ScheduleOp(enum.IntEnum):
@@ -23,9 +23,9 @@ class ScheduleOp(enum.IntEnum):
     NORM_BACK = 10
     NORM_TANGENT = 11
     NORM_TWICE = 12
-    RULE_STEP = 13
-    RULE_BACK = 14
-    LOOK_UP = 15
+    LOOK_UP = 13
+    RULE_STEP = 14
+    RULE_BACK = 15
     SUM_OF_PRODUCTS = 16
     MOMENTS = 17
     ADD_UP_BY_ID = 18
@@ -41,6 +41,17 @@ class ScheduleOp(enum.IntEnum):
     SAMPLE_WEIGHTS = 28
     SAMPLE_WEIGHTS_BACK = 29
 
+
+# What the kernel of most programs knows; others take the full one.
+PLAIN = frozenset(
+    {
+        *range(ScheduleOp.MATMUL, ScheduleOp.NORM_APPLY),
+        ScheduleOp.SUM_OF_PRODUCTS,
+        ScheduleOp.LOSS_FORWARD,
+        ScheduleOp.LOSS_TANGENT,
+        ScheduleOp.SAMPLE_WEIGHTS,
+    }
+)
 
 HEAD_WORDS = 15
 OPERAND_WORDS = 7
