@@ -1,34 +1,25 @@
 // The GPUs of this machine, in builds with CUDA.
 #include "bindings/common.h"
+#include "bindings/cuda_common.h"
 #include "mtml/cuda_device.h"
 
 namespace mtmlk {
 namespace {
 
-// No code for a device; mtml_kernels/native/cuda_device.py says what to do.
-struct NoDeviceCode : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-void check(int status, const MtmlkReason& reason) {
-  if (status == MTMLK_CUDA_NO_CODE) throw NoDeviceCode(reason.text);
-  if (status != MTMLK_CUDA_OK) throw std::runtime_error(reason.text);
-}
-
 // (driver's, ours), as mtmlk_cuda_versions has them.
 std::pair<int32_t, int32_t> versions() {
   int32_t driver = 0, runtime = 0;
   MtmlkReason reason = {};
-  check(mtmlk_cuda_versions(&driver, &runtime, &reason), reason);
+  check_cuda(mtmlk_cuda_versions(&driver, &runtime, &reason), reason);
   return {driver, runtime};
 }
 
 std::vector<MtmlkCudaDevice> devices() {
   int32_t count = 0;
   MtmlkReason reason = {};
-  check(mtmlk_cuda_device_count(&count, &reason), reason);
+  check_cuda(mtmlk_cuda_device_count(&count, &reason), reason);
   std::vector<MtmlkCudaDevice> found(static_cast<size_t>(count));
-  for (int32_t i = 0; i < count; ++i) check(mtmlk_cuda_device(i, &found[size_t(i)], &reason), reason);
+  for (int32_t i = 0; i < count; ++i) check_cuda(mtmlk_cuda_device(i, &found[size_t(i)], &reason), reason);
   return found;
 }
 
@@ -40,7 +31,7 @@ int32_t probe(int32_t index) {
     const py::gil_scoped_release release;
     status = mtmlk_cuda_probe(index, &architecture, &reason);
   }
-  check(status, reason);
+  check_cuda(status, reason);
   return architecture;
 }
 

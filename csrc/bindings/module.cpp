@@ -78,6 +78,7 @@ PYBIND11_MODULE(_C, m) {
   bind_tensors(m);
 #ifdef MTMLK_HAVE_CUDA
   bind_cuda_device(m);
+  bind_cuda_inner_loop(m);
 #endif
   m.def("fma_peak", &mtmlk_fma_peak, py::call_guard<py::gil_scoped_release>());
   m.def("isa", &mtmlk_isa);

@@ -5,21 +5,17 @@
 
 #include <cstdio>
 
+#include "cuda/status.h"
+
 namespace {
+
+using mtmlk::status_of;
 
 // architecture = 10 * compute capability that this body was compiled for
 __global__ void probe_kernel(int32_t* architecture) {
 #ifdef __CUDA_ARCH__
   *architecture = __CUDA_ARCH__ / 10;
 #endif
-}
-
-int status_of(cudaError_t error, MtmlkReason* reason) {
-  if (error == cudaSuccess) return MTMLK_CUDA_OK;
-  snprintf(reason->text, sizeof reason->text, "%s: %s", cudaGetErrorName(error), cudaGetErrorString(error));
-  // The second: there is PTX, but of a newer CUDA than the driver's.
-  const bool no_code = error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion;
-  return no_code ? MTMLK_CUDA_NO_CODE : MTMLK_CUDA_FAILED;
 }
 
 // One number in the device's memory.

@@ -1,8 +1,9 @@
 // The persistent inner loop's entry: checks, then the launch.
-#include "cuda/inner_loop/api.h"
+#include "mtml/cuda_inner_loop.h"
 
 #include "cuda/inner_loop/interpreter.cuh"
 #include "cuda/launch.h"
+#include "cuda/status.h"
 
 namespace mtmlk {
 namespace {
@@ -50,17 +51,18 @@ int64_t mtmlk_schedule_shared_bytes(int32_t dtype, int32_t chip_elements) {
   return int64_t(mtmlk::shared_bytes(chip_elements, dtype == MTMLK_F32 ? 4 : 8));
 }
 
-int mtmlk_run_schedule(const MtmlkSchedule* s, void* stream) {
-  if (s->tasks == 0) return 0;
+int mtmlk_run_schedule(const MtmlkSchedule* s, void* stream, MtmlkReason* reason) {
+  if (s->tasks == 0) return MTMLK_CUDA_OK;
   const auto on = static_cast<mtmlk::Stream>(stream);
-  return s->dtype == MTMLK_F32 ? mtmlk::run<float>(*s, on) : mtmlk::run<double>(*s, on);
+  return mtmlk::status_of(s->dtype == MTMLK_F32 ? mtmlk::run<float>(*s, on) : mtmlk::run<double>(*s, on), reason);
 }
 
 int mtmlk_sum_over_tasks(int32_t dtype, const void* parts, const void* scale, int32_t tasks, int64_t elements,
-                         void* out, void* stream) {
-  if (elements == 0) return 0;
+                         void* out, void* stream, MtmlkReason* reason) {
+  if (elements == 0) return MTMLK_CUDA_OK;
   const auto on = static_cast<mtmlk::Stream>(stream);
-  return dtype == MTMLK_F32 ? mtmlk::sum<float>(parts, scale, tasks, elements, out, on)
-                            : mtmlk::sum<double>(parts, scale, tasks, elements, out, on);
+  const int error = dtype == MTMLK_F32 ? mtmlk::sum<float>(parts, scale, tasks, elements, out, on)
+                                       : mtmlk::sum<double>(parts, scale, tasks, elements, out, on);
+  return mtmlk::status_of(error, reason);
 }
 }

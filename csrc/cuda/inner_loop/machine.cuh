@@ -93,7 +93,7 @@ struct Machine {
   T* chip;
   T* workspace;
   const ScheduleCall* call;
-  int task, rank, threads;
+  int task, rank, threads;  // threads: a power of two, 32 or more
 
   template <class U = T>
   DEV Ref<U> ref(const int32_t* w) const {
@@ -118,8 +118,7 @@ struct Machine {
 
   // The threads of the block take the elements in turn.
   DEV Walk whole(const Instruction& i) const {
-    int first = rank - i.head(kHeadTurn);
-    if (first < 0) first += threads;
+    const int first = (rank - i.head(kHeadTurn)) & (threads - 1);
     return {first, threads, i.rows() * i.cols(), 0, 0, 0, 0, 0, false};
   }
 
@@ -146,8 +145,7 @@ struct Machine {
   template <class Body>
   DEV void each_by_warps(const Instruction& i, int count, Body body) const {
     const int warps = threads / 32, turn = i.head(kHeadTurn) / 32;
-    int warp = rank / 32 - turn % warps;
-    if (warp < 0) warp += warps;
+    const int warp = (rank / 32 - turn) & (warps - 1);
     for (int piece = warp; piece < count; piece += warps) body(piece, rank % 32);
   }
 };

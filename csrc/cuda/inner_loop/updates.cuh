@@ -83,7 +83,7 @@ DEV double summed(const Ref<T>& x, int count) {
 
 template <class T>
 DEV_CALL void clip_scale(const Machine<T> m, const Instruction i) {
-  if (m.rank != i.head(kHeadTurn)) return;
+  if (m.whole(i).first != 0) return;
   const double bound = m.template operand<double>(i, 0).at[kHyperClip];
   const int count = i.whole(3, 0);
   m.operand(i, 2).at[0] = T(clip_factor(summed(m.operand(i, 1), count), bound));
@@ -92,7 +92,7 @@ DEV_CALL void clip_scale(const Machine<T> m, const Instruction i) {
 // And back: from <h, g> and the squares to `along` in v = scale h + along g, and to the bound (in hyper's place).
 template <class T>
 DEV_CALL void clip_back(const Machine<T> m, const Instruction i) {
-  if (m.rank != i.head(kHeadTurn)) return;
+  if (m.whole(i).first != 0) return;
   const double bound = m.template operand<double>(i, 0).at[kHyperClip];
   const int squares = i.whole(6, 0), inners = i.whole(6, 1);
   const bool active = m.operand(i, 1).at[0] != T(1);

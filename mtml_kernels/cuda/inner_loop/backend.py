@@ -21,14 +21,16 @@ __all__ = ["Engine", "Persistent"]
 class Engine(Protocol):
     """What runs programs: a device, or the CPU in its place."""
 
-    threads: int  # of a block
-    chip_bytes: int  # for a task's planes
+    def chip_bytes(self, tasks: int) -> int:
+        """How much of the chip the planes of one task may take."""
 
-    def blocks(self, tasks: int) -> int:
+    def blocks(self, program: BlockProgram, tasks: int) -> int:
         """How many blocks take the tasks in turn."""
 
-    def run(self, program: BlockProgram, words: Tensor, workspace: Tensor | None, tensors: Sequence[Tensor | None],
-            strides: Sequence[int], tasks: int, blocks: int) -> None:  # fmt: skip
+    def run(
+        self, program: BlockProgram, words: Tensor, workspace: Tensor | None, tensors: Sequence[Tensor | None],
+        strides: Sequence[int], tasks: int, blocks: int,
+    ) -> None:  # fmt: skip
         """Launches a program on a call's tensors."""
 
     def sum_over_tasks(self, parts: Tensor, scale: Tensor | None, out: Tensor) -> None:
@@ -76,7 +78,7 @@ class Persistent:
             results = [(plane, False) for plane in trip.there.results]
             results += [(p, _is_shared(a, at, i)) for at, group in enumerate(trip.groups) for i, p in enumerate(group)]
         program = block_program(
-            schedules[-1].planes, parts_of(*schedules), a.tasks, results, a.params[0].dtype, engine.chip_bytes, engine.threads
+            schedules[-1].planes, parts_of(*schedules), a.tasks, results, a.params[0].dtype, engine.chip_bytes(a.tasks)
         )
         return _Bound(program, torch.tensor(program.words.words, dtype=torch.int32, device=device))
 
@@ -194,7 +196,7 @@ class Persistent:
         numbers = like.new_empty((a.tasks, count), dtype=torch.float64) if count else None
         tensors += [parts, numbers]
         strides += [program.parts, count]
-        blocks = engine.blocks(a.tasks)
+        blocks = engine.blocks(program, a.tasks)
         size = program.placed.workspace_bytes // like.element_size()
         workspace = like.new_empty(blocks * size) if size else None
         if program.words.first:

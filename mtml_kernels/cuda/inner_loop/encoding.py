@@ -74,14 +74,14 @@ class _Writer:
         return [*head, *body, *stages]
 
 
-def encoded(phases: Sequence[Sequence[Instruction]], placed: Placed, threads: int) -> Encoded:
+def encoded(phases: Sequence[Sequence[Instruction]], placed: Placed) -> Encoded:
     """A phase that has more words than the chip holds becomes several."""
     writer = _Writer(placed)
     found: list[tuple[int, list[int]]] = []
     for phase in phases:
         count, words, turn = 0, [], 0
         for instruction in phase:
-            own = writer.instruction(instruction, turn % threads)
+            own = writer.instruction(instruction, turn)
             if 4 + len(own) > PHASE_WORDS:
                 raise Unsupported(f"an instruction of {len(own)} words")
             if 4 + len(words) + len(own) > PHASE_WORDS - 3:

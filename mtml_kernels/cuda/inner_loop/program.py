@@ -116,7 +116,7 @@ class _Results:
 
 def block_program(
     planes: Sequence[Plane], parts: Sequence[Part], tasks: int, results: Sequence[tuple[int, bool]],
-    dtype: torch.dtype, chip_bytes: int, threads: int,
+    dtype: torch.dtype, chip_bytes: int,
 ) -> BlockProgram:  # fmt: skip
     """Raises Unsupported, or TooLarge.
 
@@ -132,7 +132,7 @@ def block_program(
         raise Unsupported(f"more than {MOST_TENSORS} tensors")
     phases = in_phases(lowering.instructions)
     where = placed(phases, chip_bytes)
-    words = encoded(phases, where, threads)
+    words = encoded(phases, where)
     return BlockProgram(words, where, arguments, wanted.found, wanted.parts, wanted.number_parts, dtype)
 
 

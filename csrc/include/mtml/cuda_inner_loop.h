@@ -1,9 +1,10 @@
-// The C ABI of the persistent inner loop: raw pointers on the device, sizes, and CUDA's error codes.
+// The C ABI of the persistent inner loop: raw pointers on the current device, sizes, and a MtmlkCudaStatus.
 #pragma once
 
 #include <stdint.h>
 
 #include "mtml/abi.h"
+#include "mtml/cuda_device.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -25,11 +26,11 @@ typedef struct {
 } MtmlkSchedule;
 
 MTMLK_API int64_t mtmlk_schedule_shared_bytes(int32_t dtype, int32_t chip_elements);  // of a block
-MTMLK_API int mtmlk_run_schedule(const MtmlkSchedule* schedule, void* stream);
+MTMLK_API int mtmlk_run_schedule(const MtmlkSchedule* schedule, void* stream, MtmlkReason* reason);
 
 // out[e] = sum over tasks, in their order, of scale[t] parts[t, e]; scale NULL: 1.
 MTMLK_API int mtmlk_sum_over_tasks(int32_t dtype, const void* parts, const void* scale, int32_t tasks,
-                                   int64_t elements, void* out, void* stream);
+                                   int64_t elements, void* out, void* stream, MtmlkReason* reason);
 
 #ifdef __cplusplus
 }
