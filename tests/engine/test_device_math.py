@@ -153,7 +153,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     command = shlex.split(os.environ.get("CXX") or "g++")
     if shutil.which(command[0]) is None:
         pytest.skip(f"no C++ compiler {command[0]}")
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-ffp-contract=off"]
     return ctypes.CDLL(str(compiled([*command, *flags], HOST, tmp_path_factory.mktemp("math") / "host.cpp")))
 
 

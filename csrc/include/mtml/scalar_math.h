@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "mtml/arithmetic.h"
+#include "mtml/sin_cos.h"
 
 namespace mtmlk {
 
@@ -11,16 +12,13 @@ template <class T>
 struct ScalarMath {
   using Scalar = T;
   using Value = T;
-  struct SinCos {
-    T sin, cos;
-  };
 
   static MTMLK_ANYWHERE T exp(T x) { return ::exp(x); }
   static MTMLK_ANYWHERE T tanh(T x) { return ::tanh(x); }
   static MTMLK_ANYWHERE T logistic(T x) { return T(1) / (::exp(-x) + T(1)); }
   static MTMLK_ANYWHERE T erf(T x) { return ::erf(x); }
   static MTMLK_ANYWHERE T log1p_exp(T x) { return (x < T(0) ? T(0) : x) + ::log1p(::exp(-::fabs(x))); }
-  static MTMLK_ANYWHERE SinCos sin_cos(T x) { return {::sin(x), ::cos(x)}; }
+  static MTMLK_ANYWHERE ScalarSinCos<T> sin_cos(T x) { return scalar_sin_cos(x); }
   static MTMLK_ANYWHERE T sqrt(T x) { return ::sqrt(x); }
   static MTMLK_ANYWHERE T rsqrt(T x) { return T(1) / ::sqrt(x); }
   static MTMLK_ANYWHERE T abs(T x) { return ::fabs(x); }
