@@ -7,6 +7,24 @@
 
 namespace mtmlk {
 
+// A parameter's operand, which has rows and columns and no samples: half the registers of a Ref, of which there are
+// eighteen here.
+template <class T>
+struct Matrix {
+  T* at;
+  int r, f;
+
+  DEV Matrix(const Machine<T>& m, const Instruction& i, int which) {
+    const Ref<T> ref = m.operand(i, which);
+    at = ref.at, r = ref.r, f = ref.f;
+  }
+  DEV T& operator[](const Place& e) const { return at[e.r * r + e.f * f]; }
+  DEV T get(const Place& e) const { return at ? (*this)[e] : T(0); }
+  DEV void set(const Place& e, T value) const {
+    if (at) (*this)[e] = value;
+  }
+};
+
 // after = theta - alpha g
 template <class T>
 DEV void gradient_step(const Machine<T>& m, const Instruction& i, const Walk& walk) {
@@ -27,9 +45,9 @@ DEV UpdateStep<T> rule_of(const Machine<T>& m, const Instruction& i, int operand
 template <class T>
 DEV_CALL void rule_step(const Machine<T> m, const Instruction i) {
   const UpdateStep<T> u = rule_of(m, i, 11);
-  const Ref<T> theta = m.operand(i, 0), g = m.operand(i, 1), alpha = m.operand(i, 2), after = m.operand(i, 7);
-  const Ref<T> s0 = m.operand(i, 4), s1 = m.operand(i, 5), s2 = m.operand(i, 6);
-  const Ref<T> t0 = m.operand(i, 8), t1 = m.operand(i, 9), t2 = m.operand(i, 10);
+  const Matrix<T> theta(m, i, 0), g(m, i, 1), alpha(m, i, 2), after(m, i, 7);
+  const Matrix<T> s0(m, i, 4), s1(m, i, 5), s2(m, i, 6);
+  const Matrix<T> t0(m, i, 8), t1(m, i, 9), t2(m, i, 10);
   m.each(i, m.whole(i), [&](const Place& e) {
     T s[kMaxMoments] = {s0.get(e), s1.get(e), s2.get(e)};
     const T next = update_forward<ScalarMath<T>>(u, alpha[e], theta[e], g[e], s).theta;
@@ -44,11 +62,11 @@ template <class T>
 DEV_CALL void rule_back(const Machine<T> m, const Instruction i) {
   constexpr int kOperands = 18;
   const UpdateStep<T> u = rule_of(m, i, kOperands);
-  const Ref<T> theta = m.operand(i, 0), g = m.operand(i, 1), alpha = m.operand(i, 2), lambda = m.operand(i, 7);
-  const Ref<T> s0 = m.operand(i, 4), s1 = m.operand(i, 5), s2 = m.operand(i, 6);
-  const Ref<T> mu0 = m.operand(i, 8), mu1 = m.operand(i, 9), mu2 = m.operand(i, 10);
-  const Ref<T> v = m.operand(i, 11), below = m.operand(i, 12), rates = m.operand(i, 16);
-  const Ref<T> nu0 = m.operand(i, 13), nu1 = m.operand(i, 14), nu2 = m.operand(i, 15);
+  const Matrix<T> theta(m, i, 0), g(m, i, 1), alpha(m, i, 2), lambda(m, i, 7);
+  const Matrix<T> s0(m, i, 4), s1(m, i, 5), s2(m, i, 6);
+  const Matrix<T> mu0(m, i, 8), mu1(m, i, 9), mu2(m, i, 10);
+  const Matrix<T> v(m, i, 11), below(m, i, 12), rates(m, i, 16);
+  const Matrix<T> nu0(m, i, 13), nu1(m, i, 14), nu2(m, i, 15);
   const Ref<double> to_hyper = m.template operand<double>(i, 17);
   T own[kHyperCount] = {};
   const auto body = [&](const Place& e) {
