@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mtml_kernels import native
 from mtml_kernels.checks import check_ids
+from mtml_kernels.cuda.backends import INNER_LOOP as CUDA_INNER_LOOP
 from mtml_kernels.native.inner_loop import (
     AUTO,
     LOW_RANK,
@@ -195,6 +196,8 @@ FORMS = {"cpu": AUTO, "cpu:weights": WEIGHTS, "cpu:low_rank": LOW_RANK}
 for _name, _form in FORMS.items():
     BACKENDS.register(_cpu_backend(_name, _form))
 BACKENDS.register(_checked(INNER_LOOP))
+# Behind Triton until a GPU has timed both: for those who ask for it by name.
+BACKENDS.register(_checked(CUDA_INNER_LOOP))
 BACKENDS.register(
     _checked(
         Backend(

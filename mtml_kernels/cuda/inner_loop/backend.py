@@ -8,12 +8,23 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from mtml_kernels.cuda.inner_loop.lowering import Unsupported
+from mtml_kernels.cuda.inner_loop.placing import TooLarge
 from mtml_kernels.cuda.inner_loop.program import BlockProgram, block_program, parts_of
+from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.schedule.backend import Arguments, Cotangents, group_of
 from mtml_kernels.schedule.build import Plan, plan_of
 from mtml_kernels.schedule.call import ABSENT
 from mtml_kernels.schedule.loop import Given
-from mtml_kernels.schema.inner_loop import STARTS, TASKS_APART, Grads, InnerLoopArgs, Outputs, empty_outputs, output_shapes
+from mtml_kernels.schema.inner_loop import (
+    STARTS,
+    TASKS_APART,
+    Grads,
+    InnerLoopArgs,
+    Outputs,
+    empty_outputs,
+    output_shapes,
+)
 
 __all__ = ["Engine", "Persistent"]
 
@@ -21,10 +32,10 @@ __all__ = ["Engine", "Persistent"]
 class Engine(Protocol):
     """What runs programs: a device, or the CPU in its place."""
 
-    def chip_bytes(self, tasks: int) -> int:
+    def chip_bytes(self, tasks: int, device: torch.device) -> int:
         """How much of the chip the planes of one task may take."""
 
-    def blocks(self, program: BlockProgram, tasks: int) -> int:
+    def blocks(self, program: BlockProgram, tasks: int, device: torch.device) -> int:
         """How many blocks take the tasks in turn."""
 
     def run(
@@ -77,9 +88,13 @@ class Persistent:
             schedules = [trip.there, trip.back]
             results = [(plane, False) for plane in trip.there.results]
             results += [(p, _is_shared(a, at, i)) for at, group in enumerate(trip.groups) for i, p in enumerate(group)]
-        program = block_program(
-            schedules[-1].planes, parts_of(*schedules), a.tasks, results, a.params[0].dtype, engine.chip_bytes(a.tasks)
-        )
+        dtype, room = a.params[0].dtype, engine.chip_bytes(a.tasks, device)
+        try:
+            program = block_program(schedules[-1].planes, parts_of(*schedules), a.tasks, results, dtype, room)
+        except (Unsupported, TooLarge) as why:
+            raise BackendUnavailable(
+                f"inner_loop: backend 'cuda' cannot run this: {why}. Use backend='triton', which goes layer by layer"
+            ) from why
         return _Bound(program, torch.tensor(program.words.words, dtype=torch.int32, device=device))
 
     # --- forward ------------------------------------------------------------------------------------------------------
@@ -95,7 +110,8 @@ class Persistent:
         run = self._run(a, plan, given, Cotangents(ones, None, None, ()))
         loss, output, support, kept = output_shapes(a)
         shapes, dtype = [loss, output, support, *kept], a.params[0].dtype
-        found = [a.params[0].new_zeros(s) if t is None else t.to(dtype).reshape(s) for t, s in zip(run.results, shapes)]
+        made = zip(run.results[: len(shapes)], shapes, strict=True)
+        found = [a.params[0].new_zeros(s) if t is None else t.to(dtype).reshape(s) for t, s in made]
         carry = [t for t in (run.parts, run.numbers, *run.results[len(shapes) :]) if t is not None] if onward else []
         return found[0], found[1], found[2], found[3:], carry
 
@@ -196,7 +212,7 @@ class Persistent:
         numbers = like.new_empty((a.tasks, count), dtype=torch.float64) if count else None
         tensors += [parts, numbers]
         strides += [program.parts, count]
-        blocks = engine.blocks(program, a.tasks)
+        blocks = engine.blocks(program, a.tasks, like.device)
         size = program.placed.workspace_bytes // like.element_size()
         workspace = like.new_empty(blocks * size) if size else None
         if program.words.first:

@@ -79,7 +79,8 @@ def encoded(phases: Sequence[Sequence[Instruction]], placed: Placed) -> Encoded:
     writer = _Writer(placed)
     found: list[tuple[int, list[int]]] = []
     for phase in phases:
-        count, words, turn = 0, [], 0
+        count, turn = 0, 0
+        words: list[int] = []
         for instruction in phase:
             own = writer.instruction(instruction, turn)
             if 4 + len(own) > PHASE_WORDS:

@@ -39,7 +39,10 @@ Rule = Callable[["Lowering", Part], None]
 _RULES: dict[str, Rule] = {}
 # Through these a task's share of a sum goes on as its share.
 _LINEAR = frozenset(
-    {"accumulate", "add.forward", "view", "transpose", "expand", "slice.forward", "slice.backward", "reduce", "scale", "stack"}
+    {
+        *("accumulate", "add.forward", "view", "transpose", "expand"),
+        *("slice.forward", "slice.backward", "reduce", "scale", "stack"),
+    }
 )
 
 
@@ -59,7 +62,9 @@ class Lowering:
     tensors: where an argument's plane lies: its position among the tensors of the call, of which `given` says more.
     """
 
-    def __init__(self, planes: Sequence[Plane], parts: Sequence[Part], tasks: int, results: Iterable[int], dtype: torch.dtype) -> None:
+    def __init__(
+        self, planes: Sequence[Plane], parts: Sequence[Part], tasks: int, results: Iterable[int], dtype: torch.dtype
+    ) -> None:
         self.planes, self.tasks, self.dtype = planes, tasks, dtype
         self.instructions: list[Instruction] = []
         self.arguments: dict[tuple[str, int], int] = {}  # of a source without its step: which tensor
@@ -230,9 +235,7 @@ class Lowering:
             assert found is not None
         return found
 
-    def matmul(
-        self, out: View, pairs: Sequence[tuple[View, View]], depth: int, bias: View | None = None
-    ) -> None:
+    def matmul(self, out: View, pairs: Sequence[tuple[View, View]], depth: int, bias: View | None = None) -> None:
         """out [M, C] = sum of left [M, K] right [K, C] + bias [1, C]; with no pair the bias alone, or 0."""
         rows, cols = out.shape
         if not pairs or not depth:
@@ -244,7 +247,14 @@ class Lowering:
         reads += [None] * (5 - len(reads))
         self.emit(
             Instruction(
-                ScheduleOp.MATMUL, rows, cols, tuple(reads), (matrix(out),), sample=rows, wholes=(depth,), writes_first=True
+                ScheduleOp.MATMUL,
+                rows,
+                cols,
+                tuple(reads),
+                (matrix(out),),
+                sample=rows,
+                wholes=(depth,),
+                writes_first=True,
             )
         )
 

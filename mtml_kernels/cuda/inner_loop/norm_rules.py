@@ -81,7 +81,7 @@ def _stats(lowering: Lowering, part: Part) -> None:
 def _mean(
     lowering: Lowering, part: Part, plane: int, means: _Means, rstd: Maybe, terms: Sequence[Sequence[Maybe]]
 ) -> None:
-    """A mean of the sum of products; a product with an absent factor is 0, and a weight that is not there is left out."""
+    """A mean of the sum of products."""
     out = lowering.new(plane)
     if out is None:
         return

@@ -47,7 +47,7 @@ class _Phases:
             self.uses.setdefault(operand.memory, []).append(_Use(host, operand, writes))
 
     def put_off_loads(self) -> None:
-        """What is copied from the caller's tensors comes in the phase before it is read: until then it takes no room."""
+        """What is copied from the caller's tensors comes in the phase before it is read: before, it takes no room."""
         for load in self.order:
             if load.op == ScheduleOp.COPY and self.phase[load] == 0 and not load.stages:
                 (target,) = load.written()
@@ -85,7 +85,8 @@ def _operands(instruction: Instruction) -> list[tuple[Operand, bool]]:
 
 def _same(a: Instruction, of_a: Operand, b: Instruction, of_b: Operand) -> bool:
     """Whether an element of [rows, cols] is one place in both operands, and no two elements are one."""
-    if a.op == ScheduleOp.MATMUL and not any(of_a is w for w in a.writes) and not any(of_a in s.operands for s in a.stages):
+    by_element = any(of_a is w for w in a.writes) or any(of_a in stage.operands for stage in a.stages)
+    if a.op == ScheduleOp.MATMUL and not by_element:
         return False  # rows and columns of a factor
     return _lie(a, of_a) == _lie(b, of_b) and _covers(b, of_b)
 

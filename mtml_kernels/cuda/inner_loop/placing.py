@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
 from mtml_kernels.cuda.inner_loop.instructions import Instruction, Memory
 
 __all__ = ["Placed", "TooLarge", "placed"]

@@ -52,6 +52,7 @@ class BlockProgram(NamedTuple):
     results: list[Result | None]  # as the schedule has them
     parts: int  # elements of a task's share of all sums
     number_parts: int
+    widest: int  # elements of the largest instruction
     dtype: torch.dtype
 
 
@@ -133,7 +134,8 @@ def block_program(
     phases = in_phases(lowering.instructions)
     where = placed(phases, chip_bytes)
     words = encoded(phases, where)
-    return BlockProgram(words, where, arguments, wanted.found, wanted.parts, wanted.number_parts, dtype)
+    widest = max((i.rows * i.cols for i in lowering.instructions), default=0)
+    return BlockProgram(words, where, arguments, wanted.found, wanted.parts, wanted.number_parts, widest, dtype)
 
 
 def _argument(lowering: Lowering, field: str, position: int) -> Argument:

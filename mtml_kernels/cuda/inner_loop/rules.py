@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
 
-from mtml_kernels.cuda.inner_loop.instructions import Factor, Instruction, View
+from mtml_kernels.cuda.inner_loop.instructions import Instruction, View
 from mtml_kernels.cuda.inner_loop.lowering import (
     Lowering,
     Unsupported,
@@ -19,8 +18,8 @@ from mtml_kernels.cuda.inner_loop.lowering import (
     turned,
 )
 from mtml_kernels.cuda.inner_loop.words import ScheduleOp
-from mtml_kernels.schedule.call import ABSENT, Part
-from mtml_kernels.schedule.kernels import Activation, Blank, Linear, Shape, Span, Table
+from mtml_kernels.schedule.call import Part
+from mtml_kernels.schedule.kernels import Activation, Linear, Shape, Span, Table
 
 __all__: list[str] = []
 
@@ -259,7 +258,8 @@ def _slice_backward(lowering: Lowering, part: Part) -> None:
     span: Span = part.constants
     out = lowering.new(part.writes[0])
     assert out is not None
-    spans = ((0, span.start, None), (span.start, span.stop, lowering.view(part.reads[0])), (span.stop, span.features, None))
+    d = lowering.view(part.reads[0])
+    spans = ((0, span.start, None), (span.start, span.stop, d), (span.stop, span.features, None))
     for start, stop, source in spans:
         if start < stop:
             lowering.copy(source, _features(out, start, stop))
@@ -277,8 +277,6 @@ def _cat(lowering: Lowering, part: Part) -> None:
 
 @lowers("zeros")
 def _zeros(lowering: Lowering, part: Part) -> None:
-    given: Blank = part.constants
-    del given
     out = lowering.new(part.writes[0])
     assert out is not None
     lowering.copy(None, out)

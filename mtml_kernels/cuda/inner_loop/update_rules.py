@@ -112,4 +112,5 @@ def _unclip(lowering: Lowering, part: Part) -> None:
         if h is None and g is None:
             lowering.copy(None, out)
         else:
-            lowering.elements(ScheduleOp.TWO_PRODUCTS, [h, None if h is None else scale, g, None if g is None else along], [out])
+            factors = [h, None if h is None else scale, g, None if g is None else along]
+            lowering.elements(ScheduleOp.TWO_PRODUCTS, factors, [out])

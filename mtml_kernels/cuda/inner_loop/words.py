@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["FIRST_TENSOR", "HEAD_WORDS", "MOST_TENSORS", "OPERAND_WORDS", "PHASE_WORDS", "PLAIN", "ScheduleOp"]
+__all__ = [
+    "FIRST_TENSOR",
+    "HEAD_WORDS",
+    "MOST_TENSORS",
+    "OPERAND_WORDS",
+    "PHASE_WORDS",
+    "PLAIN",
+    "RING_BYTES",
+    "ScheduleOp",
+]
 
 
 class ScheduleOp(enum.IntEnum):
@@ -56,5 +65,6 @@ PLAIN = frozenset(
 HEAD_WORDS = 15
 OPERAND_WORDS = 7
 PHASE_WORDS = 1024
+RING_BYTES = 2 * 4 * PHASE_WORDS  # of shared memory: two phases of the program
 FIRST_TENSOR = 2
 MOST_TENSORS = 192
