@@ -24,12 +24,18 @@ void run_schedule(const std::array<int64_t, 7>& sizes, int64_t tasks, int64_t pr
   check_cuda(mtmlk_run_schedule(&s, address(stream), &reason), reason);
 }
 
-void sum_over_tasks(int32_t dtype, int64_t parts, int64_t scale, int32_t tasks, int64_t elements, int64_t out,
-                    int64_t stream) {
+void sum_over_tasks(int32_t dtype, int32_t tasks, int64_t parts, int64_t scale, int64_t elements,
+                    const std::vector<int64_t>& results, const std::vector<int64_t>& begins, int64_t stream) {
+  constexpr size_t kMost = 192;
+  if (results.size() != begins.size() || results.size() > kMost)
+    throw std::invalid_argument("sum_over_tasks: at most 192 results, each with its beginning");
+  std::array<void*, kMost> at;
+  for (size_t i = 0; i < results.size(); ++i) at[i] = address(results[i]);
+  MtmlkTaskSums s = {};
+  s.dtype = dtype, s.tasks = tasks, s.parts = address(parts), s.scale = address(scale), s.elements = elements;
+  s.n_results = int32_t(results.size()), s.results = at.data(), s.begins = begins.data();
   MtmlkReason reason = {};
-  const int status = mtmlk_sum_over_tasks(dtype, address(parts), address(scale), tasks, elements, address(out),
-                                          address(stream), &reason);
-  check_cuda(status, reason);
+  check_cuda(mtmlk_sum_over_tasks(&s, address(stream), &reason), reason);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ from mtml_kernels.schedule.run import Bound
 from mtml_kernels.schedule.torch_kernels import TORCH
 from mtml_kernels.schema.inner_loop import PER_STEP, Grads, InnerLoopArgs, Outputs, empty_outputs, output_shapes
 
-__all__ = ["Arguments", "Cotangents", "Scheduled", "group_of", "torch_schedule"]
+__all__ = ["OF_SUPPORT", "Arguments", "Cotangents", "Scheduled", "group_of", "torch_schedule"]
 
 
 class Cotangents(NamedTuple):
@@ -37,7 +37,7 @@ class Cotangents(NamedTuple):
 
 _LISTS = frozenset({"params", "lr", "support_x", "query_x", "hyper", "moments", "grad_adapted"})
 _MAX_BOUND = 512
-_OF_SUPPORT = (2, 6, 8)  # among `InnerLoopArgs.groups`: support_x, support_y, support_mask
+OF_SUPPORT = (2, 6, 8)  # among `InnerLoopArgs.groups`: support_x, support_y, support_mask
 
 
 class Arguments:
@@ -187,7 +187,7 @@ def group_of(
         elif tensor is None:
             found.append(own.new_zeros(a.gradient_shape(at, i)))
         else:
-            if a.spec.has(PER_STEP) and at in _OF_SUPPORT:  # [K, T, S, ...], as the caller has it [T, K, S, ...]
+            if a.spec.has(PER_STEP) and at in OF_SUPPORT:  # [K, T, S, ...], as the caller has it [T, K, S, ...]
                 tensor = tensor.transpose(0, 1)
             found.append(_fresh(tensor, a.gradient_shape(at, i), own.dtype, taken))
     return found

@@ -2,6 +2,7 @@
 #include "mtml/cuda_inner_loop.h"
 
 #include "cuda/inner_loop/interpreter.cuh"
+#include "cuda/inner_loop/task_sums.cuh"
 #include "cuda/launch.h"
 #include "cuda/status.h"
 
@@ -20,6 +21,17 @@ size_t shared_bytes(int32_t chip_elements, size_t element) {
   return carver.bytes();
 }
 
+bool is_sound(const MtmlkSchedule& s, MtmlkReason* reason) {
+  const bool threads = s.threads >= 32 && s.threads <= 256 && (s.threads & (s.threads - 1)) == 0;
+  if (threads && s.blocks > 0 && s.n_tensors >= 0 && s.n_tensors <= kMostTensors && s.first_words <= kPhaseWords)
+    return true;
+  snprintf(reason->text, sizeof reason->text,
+           "run_schedule: expected 32 to 256 threads (a power of two), blocks, at most %d tensors and %d words, got %d, "
+           "%d, %d and %d",
+           kMostTensors, int(kPhaseWords), int(s.threads), int(s.blocks), int(s.n_tensors), int(s.first_words));
+  return false;
+}
+
 template <class T>
 int run(const MtmlkSchedule& s, Stream stream) {
   ScheduleCall call = {};
@@ -34,12 +46,15 @@ int run(const MtmlkSchedule& s, Stream stream) {
 }
 
 template <class T>
-int sum(const void* parts, const void* scale, int32_t tasks, int64_t elements, void* out, Stream stream) {
+int sum(const MtmlkTaskSums& given, Stream stream) {
+  TaskSums<T> s = {};
+  s.parts = static_cast<const T*>(given.parts), s.scale = static_cast<const T*>(given.scale);
+  s.elements = given.elements, s.tasks = given.tasks, s.n_results = given.n_results;
+  for (int i = 0; i < given.n_results; ++i) s.results[i] = static_cast<T*>(given.results[i]), s.begins[i] = given.begins[i];
   Launch launch;
-  launch.grid = dim3(unsigned((elements + kThreadsOfASum - 1) / kThreadsOfASum)), launch.block = dim3(kThreadsOfASum);
-  launch.stream = stream;
-  return start(sum_over_tasks<T>, launch, static_cast<const T*>(parts), static_cast<const T*>(scale), tasks, elements,
-               static_cast<T*>(out));
+  launch.grid = dim3(unsigned((given.elements + kThreadsOfASum - 1) / kThreadsOfASum));
+  launch.block = dim3(kThreadsOfASum), launch.stream = stream;
+  return start(sum_over_tasks<T>, launch, s);
 }
 
 }  // namespace
@@ -53,16 +68,14 @@ int64_t mtmlk_schedule_shared_bytes(int32_t dtype, int32_t chip_elements) {
 
 int mtmlk_run_schedule(const MtmlkSchedule* s, void* stream, MtmlkReason* reason) {
   if (s->tasks == 0) return MTMLK_CUDA_OK;
+  if (!mtmlk::is_sound(*s, reason)) return MTMLK_CUDA_FAILED;
   const auto on = static_cast<mtmlk::Stream>(stream);
   return mtmlk::status_of(s->dtype == MTMLK_F32 ? mtmlk::run<float>(*s, on) : mtmlk::run<double>(*s, on), reason);
 }
 
-int mtmlk_sum_over_tasks(int32_t dtype, const void* parts, const void* scale, int32_t tasks, int64_t elements,
-                         void* out, void* stream, MtmlkReason* reason) {
-  if (elements == 0) return MTMLK_CUDA_OK;
+int mtmlk_sum_over_tasks(const MtmlkTaskSums* s, void* stream, MtmlkReason* reason) {
+  if (s->elements == 0 || s->tasks == 0 || s->n_results == 0) return MTMLK_CUDA_OK;
   const auto on = static_cast<mtmlk::Stream>(stream);
-  const int error = dtype == MTMLK_F32 ? mtmlk::sum<float>(parts, scale, tasks, elements, out, on)
-                                       : mtmlk::sum<double>(parts, scale, tasks, elements, out, on);
-  return mtmlk::status_of(error, reason);
+  return mtmlk::status_of(s->dtype == MTMLK_F32 ? mtmlk::sum<float>(*s, on) : mtmlk::sum<double>(*s, on), reason);
 }
 }

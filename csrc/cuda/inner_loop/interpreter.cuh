@@ -202,18 +202,4 @@ __global__ void __launch_bounds__(256, 1) inner_loop_kernel(const __grid_constan
   for (m.task = int(blockIdx.x); m.task < call.tasks; m.task += int(gridDim.x)) run_program<T, kKind>(m, memory.ring);
 }
 
-// out[e] = sum over tasks, in their order, of scale[t] parts[t, e]; scale NULL: 1.
-template <class T>
-__global__ void __launch_bounds__(256)
-    sum_over_tasks(const T* parts, const T* scale, int tasks, int64_t elements, T* out) {
-  const int64_t e = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (e >= elements) return;
-  T sum = scale ? scale[0] * parts[e] : parts[e];
-  for (int t = 1; t < tasks; ++t) {
-    const T part = parts[t * elements + e];
-    sum += scale ? scale[t] * part : part;
-  }
-  out[e] = sum;
-}
-
 }  // namespace mtmlk

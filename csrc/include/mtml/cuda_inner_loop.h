@@ -28,9 +28,19 @@ typedef struct {
 MTMLK_API int64_t mtmlk_schedule_shared_bytes(int32_t dtype, int32_t chip_elements);  // of a block
 MTMLK_API int mtmlk_run_schedule(const MtmlkSchedule* schedule, void* stream, MtmlkReason* reason);
 
-// out[e] = sum over tasks, in their order, of scale[t] parts[t, e]; scale NULL: 1.
-MTMLK_API int mtmlk_sum_over_tasks(int32_t dtype, const void* parts, const void* scale, int32_t tasks,
-                                   int64_t elements, void* out, void* stream, MtmlkReason* reason);
+// Elements of a task's parts, cut into results: out of result i is e - begins[i] for begins[i] <= e < begins[i + 1].
+typedef struct {
+  int32_t dtype, tasks;
+  const void* parts;  // [T, elements]
+  const void* scale;  // [T]; NULL: 1
+  int64_t elements;
+  int32_t n_results;
+  void* const* results;   // NULL where nobody wants it
+  const int64_t* begins;  // from 0 up
+} MtmlkTaskSums;
+
+// results = sum over tasks, in their order, of scale[t] parts[t]
+MTMLK_API int mtmlk_sum_over_tasks(const MtmlkTaskSums* sums, void* stream, MtmlkReason* reason);
 
 #ifdef __cplusplus
 }

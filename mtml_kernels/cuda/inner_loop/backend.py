@@ -12,11 +12,13 @@ from mtml_kernels.cuda.inner_loop.lowering import Unsupported
 from mtml_kernels.cuda.inner_loop.placing import TooLarge
 from mtml_kernels.cuda.inner_loop.program import BlockProgram, block_program, parts_of
 from mtml_kernels.errors import BackendUnavailable
-from mtml_kernels.schedule.backend import Arguments, Cotangents, group_of
+from mtml_kernels.schedule.backend import OF_SUPPORT, Arguments, Cotangents, group_of
 from mtml_kernels.schedule.build import Plan, plan_of
 from mtml_kernels.schedule.call import ABSENT
 from mtml_kernels.schedule.loop import Given
 from mtml_kernels.schema.inner_loop import (
+    PER_STEP,
+    QUERY_STEPS,
     STARTS,
     TASKS_APART,
     Grads,
@@ -27,6 +29,8 @@ from mtml_kernels.schema.inner_loop import (
 )
 
 __all__ = ["Engine", "Persistent"]
+
+MOST_PLANS = 256
 
 
 class Engine(Protocol):
@@ -44,13 +48,22 @@ class Engine(Protocol):
     ) -> None:  # fmt: skip
         """Launches a program on a call's tensors."""
 
-    def sum_over_tasks(self, parts: Tensor, scale: Tensor | None, out: Tensor) -> None:
-        """out [P] = sum over tasks of scale [T] parts [T, P], in their order"""
+    def sum_over_tasks(
+        self, parts: Tensor, scale: Tensor | None, results: Sequence[Tensor | None], begins: Sequence[int]
+    ) -> None:
+        """Each result = its elements, from `begins` on, of sum over tasks of scale [T] parts [T, P], in their order."""
 
 
 class _Bound(NamedTuple):
+    """A program for calls of given shapes, and what its launches need: made once."""
+
+    plan: Plan
     program: BlockProgram
     words: Tensor
+    blocks: int
+    workspace: int  # elements, of all blocks
+    outputs: int  # how many of the results are the op's outputs; gradients follow
+    groups: list[list[int]]  # of the gradients: their positions among the results, ABSENT where there is none
 
 
 class _Run(NamedTuple):
@@ -66,36 +79,62 @@ class Persistent:
 
     def __init__(self, engine: Callable[[], Engine]) -> None:
         self._engine = engine
-        self._bound: dict[Any, tuple[Plan, _Bound]] = {}
+        self._plans: dict[Any, tuple[Any, Plan]] = {}
+        self._bound: dict[Any, _Bound] = {}
+        self._ones: dict[Any, Tensor] = {}
 
     def program(self, a: InnerLoopArgs, given: Given | None = None) -> BlockProgram:
         """That of a call without gradients, or with these cotangents."""
-        return self._bind(a, plan_of(a), given).program
+        return self._bind(a, self._plan(a), given).program
 
-    def _bind(self, a: InnerLoopArgs, plan: Plan, given: Given | None) -> _Bound:
-        device = a.params[0].device
-        key = id(plan), given, device
-        found = self._bound.get(key)
-        if found is None or found[0] is not plan:
-            found = self._bound[key] = plan, self._make(a, plan, given, device)
+    # --- made once for calls of given shapes --------------------------------------------------------------------------
+
+    def _plan(self, a: InnerLoopArgs) -> Plan:
+        """`plan_of`, by what of a call its spec does not fix."""
+        optional = (a.query_y, a.support_mask, a.query_mask, a.step_weights)
+        key = (
+            id(a.spec), a.needs, a.params[0].dtype, len(a.hyper), len(a.moments), a.support_y.shape, a.support_y.dtype,
+            *[t.shape for t in a.support_x], *[t.shape for t in a.query_x], *[t.shape for t in a.lr],
+            *[None if t is None else (t.shape, t.dtype) for t in optional],
+        )  # fmt: skip
+        found = self._plans.get(key)
+        if found is None or found[0] is not a.spec:
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            found = self._plans[key] = a.spec, plan_of(a)
         return found[1]
 
-    def _make(self, a: InnerLoopArgs, plan: Plan, given: Given | None, device: torch.device) -> _Bound:
-        engine, schedules = self._engine(), [plan.there]
+    def _bind(self, a: InnerLoopArgs, plan: Plan, given: Given | None) -> _Bound:
+        key = id(plan), given, a.params[0].device
+        found = self._bound.get(key)
+        if found is None or found.plan is not plan:
+            if len(self._bound) >= MOST_PLANS:
+                self._bound.clear()
+            found = self._bound[key] = self._make(a, plan, given)
+        return found
+
+    def _make(self, a: InnerLoopArgs, plan: Plan, given: Given | None) -> _Bound:
+        schedules, device, dtype = [plan.there], a.params[0].device, a.params[0].dtype
         results = [(plane, False) for plane in plan.there.results]
+        groups: list[list[int]] = []
         if given is not None:
             trip = plan.trip(given)
             schedules = [trip.there, trip.back]
             results = [(plane, False) for plane in trip.there.results]
+            groups = _positions(trip.groups, len(results))
             results += [(p, _is_shared(a, at, i)) for at, group in enumerate(trip.groups) for i, p in enumerate(group)]
-        dtype, room = a.params[0].dtype, engine.chip_bytes(a.tasks, device)
+        engine = self._engine()
         try:
+            room = engine.chip_bytes(a.tasks, device)
             program = block_program(schedules[-1].planes, parts_of(*schedules), a.tasks, results, dtype, room)
         except (Unsupported, TooLarge) as why:
             raise BackendUnavailable(
                 f"inner_loop: backend 'cuda' cannot run this: {why}. Use backend='triton', which goes layer by layer"
             ) from why
-        return _Bound(program, torch.tensor(program.words.words, dtype=torch.int32, device=device))
+        words = torch.tensor(program.words.words, dtype=torch.int32, device=device)
+        blocks = engine.blocks(program, a.tasks, device)
+        workspace = blocks * (program.placed.workspace_bytes // dtype.itemsize)
+        return _Bound(plan, program, words, blocks, workspace, len(schedules[0].results), groups)
 
     # --- forward ------------------------------------------------------------------------------------------------------
 
@@ -103,17 +142,28 @@ class Persistent:
         """The op's forward; where gradients are wanted it goes on to those of every task's own loss."""
         if not a.tasks:
             return empty_outputs(a, [])
-        plan = plan_of(a)
-        onward = bool(a.needs) and plan.usually.loss
+        plan = self._plan(a)
+        # The losses of the steps have cotangents of their own.
+        onward = bool(a.needs) and plan.usually.loss and not a.spec.has(QUERY_STEPS)
         given = plan.usually if onward else None
-        ones = a.params[0].new_ones(()).expand(a.tasks) if onward else None
-        run = self._run(a, plan, given, Cotangents(ones, None, None, ()))
+        run = self._run(a, plan, given, Cotangents(self._one_each(a) if onward else None, None, None, ()))
         loss, output, support, kept = output_shapes(a)
-        shapes, dtype = [loss, output, support, *kept], a.params[0].dtype
+        shapes, like = [loss, output, support, *kept], a.params[0]
         made = zip(run.results[: len(shapes)], shapes, strict=True)
-        found = [a.params[0].new_zeros(s) if t is None else t.to(dtype).reshape(s) for t, s in made]
+        found = [like.new_zeros(s) if t is None else t.reshape(s) for t, s in made]
         carry = [t for t in (run.parts, run.numbers, *run.results[len(shapes) :]) if t is not None] if onward else []
         return found[0], found[1], found[2], found[3:], carry
+
+    def _one_each(self, a: InnerLoopArgs) -> Tensor:
+        """The cotangent of every task's own loss: written once, read by all calls."""
+        like = a.params[0]
+        key = a.tasks, like.dtype, like.device
+        found = self._ones.get(key)
+        if found is None:
+            if len(self._ones) >= MOST_PLANS:
+                self._ones.clear()
+            found = self._ones[key] = torch.ones(a.tasks, dtype=like.dtype, device=like.device)
+        return found
 
     # --- backward -----------------------------------------------------------------------------------------------------
 
@@ -131,93 +181,110 @@ class Persistent:
         single = (grad_loss, grad_output, grad_support_losses)
         if not (a.needs and a.tasks) or all(g is None for g in (*single, *grad_adapted)):
             return tuple(group_of(a, at, [], [], set()) for at in range(len(a.groups)))
-        plan = plan_of(a)
-        given = cotangents.given
-        scale = None
+        plan, given, scale = self._plan(a), cotangents.given, None
+        bound = self._bind(a, plan, given)
         if carry and given == plan.usually and grad_loss is not None:
-            run, scale = self._carried(a, plan, carry), grad_loss.contiguous()
+            run, scale = self._carried(bound, carry), grad_loss.to(a.params[0].dtype).contiguous()
         else:
             run = self._run(a, plan, given, cotangents)
-        return self._groups(a, plan, given, run, scale)
+        return self._groups(a, bound, run, scale)
 
-    def _carried(self, a: InnerLoopArgs, plan: Plan, carry: Sequence[Tensor]) -> _Run:
-        program = self._bind(a, plan, plan.usually).program
-        rest = list(carry)
+    @staticmethod
+    def _carried(bound: _Bound, carry: Sequence[Tensor]) -> _Run:
+        program, rest = bound.program, list(carry)
         parts = rest.pop(0) if program.parts else None
         numbers = rest.pop(0) if program.number_parts else None
-        first = len(plan.there.results)
-        results: list[Tensor | None] = [None] * first
-        results += [rest.pop(0) if r is not None and r.at is None else None for r in program.results[first:]]
+        results: list[Tensor | None] = [None] * bound.outputs
+        for result in program.results[bound.outputs :]:
+            results.append(rest.pop(0) if result is not None and result.at is None else None)
         return _Run(results, parts, numbers)
 
-    def _groups(self, a: InnerLoopArgs, plan: Plan, given: Given, run: _Run, scale: Tensor | None) -> tuple[Grads, ...]:
-        program, trip = self._bind(a, plan, given).program, plan.trip(given)
-        sums = [self._summed(run.parts, scale), self._summed(run.numbers, scale)]
-        memory: dict[int, Tensor] = {}
-        at = len(trip.there.results)
-        planes: list[list[int]] = []
-        for group in trip.groups:
-            planes.append([])
-            for plane in group:
-                result, own = program.results[at], run.results[at]
-                planes[-1].append(ABSENT if result is None else at)
-                if result is not None and result.at is not None:
-                    total = sums[0] if result.dtype == program.dtype else sums[1]
-                    assert total is not None
-                    size = torch.Size(result.shape).numel()
-                    memory[at] = total[result.at : result.at + size].view(result.shape)
-                elif own is not None:
-                    assert result is not None
-                    memory[at] = own if scale is None else own * scale.view(-1, *[1] * len(result.shape))
-                at += 1
-                del plane
-        found = [memory.get(i) for i in range(at)]
-        return tuple(group_of(a, at, group, found, set()) for at, group in enumerate(planes))
+    def _groups(self, a: InnerLoopArgs, bound: _Bound, run: _Run, scale: Tensor | None) -> tuple[Grads, ...]:
+        memory: list[Tensor | None] = [None] * len(bound.program.results)
+        for parts, dtype in ((run.parts, bound.program.dtype), (run.numbers, torch.float64)):
+            if parts is not None:
+                self._sum(bound.program, parts, dtype, scale, memory)
+        for at, own in enumerate(run.results[bound.outputs :], bound.outputs):
+            if own is not None:
+                result = bound.program.results[at]
+                assert result is not None
+                memory[at] = own if scale is None else own * scale.view(-1, *[1] * len(result.shape))
+        return tuple(_group(a, at, group, memory) for at, group in enumerate(bound.groups))
 
-    def _summed(self, parts: Tensor | None, scale: Tensor | None) -> Tensor | None:
-        if parts is None:
-            return None
-        out = parts.new_empty(parts.shape[1])
-        self._engine().sum_over_tasks(parts, None if scale is None else scale.to(parts.dtype), out)
-        return out
+    def _sum(
+        self, program: BlockProgram, parts: Tensor, dtype: torch.dtype, scale: Tensor | None,
+        memory: list[Tensor | None],
+    ) -> None:  # fmt: skip
+        """The sums over tasks of what lies in these parts, each in memory of its own."""
+        begins: list[int] = []
+        made: list[Tensor | None] = []
+        for i, result in enumerate(program.results):
+            if result is not None and result.at is not None and result.dtype == dtype:
+                memory[i] = parts.new_empty(result.shape)
+                made.append(memory[i])
+                begins.append(result.at)
+        scale = scale if scale is None or scale.dtype == parts.dtype else scale.to(parts.dtype)
+        self._engine().sum_over_tasks(parts, scale, made, begins)
 
     # --- a launch -----------------------------------------------------------------------------------------------------
 
     def _run(self, a: InnerLoopArgs, plan: Plan, given: Given | None, cotangents: Cotangents) -> _Run:
-        bound, engine = self._bind(a, plan, given), self._engine()
-        program, like = bound.program, a.params[0]
+        bound, tasks, like = self._bind(a, plan, given), a.tasks, a.params[0]
+        program = bound.program
         arguments = Arguments(a, cotangents)
         tensors: list[Tensor | None] = []
         strides: list[int] = []
         for argument in program.arguments:
-            tensor = arguments.tensor(argument.field, argument.position).detach()
-            stride = argument.stride
-            if tensor.dim() and tensor.stride() == (0,) * tensor.dim():  # one number for all
-                tensor, stride = tensor.reshape(-1)[:1], 0
-            elif tensor.is_floating_point():
+            tensor = arguments.tensor(argument.field, argument.position)
+            if tensor.dtype is not argument.dtype:
                 tensor = tensor.to(argument.dtype)
             tensor = tensor.contiguous()
             tensors.append(tensor)
-            strides.append(tensor.numel() // a.tasks if stride is None else stride)
+            strides.append(tensor.numel() // tasks if argument.stride is None else argument.stride)
         results: list[Tensor | None] = []
         for result in program.results:
             own = None
             if result is not None and result.at is None:
-                own = like.new_empty((*result.lead, a.tasks, *result.shape), dtype=result.dtype)
+                own = like.new_empty((*result.lead, tasks, *result.shape), dtype=result.dtype)
                 tensors.append(own)
-                strides.append(torch.Size(result.shape).numel())
+                strides.append(result.elements)
             results.append(own)
-        parts = like.new_empty((a.tasks, program.parts)) if program.parts else None
         count = program.number_parts
-        numbers = like.new_empty((a.tasks, count), dtype=torch.float64) if count else None
+        parts = like.new_empty((tasks, program.parts)) if program.parts else None
+        numbers = like.new_empty((tasks, count), dtype=torch.float64) if count else None
         tensors += [parts, numbers]
         strides += [program.parts, count]
-        blocks = engine.blocks(program, a.tasks, like.device)
-        size = program.placed.workspace_bytes // like.element_size()
-        workspace = like.new_empty(blocks * size) if size else None
+        workspace = like.new_empty(bound.workspace) if bound.workspace else None
         if program.words.first:
-            engine.run(program, bound.words, workspace, tensors, strides, a.tasks, blocks)
+            self._engine().run(program, bound.words, workspace, tensors, strides, tasks, bound.blocks)
         return _Run(results, parts, numbers)
+
+
+def _positions(groups: Sequence[Sequence[int]], first: int) -> list[list[int]]:
+    """Where gradients stand among the results; ABSENT where there is none."""
+    found: list[list[int]] = []
+    at = first
+    for group in groups:
+        found.append([ABSENT if plane == ABSENT else at + i for i, plane in enumerate(group)])
+        at += len(group)
+    return found
+
+
+def _group(a: InnerLoopArgs, at: int, positions: Sequence[int], memory: Sequence[Tensor | None]) -> Grads:
+    """One group of gradients in the shapes of their tensors; each has memory of its own already."""
+    needed, tensors = a.groups[at]
+    found: Grads = []
+    for i, (own, position) in enumerate(zip(tensors, positions, strict=False)):  # of absent data there is none
+        if not needed or not own.is_floating_point():
+            found.append(None)
+            continue
+        tensor, shape = None if position == ABSENT else memory[position], a.gradient_shape(at, i)
+        if tensor is None:
+            tensor = own.new_zeros(shape)
+        elif a.spec.has(PER_STEP) and at in OF_SUPPORT:  # [K, T, S, ...], as the caller has it [T, K, S, ...]
+            tensor = tensor.transpose(0, 1)
+        found.append(tensor.reshape(shape).to(own.dtype).contiguous())
+    return found
 
 
 def _is_shared(a: InnerLoopArgs, at: int, i: int) -> bool:

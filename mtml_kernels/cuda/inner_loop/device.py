@@ -102,15 +102,17 @@ class DeviceEngine:
             at = 0 if workspace is None else workspace.data_ptr()
             _checked(device, engine().run_schedule, sizes, tasks, words.data_ptr(), at, addresses, strides, stream)
 
-    def sum_over_tasks(self, parts: Tensor, scale: Tensor | None, out: Tensor) -> None:
-        """out [P] = sum over tasks of scale [T] parts [T, P], in their order"""
+    def sum_over_tasks(
+        self, parts: Tensor, scale: Tensor | None, results: Sequence[Tensor | None], begins: Sequence[int]
+    ) -> None:
+        """Each result = its elements, from `begins` on, of sum over tasks of scale [T] parts [T, P], in their order."""
         tasks, elements = parts.shape
         with torch.cuda.device(parts.device):
             stream = torch.cuda.current_stream(parts.device).cuda_stream
-            at = 0 if scale is None else scale.data_ptr()
-            double = int(parts.dtype == torch.float64)
-            call = engine().sum_over_tasks
-            _checked(parts.device, call, double, parts.data_ptr(), at, tasks, elements, out.data_ptr(), stream)
+            double, at = int(parts.dtype == torch.float64), 0 if scale is None else scale.data_ptr()
+            where = [0 if t is None else t.data_ptr() for t in results]
+            arguments = (double, tasks, parts.data_ptr(), at, elements, where, begins, stream)
+            _checked(parts.device, engine().sum_over_tasks, *arguments)
 
 
 def _checked(device: torch.device, call: object, *arguments: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,6 +42,11 @@ class Result:
     shape: tuple[int, ...]
     dtype: torch.dtype
     at: int | None = None
+
+    @functools.cached_property
+    def elements(self) -> int:
+        """Of one task."""
+        return math.prod(self.shape)
 
 
 class BlockProgram(NamedTuple):
