@@ -53,6 +53,8 @@ def _quotient(x: Tensor, y: Tensor) -> Tensor:
 
 def clip(grads: Sequence[Tensor], norm: Tensor | float, tasks: bool = False) -> list[Tensor]:
     """All gradients of a task scaled to a norm of at most `norm`; `tasks`: of every task, [T, *shape]."""
+    if not grads:  # nothing is adapted
+        return []
     if not tasks:
         total = root(sum((g * g).sum() for g in grads))  # type: ignore[arg-type]
         scale = (norm / (total + 1e-6)).clamp(max=1.0)

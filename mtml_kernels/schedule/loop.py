@@ -15,6 +15,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from mtml_kernels.batch_norm import step_row
 from mtml_kernels.program.encoding import LAYOUT_IN_OUT, LAYOUT_STEPS, decode
 from mtml_kernels.schedule import nodes
@@ -346,7 +348,8 @@ class WayBack:
         self.query_pass, self.reading_query, self.data = p, True, self.query
         self.inputs = bool(self.needs & NEED_QUERY_X)
         p.pull(seed, self)
-        wants = bool(self.needs & NEED_QUERY_Y), bool(self.needs & NEED_QUERY_MASK)
+        y, mask = self.a.query_y, self.a.query_mask
+        wants = _present(self.needs & NEED_QUERY_Y, y), _present(self.needs & NEED_QUERY_MASK, mask)
         self.loop.query.data(p, None, scale, k, wants, self.query)
 
     # --- one step back ----------------------------------------------------------------------------------------------
@@ -363,7 +366,8 @@ class WayBack:
         if seed == ABSENT and all(v == ABSENT for v in directions):
             return
         self.inputs = bool(self.needs & NEED_SUPPORT_X)
-        wants = bool(self.needs & NEED_SUPPORT_Y), bool(self.needs & NEED_SUPPORT_MASK)
+        y, mask = self.a.support_y, self.a.support_mask
+        wants = _present(self.needs & NEED_SUPPORT_Y, y), _present(self.needs & NEED_SUPPORT_MASK, mask)
         if not (self.inputs or any(wants) or any(map(self.wants, range(len(self.lam))))):
             return
         self._along(k, step.on, directions, seed, wants)
@@ -454,3 +458,8 @@ class WayBack:
         zeros = ABSENT if ABSENT not in planes else self.draft.zeros(shape, some, dtype, "no gradient")
         filled = [zeros if plane == ABSENT else plane for plane in planes]
         return self.loop.stacked(filled)
+
+
+def _present(needed: int, tensor: Tensor | None) -> bool:
+    """Whether a gradient is wanted of a tensor that can have one: at the op's own door all may be asked for."""
+    return bool(needed) and tensor is not None and tensor.is_floating_point()

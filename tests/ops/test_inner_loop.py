@@ -221,6 +221,23 @@ def test_needs_must_cover_what_requires_grad() -> None:
         torch.ops.mtml.inner_loop(*case.op_arguments(1), "reference")
 
 
+@every_backend
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_gradients_of_what_is_not_there_may_be_asked_for(loss: str, backend: str) -> None:
+    """Of masks that no one gave, and of class ids: all bits of `needs`."""
+    case = make_case(loss=LossSpec(loss), out=3, query_loss=LossSpec(loss)).requiring_grad()
+    loss_of_tasks, *_ = torch.ops.mtml.inner_loop(*case.op_arguments(1023), backend)
+    found = torch.autograd.grad(loss_of_tasks.sum(), case.tensors())
+    expected = torch.autograd.grad(case.call("reference")[0].sum(), case.tensors())
+    torch.testing.assert_close(found, expected)
+
+
+@every_backend
+def test_clipping_where_nothing_is_adapted(backend: str) -> None:
+    case = make_case(adapted=[False] * 4, update=UpdateSpec("adam", clipped=True))
+    torch.testing.assert_close(case.call(backend)[0], make_case(adapted=[False] * 4).call("reference")[0])
+
+
 # --- registration -----------------------------------------------------------------------------------------------------
 
 
