@@ -260,7 +260,7 @@ def outputs_of(case: Case, backend: str) -> list[Tensor]:
     return [loss, output, support_losses, *adapted]
 
 
-def cotangents_of(case: Case, rng: random.Random) -> list[Tensor | None]:
+def cotangents_of(case: Case, rng: random.Random, backend: str = ENGINE) -> list[Tensor | None]:
     """One per output: of any values, equal, zero, or absent."""
     generator = torch.Generator().manual_seed(rng.randrange(1 << 30))
     makers: dict[str, Callable[[Tensor], Tensor | None]] = {
@@ -269,7 +269,7 @@ def cotangents_of(case: Case, rng: random.Random) -> list[Tensor | None]:
         "zero": torch.zeros_like,
         "absent": lambda t: None,
     }
-    outputs = outputs_of(case, ENGINE)
+    outputs = outputs_of(case, backend)
     kinds = [rng.choice(["any", "any", "equal", "zero"])]  # of the loss
     kinds += [rng.choice(["absent", "absent", "any"]) for _ in outputs[1:]]
     return [makers[kind](t) for kind, t in zip(kinds, outputs, strict=True)]

@@ -8,7 +8,19 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cases.engine import LOSSES, Draft, Evaluated, converted, draft_case, evaluate, film, mlp, outputs_of, problem
+from cases.engine import (
+    ENGINE,
+    LOSSES,
+    Draft,
+    Evaluated,
+    converted,
+    draft_case,
+    evaluate,
+    film,
+    mlp,
+    outputs_of,
+    problem,
+)
 from cases.inner_loop import Case
 from torch import Tensor
 
@@ -91,9 +103,9 @@ def bending(kind: Act, z: Tensor, in_place: bool) -> Case:
 
 def engine_jet(kind: Act, z: Tensor, in_place: bool) -> Jet:
     case = pointwise(kind, z, in_place)
-    [_, value, *_], [slope] = evaluate(case, "cpu", [None, torch.ones_like(case.query_x[0]), None], ["query_x"])
+    [_, value, *_], [slope] = evaluate(case, ENGINE, [None, torch.ones_like(case.query_x[0]), None], ["query_x"])
     bend = bending(kind, z, in_place)
-    _, [curvature] = evaluate(bend, "cpu", [None, None, None, torch.ones(1, z.numel(), dtype=z.dtype)], ["support_x"])
+    _, [curvature] = evaluate(bend, ENGINE, [None, None, None, torch.ones(1, z.numel(), dtype=z.dtype)], ["support_x"])
     return Jet(value.flatten(), slope.flatten(), -curvature.flatten())
 
 
@@ -142,7 +154,7 @@ def test_activations_at_the_ends(kind: Act, dtype: torch.dtype, in_place: bool) 
     ends = [0.0, float("inf"), torch.finfo(dtype).max, 1e6, torch.finfo(dtype).smallest_normal]
     z = torch.tensor([*ends, *(-end for end in ends), float("nan")], dtype=dtype)
     case = pointwise(kind, z, in_place)
-    found, expected = outputs_of(case, "cpu")[1], outputs_of(converted(case, torch.float64), "reference")[1]
+    found, expected = outputs_of(case, ENGINE)[1], outputs_of(converted(case, torch.float64), "reference")[1]
     torch.testing.assert_close(found, expected.to(dtype), equal_nan=True)
     zero = torch.zeros(1, dtype=dtype)
     torch.testing.assert_close(engine_jet(kind, zero, in_place).slope, exact_jet(kind, zero).slope.to(dtype))
@@ -221,7 +233,7 @@ def test_float32_errors_are_at_most_twice_pytorchs(name: str) -> None:
             siren_weights(case)
         ones = torch.ones(len(case.support_y))
         exact = evaluate(converted(case, torch.float64), "reference", [ones.double(), None, None])
-        ours, theirs = (errors(evaluate(case, name, [ones, None, None]), exact) for name in ("cpu", "reference"))
+        ours, theirs = (errors(evaluate(case, name, [ones, None, None]), exact) for name in (ENGINE, "reference"))
         ratios.append([a / b for a, b in zip(ours, theirs, strict=True)])
     for group in zip(*ratios, strict=True):
         assert statistics.median(group) <= 2

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases.engine import (
+    ENGINE,
     Evaluated,
     cotangents_of,
     draft_case,
@@ -44,7 +45,7 @@ seeds, sizes = st.integers(0, 2**40), st.integers(0, 10)
 
 
 def ones_of(case: Case) -> list[Tensor | None]:
-    return [torch.ones_like(t) for t in outputs_of(case, "cpu")]
+    return [torch.ones_like(t) for t in outputs_of(case, ENGINE)]
 
 
 # Large enough for every internal path: see test_engine for what they hit.
@@ -72,22 +73,22 @@ def test_random_calls_repeat_bit_by_bit(seed: int, nodes: int) -> None:
     rng = random.Random(seed)
     case = random_case(rng, nodes)
     cotangents = cotangents_of(case, rng)
-    first = evaluate(case, "cpu", cotangents)
-    evaluate(poisoned(case), "cpu", cotangents)
-    assert same_bits(evaluate(case, "cpu", cotangents), first)
-    assert same_bits(evaluate(case, "cpu", cotangents, threads=rng.choice([2, 3, 4])), first)
+    first = evaluate(case, ENGINE, cotangents)
+    evaluate(poisoned(case), ENGINE, cotangents)
+    assert same_bits(evaluate(case, ENGINE, cotangents), first)
+    assert same_bits(evaluate(case, ENGINE, cotangents, threads=rng.choice([2, 3, 4])), first)
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_calls_repeat_bit_by_bit(name: str) -> None:
     case = LARGE[name]
     only_loss: list[Tensor | None] = [torch.ones(len(case.support_y), dtype=case.params[0].dtype)]
-    only_loss += [None] * (len(outputs_of(case, "cpu")) - 1)
+    only_loss += [None] * (len(outputs_of(case, ENGINE)) - 1)
     for cotangents in (only_loss, ones_of(case)):
-        first = evaluate(case, "cpu", cotangents)
-        evaluate(poisoned(case), "cpu", cotangents)
+        first = evaluate(case, ENGINE, cotangents)
+        evaluate(poisoned(case), ENGINE, cotangents)
         for threads in (1, 2, 3, 4):
-            assert same_bits(evaluate(case, "cpu", cotangents, threads=threads), first), threads
+            assert same_bits(evaluate(case, ENGINE, cotangents, threads=threads), first), threads
 
 
 def some_tasks(case: Case, order: Sequence[int]) -> Case:
@@ -105,11 +106,11 @@ def of_task(case: Case, position: int, everything: bool, threads: int = 1) -> tu
     keep = case.spec.keep
     dims = [0, 0, 1] + [1 if keep == 2 else 0] * sum(case.spec.adapted) * (keep > 0)
     cotangents: list[Tensor | None] = []
-    for index, (output, dim) in enumerate(zip(outputs_of(case, "cpu"), dims, strict=True)):
+    for index, (output, dim) in enumerate(zip(outputs_of(case, ENGINE), dims, strict=True)):
         one = torch.zeros_like(output)
         one.select(dim, position).fill_(1.0 if index == 0 else 1.25)
         cotangents.append(one if everything or index == 0 else None)
-    outputs, grads = evaluate(case, "cpu", cotangents, threads=threads)
+    outputs, grads = evaluate(case, ENGINE, cotangents, threads=threads)
     count = len(case.params) + len(case.lr)
     inputs = [g[position] for g in grads[count:]]
     return [o.select(dim, position) for o, dim in zip(outputs, dims, strict=True)], [*grads[:count], *inputs]
@@ -153,9 +154,9 @@ def problem_of(options: dict[str, Any], dtype: torch.dtype) -> Case:
 def test_nan_stays_in_its_task(name: str, group: str) -> None:
     case = problem_of(BATCHES[name], torch.float64)
     cotangents = ones_of(case)
-    clean = evaluate(case, "cpu", cotangents)
+    clean = evaluate(case, ENGINE, cotangents)
     getattr(case, group)[0][3, 1] = float("nan")
-    dirty = evaluate(case, "cpu", cotangents)
+    dirty = evaluate(case, ENGINE, cotangents)
     assert dirty[0][0].isnan().tolist() == [task == 3 for task in range(9)]
     others = [task for task in range(9) if task != 3]
     for ours, theirs in zip(per_task(case, dirty, others), per_task(case, clean, others), strict=True):
@@ -177,7 +178,7 @@ def test_activations_pass_nan(kind: Act, dtype: torch.dtype) -> None:
     for sizes in ([3, 17, 2], [3, 2, 2]):
         case = draft_case(mlp(sizes, kind), tasks=1, query=5, steps=0, dtype=dtype)
         case.query_x[0][0, 2, 1] = float("nan")
-        loss, output, *_ = outputs_of(case, "cpu")
+        loss, output, *_ = outputs_of(case, ENGINE)
         assert output.isnan().any(-1).tolist() == [[False, False, True, False, False]]
         assert output[0, 2].isnan().all() and loss.isnan().all()
 
@@ -188,13 +189,13 @@ def test_activations_pass_nan(kind: Act, dtype: torch.dtype) -> None:
 def test_two_python_threads_at_once() -> None:
     """Different programs, each on two OpenMP threads of its own; a workspace is never shared."""
     names = ("chunks", "summed carry")
-    alone = [evaluate(LARGE[name], "cpu", ones_of(LARGE[name])) for name in names]
+    alone = [evaluate(LARGE[name], ENGINE, ones_of(LARGE[name])) for name in names]
     found: dict[str, list[Evaluated]] = {name: [] for name in names}
     gate = threading.Barrier(2)
 
     def work(name: str) -> None:
         gate.wait()
-        found[name] += [evaluate(LARGE[name], "cpu", ones_of(LARGE[name]), threads=2) for _ in range(3)]
+        found[name] += [evaluate(LARGE[name], ENGINE, ones_of(LARGE[name]), threads=2) for _ in range(3)]
 
     threads = [threading.Thread(target=work, args=(name,)) for name in names]
     for thread in threads:
@@ -222,15 +223,15 @@ def in_forked_children() -> list[int]:
     """After a parallel region here, children by os.fork run the same call: exit status 0 where the bits agree."""
     case = LARGE["summed carry"]
     cotangents = ones_of(case)
-    expected = evaluate(case, "cpu", cotangents, threads=2)
+    expected = evaluate(case, ENGINE, cotangents, threads=2)
     statuses = []
     for _ in range(2):
         child = os.fork()
         if child == 0:
-            same = same_bits(evaluate(case, "cpu", cotangents, threads=2), expected)
+            same = same_bits(evaluate(case, ENGINE, cotangents, threads=2), expected)
             os._exit(0 if same else 1)
         statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    assert same_bits(evaluate(case, "cpu", cotangents, threads=2), expected)
+    assert same_bits(evaluate(case, ENGINE, cotangents, threads=2), expected)
     return statuses
 
 

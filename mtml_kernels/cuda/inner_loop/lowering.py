@@ -121,6 +121,10 @@ class Lowering:
         shape = self.planes[plane].shape
         return shape if self.is_numbers(plane) else tuple(shape[1:])
 
+    def dtype_of(self, plane: int) -> torch.dtype:
+        """Of its memory: numbers and what flows to them are of double precision whatever the program computes in."""
+        return torch.float64 if self.is_numbers(plane) else self.planes[plane].dtype
+
     def view(self, plane: int) -> View:
         """A plane that is there."""
         if plane not in self._views:
@@ -177,7 +181,7 @@ class Lowering:
         """Memory for a result; None where it is not wanted."""
         if plane == ABSENT:
             return None
-        self._views[plane] = in_rows(self.shape(plane), self.planes[plane].dtype)
+        self._views[plane] = in_rows(self.shape(plane), self.dtype_of(plane))
         return self._views[plane]
 
     def scratch(self, shape: Dims, dtype: torch.dtype) -> View:

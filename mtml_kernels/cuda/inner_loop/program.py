@@ -78,7 +78,7 @@ class _Results:
             return
         planes = self.lowering.stacked.get(plane, [plane])
         first = next(p for p in planes if p != ABSENT)
-        shape, dtype = self.lowering.shape(first), self.lowering.planes[first].dtype
+        shape, dtype = self.lowering.shape(first), self.lowering.dtype_of(first)
         lead = (len(planes),) if plane in self.lowering.stacked else ()
         if shared:
             self._share(plane, planes, lead, shape, dtype)
