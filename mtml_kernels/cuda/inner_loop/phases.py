@@ -1,6 +1,7 @@
 """Instructions in phases between barriers, and those on elements as stages of what they follow.
 
 Memory, not planes, decides the order: what is read comes after what wrote it, what is overwritten after what read it.
+Two that touch different stretches of a memory (the squares of a norm, the parts of a stack) may go at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from mtml_kernels.cuda.inner_loop.words import ScheduleOp
 __all__ = ["in_phases"]
 
 _ON_ELEMENTS = frozenset(range(ScheduleOp.ACT_FORWARD, ScheduleOp.LOOK_UP + 1))
+_WRITE_BY_ELEMENT = frozenset({ScheduleOp.MATMUL, ScheduleOp.SUM_OF_PRODUCTS})
 MOST_STAGES = 6
 
 
@@ -23,6 +25,7 @@ class _Use:
 
     host: Instruction
     operand: Operand
+    reach: range | None  # elements of the memory; None: any
     writes: bool
 
 
@@ -44,7 +47,8 @@ class _Phases:
         else:
             host.stages.append(instruction)
         for operand, writes in _operands(instruction):
-            self.uses.setdefault(operand.memory, []).append(_Use(host, operand, writes))
+            use = _Use(host, operand, _reach(instruction, operand, writes), writes)
+            self.uses.setdefault(operand.memory, []).append(use)
 
     def put_off_loads(self) -> None:
         """What is copied from the caller's tensors comes in the phase before it is read: before, it takes no room."""
@@ -56,11 +60,12 @@ class _Phases:
                     self.phase[load] = max(0, min(later) - 1)
 
     def _conflicts(self, instruction: Instruction) -> list[tuple[_Use, Operand]]:
-        """Earlier uses of the same memory of which one of the two writes."""
+        """Earlier uses of the same stretch of a memory of which one of the two writes."""
         found = []
         for operand, writes in _operands(instruction):
+            reach = _reach(instruction, operand, writes)
             for use in self.uses.get(operand.memory, ()):
-                if writes or use.writes:
+                if (writes or use.writes) and _meet(reach, use.reach):
                     found.append((use, operand))
         return found
 
@@ -81,6 +86,22 @@ class _Phases:
 
 def _operands(instruction: Instruction) -> list[tuple[Operand, bool]]:
     return [*((o, False) for o in instruction.read()), *((o, True) for o in instruction.written())]
+
+
+def _reach(instruction: Instruction, operand: Operand, writes: bool) -> range | None:
+    """From the first to the last element that an operand is touched at; None where its elements do not say it."""
+    by_element = instruction.op in _ON_ELEMENTS and instruction.op != ScheduleOp.LOOK_UP
+    if not (by_element or (writes and instruction.op in _WRITE_BY_ELEMENT)) or min(operand[2:]) < 0:
+        return None
+    group = instruction.group or instruction.cols
+    rows, cols, sample = instruction.rows - 1, instruction.cols - 1, instruction.sample
+    steps = rows // sample, min(rows, sample - 1), cols // group, min(cols, group - 1)
+    last = sum(step * stride for step, stride in zip(steps, operand[2:], strict=True))
+    return range(operand.offset, operand.offset + last + 1)
+
+
+def _meet(a: range | None, b: range | None) -> bool:
+    return a is None or b is None or (a.start < b.stop and b.start < a.stop)
 
 
 def _same(a: Instruction, of_a: Operand, b: Instruction, of_b: Operand) -> bool:
