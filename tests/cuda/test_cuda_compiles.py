@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from cases.cuda_host import INCLUDE, run
+from cases.cuda_host import run
 from cases.cuda_kernels import CASES, MAIN
+from cases.nvcc import compile_for
 from cases.triton_process import CAPABILITIES
-
-
-def nvcc() -> str:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("nvcc", path=os.pathsep.join([str(Path(home) / "bin"), os.environ.get("PATH", "")]))
-    return found or pytest.skip("no nvcc")
-
-
-def compile_for(capability: int, source: Path, target: Path, *flags: str) -> None:
-    chip = f"-gencode=arch=compute_{capability},code=sm_{capability}"
-    command = [nvcc(), "-std=c++17", "-Werror", "all-warnings", *INCLUDE, chip, *flags, str(source), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -1,0 +1,51 @@
+"""The persistent inner loop compiled for GPUs: without a warning, and what its kernels take there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cases.cuda_engine import API
+from cases.nvcc import Usage, compile_for, usage
+from cases.triton_process import SHARED_KB
+
+# Bytes of a thread's stack: an array in which sin and cos of large numbers keep the digits of 2 / pi. Nothing else.
+STACK = {"float": 32, "double": 40}
+
+SPOKEN = """\
+ptxas info    : Compiling entry function '_Z4a' for 'sm_90'
+ptxas info    : Function properties for _Z4a
+    56 bytes stack frame, 20 bytes spill stores, 24 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 56 bytes cumulative stack size, 96 bytes smem, 1024 bytes cmem[0]
+ptxas info    : Compile time = 8277.734 ms
+ptxas info    : Function properties for _Z1b
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Function properties for _Z1c
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 0 barriers
+"""
+
+
+def test_what_ptxas_says_is_read() -> None:
+    assert usage(SPOKEN) == [
+        Usage("_Z4a", 255, 56, 44, 96),
+        Usage("_Z1b", None, 0, 0, 0),
+        Usage("_Z1c", 32, 0, 0, 0),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_KB)
+def test_kernels_keep_what_they_compute_in_registers(capability: int, tmp_path: Path) -> None:
+    verbose = compile_for(capability, API, tmp_path / "api.o", "-O3", "-Xptxas", "-v", "-c")
+    found = [each for each in usage(verbose) if not each.name.startswith("__internal")]
+    print(f"sm_{capability}: registers, bytes of stack, spilled, of named shared memory")
+    for each in sorted(found):
+        if each.registers is not None:
+            print(f"{each.registers:4} {each.stack:4} {each.spilled:4} {each.shared:6}  {each.name}")
+    loops = [each for each in found if "inner_loop_kernel" in each.name]
+    assert len(loops) == 4  # of each precision a plain and a full one
+    assert {each.name: each.spilled for each in found if each.spilled} == {}
+    for each in loops:
+        assert each.stack <= STACK["double" if "kernelId" in each.name else "float"], each
+    assert all(each.stack == 0 for each in found if each not in loops)
