@@ -100,7 +100,7 @@ class HostEngine:
     threads: int = 32
     chip: int = CHIP  # bytes
     most_blocks: int = 2
-    order: int = 0  # of the threads, see cases.cuda_host.ORDERS
+    order: int | None = None  # of the threads, see cases.cuda_host.ORDERS; None: as the environment says
     full: bool = False  # the kernel with all instructions also where the plain one has those of the program
 
     def chip_bytes(self, tasks: int, device: torch.device) -> int:
@@ -170,16 +170,17 @@ def elements_of(program: BlockProgram) -> tuple[int, int]:
 
 
 @contextmanager
-def in_order(order: int) -> Iterator[None]:
+def in_order(order: int | None) -> Iterator[None]:
     """Launches inside run their threads so."""
     before = os.environ.get("MTML_HOST_ORDER")
-    os.environ["MTML_HOST_ORDER"] = str(order)
+    if order is not None:
+        os.environ["MTML_HOST_ORDER"] = str(order)
     try:
         yield
     finally:
-        del os.environ["MTML_HOST_ORDER"]
-        if before is not None:
-            os.environ["MTML_HOST_ORDER"] = before
+        if order is not None:
+            del os.environ["MTML_HOST_ORDER"]
+            os.environ.update({} if before is None else {"MTML_HOST_ORDER": before})
 
 
 def backend(engine: HostEngine) -> Backend:
@@ -207,6 +208,6 @@ def pytest_configure(config: Any) -> None:
 
 
 def run_engine_tests(name: str, expression: str) -> int:
-    """pytest's exit code over a file of tests/engine, with this backend for the compiled engine."""
+    """pytest's exit code over a file of tests/, with this backend among all and for the compiled engine."""
     options = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-k", expression]
-    return int(pytest.main([str(TESTS / "engine" / name), *options], plugins=[sys.modules[__name__]]))
+    return int(pytest.main([str(TESTS / name), *options], plugins=[sys.modules[__name__]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
 from collections.abc import Iterator
@@ -123,6 +124,17 @@ def test_strided_memory_and_expanded_numbers(cuda_host: str) -> None:
         check(apart, cotangents, backend=cuda_host)
         case.lr = [t.reshape(-1)[0].expand(t.shape) for t in case.lr]
         check(case, cotangents, [g for g in GROUPS if g != "lr"], backend=cuda_host)
+
+
+def test_tensors_that_do_not_lie_in_memory_as_they_are(cuda_host: str) -> None:
+    """Values still to be negated, and zeros that nobody wrote yet."""
+    case = draft_case(mlp([3, 5, 2], Act.TANH))
+    cotangents = cotangents_of(case, random.Random(0), cuda_host)
+    expected = evaluate(case, cuda_host, cotangents)
+    assert same_bits(evaluate(mapped(case, lambda t: torch._neg_view(-t)), cuda_host, cotangents), expected)
+    zero = torch._efficientzerotensor(case.support_y.shape, dtype=torch.float64)
+    found, plain = (dataclasses.replace(case, support_y=y) for y in (zero, torch.zeros_like(case.support_y)))
+    assert same_bits(evaluate(found, cuda_host, cotangents), evaluate(plain, cuda_host, cotangents))
 
 
 LOOPS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -287,9 +299,11 @@ def test_nan_stays_in_its_task(name: str) -> None:
 
 # Of the promises those that are not about memory, instruction sets and threads of the CPU's engine.
 ENGINE_TESTS = {
-    "test_engine.py": "test",
-    "test_engine_promises.py": "random_calls_repeat or same_bits_in_any_batch or nan",
-    "test_engine_numerics.py": "test",
+    "engine/test_engine.py": "test",
+    "engine/test_engine_promises.py": "random_calls_repeat or same_bits_in_any_batch or nan",
+    "engine/test_engine_numerics.py": "test",
+    "ops/test_inner_loop.py": CUDA_HOST,
+    "ops/test_data_gradients.py": CUDA_HOST,
 }
 
 

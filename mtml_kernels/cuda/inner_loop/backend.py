@@ -12,6 +12,7 @@ from mtml_kernels.cuda.inner_loop.lowering import Unsupported
 from mtml_kernels.cuda.inner_loop.placing import TooLarge
 from mtml_kernels.cuda.inner_loop.program import BlockProgram, block_program, parts_of
 from mtml_kernels.errors import BackendUnavailable
+from mtml_kernels.memory import in_memory
 from mtml_kernels.schedule.backend import OF_SUPPORT, Arguments, Cotangents, group_of
 from mtml_kernels.schedule.build import Plan, plan_of
 from mtml_kernels.schedule.call import ABSENT
@@ -238,7 +239,7 @@ class Persistent:
             tensor = arguments.tensor(argument.field, argument.position)
             if tensor.dtype is not argument.dtype:
                 tensor = tensor.to(argument.dtype)
-            tensor = tensor.contiguous()
+            tensor = in_memory(f"inner_loop: {argument.field}", tensor)
             tensors.append(tensor)
             strides.append(tensor.numel() // tasks if argument.stride is None else argument.stride)
         results: list[Tensor | None] = []
