@@ -8,7 +8,7 @@ from cases.cuda_host import CSRC
 
 RAW = re.compile(r"__shared__|\basm\b|cooperative_groups|<<<|\bcuda[A-Z]\w+")
 # The two bodies of the words, and what asks a device about itself.
-OWN = {"device_api.h", "launch.h", "device.cu"}
+OWN = {"device_api.h", "launch.h", "status.h", "device.cu"}
 
 
 def raw_words(text: str) -> list[str]:

@@ -70,6 +70,8 @@ def may_include(file: str, other: str) -> bool:
     own, below = layer(file), layer(other)
     if own == "bindings":  # which know the engine by its C ABI alone
         return below in {"bindings", "include/mtml"}
+    if own.startswith("cuda"):  # compiled by nvcc and by the host's compiler: nothing of the CPU engine
+        return below in {"cuda", "cuda/host", "include/mtml"} and RANKS[own] >= RANKS[below]
     return own == below or RANKS[own] > RANKS[below]
 
 
