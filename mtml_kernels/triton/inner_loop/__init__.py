@@ -17,7 +17,6 @@ from mtml_kernels.triton.inner_loop.jobs import Launch
 from mtml_kernels.triton.inner_loop.launching import LaunchKernel
 from mtml_kernels.triton.inner_loop.losses import LOSSES
 from mtml_kernels.triton.inner_loop.norm_sums import NORM_SUMS
-from mtml_kernels.triton.inner_loop.pool import POOL
 from mtml_kernels.triton.inner_loop.softmax import SOFTMAX
 from mtml_kernels.triton.inner_loop.sums import SUMS
 from mtml_kernels.triton.inner_loop.updates import UPDATES
@@ -25,7 +24,7 @@ from mtml_kernels.triton.inner_loop.updates import UPDATES
 __all__ = ["PARTS", "backward", "bound", "forward"]
 
 # By name: of parts that are in no launch. What moves elements is PyTorch's.
-PARTS = {**TORCH, **NORM_SUMS, **SOFTMAX, **LOSSES, **SUMS, **UPDATES, **CLIPPING, **POOL, **EMBEDDING}
+PARTS = {**TORCH, **NORM_SUMS, **SOFTMAX, **LOSSES, **SUMS, **UPDATES, **CLIPPING, **EMBEDDING}
 
 
 def bound(schedule: Schedule) -> Bound:

@@ -11,6 +11,7 @@ from mtml_kernels.schedule.call import ABSENT, Call, Part, Plane, Schedule
 from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Phase, Product, Reading, Space, Term
+from mtml_kernels.triton.inner_loop.pool import POOLS, Panes
 
 __all__ = ["Fused"]
 
@@ -66,9 +67,18 @@ class Fused:
         makers = [job for job in launch.jobs if reads & job.makes]
         if not makers:
             return len(launch.jobs) + len(jobs) <= MOST_JOBS and not self._disturbs(launch, part, [])
+        if any(job.pool is not None for job in makers) or self._disturbs(launch, part, makers):
+            return False
+        if part.kernel in POOLS:
+            return len(makers) == 1 and self._pools(makers[0], part)
         fits = len({job.first for job in makers}) == 1 and (len(makers) == 1 or makers[0].first is not None)
-        pointwise = KERNELS[part.kernel].kind != "product" and self._same(makers[0], part)
-        return fits and pointwise and not self._disturbs(launch, part, makers)
+        return fits and KERNELS[part.kernel].kind != "product" and self._same(makers[0], part)
+
+    def _pools(self, job: Job, part: Part) -> bool:
+        """Whether a pooling can end the job of what it pools, of which the job has nothing but its own points."""
+        pointwise = job.first is None and not any(p.kernel in POOLS for p in job.parts)
+        whole = job.space.shape == self.planes[part.reads[0]].shape and part.reads[0] in job.makes
+        return part.kernel != "pool.backward" and pointwise and whole and Panes.of(part.constants) is not None
 
     def _same(self, job: Job, part: Part) -> bool:
         return all(self.planes[plane].shape == job.space.shape for plane in part.writes if plane != ABSENT)
@@ -86,7 +96,10 @@ class Fused:
         reads = {plane for plane in part.reads if plane != ABSENT}
         makers = [job for job in launch.jobs if reads & job.makes]
         for maker in makers:
-            maker.parts.append(part)
+            if part.kernel in POOLS:
+                maker.pool = part
+            else:
+                maker.parts.append(part)
         if not makers:
             launch.jobs += jobs
         if part.kernel == "accumulate":
@@ -100,7 +113,7 @@ class Fused:
             return list(_Products(self, part).jobs())
         if part.kernel == "tasks.sum" and len(self.planes[part.reads[0]].shape) in (3, 4):
             return [self._over_tasks(part.reads[0], part.writes[0])]
-        if part.kernel in EXPRESSIONS and self._expressible(part):
+        if part.kernel in POOLS or (part.kernel in EXPRESSIONS and self._expressible(part)):
             shape = next(self.planes[plane].shape for plane in part.writes if plane != ABSENT)
             return [Job(Space(shape), parts=[part])]
         return None

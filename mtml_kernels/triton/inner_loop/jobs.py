@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mtml_kernels.program.layers.window import Window
 from mtml_kernels.schedule.call import Part
+from mtml_kernels.triton.inner_loop.pool import Panes
 
 __all__ = ["Job", "Launch", "Operand", "Phase", "Product", "Reading", "Space", "Term"]
 
@@ -110,7 +111,8 @@ class Product(NamedTuple):
 @dataclasses.dataclass
 class Job:
     """`first`: the plane that the product, or the sum of the planes `summed` over rows, makes; None where the job is
-    pointwise alone. `parts`: pointwise ones, in order; each has the shape of the space.
+    pointwise alone. `parts`: pointwise ones, in order; each has the shape of the space. The first may be a pooling that
+    reads elsewhere. `pool`: one, in `panes`, of what they make.
     """
 
     space: Space
@@ -119,10 +121,19 @@ class Job:
     summed: tuple[int, ...] = ()
     over_tasks: bool = False  # the sum is over tasks, in their order
     parts: list[Part] = dataclasses.field(default_factory=list)
+    pool: Part | None = None
+
+    @property
+    def panes(self) -> Panes | None:
+        """The windows of the pooling at its end."""
+        return None if self.pool is None else Panes.of(self.pool.constants)
 
     @property
     def rows(self) -> int:
         """Of one task, that are its own."""
+        panes = self.panes
+        if panes is not None:
+            return self.space.shape[1] * math.prod(panes.grid)
         phase = None if self.product is None else self.product.phase
         if phase is None or self.product is None or self.product.window is None:
             return self.space.rows
@@ -131,17 +142,20 @@ class Job:
     @property
     def makes(self) -> set[int]:
         """Planes that it writes, or only holds."""
-        made = {plane for part in self.parts for plane in part.writes if plane >= 0}
+        made = {plane for part in self._all() for plane in part.writes if plane >= 0}
         return made | ({self.first} if self.first is not None else set())
 
     @property
     def needs(self) -> set[int]:
         """Planes that it reads and does not make."""
-        read = {plane for part in self.parts for plane in part.reads if plane >= 0} | set(self.summed)
+        read = {plane for part in self._all() for plane in part.reads if plane >= 0} | set(self.summed)
         if self.product is not None:
             read |= {reading.plane for term in self.product.terms for reading in term}
             read |= {self.product.bias} - {None}  # type: ignore[arg-type]
         return read - self.makes
+
+    def _all(self) -> list[Part]:
+        return self.parts if self.pool is None else [*self.parts, self.pool]
 
 
 @dataclasses.dataclass

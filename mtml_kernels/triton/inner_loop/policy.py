@@ -38,7 +38,7 @@ def tile_of(job: Job, dtype: str) -> Tile:
     units' smaller shape; 64 rows are what sm_90's larger one takes. Two blocks of operands in three stages are 48 KB of
     shared memory, which sm_120's 99 KB hold. Doubles are two words: 32 x 32.
     Sums over rows: 64 rows at a time, up to 64 columns. Pointwise, and sums over tasks: about 1024 elements, whole rows
-    first. Reasoned, not yet measured.
+    first; of what is pooled as many windows. Reasoned, not yet measured.
     """
     space = job.space
     if job.product is not None:
@@ -50,7 +50,7 @@ def tile_of(job: Job, dtype: str) -> Tile:
     if job.summed and not job.over_tasks:
         return Tile(1, power(space.cols, 1, LARGEST), LARGEST)
     cols = power(space.cols, 1, 128)
-    return Tile(power(space.rows, 1, ELEMENTS // cols), cols, 1)
+    return Tile(power(job.rows, 1, ELEMENTS // cols), cols, 1)
 
 
 def _own(job: Job) -> tuple[int, int]:

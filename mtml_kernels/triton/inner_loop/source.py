@@ -6,6 +6,8 @@ A job's program owns one tile [BM, BC] of a task's result, flattened to rows m a
     v0, v1, ... = the pointwise parts, in order, of acc and of planes read at the tile
     stores of what is read later
 
+Where a pooling ends the job, rows m are its windows, and the last two lines stand in a loop over a window's points.
+
 Sizes and strides are literals: what a compiler knows to be divisible by 16 it loads in whole words, and without that
 every product here spills.
 """
@@ -15,10 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mtml_kernels.program.layers.window import Window
+from mtml_kernels.schedule.call import Part
 from mtml_kernels.schedule.kernels import Normalisation
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Phase, Product, Reading, Term
 from mtml_kernels.triton.inner_loop.policy import Tile, blocks, programs, tile_of
+from mtml_kernels.triton.inner_loop.pool import POOLS, Panes
+from mtml_kernels.triton.inner_loop.pool_text import after_panes, before_panes, gathered, in_pane, pane_lines
 
 __all__ = ["kernel_text"]
 
@@ -79,7 +84,10 @@ class _JobText:
         elif self.job.summed:
             self._sum()
         held: dict[int, str] = {} if self.job.first is None else {self.job.first: "acc"}
-        self._parts(held)
+        if self.job.pool is not None and self.job.panes is not None:
+            self._panes(self.job.pool, self.job.panes)
+        else:
+            self._parts(held)
         return [f"    {line}" for line in self.body]
 
     # --- where the tile lies ----------------------------------------------------------------------------------------
@@ -124,7 +132,7 @@ class _JobText:
 
     def _split(self) -> None:
         """Names for the task, sample and row of the tile's rows: t, n, r."""
-        if len(self.space.shape) != 4:
+        if len(self.space.shape) != 4 or self.job.pool is not None:
             self.body += ["t = task"]
             return
         _, n, r, _ = self.space.shape
@@ -260,14 +268,34 @@ class _JobText:
         if self.job.first is not None:
             self._store(self.job.first, "acc")
         for part in self.job.parts:
-            row = part.constants.row if isinstance(part.constants, Normalisation) else -1
-            names = [self._operand(plane, held, row) for plane in part.reads]
-            for plane, expression in zip(part.writes, EXPRESSIONS[part.kernel](part, *names), strict=True):
+            for plane, expression in zip(part.writes, self._results(part, held), strict=True):
                 if plane >= 0 and expression is not None:
                     # Numbered by place, not by plane: the same call of another step is the same text.
                     held[plane] = name = f"v{len(held)}"
                     self.body += [f"{name} = {expression}"]
                     self._store(plane, name)
+
+    def _results(self, part: Part, held: Mapping[int, str]) -> Sequence[str | None]:
+        if part.kernel in POOLS:
+            lines, names = gathered(part, [self.operands.get(plane) for plane in part.reads], self.type)
+            self.body += lines
+            return names[: len(part.writes)]
+        row = part.constants.row if isinstance(part.constants, Normalisation) else -1
+        return EXPRESSIONS[part.kernel](part, *[self._operand(plane, held, row) for plane in part.reads])
+
+    def _panes(self, pool: Part, panes: Panes) -> None:
+        """Window by window: all parts of one point after the other, and then what is made of its points."""
+        index = self.operands.get(pool.reads[1]) if len(pool.reads) > 1 else None
+        before = before_panes(pool, panes, index, (self.tile.rows, self.tile.cols), self.type)
+        outside, self.body = self.body, pane_lines(panes)
+        held: dict[int, str] = {}
+        self._parts(held)
+        inner = [*self.body, *in_pane(pool, held[pool.reads[0]])]
+        lines, names = after_panes(pool)
+        points = f"for tap in range(0, {panes.kernel[0] * panes.kernel[1]}):"
+        self.body = [*outside, *before, points, *(f"    {line}" for line in inner), *lines]
+        for plane, name in zip(pool.writes, names, strict=True):
+            self._store(plane, name)
 
     def _operand(self, plane: int, held: Mapping[int, str], row: int) -> str | None:
         if plane < 0:

@@ -24,15 +24,15 @@ from mtml_kernels.triton.inner_loop.clipping import CLIPPING
 from mtml_kernels.triton.inner_loop.embedding import EMBEDDING
 from mtml_kernels.triton.inner_loop.losses import LOSSES
 from mtml_kernels.triton.inner_loop.norm_sums import NORM_SUMS
-from mtml_kernels.triton.inner_loop.pool import POOL
 from mtml_kernels.triton.inner_loop.softmax import SOFTMAX
 from mtml_kernels.triton.inner_loop.sums import SUMS
 from mtml_kernels.triton.inner_loop.updates import UPDATES
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # tests/cases
 from cases.schedule_kernels import part_of
+from cases.triton_parts import LAUNCHED
 
-KERNELS: dict[str, Any] = NORM_SUMS | SOFTMAX | LOSSES | SUMS | UPDATES | CLIPPING | POOL | EMBEDDING
+KERNELS: dict[str, Any] = NORM_SUMS | SOFTMAX | LOSSES | SUMS | UPDATES | CLIPPING | LAUNCHED | EMBEDDING
 Case = tuple[str, Any, Sequence[Tensor | None], Sequence[bool] | None]
 T = 32
 

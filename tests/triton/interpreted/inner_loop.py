@@ -73,10 +73,17 @@ def convolutions() -> nn.Module:
     return nn.Sequential(*block, nn.Conv2d(5, 3, 2), nn.Flatten(), nn.Linear(3, 3))
 
 
+def pooled() -> nn.Module:
+    """Windows side by side, which leave points of the image over."""
+    block = [nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d((2, 3))]
+    return nn.Sequential(*block, nn.BatchNorm2d(3), nn.SiLU(), nn.AvgPool2d((2, 1)), nn.Flatten(), nn.Linear(6, 3))
+
+
 NETWORKS: dict[str, Any] = {
     "mse": (perceptron, (3,), "mse", {}),
     "adam": (perceptron, (3,), "mse", {"update": mtml.inner.Adam()}),
     "images": (convolutions, (2, 7, 7), "cross_entropy", {"batch_norm": "batch"}),
+    "pooled": (pooled, (2, 8, 8), "cross_entropy", {"batch_norm": "batch"}),
 }
 
 
@@ -115,7 +122,7 @@ def test_half_precision() -> None:
     assert ours <= 1.5 * theirs
 
 
-@pytest.mark.parametrize("name", ["mse", "images"])
+@pytest.mark.parametrize("name", ["mse", "images", "pooled"])
 def test_a_task_depends_on_no_other(name: str) -> None:
     together, alone = (step(name, "triton", torch.float32, tasks)[0] for tasks in (3, 1))
     assert torch.equal(together[:1], alone)

@@ -17,6 +17,7 @@ import triton.language as tl
 from cases.inner_loop import make_case
 from cases.schedule_kernels import part_of, scattered
 from cases.schedule_samples import Sample, samples
+from cases.triton_parts import LAUNCHED
 from cases.triton_watch import permuted, poison, unwritten, watched
 from schedule.test_torch_losses import LOSSES as LOSS_SPECS
 from schedule.test_torch_losses import SOFT, case, some_mask
@@ -37,7 +38,6 @@ from mtml_kernels.triton.inner_loop.clipping import CLIPPING
 from mtml_kernels.triton.inner_loop.embedding import EMBEDDING
 from mtml_kernels.triton.inner_loop.losses import LOSSES
 from mtml_kernels.triton.inner_loop.norm_sums import NORM_SUMS
-from mtml_kernels.triton.inner_loop.pool import POOL
 from mtml_kernels.triton.inner_loop.softmax import SOFTMAX
 from mtml_kernels.triton.inner_loop.sums import SUMS, sum_tile
 from mtml_kernels.triton.inner_loop.updates import UPDATES
@@ -45,7 +45,7 @@ from mtml_kernels.triton.inner_loop.updates import UPDATES
 assert os.environ.get("TRITON_INTERPRET") == "1", "run test_triton_inner_loop_rows.py, which sets the interpreter up"
 # The interpreter computes padding, which is masked, in numpy, which warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-TRITON: dict[str, Any] = NORM_SUMS | SOFTMAX | LOSSES | SUMS | UPDATES | CLIPPING | POOL | EMBEDDING
+TRITON: dict[str, Any] = NORM_SUMS | SOFTMAX | LOSSES | SUMS | UPDATES | CLIPPING | LAUNCHED | EMBEDDING
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 Operands = Sequence[Tensor | None]
 Wants = Sequence[bool] | None
