@@ -70,7 +70,8 @@ def _joins(group: _Group, part: Part, planes: Sequence[Plane]) -> bool:
         width = max((planes[p].shape[-1] for p in part.reads if p != ABSENT and planes[p].shape), default=1)
         return not from_reduce and width <= ROW_TILE
     if kind == "reduce":
-        return not kinds & {"product", "rows"} and not from_reduce
+        whole = _sums_whole_channels(part) and bool(sources)
+        return not kinds & ({"rows"} if whole else {"product", "rows"}) and not from_reduce
     return kinds <= {"point"} and all(
         p.kernel.startswith(_LIGHT) or KERNELS[p.kernel].kind == "free" for p in group.parts
     )

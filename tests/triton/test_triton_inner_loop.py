@@ -22,7 +22,7 @@ from mtml_kernels.triton.inner_loop.policy import tile_of
 
 @pytest.mark.parametrize(
     "name, most",
-    {"sinusoid": 88, "siren": 73, "omniglot_mlp": 44, "omniglot_conv": 102, "mini_conv": 471}.items(),
+    {"sinusoid": 88, "siren": 73, "omniglot_mlp": 44, "omniglot_conv": 102, "mini_conv": 383}.items(),
 )
 def test_launches_of_a_meta_step(name: str, most: int) -> None:
     """More than the schedule's calls by losses, statistics and poolings, which are kernels of their own."""
@@ -46,6 +46,10 @@ def test_tiles_are_of_one_task(rows: int, cols: int, merged: bool) -> None:
 @pytest.mark.parametrize("marked", MARKS)
 def test_through_the_interpreter(marked: str) -> None:
     interpret("inner_loop.py", marked)
+
+
+def test_what_launches_fuse_through_the_interpreter() -> None:
+    interpret("inner_loop_fused.py", "not slow")
 
 
 def test_building_blocks_through_the_interpreter() -> None:

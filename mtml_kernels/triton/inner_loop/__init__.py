@@ -16,7 +16,7 @@ from mtml_kernels.triton.inner_loop.fusing import Fused
 from mtml_kernels.triton.inner_loop.jobs import Launch
 from mtml_kernels.triton.inner_loop.launching import LaunchKernel
 from mtml_kernels.triton.inner_loop.losses import LOSSES
-from mtml_kernels.triton.inner_loop.norm_sums import NORM_SUMS
+from mtml_kernels.triton.inner_loop.norm_sums import FINISHING, NORM_SUMS
 from mtml_kernels.triton.inner_loop.softmax import SOFTMAX
 from mtml_kernels.triton.inner_loop.sums import SUMS
 from mtml_kernels.triton.inner_loop.updates import UPDATES
@@ -24,7 +24,7 @@ from mtml_kernels.triton.inner_loop.updates import UPDATES
 __all__ = ["PARTS", "backward", "bound", "forward"]
 
 # By name: of parts that are in no launch. What moves elements is PyTorch's.
-PARTS = {**TORCH, **NORM_SUMS, **SOFTMAX, **LOSSES, **SUMS, **UPDATES, **CLIPPING, **EMBEDDING}
+PARTS = {**TORCH, **NORM_SUMS, **FINISHING, **SOFTMAX, **LOSSES, **SUMS, **UPDATES, **CLIPPING, **EMBEDDING}
 
 
 def bound(schedule: Schedule) -> Bound:

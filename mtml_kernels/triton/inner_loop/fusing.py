@@ -12,6 +12,7 @@ from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Phase, Product, Reading, Space, Term
 from mtml_kernels.triton.inner_loop.pool import POOLS, Panes
+from mtml_kernels.triton.inner_loop.shares import FINISHES, shared
 
 __all__ = ["Fused"]
 
@@ -28,24 +29,45 @@ class Fused:
         self.steps: list[tuple[Launch | Part, tuple[int, ...]]] = []  # with the planes that nobody reads after it
         for call in schedule.calls:
             steps = list(self._call(call))
-            self.steps += [(step, ()) for step in steps[:-1]] + [(step, call.drops) for step in steps[-1:]]
+            own = [step.reads[:1] if isinstance(step, Part) and step.kernel in FINISHES else () for step in steps]
+            own[-1:] = [drops + call.drops for drops in own[-1:]]
+            self.steps += list(zip(steps, own, strict=True))
 
     def _call(self, call: Call) -> Iterator[Launch | Part]:
         """Two launches are open at a time: products, and what adds their shares up; see `_place`."""
         opened = [Launch([]), Launch([])]
+        finishing: list[Part] = []
         for part in call.parts:
+            if any(set(part.reads) & set(finish.writes) - {ABSENT} for finish in finishing):
+                yield from self._closed(opened, finishing)
+            if (finish := self._sharing(opened, part)) is not None:
+                finishing.append(finish)
+                continue
             jobs = self._jobs(part)
             place = None if jobs is None else self._place(opened, part, jobs)
             if place is None:
-                yield from (launch for launch in opened if launch.jobs)
-                opened = [Launch([]), Launch([])]
+                yield from self._closed(opened, finishing)
             if jobs is None:
                 yield part
                 self._look_through(part)
                 continue
             self._add(opened[place or 0], part, jobs)
             opened[1].jobs += self._sums(part)
-        yield from (launch for launch in opened if launch.jobs)
+        yield from self._closed(opened, finishing)
+
+    def _closed(self, opened: list[Launch], finishing: list[Part]) -> Iterator[Launch | Part]:
+        """What is open, which then is nothing."""
+        yield from [launch for launch in opened if launch.jobs] + finishing
+        opened[:], finishing[:] = [Launch([]), Launch([])], []
+
+    def _sharing(self, opened: Sequence[Launch], part: Part) -> Part | None:
+        """What puts a part's shares together, where the launch that makes its operands can store them."""
+        found = shared(opened, part, self.planes)
+        if found is None:
+            return None
+        self.planes.append(found.plane)
+        self.root.append(len(self.planes) - 1)
+        return found.finish
 
     def _look_through(self, part: Part) -> None:
         if KERNELS[part.kernel].kind == "free" and part.reads and part.kernel not in ("zeros", "stack"):
@@ -78,6 +100,7 @@ class Fused:
         """Whether a pooling can end the job of what it pools, of which the job has nothing but its own points."""
         pointwise = job.first is None and not any(p.kernel in POOLS for p in job.parts)
         whole = job.space.shape == self.planes[part.reads[0]].shape and part.reads[0] in job.makes
+        whole &= not job.shares
         return part.kernel != "pool.backward" and pointwise and whole and Panes.of(part.constants) is not None
 
     def _same(self, job: Job, part: Part) -> bool:

@@ -96,7 +96,7 @@ def in_pane(part: Part, value: str) -> list[str]:
     return [f"best, place = larger(best, place, {value}, r, live & whole, {int(part.constants.kind)})"]
 
 
-def after_panes(part: Part) -> tuple[list[str], Names]:
+def after_panes(part: Part) -> tuple[list[str], list[str]]:
     """After the loop: windows are the rows of what is stored. The names of the results."""
     lines = ["r = pane", "live = whole"]
     if part.constants.kind != Pool.MAX:

@@ -7,6 +7,7 @@ A job's program owns one tile [BM, BC] of a task's result, flattened to rows m a
     stores of what is read later
 
 Where a pooling ends the job, rows m are its windows, and the last two lines stand in a loop over a window's points.
+Where a program takes several tiles, all of them stand in a loop, and its shares of sums are stored after it.
 
 Sizes and strides are literals: what a compiler knows to be divisible by 16 it loads in whole words, and without that
 every product here spills.
@@ -20,10 +21,11 @@ from mtml_kernels.program.layers.window import Window
 from mtml_kernels.schedule.call import Part
 from mtml_kernels.schedule.kernels import Normalisation
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
-from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Phase, Product, Reading, Term
+from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Phase, Product, Reading, Term, data_of
 from mtml_kernels.triton.inner_loop.policy import Tile, blocks, programs, tile_of
 from mtml_kernels.triton.inner_loop.pool import POOLS, Panes
 from mtml_kernels.triton.inner_loop.pool_text import after_panes, before_panes, gathered, in_pane, pane_lines
+from mtml_kernels.triton.inner_loop.share_text import adding, starting, storing
 
 __all__ = ["kernel_text"]
 
@@ -77,6 +79,21 @@ class _JobText:
     def lines(self) -> list[str]:
         """The body of the function."""
         self._head()
+        shares = [(i, share, self.stored[share.plane]) for i, share in enumerate(self.job.shares)]
+        for i, share, plane in shares:
+            self.body += starting(i, share, plane, self.tile.cols, self.type)
+        outside, self.body = self.body, []
+        self._of_tile()
+        inside, repeat = self.body, self.tile.repeat
+        if repeat > 1:
+            inside = [f"for i in range(0, {repeat}):", *(f"    {line}" for line in inside)]
+        self.body = [*outside, *inside]
+        for i, share, plane in shares:
+            self.body += storing(i, share, plane)
+        return [f"    {line}" for line in self.body]
+
+    def _of_tile(self) -> None:
+        self._rows()
         if self.job.product is not None:
             self._product(self.job.product)
         elif self.job.over_tasks:
@@ -88,26 +105,43 @@ class _JobText:
             self._panes(self.job.pool, self.job.panes)
         else:
             self._parts(held)
-        return [f"    {line}" for line in self.body]
+        for i, share in enumerate(self.job.shares):
+            data = {role: self._operand(plane, held, -1) for role, plane in data_of(share.part).items()}
+            self.body += adding(i, share, self.stored[share.plane], data)
 
     # --- where the tile lies ----------------------------------------------------------------------------------------
 
-    def _head(self) -> None:
-        tile, groups, cols = self.tile, _groups(self.job), self.space.cols
-        blocks_r, blocks_c = blocks(self.job, tile)
+    def _own(self) -> tuple[int, int, bool]:
+        """Rows and columns of a group, and whether groups are of rows."""
+        groups, rows, cols = _groups(self.job), self.job.rows, self.space.cols
         by_rows = self.job.product is not None and self.job.product.rows_grouped
-        own_rows, own_cols = (self.job.rows // groups, cols) if by_rows else (self.job.rows, cols // groups)
+        return (rows // groups, cols, True) if by_rows else (rows, cols // groups, False)
+
+    def _head(self) -> None:
+        tile, groups, (_, own_cols, by_rows) = self.tile, _groups(self.job), self._own()
+        blocks_r, blocks_c = blocks(self.job, tile)
         self.body += [
             f"task = (pid // {blocks_r * blocks_c * groups}){self.wide}",
             f"group = pid // {blocks_r * blocks_c} % {groups}",
-            f"m = pid // {blocks_c} % {blocks_r} * {tile.rows} + tl.arange(0, {tile.rows})[:, None]",
+            f"chunk = pid // {blocks_c} % {blocks_r}",
             f"c = pid % {blocks_c} * {tile.cols} + tl.arange(0, {tile.cols})[None, :]",
-            f"live_m = m < {own_rows}",
             f"live_c = c < {own_cols}",
+        ]
+        if groups > 1 and not by_rows:
+            self.body += [f"c += group * {own_cols}"]
+
+    def _rows(self) -> None:
+        tile, (own_rows, _, by_rows) = self.tile, self._own()
+        start = f"chunk * {tile.rows}" if tile.repeat == 1 else f"(chunk * {tile.repeat} + i) * {tile.rows}"
+        self.body += [
+            f"m = {start} + tl.arange(0, {tile.rows})[:, None]",
+            f"live_m = m < {own_rows}",
             "live = live_m & live_c",
         ]
-        if groups > 1:
-            self.body += [f"m += group * {own_rows}" if by_rows else f"c += group * {own_cols}"]
+        if self.job.shares:
+            self.body += [f"count = tl.maximum(tl.minimum({own_rows} - {start}, {tile.rows}), 0)"]
+        if by_rows and _groups(self.job) > 1:
+            self.body += [f"m += group * {own_rows}"]
         if self.job.product is not None and self.job.product.phase is not None:
             self._pixels(self.job.product, self.job.product.phase)
         self._split()
