@@ -6,13 +6,16 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from mtml_kernels.program.layers.window import Window
 from mtml_kernels.schedule.call import ABSENT, Call, Part, Plane, Schedule
-from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear
+from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear, Loss
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Phase, Product, Reading, Space, Term
+from mtml_kernels.triton.inner_loop.policy import tile_of
 from mtml_kernels.triton.inner_loop.pool import POOLS, Panes
-from mtml_kernels.triton.inner_loop.shares import FINISHES, shared
+from mtml_kernels.triton.inner_loop.shares import FINISHES, makers, shared
 
 __all__ = ["Fused"]
 
@@ -43,17 +46,24 @@ class Fused:
             if (finish := self._sharing(opened, part)) is not None:
                 finishing.append(finish)
                 continue
+            if self._judges(opened, part):
+                continue
             jobs = self._jobs(part)
             place = None if jobs is None else self._place(opened, part, jobs)
-            if place is None:
+            if place is None and (jobs is not None or self._awaits(opened, part)):
                 yield from self._closed(opened, finishing)
-            if jobs is None:
+            if jobs is None:  # before what is open, where it waits for nothing of that
                 yield part
                 self._look_through(part)
                 continue
             self._add(opened[place or 0], part, jobs)
             opened[1].jobs += self._sums(part)
         yield from self._closed(opened, finishing)
+
+    def _awaits(self, opened: Sequence[Launch], part: Part) -> bool:
+        """Whether it reads memory that an open launch writes."""
+        written = {self.root[plane] for launch in opened for plane in launch.makes}
+        return bool(written & {self.root[plane] for plane in part.reads if plane != ABSENT})
 
     def _closed(self, opened: list[Launch], finishing: list[Part]) -> Iterator[Launch | Part]:
         """What is open, which then is nothing."""
@@ -68,6 +78,23 @@ class Fused:
         self.planes.append(found.plane)
         self.root.append(len(self.planes) - 1)
         return found.finish
+
+    def _judges(self, opened: Sequence[Launch], part: Part) -> bool:
+        """Whether a loss went to the job of its logits, or of their tangents, whose tiles must have rows whole."""
+        found = makers(opened, part) if part.kernel in ("loss.forward", "loss.tangent") else []
+        if len(found) != 1 or any(isinstance(p.constants, Loss) for p in found[0].parts):
+            return False
+        job, planes = found[0], [self.planes[plane] for plane in part.reads if plane != ABSENT]
+        logits = [plane.shape for plane in planes if len(plane.shape) == 4]
+        target = self.planes[part.reads[KERNELS[part.kernel].reads.index("target")]]
+        plain = job.product is not None and job.pool is None and len(target.shape) <= 3
+        if not plain or any(shape != job.space.shape or shape[2] != 1 for shape in logits):
+            return False
+        dtype = "tl.float64" if target.dtype == torch.float64 or planes[0].dtype == torch.float64 else "tl.float32"
+        if tile_of(job, dtype).cols < job.space.cols:
+            return False
+        job.parts.append(part)
+        return True
 
     def _look_through(self, part: Part) -> None:
         if KERNELS[part.kernel].kind == "free" and part.reads and part.kernel not in ("zeros", "stack"):
@@ -136,6 +163,9 @@ class Fused:
             return list(_Products(self, part).jobs())
         if part.kernel == "tasks.sum" and len(self.planes[part.reads[0]].shape) in (3, 4):
             return [self._over_tasks(part.reads[0], part.writes[0])]
+        if part.kernel == "loss.sum" and self.planes[part.reads[0]].elements:
+            tasks = self.planes[part.writes[0]].shape[0]
+            return [Job(Space((tasks, 1, 1)), part.writes[0], summed=(part.reads[0],), weighed=part)]
         if part.kernel in POOLS or (part.kernel in EXPRESSIONS and self._expressible(part)):
             shape = next(self.planes[plane].shape for plane in part.writes if plane != ABSENT)
             return [Job(Space(shape), parts=[part])]

@@ -145,6 +145,7 @@ class Job:
     product: Product | None = None
     summed: tuple[int, ...] = ()
     over_tasks: bool = False  # the sum is over tasks, in their order
+    weighed: Part | None = None  # loss.sum, whose samples are the rows of the sum
     parts: list[Part] = dataclasses.field(default_factory=list)
     pool: Part | None = None
     shares: list[Share] = dataclasses.field(default_factory=list)
@@ -176,6 +177,7 @@ class Job:
     def needs(self) -> set[int]:
         """Planes that it reads and does not make."""
         read = {plane for part in self._all() for plane in part.reads if plane >= 0} | set(self.summed)
+        read |= {plane for plane in (self.weighed.reads if self.weighed else ()) if plane >= 0}
         read |= {plane for share in self.shares for plane in data_of(share.part).values() if plane >= 0}
         if self.product is not None:
             read |= {reading.plane for term in self.product.terms for reading in term}

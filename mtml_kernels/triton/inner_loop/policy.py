@@ -12,6 +12,7 @@ WARPS = 4
 SMALLEST = 16  # of a side of tl.dot
 LARGEST = 64
 ELEMENTS = 1024  # of a pointwise tile: 8 a thread
+SAMPLES = 256  # of a task's loss at a time: two a thread
 SHARES = 1024  # of a task's sums, at most: few enough for the programs that add them up
 
 
@@ -71,6 +72,8 @@ def _tile(job: Job, dtype: str) -> Tile:
         own_rows //= space.shape[0] if space.merged else 1
         rows, cols = power(own_rows, SMALLEST, most), power(own_cols, SMALLEST, most)
         return Tile(rows, cols, 16 if job.product.depth < 32 else 32)
+    if job.weighed is not None:
+        return Tile(1, 1, SAMPLES)
     if job.summed and not job.over_tasks:
         return Tile(1, power(space.cols, 1, LARGEST), LARGEST)
     cols = power(space.cols, 1, 128)

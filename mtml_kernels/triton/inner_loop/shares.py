@@ -18,7 +18,7 @@ from mtml_kernels.triton.inner_loop import policy
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Share, Space, data_of
 from mtml_kernels.triton.inner_loop.policy import LARGEST, blocks, shared_tile
 
-__all__ = ["FINISHES", "Finish", "Shared", "shared", "terms"]
+__all__ = ["FINISHES", "Finish", "Shared", "makers", "shared", "terms"]
 
 FINISHES = frozenset(
     f"{name}.finish" for name in ("norm.stats", "norm.sums", "norm.stats_tangent", "norm.sums_tangent")
@@ -43,18 +43,18 @@ class Shared(NamedTuple):
 def shared(opened: Sequence[Launch], part: Part, planes: Sequence[Plane]) -> Shared | None:
     """The jobs that make its operands store shares from now on; None where they have not all that it takes at hand."""
     data = [planes[plane] for plane in data_of(part).values() if plane != ABSENT]
-    makers = _makers(opened, part)
-    if not (data and makers and _by_tiles(part) and _at_hand(makers, data)):
+    found = makers(opened, part)
+    if not (data and found and _by_tiles(part) and _at_hand(found, data)):
         return None
     shape, dtype = data[0].shape, "tl.float64" if data[0].dtype == torch.float64 else "tl.float32"
     rows = shape[1] * shape[2]
-    apart = [dataclasses.replace(job, space=Space(shape)) for job in makers]  # a share is of one task's rows
+    apart = [dataclasses.replace(job, space=Space(shape)) for job in found]  # a share is of one task's rows
     tiles = [shared_tile(job, dtype) for job in apart]
     counts = [blocks(job, tile)[0] for job, tile in zip(apart, tiles, strict=True)]
-    uneven = part.kernel == "norm.stats" and len(makers) > 1  # a moment is put together by its chunk's rows
+    uneven = part.kernel == "norm.stats" and len(found) > 1  # a moment is put together by its chunk's rows
     if rows <= LARGEST or sum(counts) > policy.SHARES or uneven:
         return None
-    for i, job in enumerate(makers):
+    for i, job in enumerate(found):
         job.space = Space(shape)
         job.shares.append(Share(part, len(planes), sum(counts[:i])))
     return _plane_and_finish(part, planes, shape, sum(counts), Finish(part.constants, rows, tiles[0].chunk))
@@ -65,14 +65,14 @@ def _by_tiles(part: Part) -> bool:
     return part.constants.kind == Norm.BATCH and data_of(part).get("dt") != ABSENT
 
 
-def _at_hand(makers: Sequence[Job], data: Sequence[Plane]) -> bool:
+def _at_hand(jobs: Sequence[Job], data: Sequence[Plane]) -> bool:
     """Whether the jobs make one plane, of the shape of all data, element by element."""
-    one = len({job.first for job in makers}) == 1 and (len(makers) == 1 or makers[0].first is not None)
-    fit = all(job.space.shape == data[0].shape and job.pool is None and not job.summed for job in makers)
+    one = len({job.first for job in jobs}) == 1 and (len(jobs) == 1 or jobs[0].first is not None)
+    fit = all(job.space.shape == data[0].shape and job.pool is None and not job.summed for job in jobs)
     return one and fit and all(plane.shape == data[0].shape for plane in data)
 
 
-def _makers(opened: Sequence[Launch], part: Part) -> list[Job]:
+def makers(opened: Sequence[Launch], part: Part) -> list[Job]:
     """The jobs of one launch that make operands of the part; none where several launches do."""
     found = [[job for job in launch.jobs if job.makes & set(part.reads)] for launch in opened]
     there = [jobs for jobs in found if jobs]

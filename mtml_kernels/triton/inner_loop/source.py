@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mtml_kernels.program.layers.window import Window
-from mtml_kernels.schedule.call import Part
-from mtml_kernels.schedule.kernels import Normalisation
+from mtml_kernels.schedule.call import ABSENT, Part
+from mtml_kernels.schedule.kernels import Loss, Normalisation
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Phase, Product, Reading, Term, data_of
+from mtml_kernels.triton.inner_loop.loss_text import judged
 from mtml_kernels.triton.inner_loop.policy import Tile, blocks, programs, tile_of
 from mtml_kernels.triton.inner_loop.pool import POOLS, Panes
 from mtml_kernels.triton.inner_loop.pool_text import after_panes, before_panes, gathered, in_pane, pane_lines
@@ -98,6 +99,8 @@ class _JobText:
             self._product(self.job.product)
         elif self.job.over_tasks:
             self._sum_over_tasks()
+        elif self.job.weighed is not None:
+            self._weighed_sum(self.job.weighed)
         elif self.job.summed:
             self._sum()
         held: dict[int, str] = {} if self.job.first is None else {self.job.first: "acc"}
@@ -286,6 +289,26 @@ class _JobText:
                 "acc += tl.sum(part, 0)[None, :]",
             ]
 
+    def _weighed_sum(self, part: Part) -> None:
+        """acc [1, 1] = sum_n c_n l_n, or the mean or sum of l_n where there is no c."""
+        (each, c), depth = [self.operands.get(plane) for plane in part.reads], self.tile.depth
+        assert each is not None
+        samples = each.shape[1]
+        loads = [
+            f"tl.load({self._address(operand, ['task', 'k'])} + k * 0, mask=k < {samples}, other=0.0).to({self.type})"
+            for operand in (each, c)
+            if operand is not None
+        ]
+        self.body += [
+            f"part = tl.zeros([{depth}, 1], {self.type})",
+            f"for k0 in range(0, {samples}, {depth}):",
+            f"    k = k0 + tl.arange(0, {depth})[:, None]",
+            f"    part += {' * '.join(loads)}",
+            "acc = tl.sum(part, 0)[None, :]",
+        ]
+        if c is None and not part.constants.total:
+            self.body += [f"acc = acc / {samples}"]
+
     def _sum_over_tasks(self) -> None:
         """acc = the tasks' shares at the tile, added up in their order."""
         shares = self.operands[self.job.summed[0]]
@@ -314,6 +337,12 @@ class _JobText:
             lines, names = gathered(part, [self.operands.get(plane) for plane in part.reads], self.type)
             self.body += lines
             return names[: len(part.writes)]
+        if isinstance(part.constants, Loss):
+            z, zt = part.reads[0], part.reads[1] if part.kernel == "loss.tangent" else ABSENT
+            logits = str(self._operand(z, held, -1)), self._operand(zt, held, -1)
+            lines, results = judged(part, *logits, self.operands, self.space.shape, self.tile, self.type)
+            self.body += lines
+            return results
         row = part.constants.row if isinstance(part.constants, Normalisation) else -1
         return EXPRESSIONS[part.kernel](part, *[self._operand(plane, held, row) for plane in part.reads])
 
@@ -340,8 +369,11 @@ class _JobText:
         return self._at_tile(plane, row if len(shape) == 3 and len(self.space.shape) == 4 else -1)
 
     def _store(self, plane: int, name: str) -> None:
-        if plane in self.stored:
-            operand = self.stored[plane]
+        operand = self.stored.get(plane)
+        if operand is not None and len(operand.shape) == 2:  # of a sample [T, N]
+            address = " + ".join([operand.name, f"t * {operand.strides[0]}", "n", "m * 0"])
+            self.body += [f"tl.store({address}, {name}, mask=live_m)"]
+        elif operand is not None:
             address = self._address(operand, self._indices(operand, -1))
             self.body += [f"tl.store({self._spread(address)}, {name}, mask=live)"]
 

@@ -10,7 +10,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases.engine import LOSSES
+from cases.schedule_kernels import part_of
 from cases.triton_watch import permuted, poison, watched
+from schedule.test_torch_losses import SOFT, case, some_mask
 from torch import Tensor, nn
 
 from mtml_kernels.program import trace
@@ -18,7 +21,7 @@ from mtml_kernels.program.activations import Act
 from mtml_kernels.program.layers.norm import Norm
 from mtml_kernels.schedule.build import Plan
 from mtml_kernels.schedule.call import ABSENT, Call, Part, Plane, Schedule, Source
-from mtml_kernels.schedule.kernels import Activation, Normalisation
+from mtml_kernels.schedule.kernels import Activation, Linear, Normalisation
 from mtml_kernels.schedule.run import Bound
 from mtml_kernels.schedule.torch_kernels import TORCH
 from mtml_kernels.schema.inner_loop import NEED_PARAMS, NEED_SUPPORT_X, InnerLoopArgs, InnerLoopSpec
@@ -119,6 +122,63 @@ def test_every_kind_of_sum_is_fused() -> None:
         assert shares_of(trip.there) | shares_of(trip.back) == {
             f"norm.{name}" for name in ("stats", "sums", "stats_tangent", "sums_tangent")
         }
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def logits_and_loss(spec: LossSpec, tasks: int, masked: bool) -> tuple[Schedule, list[Tensor]]:
+    """Logits and their tangents by products, of weights that `tasks` have each their own, and the loss of both."""
+    torch.manual_seed(2)
+    given, _, target = case(spec, ignored=not spec.soft)
+    target = torch.randn(3, 4, 5).double() if target.is_floating_point() and not spec.info.classes else target
+    mask = some_mask() if masked else None
+    c = None if mask is None and target.is_floating_point() else TORCH["weights.forward"](
+        part_of("weights.forward", given, [mask, None if target.is_floating_point() else target]),
+        mask, None if target.is_floating_point() else target,
+    )[0]  # fmt: skip
+    x, xt, seed = torch.randn(3, 4, 1, 7).double(), torch.randn(3, 4, 1, 7).double(), torch.randn(3).double()
+    w, wt = torch.randn(tasks, 5, 7).double(), torch.randn(tasks, 5, 7).double()
+    tensors = [x, xt, w, wt, target, seed, *([] if c is None else [c])]
+    at = 6 if c is not None else ABSENT
+    planes = [Plane(tuple(t.shape), t.dtype, "", Source("x", i)) for i, t in enumerate(tensors)]
+    shapes = [(3, 4, 1, 5), (3, 4), (3, 4, 1, 5), (3,), (3, 4, 1, 5), (3, 4, 1, 5)]
+    z, each, d, total, zt, dt = range(len(planes), len(planes) + 6)
+    planes += [Plane(shape, torch.float64, "") for shape in shapes]
+    linear = Linear(False, False)
+    calls = (
+        (Part("linear.forward", (0, 2, ABSENT), (z,), linear), Part("loss.forward", (z, 4, at), (each, d), given)),
+        (Part("loss.sum", (each, at), (total,), given),),
+        (
+            Part("linear.tangent", (0, 1, 2, 3, ABSENT), (zt,), linear),
+            Part("loss.tangent", (z, zt, 4, at, 5), (dt,), given),
+        ),
+    )
+    return Schedule(tuple(planes), tuple(Call(parts, "here") for parts in calls), (d, total, dt)), tensors
+
+
+@pytest.mark.parametrize("spec", [*LOSSES, *SOFT], ids=lambda spec: f"{spec}{'soft' * spec.soft}")
+@pytest.mark.parametrize("tasks, masked", [(1, False), (3, True)])
+def test_losses_behind_their_logits(spec: LossSpec, tasks: int, masked: bool) -> None:
+    schedule, tensors = logits_and_loss(spec, tasks, masked)
+    launches = bound(schedule)
+    assert len(launches.steps) == 3 and all(isinstance(step[0], LaunchKernel) for step in launches.steps)
+    found, right = (b.run(lambda plane: tensors[plane.source[1]], {}) for b in (launches, by_torch(schedule)))  # type: ignore[index]
+    for plane in schedule.results:
+        got, expected = found[plane], right[plane]
+        assert got is not None and expected is not None
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_label_out_of_range_behind_logits_is_nan_there_alone() -> None:
+    schedule, tensors = logits_and_loss(LossSpec("cross_entropy"), 1, False)
+    tensors[4][:] = torch.tensor([0, 4, 5, -1])
+    found = bound(schedule).run(lambda plane: tensors[plane.source[1]], {})  # type: ignore[index]
+    d = found[schedule.results[0]]
+    assert d is not None and d.isnan().all(3).squeeze().tolist() == [[False, False, True, True]] * 3
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("most", [1024, 2])
