@@ -2,8 +2,9 @@
 
 A kernel owns tiles of its results. What it computes of a tile is at hand for whatever goes element by element: an
 activation after a product, the gate of a gradient, the step along a weight gradient, the loss of rows that fit one
-tile. What has to be summed over tiles first (statistics of a batch, a norm) ends the kernel. Updates are elementwise
-and of every tensor alike, so that those of all tensors go along with whichever product comes last.
+tile. What has to be summed over tiles first (statistics of a batch, a norm) ends the kernel, which may leave the tiles'
+shares of sums of columns. Updates are elementwise and of every tensor alike, so that those of all tensors go along with
+whichever product comes last.
 """
 
 from __future__ import annotations

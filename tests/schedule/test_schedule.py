@@ -86,7 +86,7 @@ def calls(plan: Plan) -> int:
 
 
 @pytest.mark.parametrize(
-    "name, most", {"sinusoid": 68, "siren": 58, "omniglot_mlp": 42, "omniglot_conv": 80, "mini_conv": 310}.items()
+    "name, most", {"sinusoid": 68, "siren": 58, "omniglot_mlp": 42, "omniglot_conv": 56, "mini_conv": 200}.items()
 )
 def test_launches_of_a_meta_step(name: str, most: int) -> None:
     assert calls(plan_of(workload(name))) <= most

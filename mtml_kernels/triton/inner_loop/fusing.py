@@ -14,7 +14,7 @@ from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear, Loss
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Phase, Product, Reading, Space, Term
 from mtml_kernels.triton.inner_loop.policy import tile_of
-from mtml_kernels.triton.inner_loop.pool import POOLS, Panes
+from mtml_kernels.triton.inner_loop.pool import POOLS, Panes, index_of, index_type
 from mtml_kernels.triton.inner_loop.shares import FINISHES, makers, shared
 
 __all__ = ["Fused"]
@@ -31,10 +31,18 @@ class Fused:
         self._shares: dict[int, int] = {}
         self.steps: list[tuple[Launch | Part, tuple[int, ...]]] = []  # with the planes that nobody reads after it
         for call in schedule.calls:
+            self._narrow(call)
             steps = list(self._call(call))
             own = [step.reads[:1] if isinstance(step, Part) and step.kernel in FINISHES else () for step in steps]
             own[-1:] = [drops + call.drops for drops in own[-1:]]
             self.steps += list(zip(steps, own, strict=True))
+
+    def _narrow(self, call: Call) -> None:
+        """Positions of maxima in fewer bits."""
+        for part in call.parts:
+            index = index_of(part)
+            if index != ABSENT:
+                self.planes[index] = dataclasses.replace(self.planes[index], dtype=index_type(part.constants))
 
     def _call(self, call: Call) -> Iterator[Launch | Part]:
         """Two launches are open at a time: products, and what adds their shares up; see `_place`."""
@@ -90,7 +98,7 @@ class Fused:
         plain = job.product is not None and job.pool is None and len(target.shape) <= 3
         if not plain or any(shape != job.space.shape or shape[2] != 1 for shape in logits):
             return False
-        dtype = "tl.float64" if target.dtype == torch.float64 or planes[0].dtype == torch.float64 else "tl.float32"
+        dtype = "tl.float64" if planes[0].dtype == torch.float64 else "tl.float32"
         if tile_of(job, dtype).cols < job.space.cols:
             return False
         job.parts.append(part)

@@ -1,4 +1,4 @@
-"""Poolings of images [T, N, H W, C] as jobs. Of a maximum the index is PyTorch's: the position in the image, int64.
+"""Poolings of images [T, N, H W, C] as jobs. Of a maximum the index is the position in the image, as PyTorch has it.
 
 A pooling reads its operand elsewhere than at its own tile, so that it begins a job, behind which pointwise parts go on.
 The gradient of a point is gathered from the windows that hold it: nothing is added to memory by two programs. Where
@@ -10,13 +10,29 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
+
 from mtml_kernels.program.layers.pool import Pool
 from mtml_kernels.program.layers.window import Window
+from mtml_kernels.schedule.call import ABSENT, Part
 from mtml_kernels.schedule.kernels import Pooling
 
-__all__ = ["POOLS", "Panes", "Reach"]
+__all__ = ["POOLS", "Panes", "Reach", "index_of", "index_type"]
 
 POOLS = frozenset({"pool.forward", "pool.backward", "pool.tangent"})
+
+
+def index_of(part: Part) -> int:
+    """The plane of a maximum's positions, which `pool.forward` writes and the others read."""
+    if part.kernel not in POOLS:
+        return ABSENT
+    return part.writes[1] if part.kernel == "pool.forward" else part.reads[1]
+
+
+def index_type(given: Pooling) -> torch.dtype:
+    """Of positions in the image: a plane of 64 bits would be half as large as the image."""
+    height, width = Window.of(given.window).size
+    return torch.int16 if height * width <= 2**15 else torch.int32
 
 
 class Reach(NamedTuple):

@@ -40,11 +40,11 @@ def gathered(part: Part, operands: Sequence[Operand | None], type_: str) -> tupl
     """Lines, and the names of its results."""
     given, x = part.constants, operands[0]
     assert x is not None
-    index = operands[1] if len(operands) > 1 else None
+    index = operands[1] if part.kernel != "pool.forward" else None
     if part.kernel == "pool.backward":
         return _backward(given, x, index, type_), ["pooled_d"]
     if part.kernel == "pool.tangent" and index is not None:
-        at = f"tl.load({_base(index)} + r * {_row_stride(index)}, mask=live, other=0)"
+        at = f"tl.load({_base(index)} + r * {_row_stride(index)}, mask=live, other=0).to(tl.int32)"
         load = f"tl.load({_base(x)} + place * {_row_stride(x)}, mask=live, other=0.0).to({type_})"
         return [f"place = {at}", f"best = {load}"], ["best"]
     call = f"pooled({_base(x)}, r + m * 0, {_row_stride(x)}, live, {_arguments(given)}, {type_})"

@@ -348,7 +348,7 @@ class _JobText:
 
     def _panes(self, pool: Part, panes: Panes) -> None:
         """Window by window: all parts of one point after the other, and then what is made of its points."""
-        index = self.operands.get(pool.reads[1]) if len(pool.reads) > 1 else None
+        index = self.operands.get(pool.reads[1]) if pool.kernel == "pool.tangent" else None
         before = before_panes(pool, panes, index, (self.tile.rows, self.tile.cols), self.type)
         outside, self.body = self.body, pane_lines(panes)
         held: dict[int, str] = {}

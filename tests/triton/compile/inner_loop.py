@@ -28,7 +28,13 @@ from mtml_kernels.schedule.build import Plan
 from mtml_kernels.triton.inner_loop import bound
 from mtml_kernels.triton.inner_loop.launching import LaunchKernel, options_of
 
-TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int16: "*i16",
+}
 # The first distinct launches, about a second each: of a small network, also in TF32, and of one with convolutions.
 VARIANTS = {("sinusoid", "highest"): 14, ("sinusoid", "medium"): 3, ("omniglot_conv", "highest"): 10}
 # And one of each form that pools or stores shares of sums, of this one.

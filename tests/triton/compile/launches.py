@@ -23,6 +23,7 @@ TYPES = {
     torch.bfloat16: "bf16",
     torch.int64: "i64",
     torch.int32: "i32",
+    torch.int16: "i16",
 }
 DIVISIBLE = [["tt.divisibility", 16]]
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")

@@ -63,7 +63,8 @@ def check(name: str, constants: Any, *operands: Tensor | None, wants: Wants = No
     near = max(TOLERANCES.get(t.dtype, 0.0) for t in operands if t is not None)
     part = part_of(name, constants, operands, wants)
     before = [None if t is None else t.clone() for t in operands]
-    ours, right = run(name, constants, *operands, wants=wants), TORCH[name](part, *operands)
+    theirs = [t.long() if t is not None and t.dtype == torch.int16 else t for t in operands]
+    ours, right = run(name, constants, *operands, wants=wants), TORCH[name](part, *theirs)
     for at, (got, expected, want) in enumerate(zip(ours, right, part.wants, strict=True)):
         what = f"{name}, result {at}"
         if not want or expected is None:
@@ -410,6 +411,16 @@ def test_pool(name: str) -> None:
     assert y is not None
     check("pool.backward", given, scattered(*y.shape), index)
     check("pool.tangent", given, xt, index)
+
+
+def test_positions_of_16_bits_far_into_an_image() -> None:
+    """Times the stride of a row they take more."""
+    given = Pooling(int(Pool.MAX), (30.0, 20.0, 14.0, 9.0, 3.0, 3.0, 2.0, 2.0, 0.0, 0.0, 1.0, 1.0, 0.0))
+    x, xt = (torch.randn(1, 1, 600, 64) for _ in range(2))
+    y, index = TORCH["pool.forward"](part_of("pool.forward", given, [x]), x)
+    assert y is not None and index is not None
+    check("pool.tangent", given, xt, index.to(torch.int16))
+    check("pool.backward", given, torch.randn(y.shape), index.to(torch.int16))
 
 
 @pytest.mark.parametrize("padding", [-1, 2])
