@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mtml_kernels.program.layers.window import Window
 from mtml_kernels.schedule.call import ABSENT, Part
 from mtml_kernels.schedule.kernels import Loss, Normalisation
+from mtml_kernels.triton.inner_loop.conv_text import WAYS, strides_of, window_of
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Phase, Product, Reading, Term, data_of
 from mtml_kernels.triton.inner_loop.loss_text import judged
@@ -151,8 +151,8 @@ class _JobText:
 
     def _pixels(self, product: Product, phase: Phase) -> None:
         """Rows of a phase as rows of the whole image."""
-        w, (height, width) = _window(product), phase.size
-        stride = _strides(product)
+        w, (height, width) = window_of(product), phase.size
+        stride = strides_of(product)
         y = f"m % {height * width} // {width} * {stride[0]} + {phase.at[0]}"
         x = f"m % {width} * {stride[1]} + {phase.at[1]}"
         self.body += [f"m = m // {height * width} * {w.size[0] * w.size[1]} + ({y}) * {w.size[1]} + {x}"]
@@ -182,7 +182,7 @@ class _JobText:
 
     # --- addresses ----------------------------------------------------------------------------------------------------
 
-    def _address(self, operand: Operand, indices: Sequence[str]) -> str:
+    def address(self, operand: Operand, indices: Sequence[str]) -> str:
         """name + the indices by their strides; a dimension of 1 is met by all."""
         terms = [
             index if stride == 1 else f"{index} * {stride}"
@@ -197,7 +197,7 @@ class _JobText:
             operand = self.operands[plane]
             name = f"a{len(self.names)}"
             self.names[plane, row] = name
-            address = self._address(operand, self._indices(operand, row))
+            address = self.address(operand, self._indices(operand, row))
             self.body += [f"{name} = tl.load({self._spread(address)}, mask=live, other=0.0).to({self.type})"]
         return self.names[plane, row]
 
@@ -237,7 +237,7 @@ class _JobText:
             self.body += [f"    {line}" for line in inner]
         if product.bias is not None:
             bias = self.operands[product.bias]
-            address = self._address(bias, ["t", "m", "c"])
+            address = self.address(bias, ["t", "m", "c"])
             self.body += [f"acc += tl.load({self._spread(address)}, mask=live, other=0.0).to({self.type})"]
 
     def _cast(self, product: Product, term: Term) -> str:
@@ -251,11 +251,11 @@ class _JobText:
             rows, cols = cols, rows
         lines: list[str] = []
         if reading.way == "weight":
-            address = self._address(operand, ["task", rows, cols])
+            address = self.address(operand, ["task", rows, cols])
         elif reading.way == "value":
             address = self._value(operand, rows, cols)
         else:
-            lines, address, extra = _WAYS[reading.way](self, operand, rows, cols, product)
+            lines, address, extra = WAYS[reading.way](self, operand, rows, cols, product)
             mask += f" & {extra}" if extra else ""
         whole = rows in address and cols in address  # else it is one row, column or number for all
         return [
@@ -270,7 +270,7 @@ class _JobText:
         if self.space.merged:
             task, rows = f"({rows} // {n * r}){self.wide}", f"({rows} % {n * r})"
         sample, row = (rows, "0") if r == 1 else (f"({rows} // {r})", f"({rows} % {r})")
-        return self._address(operand, [task, sample, row, cols])
+        return self.address(operand, [task, sample, row, cols])
 
     def _sum(self) -> None:
         """acc [1, C] = the sum over rows of values, which may be several planes."""
@@ -295,7 +295,7 @@ class _JobText:
         assert each is not None
         samples = each.shape[1]
         loads = [
-            f"tl.load({self._address(operand, ['task', 'k'])} + k * 0, mask=k < {samples}, other=0.0).to({self.type})"
+            f"tl.load({self.address(operand, ['task', 'k'])} + k * 0, mask=k < {samples}, other=0.0).to({self.type})"
             for operand in (each, c)
             if operand is not None
         ]
@@ -312,7 +312,7 @@ class _JobText:
     def _sum_over_tasks(self) -> None:
         """acc = the tasks' shares at the tile, added up in their order."""
         shares = self.operands[self.job.summed[0]]
-        address = self._address(shares, ["k", *self._indices(shares, -1)[1:]])
+        address = self.address(shares, ["k", *self._indices(shares, -1)[1:]])
         self.body += [
             f"acc = tl.zeros([{self.tile.rows}, {self.tile.cols}], {self.type})",
             f"for k in range(0, {shares.shape[0]}):",
@@ -374,105 +374,5 @@ class _JobText:
             address = " + ".join([operand.name, f"t * {operand.strides[0]}", "n", "m * 0"])
             self.body += [f"tl.store({address}, {name}, mask=live_m)"]
         elif operand is not None:
-            address = self._address(operand, self._indices(operand, -1))
+            address = self.address(operand, self._indices(operand, -1))
             self.body += [f"tl.store({self._spread(address)}, {name}, mask=live)"]
-
-
-# --- how a convolution's operands lie: (lines before, address, what else has to hold) ---------------------------------
-
-Way = tuple[list[str], str, str]
-
-
-def _patch(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
-    """The pixel under tap and channel `cols` of the window of point `rows`."""
-    w = _window(product)
-    channels = operand.shape[3] // product.groups
-    point = f"({rows} % {w.out[0] * w.out[1]})"
-    lines = [
-        f"tap = {cols} // {channels}",
-        f"y = {point} // {w.out[1]} * {w.stride[0]} - {w.pad[0]} + tap // {w.kernel[1]} * {w.dilation[0]}",
-        f"x = {point} % {w.out[1]} * {w.stride[1]} - {w.pad[1]} + tap % {w.kernel[1]} * {w.dilation[1]}",
-    ]
-    inside = f"(y >= 0) & (y < {w.size[0]}) & (x >= 0) & (x < {w.size[1]})"
-    channel = f"(group * {channels} + {cols} % {channels})"
-    task, sample = _task_and_sample(text, operand, rows, w.out[0] * w.out[1])
-    return lines, text._address(operand, [task, sample, f"(y * {w.size[1]} + x)", channel]), inside
-
-
-def _patch_by_weight(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
-    """The same with columns as the weights are stored: channel, then tap."""
-    w = _window(product)
-    taps, channels = w.kernel[0] * w.kernel[1], operand.shape[3] // product.groups
-    lines, address, inside = _patch(text, operand, rows, f"({cols} % {taps} * {channels} + {cols} // {taps})", product)
-    return lines, address, inside
-
-
-def _spread(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
-    """The cotangent of the point whose window has pixel `rows` under its tap; `cols`: tap and channel out."""
-    w = _window(product)
-    channels = operand.shape[3] // product.groups
-    pixel = f"({rows} % {w.size[0] * w.size[1]})"
-    ky, kx = _taps(product, f"({cols} // {channels})")
-    lines = [
-        f"y = {pixel} // {w.size[1]} + {w.pad[0]} - {ky} * {w.dilation[0]}",
-        f"x = {pixel} % {w.size[1]} + {w.pad[1]} - {kx} * {w.dilation[1]}",
-    ]
-    inside = f"(y >= 0) & (x >= 0) & (y < {w.out[0] * w.stride[0]}) & (x < {w.out[1] * w.stride[1]})"
-    if _strides(product) != w.stride:
-        inside += f" & (y % {w.stride[0]} == 0) & (x % {w.stride[1]} == 0)"
-    place = f"(y // {w.stride[0]} * {w.out[1]} + x // {w.stride[1]})"
-    channel = f"(group * {channels} + {cols} % {channels})"
-    task, sample = _task_and_sample(text, operand, rows, w.size[0] * w.size[1])
-    return lines, text._address(operand, [task, sample, place, channel]), inside
-
-
-def _strides(product: Product) -> tuple[int, int]:
-    """Between pixels of a phase, and between its taps."""
-    w = _window(product)
-    return w.stride if w.dilation == (1, 1) else (1, 1)
-
-
-def _taps(product: Product, tap: str) -> tuple[str, str]:
-    """Row and column of a phase's tap in the window."""
-    assert product.phase is not None
-    (fy, fx), (sy, sx), width = product.phase.first, _strides(product), max(1, product.phase.taps[1])
-    return f"({tap} // {width} * {sy} + {fy})", f"({tap} % {width} * {sx} + {fx})"
-
-
-def _kernel(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
-    """Weights [O, C / g * taps] by (tap and channel in, channel out)."""
-    w = _window(product)
-    taps = w.kernel[0] * w.kernel[1]
-    channels = operand.shape[2] // taps
-    return [], text._address(operand, ["task", cols, f"({rows} % {channels} * {taps} + {rows} // {channels})"]), ""
-
-
-def _kernel_back(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
-    """Weights by (tap and channel out, channel in)."""
-    w = _window(product)
-    taps, outputs = w.kernel[0] * w.kernel[1], operand.shape[1] // product.groups
-    inputs = operand.shape[2] // taps
-    out = f"(group * {outputs} + {rows} % {outputs})"
-    ky, kx = _taps(product, f"({rows} // {outputs})")
-    return [], text._address(operand, ["task", out, f"({cols} % {inputs} * {taps} + {ky} * {w.kernel[1]} + {kx})"]), ""
-
-
-def _window(product: Product) -> Window:
-    assert product.window is not None
-    return product.window
-
-
-def _task_and_sample(text: _JobText, operand: Operand, rows: str, points: int) -> tuple[str, str]:
-    samples = operand.shape[1]
-    if text.space.merged:
-        return f"({rows} // {points * samples}){text.wide}", f"({rows} // {points} % {samples})"
-    return "task", f"({rows} // {points})"
-
-
-_WAYS = {
-    "patch": _patch,
-    "patch_by_weight": _patch_by_weight,
-    "spread": _spread,
-    "kernel": _kernel,
-    "kernel_back": _kernel_back,
-}
