@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["ABSENT", "Call", "Part", "Plane", "Schedule", "Source"]
+__all__ = ["ABSENT", "Call", "Part", "Plane", "Schedule", "Source", "by_role", "by_tensor"]
 
+Item = TypeVar("Item")
 ABSENT = -1  # in place of a plane: an operand that a part does without, a result that nobody reads
 
 
@@ -67,6 +69,17 @@ class Part:
     def wants(self) -> tuple[bool, ...]:
         """Which results are wanted."""
         return tuple(plane != ABSENT for plane in self.writes)
+
+
+def by_tensor(items: Sequence[Item], roles: int) -> list[tuple[Item, ...]]:
+    """What a part has of several tensors, role after role, as one tuple a tensor."""
+    count = len(items) // roles
+    return list(zip(*(items[at : at + count] for at in range(0, roles * count, max(count, 1))), strict=True))
+
+
+def by_role(tensors: Sequence[Sequence[Item]]) -> list[Item]:
+    """The inverse of `by_tensor`."""
+    return [item for role in zip(*tensors, strict=True) for item in role]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
