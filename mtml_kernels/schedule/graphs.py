@@ -122,6 +122,18 @@ class Graphs:
             workspace.forwards += 1
             return workspace.there.run(given), Ticket((name, workspace.forwards))
 
+    def has_forward(self, key: Hashable, bound: Bound) -> bool:
+        """Whether the next `forward` finds its planes in memory."""
+        place = key, id(bound), (self._turns.get(key, 0) + 1) % WORKSPACES
+        with self._lock:
+            return id(bound) in self._warm and self._places.get(place) in self._workspaces
+
+    def has_backward(self, ticket: Ticket, bound: Bound) -> bool:
+        """Whether this `backward` does."""
+        with self._lock:
+            workspace = self._of(ticket)
+            return workspace is not None and id(bound) in workspace.back
+
     def _is_warm(self, bound: Bound) -> bool:
         """Whether it was met before."""
         found = id(bound) in self._warm
