@@ -14,6 +14,7 @@ from torch import device as Device
 
 from mtml_kernels.errors import DeviceMemoryError
 from mtml_kernels.schedule.build import Plan, plan_of
+from mtml_kernels.schedule.graphs import capturing
 from mtml_kernels.schedule.loop import Given
 from mtml_kernels.schedule.pieces import narrowed
 from mtml_kernels.schema.inner_loop import InnerLoopArgs
@@ -26,7 +27,7 @@ SHARE = 0.9  # of what is free that planes may take: the allocator rounds up, an
 
 def free_bytes(device: Device) -> int | None:
     """What the allocator can still hand out; None where that is not known, as on the CPU, which has swap."""
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda" or capturing(device):
         return None
     free, total = torch.cuda.mem_get_info(device)
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)

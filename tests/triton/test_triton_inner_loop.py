@@ -98,3 +98,14 @@ def test_indices_of_large_planes_have_64_bits(tasks: int, wide: bool) -> None:
         assert isinstance(step[0], LaunchKernel)
         text, _ = step[0].text([torch.empty(plane.shape, device="meta") for plane in planes])
         assert ("tl.int64" in text) == wide
+
+
+def test_shares_of_sums_over_tasks_are_let_go_of() -> None:
+    """After their one reader: each is as large as the gradients of all tasks."""
+    plan = plan_of(workload("omniglot_mlp", steps=2))
+    for schedule in plan.trip(plan.usually)[:2]:
+        steps = bound(schedule).steps
+        made = [plane for _, _, _, writes, _ in steps for plane in writes if plane >= len(schedule.planes)]
+        dropped = [plane for *_, drops in steps for plane in drops if plane >= len(schedule.planes)]
+        assert sorted(made) == sorted(dropped)
+    assert made

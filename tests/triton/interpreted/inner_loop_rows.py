@@ -5,6 +5,7 @@ Every kernel must equal its form in PyTorch; `schedule/` holds that against torc
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,6 +34,7 @@ from mtml_kernels.program.layers.softmax import Softmax
 from mtml_kernels.schedule.kernels import Loss, Normalisation, Pooling, Rule, Shape, Table
 from mtml_kernels.schedule.torch_kernels import TORCH
 from mtml_kernels.schema.update import UpdateSpec
+from mtml_kernels.triton.device import on
 from mtml_kernels.triton.inner_loop import segments
 from mtml_kernels.triton.inner_loop.clipping import CLIPPING
 from mtml_kernels.triton.inner_loop.embedding import EMBEDDING
@@ -541,7 +543,8 @@ def atomic_kernel(x, y, BLOCK: tl.constexpr):
 def test_a_race_is_found() -> None:
     def launch() -> Tensor:
         x = torch.arange(64.0)
-        racy_kernel[(4,)](x, 64, 16)
+        with on(x.device):
+            racy_kernel[(4,)](x, 64, 16)
         return x
 
     with watched() as watch:
@@ -562,16 +565,25 @@ def test_memory_of_others_and_additions_in_any_order_are_found() -> None:
     assert "outside" in {conflict.kind for conflict in watch.conflicts}
     with watched() as watch:
         x, y = torch.ones(32), torch.zeros(1)
-        atomic_kernel[(2,)](x, y, 16)
+        with on(x.device):
+            atomic_kernel[(2,)](x, y, 16)
     assert {conflict.kind for conflict in watch.conflicts} == {"atomic"} and y == 32
 
 
 def test_what_is_read_before_it_is_written_and_what_is_not_written_is_found() -> None:
     y = poison(torch.empty(16))
-    with watched() as watch:
+    with watched() as watch, on(y.device):
         stale_kernel[(1,)](torch.zeros(16), y, 16, 16)
     assert unwritten(y) == 8 and y[:8].tolist() == [1.0] * 8
     assert {conflict.kind for conflict in watch.conflicts} == {"reused"}
+
+
+def test_a_launch_on_whatever_device_is_the_current_one_is_found() -> None:
+    x = torch.ones(32)
+    for guarded in (True, False):
+        with watched() as watch, on(x.device) if guarded else contextlib.nullcontext():
+            racy_kernel[(1,)](x, 16, 16)
+        assert {conflict.kind for conflict in watch.conflicts} == (set() if guarded else {"unguarded"})
 
 
 def test_dropping_a_term_is_noticed() -> None:
