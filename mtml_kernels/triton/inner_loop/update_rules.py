@@ -18,7 +18,10 @@ from mtml_kernels.schema.update import HYPERS, RULES
 from mtml_kernels.triton.inner_loop.arithmetic import quotient, root
 from mtml_kernels.triton.inner_loop.segments import address, chosen, place
 
-__all__ = ["adjoint_kernel", "rule_kernel"]
+__all__ = ["BY_BLOCK", "BY_ELEMENT", "adjoint_kernel", "rates_kernel", "rule_kernel"]
+
+# What is left of the cotangents of rates: every term, or sums of blocks, which are all that one number for all needs.
+BY_ELEMENT, BY_BLOCK = tl.constexpr(1), tl.constexpr(2)
 
 SGD, ADAM = tl.constexpr(RULES.index("sgd")), tl.constexpr(RULES.index("adam"))
 WEIGHT_DECAY, MOMENTUM_AT = tl.constexpr(HYPERS.index("weight_decay")), tl.constexpr(HYPERS.index("momentum"))
@@ -182,7 +185,8 @@ def adjoint_kernel(
     alpha,  # [1 or T, 1 or P]
     s0, s1, s2, lam, mu0, mu1, mu2,  # [T, P]
     hyper,  # [8]
-    v, below, nu0, nu1, nu2, rates,  # [T, P]
+    v, below, nu0, nu1, nu2,  # [T, P]
+    rates,  # [T, P], or of all tensors [T, blocks]
     numbers,  # [T, blocks, 8], one for all tensors
     hyper_p,
     t,  # the step's number, from 1 on
@@ -192,12 +196,12 @@ def adjoint_kernel(
     HAS_MU0: tl.constexpr, HAS_MU1: tl.constexpr, HAS_MU2: tl.constexpr,
     RULE: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, DECOUPLED: tl.constexpr,
     CENTERED: tl.constexpr, DECAYED: tl.constexpr, FIRST: tl.constexpr,
-    WANT_RATE: tl.constexpr, WANT_HYPER: tl.constexpr,
+    RATES: tl.constexpr, WANT_HYPER: tl.constexpr,
 ):  # fmt: skip
     """From cotangents lam of after and mu of the moments after the step, with xbar that of x and dbar = -alpha lam:
 
     v = gbar, below = lam + decay gbar (DECOUPLED: + decay dbar), nu: of the moments before, rates = -lam d
-    (DECOUPLED: -lam (d + decay theta)), numbers: sums of a block's terms of the numbers' cotangents.
+    (DECOUPLED: -lam (d + decay theta)) by RATES, numbers: sums of a block's terms of the numbers' cotangents.
     """
     task, block, p, P = place(SIZES, FIRSTS, BLOCKS, BLOCK)
     live = p < P
@@ -273,10 +277,14 @@ def adjoint_kernel(
             of_beta2 += abar * (old1 - own)
             gbar += abar * rest2
     at = task * P + p
-    _adjoint_results(
-        start, down, d, dbar, gbar, decay, chosen(v, block, FIRSTS) + at, chosen(below, block, FIRSTS) + at,
-        chosen(rates, block, FIRSTS) + at, live, DECOUPLED, DECAYED, WANT_RATE,
+    of_rate = _adjoint_results(
+        start, down, d, dbar, gbar, decay, chosen(v, block, FIRSTS) + at, chosen(below, block, FIRSTS) + at, live,
+        DECOUPLED, DECAYED,
     )  # fmt: skip
+    if RATES == BY_ELEMENT:
+        tl.store(chosen(rates, block, FIRSTS) + at, of_rate, mask=live)
+    if RATES == BY_BLOCK:
+        tl.store(rates[0] + task * BLOCKS + block, tl.sum(tl.where(live, of_rate, 0.0), 0))
     if RULE != SGD or MOMENTUM:
         tl.store(chosen(nu0, block, FIRSTS) + at, n0, mask=live)
     if RULE == ADAM or CENTERED or (RULE != SGD and MOMENTUM):
@@ -299,10 +307,9 @@ def adjoint_kernel(
 
 @triton.jit
 def _adjoint_results(
-    theta, lam, d, dbar, gbar, decay, v, below, rates, live,
-    DECOUPLED: tl.constexpr, DECAYED: tl.constexpr, WANT_RATE: tl.constexpr,
+    theta, lam, d, dbar, gbar, decay, v, below, live, DECOUPLED: tl.constexpr, DECAYED: tl.constexpr
 ):  # fmt: skip
-    """Stores v, below and, where they are wanted, the terms of the rates."""
+    """Stores v and below; the terms of the rate."""
     down, of_rate = lam, d
     if DECAYED:
         if DECOUPLED:
@@ -312,5 +319,25 @@ def _adjoint_results(
             down = lam + gbar * decay
     tl.store(v, gbar, mask=live)
     tl.store(below, down, mask=live)
-    if WANT_RATE:
-        tl.store(rates, -of_rate * lam, mask=live)
+    return -of_rate * lam
+
+
+@triton.jit
+def rates_kernel(
+    sums,  # [T, blocks]
+    y,  # [tensors]
+    tasks,
+    FIRSTS: tl.constexpr, LASTS: tl.constexpr, BLOCKS: tl.constexpr, LANES: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """y = the sum over all tasks of a tensor's blocks, FIRSTS to LASTS"""
+    tensor = tl.program_id(0)
+    first, last = 0, 0
+    for i in tl.static_range(len(FIRSTS)):
+        first = tl.where(tensor == i, FIRSTS[i], first)
+        last = tl.where(tensor == i, LASTS[i], last)
+    own = last - first
+    added = tl.zeros([LANES], TYPE)
+    for start in range(0, tasks * own, LANES):
+        at = (start + tl.arange(0, LANES)).to(tl.int64)
+        added += tl.load(sums + at // own * BLOCKS + first + at % own, mask=at < tasks * own, other=0.0)
+    tl.store(y + tensor, tl.sum(added, 0))

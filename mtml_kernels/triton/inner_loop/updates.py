@@ -21,7 +21,7 @@ from mtml_kernels.triton.inner_loop.grid import task_and_block
 from mtml_kernels.triton.inner_loop.operands import OPTIONS, Results, new, power, strides, type_of
 from mtml_kernels.triton.inner_loop.segments import Segments, batches, pointers, role
 from mtml_kernels.triton.inner_loop.sums import total
-from mtml_kernels.triton.inner_loop.update_rules import adjoint_kernel, rule_kernel
+from mtml_kernels.triton.inner_loop.update_rules import BY_BLOCK, BY_ELEMENT, adjoint_kernel, rates_kernel, rule_kernel
 
 __all__ = ["UPDATES", "element_tile"]
 
@@ -137,35 +137,66 @@ def _adjoint(part: Part, *operands: Any) -> Results:
     tensors = by_tensor(planes, 10)
     *_, want_hyper = part.wants
     wants = part.wants[5 * len(tensors) : -1]
-    every = [_adjoint_launch(part.constants, some, hyper, any(wants), want_hyper) for some in batches(tensors)]
-    found = [own for results, *_ in every for own in results]
-    rates = [own for _, terms, _ in every for own in terms]
-    alphas = [alpha for _, _, alpha, *_ in tensors]
-    dalphas = [total(alphas[i].shape, rates[i]) if want else None for i, want in enumerate(wants)]
-    sums = [total((1, 1, len(HYPERS)), numbers).view(-1) for *_, numbers in every] if want_hyper else []
+    every = [_Adjoint(part.constants, some, hyper, any(wants), want_hyper) for some in batches(tensors)]
+    found = [own for launch in every for own in launch.found]
+    terms = [own for launch in every for own in launch.rates()] if any(wants) else [hyper] * len(tensors)
+    rates = zip(tensors, terms, wants, strict=True)
+    dalphas = [_dalpha(own[_ALPHA], each) if want else None for own, each, want in rates]
+    sums = [total((1, 1, len(HYPERS)), launch.numbers).view(-1) for launch in every] if want_hyper else []
     return *_padded(found, 5), *dalphas, sum(sums[1:], sums[0]) if sums else None
 
 
-def _adjoint_launch(
-    rule: Rule, tensors: Sequence[Sequence[Any]], hyper: Tensor, want_rate: bool, want_hyper: bool
-) -> tuple[list[list[Tensor]], list[Tensor], Tensor]:
-    """(v, below, nu) of each tensor, the terms of its rate, and sums [T, blocks, 8] of those of the numbers."""
-    like = [g for _, g, *_ in tensors]
-    tasks = max(t.shape[0] for own in tensors for i, t in enumerate(own) if t is not None and i != _ALPHA)
-    found = _results(2 + len(rule.spec.moments), tasks, like)
-    rates = [g for (g,) in _results(1, tasks, like)] if want_rate else like
-    segments = Segments.of([g.shape[1:].numel() for g in like], element_tile(back=True))
-    numbers = new((tasks, segments.blocks, len(HYPERS)), hyper) if want_hyper else hyper
-    if tasks:
-        roles = [role(operands, like) for operands in zip(*tensors, strict=True)]
+def _dalpha(alpha: Tensor, terms: Tensor) -> Tensor:
+    """The cotangent of a rate from its terms, or from their sum."""
+    return terms.view(alpha.shape) if terms.ndim == 0 else total(alpha.shape, terms)
+
+
+class _Adjoint:
+    """One launch: `found`, (v, below, nu) of each tensor, and `numbers`, sums [T, blocks, 8] of the numbers' terms."""
+
+    def __init__(
+        self, rule: Rule, tensors: Sequence[Sequence[Any]], hyper: Tensor, want_rate: bool, want_hyper: bool
+    ) -> None:
+        self.like = like = [g for _, g, *_ in tensors]
+        self.tasks = max(t.shape[0] for own in tensors for i, t in enumerate(own) if t is not None and i != _ALPHA)
+        self.found = _results(2 + len(rule.spec.moments), self.tasks, like)
+        self.segments = Segments.of([g.shape[1:].numel() for g in like], element_tile(back=True))
+        self.single = all(own[_ALPHA].numel() == 1 for own in tensors)
+        self.numbers = new((self.tasks, self.segments.blocks, len(HYPERS)), hyper) if want_hyper else hyper
+        self.terms = self._terms() if want_rate else like
+        if self.tasks:
+            self._run(rule, tensors, hyper, want_rate, want_hyper)
+
+    def _terms(self) -> list[Tensor]:
+        if self.single:
+            return [new((self.tasks, self.segments.blocks), self.like[0])]
+        return [own for (own,) in _results(1, self.tasks, self.like)]
+
+    def _run(
+        self, rule: Rule, tensors: Sequence[Sequence[Any]], hyper: Tensor, want_rate: bool, want_hyper: bool
+    ) -> None:
+        roles = [role(operands, self.like) for operands in zip(*tensors, strict=True)]
+        rates = (BY_BLOCK if self.single else BY_ELEMENT).value if want_rate else 0
         with on(hyper.device):
-            adjoint_kernel[(tasks * segments.blocks,)](
-                *(each.tensors for each in roles), hyper, *pointers(found, 5), tuple(rates), numbers, hyper.stride(0),
-                rule.step + 1, tuple(each.steps for each in roles), *segments, type_of(like[0]),
-                *(each.there for each in roles[3:]), **_flags(rule), WANT_RATE=want_rate, WANT_HYPER=want_hyper,
-                **OPTIONS,
+            adjoint_kernel[(self.tasks * self.segments.blocks,)](
+                *(each.tensors for each in roles), hyper, *pointers(self.found, 5), tuple(self.terms), self.numbers,
+                hyper.stride(0), rule.step + 1, tuple(each.steps for each in roles), *self.segments,
+                type_of(self.like[0]), *(each.there for each in roles[3:]), **_flags(rule), RATES=rates,
+                WANT_HYPER=want_hyper, **OPTIONS,
             )  # fmt: skip
-    return found, rates, numbers
+
+    def rates(self) -> Sequence[Tensor]:
+        """Of each tensor the terms of its rate's cotangent, or, where that is one number for all, their sum []."""
+        if not self.single:
+            return self.terms
+        (sums,), (_, firsts, blocks, _) = self.terms, self.segments
+        found = new((len(firsts),), sums)
+        lanes = power(self.tasks * blocks, element_tile())
+        with on(found.device):
+            rates_kernel[(len(firsts),)](
+                sums, found, self.tasks, firsts, (*firsts[1:], blocks), blocks, lanes, type_of(sums), **OPTIONS
+            )
+        return found.unbind()
 
 
 def _rate(part: Part, g: Tensor, lam: Tensor) -> Results:

@@ -103,6 +103,8 @@ def updates() -> Iterator[Case]:
         slots = len(spec.moments)
         s: list[Tensor | None] = [*many * slots, *[None] * (len(many) * (3 - slots))]
         kept, alphas = [t is not None for t in s], [plane()] * len(many)
+        if spec.momentum:  # rates by element, whose terms are not summed in the launch
+            alphas[:2] = plane(1, 64, 576), plane(1, 1, 5)
         own = (True,) * len(many)
         yield "update.rule", Rule(spec, 3), [*many, *many, *alphas, *s, hyper], (*own, *kept)
         wants = (*own, *own, *kept, *own, True)

@@ -382,14 +382,16 @@ def several(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     return [scattered(*shape) for shape in shapes]
 
 
-@pytest.mark.parametrize("most", [24, 2])
-def test_rules_of_several_tensors(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("most", "rates"), [(24, [(), (1, 1, 1300), (2, 1, 1)]), (2, [(), (1, 1, 1), ()])], ids=["mixed", "numbers"]
+)
+def test_rules_of_several_tensors(most: int, rates: Sequence[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     """In one launch, or in two: each as PyTorch has it, and the same bits as alone."""
     monkeypatch.setattr(segments, "MOST", most)
     shapes = [(2, 4, 5), (2, 1, 1300), (2, 1, 1)]
     theta, g, m, v, lam, mu = (several(shapes) for _ in range(6))
     given, n, none = Rule(UpdateSpec("adam", decoupled=True, decayed=True), 2), len(shapes), [None] * 3
-    alphas = [torch.rand(shape, dtype=torch.float64) for shape in [(), (1, 1, 1300), (2, 1, 1)]]
+    alphas = [torch.rand(shape, dtype=torch.float64) for shape in rates]
     own = [theta[0][:1], *theta[1:], *g, *alphas, *m, *(t.square() for t in v), *none]
     cotangents = [None, *lam[1:], mu[0], None, mu[2], *mu, *none]  # some tensors have none
     kept, wants = [True] * (3 * n) + [False] * n, [True] * (4 * n) + [False] * n + [True] * (n + 1)
