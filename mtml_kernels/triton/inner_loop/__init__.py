@@ -29,10 +29,12 @@ PARTS = {**TORCH, **NORM_SUMS, **FINISHING, **SOFTMAX, **LOSSES, **SUMS, **UPDAT
 
 def bound(schedule: Schedule) -> Bound:
     """The schedule with its launches."""
-    found = Fused(schedule)
+    found, own = Fused(schedule), len(schedule.planes)
     wanted = {*schedule.results, *schedule.kept}
     steps: list[Step] = []
-    for step, drops in reversed(found.steps):
+    for step, ends in reversed(found.steps):
+        reads = step.needs if isinstance(step, Launch) else step.reads
+        drops = (*ends, *(plane for plane in reads if plane >= own and plane not in wanted))  # tasks' shares of a sum
         if isinstance(step, Launch):
             stored = sorted(step.makes & wanted)
             kernel = LaunchKernel(step, found.planes, stored)

@@ -33,7 +33,7 @@ class Recorded(NamedTuple):
     """One launch, as `triton.compile` takes it."""
 
     kernel: Any
-    signature: dict[str, str]
+    signature: dict[str, Any]  # of a tuple a tuple
     constants: dict[tuple[int, ...], Any]
     attributes: dict[tuple[int, ...], Any]
     options: dict[str, Any]
@@ -43,10 +43,19 @@ class Recorded(NamedTuple):
         return str((self.kernel.__name__, self.signature, self.constants, self.attributes, self.options))
 
 
+def _typed(value: Any, what: str) -> tuple[str, int]:
+    """The type of an argument, and the number that 16 may divide."""
+    if isinstance(value, Tensor):
+        return "*" + TYPES[value.dtype], value.data_ptr()
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64", value
+    raise TypeError(f"{what} is {value!r}")
+
+
 def _launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
     options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     for param in kernel.params:
@@ -54,14 +63,12 @@ def _launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recor
         if param.is_constexpr or (type(value) is int and value == 1 and not param.do_not_specialize):
             signature[param.name], constants[at] = "constexpr", value
             continue
-        if isinstance(value, Tensor):
-            signature[param.name], number = "*" + TYPES[value.dtype], value.data_ptr()
-        elif isinstance(value, int):
-            signature[param.name], number = "i32" if -(2**31) <= value < 2**31 else "i64", value
-        else:
-            raise TypeError(f"{kernel.__name__}: {param.name} is {value!r}")
-        if number % 16 == 0 and not param.do_not_specialize:
-            attributes[at] = DIVISIBLE
+        several = isinstance(value, tuple)
+        found = [_typed(each, f"{kernel.__name__}: {param.name}") for each in (value if several else (value,))]
+        signature[param.name] = tuple(kind for kind, _ in found) if several else found[0][0]
+        for i, (_, number) in enumerate(found):
+            if number % 16 == 0 and not param.do_not_specialize:
+                attributes[(*at, i) if several else at] = DIVISIBLE
     return Recorded(kernel, signature, constants, attributes, options)
 
 
