@@ -38,13 +38,15 @@ def _sass(args: argparse.Namespace) -> Iterator[str]:
     from bench.sass import report
 
     worst = 10**6 if args.calls else args.worst
-    yield from report.report(args.workloads or predicting.DEFAULT, args.device, args.precision, worst, args.out)
+    request = report.Request(args.device, args.precision, worst, args.out, args.launches)
+    yield from report.report(args.workloads or predicting.DEFAULT, request)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it; the exit status."""
-    if args.out and not args.sass:
-        raise ValueError("out: expected with --sass, whose table it is")
+    for name in ("out", "launches"):
+        if getattr(args, name) and not args.sass:
+            raise ValueError(f"{name}: expected with --sass, whose table it is")
     for line in _sass(args) if args.sass else _first(args):
         print(line, flush=True)
     return 0
@@ -73,4 +75,7 @@ def add(commands: Commands) -> None:
     p.add_argument("--sass", action="store_true", help="of the compiled launches, beside the first prediction")
     p.add_argument("--worst", type=positive, default=5, help="with --sass: longest launches (default %(default)s)")
     p.add_argument("--out", default="", metavar="CSV", help="with --sass: the table as a file")
+    p.add_argument(
+        "--launches", default="", metavar="DIR", help="with --sass: files of all launches in order"
+    )
     p.set_defaults(call=run)

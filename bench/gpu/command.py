@@ -143,7 +143,7 @@ def finish(out: Path, budget: Budget) -> int:
     """The second predictions, summary and plots of what was measured."""
     from bench.gpu import compiled, summary
 
-    every = compiled.predicted(record.read_rows(out / "results.csv", GpuRecord), lambda: budget.left)
+    every = compiled.predicted(record.read_rows(out / "results.csv", GpuRecord), out, lambda: budget.left)
     record.write_csv(out / "results.csv", every)
     rows = latest(every)
     for text in summary.lines(rows):

@@ -36,7 +36,8 @@ class _Use(NamedTuple):
     unit: str
     busy: float
     latency: float
-    kind: str  # "group", "commit", "wait" of copies and products that are waited for apart; "" of all others
+    kind: str  # of what is waited for in groups: "start", "close", "wait"; "" of all others
+    products: bool  # the groups are of products, not of copies
 
 
 def _names(word: str, width: int = 1) -> Iterator[str]:
@@ -89,12 +90,14 @@ def _busy(one: Instruction, pipe: str, chip: Chip, warps: int) -> float:
     return clocks.get(pipe, 1.0)
 
 
+_KINDS = {"LDGSTS": "start", "LDGDEPBAR": "close", "DEPBAR": "wait", "HGMMA": "start"}
+
+
 def _kind(one: Instruction) -> str:
-    if one.base in ("LDGSTS", "HGMMA"):
-        return "group"
-    if one.base in ("LDGDEPBAR", "DEPBAR"):
-        return "commit" if one.base == "LDGDEPBAR" else "wait"
-    return "wait" if one.opcode.startswith("WARPGROUP.DEPBAR") else ""
+    """WARPGROUP.ARRIVE opens a group of products, and so closes the one before."""
+    if one.base == "WARPGROUP":
+        return "close" if "ARRIVE" in one.opcode else "wait" if "DEPBAR" in one.opcode else ""
+    return _KINDS.get(one.base, "")
 
 
 def _use(one: Instruction, chip: Chip, warps: int, far: int) -> _Use:
@@ -110,7 +113,28 @@ def _use(one: Instruction, chip: Chip, warps: int, far: int) -> _Use:
     reads = [name for word, many in zip(sources, widths, strict=True) for name in _names(word, many)]
     unit = "mad" if pipe == "fma" else pipe  # both are issued to the units that multiply
     latency = _latency(one, pipe, chip, far)
-    return _Use((*reads, *_names(one.guard)), tuple(writes), unit, _busy(one, pipe, chip, warps), latency, _kind(one))
+    reads += _names(one.guard)
+    products = one.base in ("HGMMA", "WARPGROUP")
+    return _Use(tuple(reads), tuple(writes), unit, _busy(one, pipe, chip, warps), latency, _kind(one), products)
+
+
+class _Groups:
+    """When the groups of copies, or of products, are through, in their order; the last one is open."""
+
+    def __init__(self) -> None:
+        self.times = [0.0]
+
+    def done(self, pending: int) -> float:
+        """When all but so many of the last are."""
+        return max(self.times[: len(self.times) - pending], default=0.0)
+
+    def start(self, until: float) -> None:
+        """One more in the open group."""
+        self.times[-1] = max(self.times[-1], until)
+
+    def later(self, clocks: float) -> None:
+        """As if nothing had happened for so long."""
+        self.times = [at + clocks for at in self.times]
 
 
 class _Warp:
@@ -120,18 +144,18 @@ class _Warp:
         self.now = self.end = 0.0
         self.ready: dict[str, float] = {}
         self.free: dict[str, float] = {}
-        self.open, self.groups = 0.0, list[float]()
+        self.copies, self.products = _Groups(), _Groups()
 
     def step(self, use: _Use, pending: int) -> None:
-        """Issue one; `pending`: groups of copies that a wait leaves on their way."""
+        """Issue one; `pending`: groups that a wait leaves on their way."""
         at = max([self.now + 1, self.free.get(use.unit, 0.0), *(self.ready.get(name, 0.0) for name in use.reads)])
+        groups = self.products if use.products else self.copies
         if use.kind == "wait":
-            done = self.groups[: len(self.groups) - pending] if pending else [*self.groups, self.open]
-            at = max([at, *done])
-        elif use.kind == "commit":
-            self.groups.append(self.open)
-        elif use.kind == "group":
-            self.open = max(self.open, at + use.busy + use.latency)
+            at = max(at, groups.done(pending + (not use.products)))  # a copy that no group has is not waited for
+        elif use.kind == "close":
+            groups.times.append(0.0)
+        elif use.kind == "start":
+            groups.start(at + use.busy + use.latency)
         self.free[use.unit] = at + use.busy
         for name in use.writes:
             self.ready[name] = at + use.busy + use.latency
@@ -142,15 +166,16 @@ class _Warp:
 
     def later(self, clocks: float) -> None:
         """As if nothing had happened for so long."""
-        self.now, self.end, self.open = self.now + clocks, self.end + clocks, self.open + clocks
+        self.now, self.end = self.now + clocks, self.end + clocks
         self.ready = {name: at + clocks for name, at in self.ready.items()}
         self.free = {name: at + clocks for name, at in self.free.items()}
-        self.groups = [at + clocks for at in self.groups]
+        self.copies.later(clocks)
+        self.products.later(clocks)
 
 
 def _pending(one: Instruction) -> int:
-    """Of DEPBAR.LE SB0, n: how many groups may be on their way."""
-    return int(one.operands[-1], 0) if one.base == "DEPBAR" and len(one.operands) > 1 else 0
+    """Of DEPBAR.LE SB0, n and WARPGROUP.DEPBAR.LE gsb0, n: how many groups may be on their way."""
+    return int(one.operands[-1], 0) if "DEPBAR" in one.opcode and len(one.operands) > 1 else 0
 
 
 def clocks_of(nodes: Sequence[Node], chip: Chip, warps: int, far: int) -> float:

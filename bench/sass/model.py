@@ -4,11 +4,12 @@
     issue    the busiest of a multiprocessor's units: schedulers, multiply-adds, integers, special functions, memory
     matrix   multiply-adds of the matrix units / their rate
     bytes    the tensors' bytes / bandwidth, of the L2 cache where all of them fit it
-    latency  waves * the longest chain of one program (chain.py)
+    latency  waves * the chain of one program (chain.py), and at least the longest chain
 
 A wave is as many programs as the chip holds by registers and shared memory. Programs are spread evenly over
-multiprocessors, of which the one with most counts. PyTorch's own kernels have launch and bytes alone. Left out: bank
-conflicts and reads that do not use whole sectors, rare branches, what a cold L2 costs, the host.
+multiprocessors, or over the places of a wave, of which the one with most counts; where jobs differ, each has the mean
+of them. PyTorch's own kernels have launch and bytes alone. Left out: bank conflicts and reads that do not use whole
+sectors, rare branches, long programs that start last, what a cold L2 costs, the host.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ BOUNDS = ("launch", "issue", "matrix", "bytes", "latency")
 
 
 class Launch(NamedTuple):
-    """Seconds of one launch by what may hold it up, and what was counted. `issued` and `fma`: of all warps."""
+    """Seconds of one launch by what may hold it up, and what was counted. `issued` and `fma`: of all warps.
+
+    longest: programs of the job whose chain is the longest, and how often their loops go round in all.
+    """
 
     name: str
     launch: float
@@ -44,6 +48,7 @@ class Launch(NamedTuple):
     issued: int = 0
     fma: int = 0
     moved: int = 0
+    longest: tuple[int, int] = (0, 0)
 
     @property
     def seconds(self) -> float:
@@ -59,7 +64,8 @@ class Launch(NamedTuple):
         share = self.fma / self.issued if self.issued else 0.0
         work = f"{self.programs:6d} programs, {self.resident:2d} held, {self.waves:6.2f} waves"
         counted = f"{self.issued / 1e6:9.4f} M issued, {share:4.0%} FMA, {self.moved / 1e6:8.3f} MB"
-        return f"{1e6 * self.seconds:9.2f} us {self.bound:8s} {work}, {counted}  {self.name}"
+        longest = f"longest {self.longest[0]:5d} programs of {self.longest[1]:4d} turns"
+        return f"{1e6 * self.seconds:9.2f} us {self.bound:8s} {work}, {counted}, {longest}  {self.name}"
 
 
 def _bytes_seconds(size: int, chip: Chip) -> float:
@@ -85,11 +91,11 @@ def _matrix_clocks(counts: Counts, warps: int, chip: Chip) -> float:
     return warps * (asynchronous + counts.synchronous / chip.synchronous) / chip.matrix_macs
 
 
-def _busiest(paths: Sequence[Path], clocks: Sequence[float], chip: Chip) -> float:
-    """Clocks of the multiprocessor with most programs, each of which is at least one of the longest."""
+def _busiest(paths: Sequence[Path], clocks: Sequence[float], places: int) -> float:
+    """Clocks of the place (a multiprocessor, or room for one program) with most programs; at least the longest's."""
     programs = sum(path.programs for path in paths)
     total = sum(path.programs * each for path, each in zip(paths, clocks, strict=True))
-    own = -(-programs // chip.device.processors)
+    own = -(-programs // places)
     return max(max(clocks, default=0.0), total / max(programs, 1) * own)
 
 
@@ -101,12 +107,13 @@ def launch_of(launch: Recorded, code: Code, chip: Chip) -> Launch:
     counted = [count(path) for path in paths]
     moved = launch.bytes(code.used)
     resident = chip.resident(code.registers, code.shared, code.warps)
-    waves = launch.programs / (chip.device.processors * resident)
+    processors = chip.device.processors
     times = chip.latencies
     far = times.l2 if moved <= chip.device.l2_bytes else times.memory
-    chain = max((clocks_of(path.nodes, chip, code.warps, far) for path in paths), default=0.0)
-    issue = _busiest(paths, [_unit_clocks(counts, code.warps, chip) for counts in counted], chip)
-    matrix = _busiest(paths, [_matrix_clocks(counts, code.warps, chip) for counts in counted], chip)
+    chains = [clocks_of(path.nodes, chip, code.warps, far) for path in paths]
+    longest = max(zip(chains, paths, strict=True), key=lambda pair: pair[0], default=(0.0, Path(0, (), ())))[1]
+    issue = _busiest(paths, [_unit_clocks(counts, code.warps, chip) for counts in counted], processors)
+    matrix = _busiest(paths, [_matrix_clocks(counts, code.warps, chip) for counts in counted], processors)
     hertz = chip.device.hertz
     every = [(path.programs * code.warps, counts) for path, counts in zip(paths, counted, strict=True)]
     return Launch(
@@ -115,13 +122,14 @@ def launch_of(launch: Recorded, code: Code, chip: Chip) -> Launch:
         issue=issue / hertz,
         matrix=matrix / hertz,
         bytes=_bytes_seconds(moved, chip),
-        latency=-(-launch.programs // (chip.device.processors * resident)) * chain / hertz,
+        latency=_busiest(paths, chains, processors * resident) / hertz,
         programs=launch.programs,
         resident=resident,
-        waves=waves,
+        waves=launch.programs / (processors * resident),
         issued=sum(many * counts.issued for many, counts in every),
         fma=sum(many * counts.fma for many, counts in every),
         moved=moved,
+        longest=(longest.programs, sum(loop.turns for loop in longest.loops)),
     )
 
 

@@ -7,6 +7,7 @@ Neither is a measurement.
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +21,9 @@ from bench.sass.recording import Recorded
 from bench.workloads import Workload, select
 from mtml_kernels.schedule.devices import Precision
 
-__all__ = ["Prediction", "lines", "predicted", "report", "write_csv"]
+__all__ = ["Prediction", "Request", "lines", "predicted", "report", "write_csv", "write_launches"]
 
+OF_A_LAUNCH = ("kernel", "us", "bound", "programs", "waves", "issued", "fma", "mbytes")
 COLUMNS = ("workload", "chip", "precision", "calls", "first_us", "launches", "us", *BOUNDS, "mostly")
 
 
@@ -106,25 +108,51 @@ def lines(found: Prediction, worst: int) -> Iterator[str]:
         yield f"  {many:4d} x {launch}"
 
 
-def write_csv(path: Path, found: Sequence[Prediction]) -> None:
-    """Rows of COLUMNS."""
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(one.row() for one in found)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
-def report(
-    names: Iterable[str], chips: Sequence[str], precisions: Sequence[Precision], worst: int, out: str = ""
-) -> Iterator[str]:
-    """The table, line by line as it is found; with `out` a CSV of it too."""
+def write_csv(path: Path, found: Sequence[Prediction]) -> None:
+    """Rows of COLUMNS."""
+    _write(path, COLUMNS, (one.row() for one in found))
+
+
+def write_launches(folder: Path, found: Prediction) -> Path:
+    """Every launch in its order, rows of OF_A_LAUNCH, as ``launches-WORKLOAD-CHIP-PRECISION.csv``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"launches-{found.workload}-{found.chip}-{found.precision}.csv"
+    counts = ((f"{one.programs}", f"{one.waves:.3f}", f"{one.issued}", f"{one.fma}") for one in found.launches)
+    rows = (
+        (one.name, f"{1e6 * one.seconds:.2f}", one.bound, *count, f"{one.moved / 1e6:.6g}")
+        for one, count in zip(found.launches, counts, strict=True)
+    )
+    _write(path, OF_A_LAUNCH, rows)
+    return path
+
+
+class Request(NamedTuple):
+    """What a report is to say: of which chips and precisions, how many launches of each, and files, "" for none."""
+
+    chips: Sequence[str]
+    precisions: Sequence[Precision]
+    worst: int
+    out: str = ""
+    launches: str = ""
+
+
+def report(names: Iterable[str], request: Request) -> Iterator[str]:
+    """The table, line by line as it is found."""
     every = []
     yield from _head()
     for w in select(names):
-        for chip in chips:
-            for precision in precisions:
-                every.append(predicted(w, chip, precision))
-                yield from lines(every[-1], worst)
-    if out:
-        write_csv(Path(out), every)
-        yield f"wrote {out}"
+        for chip, precision in itertools.product(request.chips, request.precisions):
+            every.append(predicted(w, chip, precision))
+            yield from lines(every[-1], request.worst)
+            if request.launches:
+                yield f"wrote {write_launches(Path(request.launches), every[-1])}"
+    if request.out:
+        write_csv(Path(request.out), every)
+        yield f"wrote {request.out}"

@@ -145,8 +145,12 @@ def test_copies_are_waited_for_by_groups() -> None:
     copy = "LDGSTS.E [R1], desc[UR4][R2.64]\nLDGDEPBAR\n"
     assert clocks(copy + "DEPBAR.LE SB0, 0x0") > 270
     assert clocks(copy * 2 + "DEPBAR.LE SB0, 0x2") < 100
-    product = "HGMMA.64x64x8.F32.TF32 R24, R4, gdesc[UR4], R24\n"
-    assert clocks(product + "WARPGROUP.DEPBAR.LE gsb0, 0x0") > clocks(product) + 10
+    assert clocks("LDGSTS.E [R1], desc[UR4][R2.64]\n" + "DEPBAR.LE SB0, 0x0") < 100  # of no group
+    product = "WARPGROUP.ARRIVE\nHGMMA.64x64x8.F32.TF32 R24, R4, gdesc[UR4], R24\n"
+    wait = "WARPGROUP.DEPBAR.LE gsb0, 0x0"
+    assert clocks(product) + 10 < clocks(product + wait) < 100
+    assert clocks(product + wait[:-1] + "1") < clocks(product + wait)
+    assert clocks(copy + product + wait) < 100  # which are not the copies
 
 
 def test_further_rounds_take_as_long_as_the_third() -> None:
@@ -231,6 +235,8 @@ def test_table_of_launches(tmp_path: Path) -> None:
     report.write_csv(tmp_path / "p.csv", [found])
     (row,) = csv.DictReader((tmp_path / "p.csv").open())
     assert row["first_us"] == "7.0" and row["us"] == "17.0" and row["mostly"] == "issue"
+    each = list(csv.DictReader(report.write_launches(tmp_path, found).open()))
+    assert [one["kernel"] for one in each] == ["a", "b", "a"] and each[1]["us"] == "11.00"
 
 
 def test_options(capsys: pytest.CaptureFixture[str]) -> None:
