@@ -75,7 +75,5 @@ def add(commands: Commands) -> None:
     p.add_argument("--sass", action="store_true", help="of the compiled launches, beside the first prediction")
     p.add_argument("--worst", type=positive, default=5, help="with --sass: longest launches (default %(default)s)")
     p.add_argument("--out", default="", metavar="CSV", help="with --sass: the table as a file")
-    p.add_argument(
-        "--launches", default="", metavar="DIR", help="with --sass: files of all launches in order"
-    )
+    p.add_argument("--launches", default="", metavar="DIR", help="with --sass: files of all launches in order")
     p.set_defaults(call=run)
