@@ -12,6 +12,7 @@ from bench.sass.recording import Move, Recorded, started
 from bench.workloads import Workload
 from mtml_kernels.schedule.build import plan_of
 from mtml_kernels.schedule.devices import Precision
+from mtml_kernels.triton.backends import interpreted
 from mtml_kernels.triton.inner_loop import backward, forward
 
 __all__ = ["PRECISIONS", "kernels_of"]
@@ -31,7 +32,11 @@ def _precision(name: str) -> Iterator[None]:
 
 
 def kernels_of(w: Workload, precision: Precision) -> list[Recorded | Move]:
-    """All of the way there and of the way back. Raises ValueError for a precision that has no launches."""
+    """All of the way there and of the way back. Raises ValueError for a precision that has no launches, or where Triton
+    interprets its kernels instead of compiling them.
+    """
+    if interpreted():
+        raise ValueError("TRITON_INTERPRET: expected not to be set, for interpreted kernels are not compiled")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; got {precision!r}")
     a = meta_step(w)

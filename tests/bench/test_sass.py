@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # bench/ is not installed; last, so that the installed packages are the ones under test
 
 from bench.__main__ import main  # noqa: E402
-from bench.sass import model, report  # noqa: E402
+from bench.sass import meta_steps, model, report  # noqa: E402
 from bench.sass.chain import clocks_of  # noqa: E402
 from bench.sass.chips import CHIPS  # noqa: E402
 from bench.sass.counting import Counts, matrix_macs, words_of  # noqa: E402
@@ -103,7 +103,7 @@ def test_multiply_adds_of_compiled_products(tmp_path: Path) -> None:
 # --- what a meta-step starts ------------------------------------------------------------------------------------------
 
 
-def test_kernels_of_a_meta_step() -> None:
+def test_kernels_of_a_meta_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that the schedule's launches, losses and moves start; every loop's turns are known, every program's job."""
     found = kernels_of(WORKLOADS["omniglot_conv"], "fp32")
     names = Counter(kernel.name for kernel in found)
@@ -120,6 +120,12 @@ def test_kernels_of_a_meta_step() -> None:
     texts = {precision: {k.key() for k in kernels_of(WORKLOADS["tiny"], precision) if isinstance(k, Recorded)}
              for precision in ("fp32", "tf32")}  # fmt: skip
     assert texts["fp32"] != texts["tf32"] and texts["fp32"] & texts["tf32"]
+    monkeypatch.setattr(meta_steps, "interpreted", lambda: True)
+    with pytest.raises(ValueError, match="TRITON_INTERPRET: expected not to be set"):
+        kernels_of(WORKLOADS["tiny"], "fp32")
+
+
+def test_precisions_of_launches() -> None:
     with pytest.raises(ValueError, match="precision: expected one of fp32, 3xtf32, tf32; got 'fp64'"):
         kernels_of(WORKLOADS["tiny"], "fp64")
 
