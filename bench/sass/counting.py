@@ -55,9 +55,9 @@ def matrix_macs(one: Instruction) -> int:
     return 0
 
 
-def _macs(one: Instruction) -> int:
-    """Of a warp."""
-    return {"FFMA": LANES, "FFMA2": 2 * LANES}.get(one.base, 0) or matrix_macs(one)
+def _fmas(one: Instruction) -> int:
+    """Fused multiply-adds of a warp."""
+    return {"FFMA": LANES, "FFMA2": 2 * LANES}.get(one.base, 0)
 
 
 class Counts(NamedTuple):
@@ -91,18 +91,21 @@ def count(path: Path) -> Counts:
 
 
 def check(path: Path, warps: int) -> None:
-    """Raises ValueError where a product's multiply-adds are not those that its tiles take.
+    """Raises ValueError where the multiply-adds of products are not those that their tiles take.
 
-    Of FFMA a tile's at most: rows and columns that no thread stores are left out by the compiler. On the matrix units
-    small tiles are computed by two or four warps alike.
+    Of FFMA the lines of products have a tile's at most: rows and columns that no thread stores are left out by the
+    compiler. On the matrix units small tiles are computed by two or four warps alike; ptxas gives some of these
+    instructions the lines of neighbours, so that all of the path's count.
     """
-    for loop in path.loops:
-        if not loop.tile:
-            continue
-        own = [(one, times) for one, times in path.weighted() if any(loop.has(*frame) for frame in one.frames)]
-        found = warps * sum(_macs(one) * times for one, times in own)
-        most = loop.tile * (4 if any(one.base in MATRIX for one, _ in own) else 1)
-        if not loop.least <= found <= most:
-            raise ValueError(
-                f"{loop.file}:{loop.first}: {found} multiply-adds found, where the product takes {loop.least} to {most}"
-            )
+    products = [loop for loop in path.loops if loop.tile]
+    if not products:
+        return
+    found = warps * sum(matrix_macs(one) * times for one, times in path.weighted())
+    most = 4 * sum(loop.tile for loop in products)
+    if not found:
+        own = ((one, n) for one, n in path.weighted() if any(loop.has(*at) for loop in products for at in one.frames))
+        found, most = warps * sum(_fmas(one) * times for one, times in own), most // 4
+    least = sum(loop.least for loop in products)
+    if not least <= found <= most:
+        where = f"{products[0].file}:{products[0].first}"
+        raise ValueError(f"{where}: {found} multiply-adds found, where the products take {least} to {most}")

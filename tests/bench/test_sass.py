@@ -206,7 +206,7 @@ def test_a_product_that_lost_an_instruction_is_told(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(model, "paths_of", lambda launch, code: [way])
     code: Any = type("Code", (), {"warps": 4})()
     nothing: Any = None
-    with pytest.raises(ValueError, match="0 multiply-adds found, where the product takes 32 to 32"):
+    with pytest.raises(ValueError, match="0 multiply-adds found, where the products take 32 to 32"):
         model.launch_of(nothing, code, H200)
 
 
