@@ -269,5 +269,6 @@ def test_the_whole_command(tmp_path: Path) -> None:
     (row,) = csv.DictReader(out.open())
     launches = int(row["launches"])
     assert (row["workload"], row["chip"]) == ("tiny", "h200")
-    assert launches == len(kernels_of(WORKLOADS["tiny"], "fp32"))
+    ours = sum(isinstance(kernel, Recorded) for kernel in kernels_of(WORKLOADS["tiny"], "fp32"))
+    assert ours < launches <= ours + 2  # PyTorch's besides, which fill fresh memory in this process
     assert 2.2 * launches < float(row["us"]) < 6 * launches and row["mostly"] == "launch"
