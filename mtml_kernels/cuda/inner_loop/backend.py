@@ -130,7 +130,7 @@ class Persistent:
         cotangents = Cotangents(grad_loss, grad_output, grad_support_losses, grad_adapted)
         single = (grad_loss, grad_output, grad_support_losses)
         if not (a.needs and a.tasks) or all(g is None for g in (*single, *grad_adapted)):
-            return tuple(group_of(a, at, [], [], set()) for at in range(len(a.groups)))
+            return tuple(group_of(a, at, [], [], set(), False) for at in range(len(a.groups)))
         plan = plan_of(a)
         given = cotangents.given
         scale = None
@@ -172,7 +172,7 @@ class Persistent:
                 at += 1
                 del plane
         found = [memory.get(i) for i in range(at)]
-        return tuple(group_of(a, at, group, found, set()) for at, group in enumerate(planes))
+        return tuple(group_of(a, at, group, found, set(), False) for at, group in enumerate(planes))
 
     def _summed(self, parts: Tensor | None, scale: Tensor | None) -> Tensor | None:
         if parts is None:
