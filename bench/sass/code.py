@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 
 from bench.sass.recording import Recorded
 
-__all__ = ["Code", "cache_folder", "code_of"]
+__all__ = ["Code", "cache_folder", "code_of", "run_tool"]
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -47,7 +47,7 @@ def cache_folder() -> Path:
     return Path(root) / "mtml-kernels" / "sass"
 
 
-def _run(tool: str, *options: str) -> str:
+def run_tool(tool: str, *options: str) -> str:
     path = _TOOLS / tool
     if not path.exists():
         raise RuntimeError(f"this triton comes without {tool}, which reads SASS ({path}); its wheel for Linux has it")
@@ -60,8 +60,8 @@ def _compiled(launch: Recorded, capability: int) -> Code:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
-        sass = _run("nvdisasm", "-gi", "-c", file.name)
-        usage = _run("cuobjdump", "-res-usage", file.name)
+        sass = run_tool("nvdisasm", "-gi", "-c", file.name)
+        usage = run_tool("cuobjdump", "-res-usage", file.name)
     registers = int(re.findall(r"REG:(\d+)", usage)[0])
     return Code(sass, built.asm["ptx"], registers, built.metadata.shared, built.metadata.num_warps)
 

@@ -62,15 +62,20 @@ class Arguments:
         """As the plane has it: of one step, in the plane's shape."""
         source = plane.source
         assert source is not None
-        owner: Any = self.cotangents if source.field.startswith("grad_") else self.a
-        tensor = getattr(owner, source.field)
-        tensor = tensor[source.position] if source.field in _LISTS else tensor
+        tensor = self.tensor(source.field, source.position)
         if source.step is not None:
             tensor = tensor[:, source.step] if source.field.startswith("support_") else tensor[source.step]
         tensor = tensor.detach()
         if tensor.is_floating_point() and tensor.dtype != plane.dtype and source.field != "params":
             tensor = tensor.to(plane.dtype)
         return tensor.reshape(plane.shape)
+
+    def tensor(self, field: str, position: int) -> Tensor:
+        """The whole tensor of a field, at the position in it where that is a list."""
+        owner: Any = self.cotangents if field.startswith("grad_") else self.a
+        tensor = getattr(owner, field)
+        found: Tensor = tensor[position] if field in _LISTS else tensor
+        return found
 
 
 def _fresh(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, others: set[int]) -> Tensor:

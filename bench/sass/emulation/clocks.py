@@ -1,0 +1,199 @@
+"""Clocks of a block, barrier by barrier, from the instructions that its warps issue.
+
+    chain  of the slowest warp: one instruction a clock, each when what it reads is there
+    issue  of the busiest scheduler: warps are spread over four
+    units  of the busiest unit of the multiprocessor: multiply-adds, integers, shared memory with its conflicts ...
+
+A phase takes the longest of the three where a block is alone. Conflicts are those of the addresses at hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bench.sass.chips import ALU_LANES, SCHEDULERS, SPECIAL_LANES, Chip
+from bench.sass.counting import pipe_of, words_of
+from bench.sass.emulation.memory import where
+from bench.sass.emulation.state import LANES, Array, State
+from bench.sass.listing import Instruction
+
+__all__ = ["Clocks", "Phase"]
+
+_NAME = re.compile(r"\b(U?[RP])(\d+)(\.64)?")
+_DOUBLE = ("DADD", "DMUL", "DFMA", "F2F")
+_MEMORY = ("LD", "LDS", "LDG", "ST", "STS", "STG")
+
+
+class _Form(NamedTuple):
+    """What of an instruction its timing needs: registers read and written, unit."""
+
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    unit: str
+    latency: float
+    memory: bool
+    words: int
+
+
+class Phase(NamedTuple):
+    """From one barrier to the next: clocks, and what was issued by all warps."""
+
+    chain: float
+    issue: float
+    units: dict[str, float]
+    issued: int
+    fma: int  # of lanes at work
+    issued_fma: int
+
+    @property
+    def clocks(self) -> float:
+        """Of a block that is alone."""
+        return max(self.chain, self.issue, *self.units.values())
+
+    @property
+    def bound(self) -> str:
+        """What takes the longest."""
+        every = {"latency": self.chain, "issue": self.issue, **self.units}
+        return max(every, key=lambda name: every[name])
+
+
+class Clocks:
+    """Observes a block. `lines`: instructions issued by all warps, by the instruction."""
+
+    def __init__(self, listing: Sequence[Instruction], state: State, chip: Chip) -> None:
+        self._listing, self._state, self._chip = listing, state, chip
+        self._forms: dict[int, _Form] = {}
+        self._ready = np.zeros((_COUNT, state.warps))
+        self._clock = np.zeros(state.warps)
+        self._conflicts: dict[bytes, int] = {}
+        self.lines: Counter[int] = Counter()
+        self.stalls: Counter[int] = Counter()
+        self.phases: list[Phase] = []
+        self._start_phase()
+
+    def _start_phase(self) -> None:
+        self._clock[:] = 0
+        self._ready[:] = 0
+        self._issued = np.zeros(self._state.warps, np.int64)
+        self._units: Counter[str] = Counter()
+        self._fma = self._issued_fma = 0
+
+    def __call__(self, at: int, lanes: Array) -> None:
+        """An instruction that these lanes issue."""
+        one, warps = self._listing[at], lanes.any(1)
+        form = self._forms.get(at) or self._forms.setdefault(at, _form(one, self._chip))
+        many = int(warps.sum())
+        self.lines[at] += many
+        self._issued += warps
+        self._units[form.unit] += many
+        before = self._clock[warps]
+        start = before
+        for name in form.reads:
+            start = np.maximum(start, self._ready[name][warps])
+        wait: Array | float = form.latency
+        if form.memory:
+            wait = self._moved(one, form, lanes)[warps]
+        for name in form.writes:
+            self._ready[name][warps] = start + wait
+        self._clock[warps] = start + 1
+        self.stalls[at] += float((start + 1 - before).sum())
+        if one.base == "FFMA":
+            self._fma += int(lanes.sum())
+            self._issued_fma += many
+
+    def barrier(self) -> None:
+        """The end of a phase."""
+        issue = max(int(self._issued[i::SCHEDULERS].sum()) for i in range(SCHEDULERS))
+        busy = {name: clocks for name, clocks in self._unit_clocks().items() if clocks}
+        chain = float(self._clock.max()) + self._chip.latencies.barrier
+        self.phases.append(Phase(chain, issue, busy, int(self._issued.sum()), self._fma, self._issued_fma))
+        self._start_phase()
+
+    def _unit_clocks(self) -> dict[str, float]:
+        units, chip = self._units, self._chip
+        device = chip.device
+        doubles = max(2.0, device.fp64 / (2 * device.processors * device.hertz))
+        return {
+            "fma": units["fma"] * LANES / chip.fma_lanes + units["mad"] * LANES / ALU_LANES,
+            "integers": units["alu"] * LANES / ALU_LANES,
+            "special": units["special"] * LANES / SPECIAL_LANES,
+            "double": units["double"] * LANES / doubles,
+            "shared memory": units["wavefronts"],
+        }
+
+    def _moved(self, one: Instruction, form: _Form, lanes: Array) -> Array:
+        """Clocks until what each warp loads is there; counts wavefronts."""
+        if one.guard:
+            return np.full(len(lanes), form.latency)  # of those that do load: like the others
+        self._state.mask = lanes
+        shared, at = where(one, self._state)
+        found = np.zeros(len(lanes))
+        for warp in np.flatnonzero(lanes.any(1)):
+            own = lanes[warp]
+            if shared[warp][own].all():
+                waves = self._wavefronts(at[warp][own], form.words)
+                found[warp] = self._chip.latencies.shared + waves - 1
+            else:
+                waves, found[warp] = form.words, self._chip.latencies.l2
+            self._units["wavefronts"] += waves
+        return found
+
+    def _wavefronts(self, at: Array, words: int) -> int:
+        """Of a warp's access to shared memory: rounds until every bank has given all that is asked of it."""
+        key = (at - at.min() + at.min() % LANES).tobytes() + bytes([words])
+        if key not in self._conflicts:
+            self._conflicts[key] = sum(
+                _rounds(at[i : i + LANES // words], words) for i in range(0, len(at), LANES // words)
+            )
+        return self._conflicts[key]
+
+
+def _rounds(at: Array, words: int) -> int:
+    every = np.unique(at[:, None] + np.arange(words))
+    return int(np.bincount(every % LANES).max())
+
+
+_REGISTERS, _UNIFORM, _PREDICATES = 256, 64, 8
+_COUNT = _REGISTERS + _UNIFORM + 2 * _PREDICATES
+_FIRST = {"R": 0, "UR": _REGISTERS, "P": _REGISTERS + _UNIFORM, "UP": _REGISTERS + _UNIFORM + _PREDICATES}
+
+
+def _names(text: str, words: int = 1) -> tuple[int, ...]:
+    found: list[int] = []
+    for kind, number, wide in _NAME.findall(text):
+        many = max(words, 2 if wide else 1) if kind in ("R", "UR") else 1
+        found += [_FIRST[kind] + int(number) + i for i in range(many)]
+    return tuple(found)
+
+
+def _form(one: Instruction, chip: Chip) -> _Form:
+    times, memory = chip.latencies, one.base in _MEMORY
+    wide = 2 if one.base.startswith("D") or "WIDE" in one.opcode or one.opcode.startswith("F2F.F64") else 1
+    words = words_of(one)
+    stores = one.base in ("ST", "STS", "STG", "LDGSTS")
+    targets = 0 if stores or one.base in ("BRA", "BRX", "BAR") else 1
+    while targets and targets < len(one.operands) and re.match(r"^!?U?P[0-6T]$", one.operands[targets - 1]):
+        if not re.match(r"^U?[RP][\dZT]", one.operands[targets]) or one.base.endswith("SETP"):
+            break
+        targets += 1
+    if targets and len(one.operands) > 1 and re.match(r"^P\d$", one.operands[1]) and one.base[:4] in ("IADD", "LEA"):
+        targets = max(targets, 2)
+    moved = words if memory or one.base == "LDC" else wide
+    writes = tuple(n for text in one.operands[:targets] for n in _names(text, moved))
+    reads = _names(one.guard) + tuple(
+        n for text in one.operands[targets:] for n in _names(text, words if stores and "[" not in text else 1)
+    )
+    unit = "double" if one.base in _DOUBLE else pipe_of(one)
+    latency = {
+        "special": times.special, "double": times.special, "memory": times.shared, "other": times.arithmetic,
+    }.get(unit, times.arithmetic)  # fmt: skip
+    latency = {
+        "SHFL": times.shuffle, "LDC": times.constant, "ULDC": times.constant, "S2R": times.special_register,
+        "S2UR": times.special_register,
+    }.get(one.base, latency)  # fmt: skip
+    return _Form(reads, writes, unit, latency, memory, words)
