@@ -7,11 +7,15 @@ import dataclasses
 import torch
 
 from bench.report.predict import meta_step
-from bench.workloads import Workload, make_data, make_network
+from bench.workloads import Workload, make_data, make_network, mlp
 from mtml_kernels.schema.inner_loop import InnerLoopArgs
 
-__all__ = ["call_of"]
+__all__ = ["POLICY", "call_of"]
 
+# The policy of the reinforcement-learning examples of the MAML paper, as regression: 20 tasks of a point to be reached.
+POLICY = Workload(
+    "policy", "MLP 2-100-100-2, ReLU", lambda: mlp(2, 100, 100, 2), 20, 20, 20, (2,), 2, 1, 0.1, "mse"
+)  # fmt: skip
 TASKS = 2  # that are there: enough for all that is one a task to be told from what is shared
 
 
