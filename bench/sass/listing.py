@@ -13,6 +13,7 @@ Frame = tuple[str, int]
 _FRAME = re.compile(r'(?:File|inlined at) "([^"]+)", line (\d+)')
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
 _LABEL = re.compile(r"^(\S+):")
+_BRANCHES = ("BRA", "CALL")  # calls of a place in the kernel are branches, too
 _TARGET = re.compile(r"`\((\S+?)\)")
 
 
@@ -79,7 +80,7 @@ def instructions(text: str) -> list[Instruction]:
         lines.append(line)
     found = []
     for line in lines:
-        name = _TARGET.search(line.rest) if line.opcode.startswith("BRA") else None
+        name = _TARGET.search(line.rest) if line.opcode.startswith(_BRANCHES) else None
         target = labels.get(name[1]) if name is not None else None
         if target == line.address:
             break

@@ -94,15 +94,15 @@ class Block:
     def _flow(self, one: Instruction) -> _Flow | None:
         if one.base in ("BSSY", "BSYNC", "BREAK"):
             return _Flow(one.base, int(one.operands[0].removeprefix("B")))
-        if one.base in ("EXIT", "BAR", "BRX", "CALL", "RET"):
-            return _Flow(one.base)
-        if one.base == "BRA":
-            return _Flow("DIV") if one.opcode == "BRA.DIV" else _Flow("BRA", target=self._index[one.target or 0])
+        if one.base in ("EXIT", "BAR", "BRX", "RET") or one.opcode == "BRA.DIV":
+            return _Flow(one.opcode if one.opcode == "BRA.DIV" else one.base)
+        if one.base in ("BRA", "CALL"):
+            return _Flow("CALL") if one.target is None else _Flow("BRA", target=self._index[one.target])
         return None
 
     def _go(self, flow: _Flow, one: Instruction, at: int, mask: Array) -> None:
         if flow.kind == "BRA":
-            if len(one.operands) > 1:  # and a predicate
+            if one.base == "BRA" and len(one.operands) > 1:  # and a predicate
                 mask = mask & predicate(one.operands[0])(self.state)
             self._at[mask] = flow.target
         elif flow.kind == "BRX":
@@ -121,7 +121,7 @@ class Block:
         elif flow.kind == "BSYNC":
             self._parked[mask] = flow.number + 1
             self._release(flow.number)
-        elif flow.kind == "DIV":
+        elif flow.kind == "BRA.DIV":
             self._parked[mask] = _WARP_BARRIER
             whole = ((self._parked == _WARP_BARRIER) | self._done).all(1)
             self._parked[whole] = 0
@@ -130,7 +130,7 @@ class Block:
             if ((self._parked == _BLOCK_BARRIER) | self._done).all():
                 self._parked[:] = 0
                 self.passed += 1
-        else:
+        elif mask.any():
             raise ValueError(f"{one.address:#x} {one.opcode}: a way that only rare numbers take")
 
     def _targets(self, one: Instruction) -> Array:

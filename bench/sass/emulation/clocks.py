@@ -4,13 +4,15 @@
     issue  of the busiest scheduler: warps are spread over four
     units  of the busiest unit of the multiprocessor: multiply-adds, integers, shared memory with its conflicts ...
 
-A phase takes the longest of the three where a block is alone. Conflicts are those of the addresses at hand.
+A phase takes the longest of the three where a block is alone. Conflicts are those of the addresses at hand. What lies in
+global memory comes from L2 the first time that the block loads its line of 128 bytes, then from L1, as fast as shared
+memory; that L1 holds all of it is assumed.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ import numpy as np
 from bench.sass.chips import ALU_LANES, SCHEDULERS, SPECIAL_LANES, Chip
 from bench.sass.counting import pipe_of, words_of
 from bench.sass.emulation.memory import where
+from bench.sass.emulation.operands import predicate
 from bench.sass.emulation.state import LANES, Array, State
 from bench.sass.listing import Instruction
 
@@ -63,7 +66,7 @@ class Phase(NamedTuple):
 
 
 class Clocks:
-    """Observes a block. `lines`: instructions issued by all warps, by the instruction."""
+    """Observes a block. `lines`: how often warps issue each instruction; `stalls`: their clocks until they do."""
 
     def __init__(self, listing: Sequence[Instruction], state: State, chip: Chip) -> None:
         self._listing, self._state, self._chip = listing, state, chip
@@ -71,8 +74,9 @@ class Clocks:
         self._ready = np.zeros((_COUNT, state.warps))
         self._clock = np.zeros(state.warps)
         self._conflicts: dict[bytes, int] = {}
+        self._lines_held: set[int] = set()
         self.lines: Counter[int] = Counter()
-        self.stalls: Counter[int] = Counter()
+        self.stalls: defaultdict[int, float] = defaultdict(float)
         self.phases: list[Phase] = []
         self._start_phase()
 
@@ -129,7 +133,7 @@ class Clocks:
     def _moved(self, one: Instruction, form: _Form, lanes: Array) -> Array:
         """Clocks until what each warp loads is there; counts wavefronts."""
         if one.guard:
-            return np.full(len(lanes), form.latency)  # of those that do load: like the others
+            lanes = lanes & predicate(one.guard.lstrip("@"))(self._state)
         self._state.mask = lanes
         shared, at = where(one, self._state)
         found = np.zeros(len(lanes))
@@ -139,9 +143,16 @@ class Clocks:
                 waves = self._wavefronts(at[warp][own], form.words)
                 found[warp] = self._chip.latencies.shared + waves - 1
             else:
-                waves, found[warp] = form.words, self._chip.latencies.l2
+                waves, found[warp] = form.words, self._global(at[warp][own & ~shared[warp]])
             self._units["wavefronts"] += waves
         return found
+
+    def _global(self, at: Array) -> float:
+        """Clocks of a warp's access to global memory."""
+        lines = set((at // LANES).tolist())
+        cold = lines - self._lines_held
+        self._lines_held |= cold
+        return self._chip.latencies.l2 if cold else self._chip.latencies.shared
 
     def _wavefronts(self, at: Array, words: int) -> int:
         """Of a warp's access to shared memory: rounds until every bank has given all that is asked of it."""

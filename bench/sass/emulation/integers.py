@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.sass.emulation.operands import as_int, constant, predicate, register
+from bench.sass.emulation.operands import as_int, constant, predicate, register, result
 from bench.sass.emulation.state import LANES, WINDOW, State
 from bench.sass.emulation.table import COMPARE, Made, makes, number_of
 from bench.sass.listing import Instruction
@@ -27,15 +27,8 @@ def _signed(value: Any) -> Any:
 
 @makes("MOV", "UMOV", "R2UR")
 def _mov(one: Instruction) -> Made:
-    target, read = one.operands[0], as_int(one.operands[1])
-    number = register(target)
-    if not target.startswith("U"):
-        return lambda state: state.write(number, read(state))
-
-    def uniform(state: State) -> None:
-        state.uniform[number] = np.broadcast_to(read(state), state.mask.shape)[:, :1]
-
-    return uniform
+    write, read = result(one.operands[0]), as_int(one.operands[1])
+    return lambda state: write(state, read(state))
 
 
 @makes("IMAD")
@@ -80,10 +73,7 @@ def _wide(one: Instruction, unsigned: bool) -> Made:
 @makes("IADD3", "VIADD", "UIADD3")
 def _iadd3(one: Instruction) -> Made:
     """Up to two carries out in front, two in behind (.X)."""
-    if one.opcode.startswith("U"):
-        raise ValueError("uniform")
-    texts = list(one.operands[1:])
-    outs = []
+    texts, outs = list(one.operands[1:]), []
     while texts[0].lstrip("!")[0] == "P":
         outs.append(int(texts.pop(0)[1].replace("T", "7")))
     terms, extended = texts[: 2 if one.base == "VIADD" else 3], ".X" in one.opcode
@@ -91,7 +81,7 @@ def _iadd3(one: Instruction) -> Made:
     negative = [text.startswith("-") for text in terms]
     reads = [as_int(text.lstrip("-") if not text.startswith("-0x") else text) for text in terms]
     negative = [n and not text.startswith("-0x") for n, text in zip(negative, terms, strict=True)]
-    target = register(one.operands[0])
+    write = result(one.operands[0])
 
     def run(state: State) -> None:
         total: Any = np.uint64(0)
@@ -102,7 +92,7 @@ def _iadd3(one: Instruction) -> Made:
             total = total + _long(carry(state))
         for at, out in enumerate(outs):
             state.write_predicate(out, total >> _32 > at)
-        state.write(target, total & _LOW)
+        write(state, total & _LOW)
 
     return run
 
@@ -140,28 +130,26 @@ def _lea(one: Instruction) -> Made:
 
 @makes("SHF", "USHF")
 def _shift(one: Instruction) -> Made:
-    if one.base == "USHF":
-        raise ValueError("uniform")
-    how, target = one.opcode.split(".")[1:], register(one.operands[0])
+    how, write = one.opcode.split(".")[1:], result(one.operands[0])
     low, by, high = map(as_int, one.operands[1:4])
     left, upper = how[0] == "L", "HI" in how
     long = "U64" in how or "S64" in how
     width = np.uint64(64 if long else 32)
     signed = how[1].startswith("S")
     if left and not long and not upper:  # the operand in front
-        return lambda state: state.write(target, _capped_left(_long(low(state)), _long(by(state)), width) & _LOW)
+        return lambda state: write(state, _capped_left(_long(low(state)), _long(by(state)), width) & _LOW)
 
     def run(state: State) -> None:
         pair = (_long(high(state)) << _32) | _long(low(state))
         shift = np.minimum(_long(by(state)), width)
         if left:
-            state.write(target, _capped_left(pair, shift, np.uint64(64)) >> _32)
+            write(state, _capped_left(pair, shift, np.uint64(64)) >> _32)
         elif upper and signed:
-            state.write(target, (_signed(high(state)).astype(np.int64) >> shift.astype(np.int64)).view(np.uint64) & _LOW)
+            write(state, (_signed(high(state)).astype(np.int64) >> shift.astype(np.int64)).view(np.uint64) & _LOW)
         elif upper:
-            state.write(target, _long(high(state)) >> shift)
+            write(state, _long(high(state)) >> shift)
         else:
-            state.write(target, np.where(shift < 64, pair >> np.minimum(shift, np.uint64(63)), np.uint64(0)) & _LOW)
+            write(state, np.where(shift < 64, pair >> np.minimum(shift, np.uint64(63)), np.uint64(0)) & _LOW)
 
     return run
 
@@ -172,21 +160,19 @@ def _capped_left(value: Any, by: Any, width: Any) -> Any:
 
 @makes("LOP3", "ULOP3")
 def _lop3(one: Instruction) -> Made:
-    if one.base == "ULOP3":
-        raise ValueError("uniform")
     texts, out = list(one.operands), 7
     if texts[0][0] == "P":
         out = int(texts.pop(0)[1].replace("T", "7"))
-    target, (a, b, c), table = register(texts[0]), map(as_int, texts[1:4]), int(texts[4], 16)
+    write, (a, b, c), table = result(texts[0]), map(as_int, texts[1:4]), int(texts[4], 16)
 
     def run(state: State) -> None:
         x, y, z = a(state), b(state), c(state)
-        result: Any = np.uint32(0)
+        found: Any = np.uint32(0)
         for row in range(8):
             if table >> row & 1:
-                result = result | ((x if row & 4 else ~x) & (y if row & 2 else ~y) & (z if row & 1 else ~z))
-        state.write_predicate(out, np.asarray(result) != 0)
-        state.write(target, result)
+                found = found | ((x if row & 4 else ~x) & (y if row & 2 else ~y) & (z if row & 1 else ~z))
+        state.write_predicate(out, np.asarray(found) != 0)
+        write(state, found)
 
     return run
 

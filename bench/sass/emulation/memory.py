@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bench.sass.counting import words_of
-from bench.sass.emulation.operands import as_int, register
 from bench.sass.emulation.operands import address as address_of
+from bench.sass.emulation.operands import as_int, register
 from bench.sass.emulation.state import GLOBAL, LANES, WINDOW, Array, State
 from bench.sass.emulation.table import Made, makes
 from bench.sass.listing import Instruction

@@ -10,8 +10,20 @@ import numpy as np
 
 from bench.sass.emulation.state import RZ, State
 
-__all__ = ["Address", "Read", "address", "as_double", "as_float", "as_int", "constant", "predicate", "register"]
+__all__ = [
+    "Address",
+    "Read",
+    "address",
+    "as_double",
+    "as_float",
+    "as_int",
+    "constant",
+    "predicate",
+    "register",
+    "result",
+]
 
+NO_UNIFORM = 63
 Read = Callable[[State], Any]
 _REGISTER = re.compile(r"^([-~]?)(\|?)(U?R)(\d+|Z)\b")
 _CONSTANT = re.compile(r"^([-~]?)(\|?)c\[(0x\w+)\]\[(?:(R\d+|RZ|UR\d+)\+?)?(-?0x[0-9a-f]+)?\]")
@@ -24,7 +36,7 @@ def register(text: str) -> int:
     found = _REGISTER.match(text)
     if found is None:
         raise ValueError(f"no register: {text}")
-    return (RZ if found[3] == "R" else 63) if found[4] == "Z" else int(found[4])
+    return (RZ if found[3] == "R" else NO_UNIFORM) if found[4] == "Z" else int(found[4])
 
 
 def constant(text: str) -> tuple[int, str, int]:
@@ -47,6 +59,19 @@ def predicate(text: str) -> Read:
         return ~value if negated else value
 
     return read
+
+
+def result(text: str) -> Callable[[State, Any], None]:
+    """What writes 32 bits to a register; of a uniform one once a warp."""
+    number = register(text)
+    if not text.startswith("U"):
+        return lambda state, value: state.write(number, value)
+
+    def write(state: State, value: Any) -> None:
+        if number != NO_UNIFORM:
+            state.uniform[number] = np.broadcast_to(value, state.mask.shape)[:, :1]
+
+    return write
 
 
 def _word(text: str) -> Read:
@@ -136,14 +161,14 @@ class Address(NamedTuple):
     register: int
     wide: bool
     scale: int
-    uniform: int  # 63: none
+    uniform: int
     offset: int
 
     def of(self, state: State) -> Any:
         """In bytes, as 64 bits."""
         base = state.wide(self.register) if self.wide else state.registers[self.register].astype(np.uint64)
         at = base * np.uint64(self.scale) + np.uint64(self.offset & 0xFFFFFFFFFFFFFFFF)
-        return at if self.uniform == 63 else at + state.uniform[self.uniform].astype(np.uint64)
+        return at if self.uniform == NO_UNIFORM else at + state.uniform[self.uniform].astype(np.uint64)
 
 
 def address(text: str) -> Address:
@@ -153,5 +178,5 @@ def address(text: str) -> Address:
         raise ValueError(f"no address: {text}")
     base = found[1] or "RZ"
     scale = int(base.partition(".X")[2] or 1)
-    uniform = register(found[2]) if found[2] else 63
+    uniform = register(found[2]) if found[2] else NO_UNIFORM
     return Address(register(base), ".64" in base, scale, uniform, int(found[3] or "0", 16))

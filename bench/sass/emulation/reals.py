@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,6 @@ from bench.sass.emulation.table import COMPARE, Made, makes
 from bench.sass.listing import Instruction
 
 __all__: list[str] = []
-
-_ROUNDINGS = ("RM", "RP", "RZ")
 
 
 def _checked(one: Instruction, *known: str) -> set[str]:
@@ -120,7 +119,7 @@ def _fchk(one: Instruction) -> Made:
     return run
 
 
-_SPECIAL = {
+_SPECIAL: dict[str, Callable[[Any], Any]] = {
     "RCP": lambda x: 1 / x,
     "RSQ": lambda x: 1 / np.sqrt(x),
     "SQRT": np.sqrt,

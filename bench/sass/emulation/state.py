@@ -24,7 +24,9 @@ WINDOW = 0x7F00
 class State:
     """Of one block. `constants`: banks of 32-bit words; `words`: global memory."""
 
-    def __init__(self, warps: int, constants: Mapping[int, Array], words: Array, shared_words: int, block: int = 0) -> None:
+    def __init__(
+        self, warps: int, constants: Mapping[int, Array], words: Array, shared_words: int, block: int = 0
+    ) -> None:
         shape = (warps, LANES)
         self.warps, self.block = warps, block
         self.constants = constants

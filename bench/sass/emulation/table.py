@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.sass.emulation.operands import register
+from bench.sass.emulation.operands import constant, register
 from bench.sass.emulation.state import State
 from bench.sass.listing import Instruction
 
@@ -41,7 +41,8 @@ def number_of(text: str) -> tuple[Callable[[State, int], Any], int]:
     if text in ("RZ", "URZ"):
         return lambda state, number: np.uint64(0), 0
     if text.startswith("c["):
-        raise ValueError(f"64 bits of a constant: {text}")
+        bank, _, at = constant(text)
+        return lambda state, number: state.constants[bank][number : number + 2].view(np.uint64)[0], at // 4
     if not text.startswith("U"):
         return lambda state, number: state.wide(number), register(text)
 

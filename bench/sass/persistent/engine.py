@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.sass.chips import RESERVED_SHARED, CHIPS
+from bench.sass.chips import CHIPS, RESERVED_SHARED
 from bench.sass.emulation.block import Block
 from bench.sass.emulation.clocks import Clocks
 from bench.sass.emulation.state import GLOBAL, LANES, WINDOW, Array, State

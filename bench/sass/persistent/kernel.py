@@ -68,7 +68,16 @@ def _compile(full: bool, capability: int, csrc: Path) -> _Compiled:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         source.write_text(_SOURCE % _KINDS[full])
-        command = [str(find_nvcc(os.environ)), *options, "-cubin", f"-arch=sm_{capability}", *include, str(source), "-o", str(target)]
+        command = [
+            str(find_nvcc(os.environ)),
+            *options,
+            "-cubin",
+            f"-arch=sm_{capability}",
+            *include,
+            str(source),
+            "-o",
+            str(target),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"nvcc failed: {' '.join(command)}\n{done.stderr}")

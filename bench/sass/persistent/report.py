@@ -23,7 +23,19 @@ from mtml_kernels.errors import BackendUnavailable
 __all__ = ["COLUMNS", "DEFAULT", "Prediction", "Request", "predicted", "report"]
 
 DEFAULT = ("sinusoid", "policy", "siren", "omniglot_mlp", "anil_head")
-COLUMNS = ("workload", "chip", "tasks", "steps", "us", "bound", "peak_share", "phases", "threads", "blocks", "fma_share")
+COLUMNS = (
+    "workload",
+    "chip",
+    "tasks",
+    "steps",
+    "us",
+    "bound",
+    "peak_share",
+    "phases",
+    "threads",
+    "blocks",
+    "fma_share",
+)
 
 
 class Request(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from bench.sass.listing import Frame
@@ -35,8 +35,9 @@ def function_of(frames: tuple[Frame, ...]) -> str:
 
 def shares(ran: Ran, most: int = 12) -> list[tuple[str, float]]:
     """The functions in which warps spend most clocks, waiting included, and their shares of all."""
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for at, clocks in ran.clocks.stalls.items():
         found[function_of(ran.kernel.listing[at].frames) or "elsewhere"] += clocks
-    total = found.total()
-    return [(name, clocks / total) for name, clocks in found.most_common(most)]
+    total = sum(found.values())
+    ordered = sorted(found, key=lambda name: -found[name])
+    return [(name, found[name] / total) for name in ordered[:most]]
