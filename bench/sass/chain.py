@@ -20,11 +20,12 @@ from bench.sass.counting import LANES, matrix_macs, pipe_of, words_of
 from bench.sass.listing import Instruction
 from bench.sass.paths import Node, Repeat
 
-__all__ = ["clocks_of"]
+__all__ = ["clocks_of", "latency_of", "names_in", "results_of"]
 
 ROUNDS = 3
 _NAME = re.compile(r"\b(U?R|U?P)(\d+)(\.64)?\b")
-_RESULTLESS = frozenset({"STS", "STG", "STSM", "STL", "BRA", "BRX", "EXIT", "BAR", "NOP", "LDGSTS", "LDGDEPBAR"})
+_RESULTLESS = frozenset({"ST", "STS", "STG", "STSM", "STL", "BRA", "BRX", "EXIT", "BAR", "NOP", "LDGSTS", "LDGDEPBAR"})
+_DOUBLE = frozenset({"DADD", "DMUL", "DFMA"})
 _ACCUMULATOR, _LEFT = 4, 4  # registers of HMMA's results and of its left operand; two of the right one
 
 
@@ -40,25 +41,28 @@ class _Use(NamedTuple):
     products: bool  # the groups are of products, not of copies
 
 
-def _names(word: str, width: int = 1) -> Iterator[str]:
+def names_in(word: str, width: int = 1) -> Iterator[str]:
     """Registers of an operand; `width` of them in a row."""
     for kind, number, pair in _NAME.findall(word):
         many = 2 if pair and width == 1 else width
         yield from (f"{kind}{int(number) + i}" for i in range(1 if kind.endswith("P") else many))
 
 
-def _results(one: Instruction) -> tuple[int, int]:
+def results_of(one: Instruction) -> tuple[int, int]:
     """(how many operands are results, registers of the first)"""
     if one.base in _RESULTLESS or not one.operands:
         return 0, 0
     count = 1
     while count < len(one.operands) and re.fullmatch(r"U?P(\d+|T)", one.operands[count]):
         count += 1
-    width = _ACCUMULATOR if one.base == "HMMA" else 2 if one.base == "CS2R" else words_of(one)
+    if one.base == "SHFL":  # whether the lane was there, and its value
+        return 2, 1
+    pair = one.base == "CS2R" or one.base in _DOUBLE or one.opcode.startswith("F2F.F64")
+    width = _ACCUMULATOR if one.base == "HMMA" else 2 if pair else words_of(one)
     return count, 0 if one.base == "HGMMA" else width
 
 
-def _latency(one: Instruction, pipe: str, chip: Chip, far: int) -> float:
+def latency_of(one: Instruction, pipe: str, chip: Chip, far: int) -> float:
     """Clocks until the result is there; `far`: those of global memory."""
     times = chip.latencies
     by_opcode = {
@@ -102,18 +106,18 @@ def _kind(one: Instruction) -> str:
 
 def _use(one: Instruction, chip: Chip, warps: int, far: int) -> _Use:
     pipe = pipe_of(one)
-    count, width = _results(one)
-    writes = [name for i, word in enumerate(one.operands[:count]) for name in _names(word, width if i == 0 else 1)]
+    count, width = results_of(one)
+    writes = [name for i, word in enumerate(one.operands[:count]) for name in names_in(word, width if i == 0 else 1)]
     sources = one.operands[count:]
     widths = [1] * len(sources)
     if one.base == "HMMA":
         widths = [_LEFT, 2, _ACCUMULATOR, *widths][: len(sources)]
     elif one.base in ("STS", "STG") and sources:
         widths[-1] = words_of(one)
-    reads = [name for word, many in zip(sources, widths, strict=True) for name in _names(word, many)]
+    reads = [name for word, many in zip(sources, widths, strict=True) for name in names_in(word, many)]
     unit = "mad" if pipe == "fma" else pipe  # both are issued to the units that multiply
-    latency = _latency(one, pipe, chip, far)
-    reads += _names(one.guard)
+    latency = latency_of(one, pipe, chip, far)
+    reads += names_in(one.guard)
     products = one.base in ("HGMMA", "WARPGROUP")
     return _Use(tuple(reads), tuple(writes), unit, _busy(one, pipe, chip, warps), latency, _kind(one), products)
 

@@ -22,7 +22,9 @@ ALU = frozenset(
     }
 )
 SPECIAL = frozenset({"MUFU", "F2I", "I2F", "F2F", "POPC", "FLO", "BREV", "I2FP", "F2FP"})
-MEMORY = frozenset({"LDS", "STS", "LDSM", "STSM", "LDG", "STG", "LDGSTS", "SHFL", "ATOMS", "LDL", "STL"})
+MEMORY = frozenset(
+    {"LD", "ST", "LDS", "STS", "LDSM", "STSM", "LDG", "STG", "LDGSTS", "SHFL", "ATOMS", "LDL", "STL"}
+)  # LD and ST: of memory that the address tells
 MATRIX = frozenset({"HMMA", "HGMMA"})
 _SHAPE = re.compile(r"\.(\d+)x(\d+)x(\d+)")
 _HMMA = {"1684": 16 * 8 * 4, "1688": 16 * 8 * 8, "16816": 16 * 8 * 16}

@@ -1,4 +1,4 @@
-"""SASS that runs on the CPU: instructions against NumPy, ways that part and meet, clocks by hand, and the whole kernel."""
+"""SASS that runs on the CPU: instructions, ways that part and meet, clocks by hand, and the whole kernel."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def clocks_of(*lines: str, warps: int = 1, **registers: Any) -> Clocks:
         ("VIADDMNMX.U32 R9, R1, R2, 0x4, PT", 4),
         ("HFMA2.MMA R9, -RZ, RZ, 1.875, 5.9604644775390625e-08", 0x3F800001),
         ("LDC R9, c[0x0][R2+0x1]", 1),
+        ("FLO.U32 R9, R7", 3),
         ("F2I.FTZ.U32.TRUNC.NTZ R9, R8", 2),
     ],
 )  # fmt: skip
@@ -185,8 +186,11 @@ def test_a_chain_waits_for_what_it_reads() -> None:
     assert loaded.chain == times.shared + 2 + times.barrier
 
 
-@pytest.mark.parametrize("opcode, stride, waves", [("LDS", 4, 1), ("LDS", 8, 2), ("LDS", 128, 32), ("LDS", 0, 1),
-                                                   ("LDS.128", 16, 4), ("LDS.128", 128, 32), ("LDS.128", 144, 4)])  # fmt: skip
+WAVES = [("LDS", 4, 1), ("LDS", 8, 2), ("LDS", 128, 32), ("LDS", 0, 1), ("LDS.128", 16, 4), ("LDS.128", 128, 32),
+         ("LDS.128", 144, 4)]  # fmt: skip
+
+
+@pytest.mark.parametrize("opcode, stride, waves", WAVES)
 def test_wavefronts_are_those_of_the_banks(opcode: str, stride: int, waves: int) -> None:
     (phase,) = clocks_of(f"{opcode} R4, [R0]", R0=np.uint32(stride) * LANES).phases
     assert phase.units["shared memory"] == waves

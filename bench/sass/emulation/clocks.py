@@ -4,20 +4,20 @@
     issue  of the busiest scheduler: warps are spread over four
     units  of the busiest unit of the multiprocessor: multiply-adds, integers, shared memory with its conflicts ...
 
-A phase takes the longest of the three where a block is alone. Conflicts are those of the addresses at hand. What lies in
-global memory comes from L2 the first time that the block loads its line of 128 bytes, then from L1, as fast as shared
-memory; that L1 holds all of it is assumed.
+A phase takes the longest of the three where a block is alone. Conflicts are those of the addresses at hand. Global
+memory comes from L2 the first time that the block loads a line of 128 bytes, then from L1, as fast as shared memory;
+that L1 holds all of it is assumed.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from bench.sass.chain import latency_of, names_in, results_of
 from bench.sass.chips import ALU_LANES, SCHEDULERS, SPECIAL_LANES, Chip
 from bench.sass.counting import pipe_of, words_of
 from bench.sass.emulation.memory import where
@@ -27,7 +27,6 @@ from bench.sass.listing import Instruction
 
 __all__ = ["Clocks", "Phase"]
 
-_NAME = re.compile(r"\b(U?[RP])(\d+)(\.64)?")
 _DOUBLE = ("DADD", "DMUL", "DFMA", "F2F")
 _MEMORY = ("LD", "LDS", "LDG", "ST", "STS", "STG")
 
@@ -174,37 +173,17 @@ _COUNT = _REGISTERS + _UNIFORM + 2 * _PREDICATES
 _FIRST = {"R": 0, "UR": _REGISTERS, "P": _REGISTERS + _UNIFORM, "UP": _REGISTERS + _UNIFORM + _PREDICATES}
 
 
-def _names(text: str, words: int = 1) -> tuple[int, ...]:
-    found: list[int] = []
-    for kind, number, wide in _NAME.findall(text):
-        many = max(words, 2 if wide else 1) if kind in ("R", "UR") else 1
-        found += [_FIRST[kind] + int(number) + i for i in range(many)]
-    return tuple(found)
+def _places(words: Iterable[str], width: int = 1) -> tuple[int, ...]:
+    """Where the table of what is ready has the registers of operands; the first of them has `width`."""
+    named = (name for i, word in enumerate(words) for name in names_in(word, width if i == 0 else 1))
+    return tuple(_FIRST[kind] + int(name.removeprefix(kind)) for name in named for kind in [name.rstrip("0123456789")])
 
 
 def _form(one: Instruction, chip: Chip) -> _Form:
-    times, memory = chip.latencies, one.base in _MEMORY
-    wide = 2 if one.base.startswith("D") or "WIDE" in one.opcode or one.opcode.startswith("F2F.F64") else 1
-    words = words_of(one)
-    stores = one.base in ("ST", "STS", "STG", "LDGSTS")
-    targets = 0 if stores or one.base in ("BRA", "BRX", "BAR") else 1
-    while targets and targets < len(one.operands) and re.match(r"^!?U?P[0-6T]$", one.operands[targets - 1]):
-        if not re.match(r"^U?[RP][\dZT]", one.operands[targets]) or one.base.endswith("SETP"):
-            break
-        targets += 1
-    if targets and len(one.operands) > 1 and re.match(r"^P\d$", one.operands[1]) and one.base[:4] in ("IADD", "LEA"):
-        targets = max(targets, 2)
-    moved = words if memory or one.base == "LDC" else wide
-    writes = tuple(n for text in one.operands[:targets] for n in _names(text, moved))
-    reads = _names(one.guard) + tuple(
-        n for text in one.operands[targets:] for n in _names(text, words if stores and "[" not in text else 1)
-    )
+    """Global memory's latency is found with its address."""
+    count, width = results_of(one)
     unit = "double" if one.base in _DOUBLE else pipe_of(one)
-    latency = {
-        "special": times.special, "double": times.special, "memory": times.shared, "other": times.arithmetic,
-    }.get(unit, times.arithmetic)  # fmt: skip
-    latency = {
-        "SHFL": times.shuffle, "LDC": times.constant, "ULDC": times.constant, "S2R": times.special_register,
-        "S2UR": times.special_register,
-    }.get(one.base, latency)  # fmt: skip
-    return _Form(reads, writes, unit, latency, memory, words)
+    latency = chip.latencies.special if unit == "double" else latency_of(one, unit, chip, chip.latencies.l2)
+    stored = words_of(one) if one.base in ("ST", "STS", "STG") else 1
+    reads = _places([one.guard, *one.operands[count:]]) + _places(one.operands[-1:], stored)
+    return _Form(reads, _places(one.operands[:count], width), unit, latency, one.base in _MEMORY, words_of(one))

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.sass.emulation.operands import as_int, constant, predicate, register, result
-from bench.sass.emulation.state import LANES, WINDOW, State
-from bench.sass.emulation.table import COMPARE, Made, makes, number_of
+from bench.sass.emulation.operands import as_int, predicate, register, result
+from bench.sass.emulation.state import State
+from bench.sass.emulation.table import Made, makes, number_of
 from bench.sass.listing import Instruction
 
 __all__: list[str] = []
@@ -23,12 +23,6 @@ def _long(value: Any) -> Any:
 
 def _signed(value: Any) -> Any:
     return np.asarray(value).view(np.int32)
-
-
-@makes("MOV", "UMOV", "R2UR")
-def _mov(one: Instruction) -> Made:
-    write, read = result(one.operands[0]), as_int(one.operands[1])
-    return lambda state: write(state, read(state))
 
 
 @makes("IMAD")
@@ -78,9 +72,8 @@ def _iadd3(one: Instruction) -> Made:
         outs.append(int(texts.pop(0)[1].replace("T", "7")))
     terms, extended = texts[: 2 if one.base == "VIADD" else 3], ".X" in one.opcode
     carries = [predicate(text) for text in texts[3:]] if extended else []
-    negative = [text.startswith("-") for text in terms]
-    reads = [as_int(text.lstrip("-") if not text.startswith("-0x") else text) for text in terms]
-    negative = [n and not text.startswith("-0x") for n, text in zip(negative, terms, strict=True)]
+    negative = [text.startswith("-") and not text.startswith("-0x") for text in terms]
+    reads = [as_int(text[1:] if minus else text) for text, minus in zip(terms, negative, strict=True)]
     write = result(one.operands[0])
 
     def run(state: State) -> None:
@@ -128,104 +121,19 @@ def _lea(one: Instruction) -> Made:
     return high
 
 
-@makes("SHF", "USHF")
-def _shift(one: Instruction) -> Made:
-    how, write = one.opcode.split(".")[1:], result(one.operands[0])
-    low, by, high = map(as_int, one.operands[1:4])
-    left, upper = how[0] == "L", "HI" in how
-    long = "U64" in how or "S64" in how
-    width = np.uint64(64 if long else 32)
-    signed = how[1].startswith("S")
-    if left and not long and not upper:  # the operand in front
-        return lambda state: write(state, _capped_left(_long(low(state)), _long(by(state)), width) & _LOW)
-
-    def run(state: State) -> None:
-        pair = (_long(high(state)) << _32) | _long(low(state))
-        shift = np.minimum(_long(by(state)), width)
-        if left:
-            write(state, _capped_left(pair, shift, np.uint64(64)) >> _32)
-        elif upper and signed:
-            write(state, (_signed(high(state)).astype(np.int64) >> shift.astype(np.int64)).view(np.uint64) & _LOW)
-        elif upper:
-            write(state, _long(high(state)) >> shift)
-        else:
-            write(state, np.where(shift < 64, pair >> np.minimum(shift, np.uint64(63)), np.uint64(0)) & _LOW)
-
-    return run
-
-
-def _capped_left(value: Any, by: Any, width: Any) -> Any:
-    return np.where(by < width, value << np.minimum(by, np.uint64(63)), np.uint64(0))
-
-
-@makes("LOP3", "ULOP3")
-def _lop3(one: Instruction) -> Made:
-    texts, out = list(one.operands), 7
-    if texts[0][0] == "P":
-        out = int(texts.pop(0)[1].replace("T", "7"))
-    write, (a, b, c), table = result(texts[0]), map(as_int, texts[1:4]), int(texts[4], 16)
-
-    def run(state: State) -> None:
-        x, y, z = a(state), b(state), c(state)
-        found: Any = np.uint32(0)
-        for row in range(8):
-            if table >> row & 1:
-                found = found | ((x if row & 4 else ~x) & (y if row & 2 else ~y) & (z if row & 1 else ~z))
-        state.write_predicate(out, np.asarray(found) != 0)
-        write(state, found)
-
-    return run
-
-
-@makes("PLOP3")
-def _plop3(one: Instruction) -> Made:
-    target, table = int(one.operands[0][1].replace("T", "7")), int(one.operands[5], 16)
-    if one.operands[1] != "PT":
-        raise ValueError("two results")
-    a, b, c = map(predicate, one.operands[2:5])
-
-    def run(state: State) -> None:
-        row = 4 * a(state).astype(np.int64) + 2 * b(state) + c(state)
-        state.write_predicate(target, (table >> row & 1).astype(bool))
-
-    return run
-
-
-@makes("ISETP")
-def _isetp(one: Instruction) -> Made:
-    how = one.opcode.split(".")[1:]
-    unsigned, extended, joined = "U32" in how, "EX" in how, "OR" in how
-    if "XOR" in how or one.operands[1] != "PT":
-        raise ValueError("two results, or xor")
-    target, a, b = int(one.operands[0][1]), as_int(one.operands[2]), as_int(one.operands[3])
-    before, low = predicate(one.operands[4]), predicate(one.operands[5]) if extended else None
-    compare = COMPARE[how[0]]
-
-    def run(state: State) -> None:
-        x, y = a(state), b(state)
-        if not unsigned:
-            x, y = _signed(x), _signed(y)
-        found = compare(x, y)
-        if low is not None:
-            strict = found & (x != y) if how[0] != "NE" else found
-            found = strict | ((x == y) & low(state))
-        last = before(state)
-        state.write_predicate(target, found | last if joined else found & last)
-
-    return run
-
-
-@makes("SEL")
-def _sel(one: Instruction) -> Made:
-    target, a, b = register(one.operands[0]), as_int(one.operands[1]), as_int(one.operands[2])
-    which = predicate(one.operands[3])
-    return lambda state: state.write(target, np.where(which(state), a(state), b(state)))
-
-
 @makes("IABS")
 def _iabs(one: Instruction) -> Made:
     target, a = register(one.operands[0]), as_int(one.operands[1])
     return lambda state: state.write(target, np.abs(_signed(a(state))).view(np.uint32))
+
+
+@makes("FLO")
+def _leading_one(one: Instruction) -> Made:
+    """Where the highest bit is that is set; -1 of 0."""
+    if one.opcode != "FLO.U32":
+        raise ValueError(f"{one.opcode}: not known here")
+    target, a = register(one.operands[0]), as_int(one.operands[1])
+    return lambda state: state.write(target, np.frexp(np.asarray(a(state)).astype(np.float64))[1] - 1)
 
 
 @makes("IMNMX", "VIMNMX", "VIADDMNMX")
@@ -243,103 +151,3 @@ def _extreme(one: Instruction) -> Made:
         state.write(target, np.where(smaller(state), np.minimum(x, y), np.maximum(x, y)).view(np.uint32))
 
     return run
-
-
-@makes("PRMT")
-def _prmt(one: Instruction) -> Made:
-    """Bytes of (b a) by the selector's digits; a digit's upper bit spreads the byte's sign."""
-    target, a, how, b = register(one.operands[0]), as_int(one.operands[1]), one.operands[2], as_int(one.operands[3])
-    digits = [int(how, 16) >> 4 * i & 15 for i in range(4)]
-
-    def run(state: State) -> None:
-        pair = (_long(b(state)) << _32) | _long(a(state))
-        result: Any = np.uint64(0)
-        for i, digit in enumerate(digits):
-            byte = pair >> np.uint64(8 * (digit & 7)) & np.uint64(255)
-            byte = (byte >> np.uint64(7)) * np.uint64(255) if digit & 8 else byte
-            result = result | byte << np.uint64(8 * i)
-        state.write(target, result)
-
-    return run
-
-
-@makes("P2R")
-def _p2r(one: Instruction) -> Made:
-    target, mask = register(one.operands[0]), int(one.operands[3], 16)
-
-    def run(state: State) -> None:
-        bits = sum(state.predicates[i].astype(np.uint32) << np.uint32(i) for i in range(7))
-        state.write(target, np.asarray(bits) & np.uint32(mask))
-
-    return run
-
-
-@makes("LDC", "ULDC")
-def _ldc(one: Instruction) -> Made:
-    bank, added, at = constant(one.operands[1])
-    words, target, uniform = 2 if "64" in one.opcode else 1, register(one.operands[0]), one.base == "ULDC"
-    by = as_int(added) if added else None
-
-    def run(state: State) -> None:
-        place = np.broadcast_to(np.uint32(at) if by is None else by(state) + np.uint32(at), state.mask.shape)
-        place = np.where(state.mask, place, 0) // 4
-        for word in range(words):
-            found = state.constants[bank][place + word]
-            if uniform:
-                state.uniform[target + word] = found[:, :1]
-            else:
-                state.write(target + word, found)
-
-    return run
-
-
-@makes("S2R", "S2UR", "CS2R")
-def _special(one: Instruction) -> Made:
-    target, name = register(one.operands[0]), one.operands[1]
-    if name == "SR_TID.X":
-        return lambda state: state.write(target, np.arange(state.warps * LANES).reshape(-1, LANES))
-    known = {"SR_CgaCtaId": 0, "SRZ": 0, "SR_SWINHI": WINDOW}
-
-    def run(state: State) -> None:
-        value = np.uint32(state.block if name == "SR_CTAID.X" else known[name])
-        if one.base == "S2UR":
-            state.uniform[target] = value
-            return
-        state.write(target, value)
-        if one.base == "CS2R" and ".32" not in one.opcode:
-            state.write(target + 1, value)
-
-    return run
-
-
-@makes("ULEA", "UIMAD")
-def _uniform(one: Instruction) -> Made:
-    """Once a warp. A sum of 64 bits carries by UP0."""
-    target, how = register(one.operands[0]), one.opcode.split(".")[1:]
-    if one.base == "UIMAD":
-        a, b, c = map(as_int, one.operands[1:4])
-
-        def multiply(state: State) -> None:
-            total = _long(a(state)) * _long(b(state)) + _long(c(state))
-            state.uniform[target] = total & _LOW
-            if "WIDE" in how:
-                state.uniform[target + 1] = total >> _32
-
-        return multiply
-    if "HI" in how:
-        low, b, c, shift = (as_int(text) for text in one.operands[1:5])
-
-        def high(state: State) -> None:
-            pair = (_long(c(state)) << _32) | _long(low(state))
-            carry = state.uniform_predicates[0].astype(np.uint64)
-            state.uniform[target] = ((pair << _long(shift(state)) >> _32) + _long(b(state)) + carry) & _LOW
-
-        return high
-    a, b, shift = (as_int(text) for text in one.operands[2:5])
-
-    def add(state: State) -> None:
-        total = ((_long(a(state)) << _long(shift(state))) & _LOW) + _long(b(state))
-        state.uniform_predicates[0] = total >> _32 > 0
-        state.uniform[target] = total & _LOW
-
-    return add

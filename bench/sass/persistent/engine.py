@@ -1,4 +1,4 @@
-"""An engine of the persistent inner loop that runs its compiled kernel by emulation, and counts the first task's clocks."""
+"""An engine of the persistent inner loop: its compiled kernel by emulation, and the clocks of the first task."""
 
 from __future__ import annotations
 

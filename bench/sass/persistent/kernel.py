@@ -62,6 +62,13 @@ def _section(elf: bytes, name: str) -> bytes:
     return b""
 
 
+def _nvcc() -> str:
+    try:
+        return str(find_nvcc(os.environ))
+    except LookupError as why:
+        raise RuntimeError(f"predict --backend cuda compiles csrc/cuda: {why}") from why
+
+
 def _compile(full: bool, capability: int, csrc: Path) -> _Compiled:
     include = [f"-I{csrc}", f"-I{csrc / 'include'}"]
     options = [flag for flag in FLAGS if not flag.startswith("-Xcompiler")]
