@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.sass.emulation.operands import as_int, predicate, register, result
+from bench.sass.emulation.operands import as_int, flag, predicate, register, result
 from bench.sass.emulation.state import State
 from bench.sass.emulation.table import Made, makes, number_of
 from bench.sass.listing import Instruction
@@ -90,20 +90,19 @@ def _iadd3(one: Instruction) -> Made:
     return run
 
 
-@makes("LEA")
+@makes("LEA", "ULEA")
 def _lea(one: Instruction) -> Made:
     """(a << s) + b, or with .HI of the upper word of (c a) << s."""
-    how, texts, out = one.opcode.split(".")[1:], list(one.operands[1:]), 7
-    if texts[0][0] == "P":
-        out = int(texts.pop(0)[1].replace("T", "7"))
-    target, a, b = register(one.operands[0]), as_int(texts[0]), as_int(texts[1])
+    how, texts = one.opcode.split(".")[1:], list(one.operands[1:])
+    out = flag(texts.pop(0) if texts[0].lstrip("U")[0] == "P" else "PT")
+    write, a, b = result(one.operands[0]), as_int(texts[0]), as_int(texts[1])
     if "HI" not in how:
         shift = np.uint64(int(texts[2], 16))
 
         def low(state: State) -> None:
             total = ((_long(a(state)) << shift) & _LOW) + _long(b(state))
-            state.write_predicate(out, total >> _32 > 0)
-            state.write(target, total & _LOW)
+            out(state, total >> _32 > 0)
+            write(state, total & _LOW)
 
         return low
     signed = "SX32" in how
@@ -116,7 +115,7 @@ def _lea(one: Instruction) -> Made:
         upper = (_signed(first) >> 31).view(np.uint32) if signed else c(state)
         total = (((_long(upper) << _32) | _long(first)) << shift) >> _32
         total = total + _long(b(state)) + (_long(carry(state)) if carry else np.uint64(0))
-        state.write(target, total & _LOW)
+        write(state, total & _LOW)
 
     return high
 
@@ -127,13 +126,13 @@ def _iabs(one: Instruction) -> Made:
     return lambda state: state.write(target, np.abs(_signed(a(state))).view(np.uint32))
 
 
-@makes("FLO")
+@makes("FLO", "UFLO")
 def _leading_one(one: Instruction) -> Made:
     """Where the highest bit is that is set; -1 of 0."""
-    if one.opcode != "FLO.U32":
+    if one.opcode not in ("FLO.U32", "UFLO.U32"):
         raise ValueError(f"{one.opcode}: not known here")
-    target, a = register(one.operands[0]), as_int(one.operands[1])
-    return lambda state: state.write(target, np.frexp(np.asarray(a(state)).astype(np.float64))[1] - 1)
+    write, a = result(one.operands[0]), as_int(one.operands[1])
+    return lambda state: write(state, np.frexp(np.asarray(a(state)).astype(np.float64))[1] - 1)
 
 
 @makes("IMNMX", "VIMNMX", "VIADDMNMX")

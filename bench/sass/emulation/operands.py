@@ -74,6 +74,19 @@ def result(text: str) -> Callable[[State, Any], None]:
     return write
 
 
+def flag(text: str) -> Callable[[State, Any], None]:
+    """What writes a predicate, general or uniform."""
+    number = 7 if text.endswith("T") else int(text[-1])
+    if not text.startswith("U"):
+        return lambda state, value: state.write_predicate(number, value)
+
+    def write(state: State, value: Any) -> None:
+        if number != 7:
+            state.uniform_predicates[number] = np.broadcast_to(value, state.mask.shape)[:, :1]
+
+    return write
+
+
 def _word(text: str) -> Read:
     """The 32 bits of a register or constant, without its sign."""
     found = _REGISTER.match(text)

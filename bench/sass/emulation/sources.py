@@ -1,4 +1,4 @@
-"""What gives a register its first value: moves, constants, what a thread is, and addresses once a warp."""
+"""What gives a register its first value: moves, constants, what a thread is, products once a warp."""
 
 from __future__ import annotations
 
@@ -64,34 +64,18 @@ def _special(one: Instruction) -> Made:
     return run
 
 
-@makes("ULEA", "UIMAD")
+@makes("UIMAD")
 def _uniform(one: Instruction) -> Made:
-    """Once a warp. A sum of 64 bits carries by UP0."""
-    target, how = register(one.operands[0]), one.opcode.split(".")[1:]
-    if one.base == "UIMAD":
-        a, b, c = map(as_int, one.operands[1:4])
+    """a b + c once a warp; of a wide one c has 32 bits here, which is 0."""
+    target, wide = register(one.operands[0]), "WIDE" in one.opcode
+    a, b, c = map(as_int, one.operands[1:4])
+    if wide and one.operands[3] != "URZ":
+        raise ValueError(f"{one.opcode} + {one.operands[3]}: not known here")
 
-        def multiply(state: State) -> None:
-            total = _long(a(state)) * _long(b(state)) + _long(c(state))
-            state.uniform[target] = total & _LOW
-            if "WIDE" in how:
-                state.uniform[target + 1] = total >> _32
-
-        return multiply
-    if "HI" in how:
-        low, b, c, shift = (as_int(text) for text in one.operands[1:5])
-
-        def high(state: State) -> None:
-            pair = (_long(c(state)) << _32) | _long(low(state))
-            carry = state.uniform_predicates[0].astype(np.uint64)
-            state.uniform[target] = ((pair << _long(shift(state)) >> _32) + _long(b(state)) + carry) & _LOW
-
-        return high
-    a, b, shift = (as_int(text) for text in one.operands[2:5])
-
-    def add(state: State) -> None:
-        total = ((_long(a(state)) << _long(shift(state))) & _LOW) + _long(b(state))
-        state.uniform_predicates[0] = total >> _32 > 0
+    def run(state: State) -> None:
+        total = _long(a(state)) * _long(b(state)) + _long(c(state))
         state.uniform[target] = total & _LOW
+        if wide:
+            state.uniform[target + 1] = total >> _32
 
-    return add
+    return run
