@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.sass.emulation.operands import as_int, predicate, register, result
+from bench.sass.emulation.operands import as_int, flag, predicate, register, result
 from bench.sass.emulation.state import State
 from bench.sass.emulation.table import COMPARE, Made, makes
 from bench.sass.listing import Instruction
@@ -87,13 +87,13 @@ def _plop3(one: Instruction) -> Made:
     return run
 
 
-@makes("ISETP")
+@makes("ISETP", "UISETP")
 def _isetp(one: Instruction) -> Made:
     how = one.opcode.split(".")[1:]
     unsigned, extended, joined = "U32" in how, "EX" in how, "OR" in how
-    if "XOR" in how or one.operands[1] != "PT":
+    if "XOR" in how or one.operands[1] not in ("PT", "UPT"):
         raise ValueError("two results, or xor")
-    target, a, b = int(one.operands[0][1]), as_int(one.operands[2]), as_int(one.operands[3])
+    write, a, b = flag(one.operands[0]), as_int(one.operands[2]), as_int(one.operands[3])
     before, low = predicate(one.operands[4]), predicate(one.operands[5]) if extended else None
     compare = COMPARE[how[0]]
 
@@ -106,16 +106,16 @@ def _isetp(one: Instruction) -> Made:
             strict = found & (x != y) if how[0] != "NE" else found
             found = strict | ((x == y) & low(state))
         last = before(state)
-        state.write_predicate(target, found | last if joined else found & last)
+        write(state, found | last if joined else found & last)
 
     return run
 
 
-@makes("SEL")
+@makes("SEL", "USEL")
 def _sel(one: Instruction) -> Made:
-    target, a, b = register(one.operands[0]), as_int(one.operands[1]), as_int(one.operands[2])
+    write, a, b = result(one.operands[0]), as_int(one.operands[1]), as_int(one.operands[2])
     which = predicate(one.operands[3])
-    return lambda state: state.write(target, np.where(which(state), a(state), b(state)))
+    return lambda state: write(state, np.where(which(state), a(state), b(state)))
 
 
 @makes("PRMT")

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.sass.emulation.operands import as_int, constant, register, result
 from bench.sass.emulation.state import LANES, WINDOW, State
-from bench.sass.emulation.table import Made, makes
+from bench.sass.emulation.table import Made, makes, number_of
 from bench.sass.listing import Instruction
 
 __all__: list[str] = []
@@ -66,16 +66,18 @@ def _special(one: Instruction) -> Made:
 
 @makes("UIMAD")
 def _uniform(one: Instruction) -> Made:
-    """a b + c once a warp; of a wide one c has 32 bits here, which is 0."""
-    target, wide = register(one.operands[0]), "WIDE" in one.opcode
+    """a b + c once a warp; of a wide one c has 64 bits."""
+    target, how = register(one.operands[0]), one.opcode.split(".")[1:]
     a, b, c = map(as_int, one.operands[1:4])
-    if wide and one.operands[3] != "URZ":
-        raise ValueError(f"{one.opcode} + {one.operands[3]}: not known here")
+    added, number = number_of(one.operands[3])
 
-    def run(state: State) -> None:
-        total = _long(a(state)) * _long(b(state)) + _long(c(state))
-        state.uniform[target] = total & _LOW
-        if wide:
-            state.uniform[target + 1] = total >> _32
+    def wide(state: State) -> None:
+        factors = (np.asarray(read(state)) for read in (a, b))
+        x, y = (f.astype(np.uint64) if "U32" in how else f.view(np.int32).astype(np.int64) for f in factors)
+        total = np.broadcast_to(np.asarray(x * y).view(np.uint64) + added(state, number), (state.warps, 1))
+        state.uniform[target], state.uniform[target + 1] = total & _LOW, total >> _32
 
-    return run
+    def narrow(state: State) -> None:
+        state.uniform[target] = a(state) * b(state) + c(state)
+
+    return wide if "WIDE" in how else narrow
