@@ -74,6 +74,10 @@ def test_what_launches_fuse_through_the_interpreter() -> None:
     interpret("inner_loop_fused.py", "not slow")
 
 
+def test_gradients_in_pieces_through_the_interpreter() -> None:
+    interpret("inner_loop_pieces.py", "not slow")
+
+
 def test_building_blocks_through_the_interpreter() -> None:
     interpret("task_layers.py", "not slow")
 

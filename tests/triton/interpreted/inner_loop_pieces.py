@@ -1,0 +1,186 @@
+"""Tests of gradients in pieces of their depth, through Triton's interpreter: test_triton_inner_loop.py runs them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from cases.schedule_kernels import scattered
+from cases.triton_watch import permuted, poison, unwritten, watched
+from torch import Tensor
+
+from mtml_kernels.schedule.call import ABSENT, Call, Part, Plane, Schedule, Source
+from mtml_kernels.schedule.kernels import Convolution, Linear
+from mtml_kernels.schedule.run import Bound
+from mtml_kernels.schedule.torch_kernels import TORCH
+from mtml_kernels.triton.inner_loop import bound, launching, policy
+from mtml_kernels.triton.inner_loop.jobs import Job
+from mtml_kernels.triton.inner_loop.launching import LaunchKernel
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run test_triton_inner_loop.py, which sets the interpreter up"
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+STRIDED = (9.0, 8.0, 5.0, 4.0, 3.0, 3.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0)  # 3 x 3, padded, two groups
+RATE = 0.1
+
+
+class Gradients(NamedTuple):
+    """Of one layer: its constants, and the shapes of d, x and w."""
+
+    family: str
+    constants: Any
+    d: tuple[int, ...]
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+
+    def operands(self, dtype: torch.dtype) -> list[Tensor]:
+        """d, dt, x, xt, w, wt, rate, and a sum to go on with."""
+        torch.manual_seed(3)
+        own = [scattered(*shape).to(dtype) for shape in (self.d, self.d, self.x, self.x, self.w, self.w)]
+        return [*own, torch.tensor(RATE, dtype=dtype), torch.randn(self.w, dtype=dtype)]
+
+    def schedule(self, dtype: torch.dtype, tangents: bool) -> Schedule:
+        """A step along dw, or its tangent added to a sum; and db, which nobody reads."""
+        results = [self.w, (self.w[0], 1, self.d[3]), self.w]
+        planes = [Plane(tuple(t.shape), t.dtype, "", Source("x", i)) for i, t in enumerate(self.operands(dtype))]
+        dw, db, after = range(len(planes), len(planes) + 3)
+        planes += [Plane(shape, dtype, "") for shape in results]
+        if tangents:
+            first = Part(f"{self.family}.back_tangent", (0, 1, 2, 3, 4, 5), (ABSENT, dw, db), self.constants)
+            then = Part("accumulate", (7, dw), (after,))
+        else:
+            first = Part(f"{self.family}.backward", (0, 2, 4), (ABSENT, dw, db), self.constants)
+            then = Part("update.step", (7, dw, 6), (after,))
+        return Schedule(tuple(planes), (Call((first, then), "here"),), (db, after))
+
+
+CASES = {
+    "own": Gradients("linear", Linear(False, False), (2, 7, 11, 5), (2, 7, 11, 3), (2, 5, 3)),
+    "turned": Gradients("linear", Linear(True, False), (2, 7, 11, 5), (2, 7, 11, 3), (2, 3, 5)),
+    "summed over tasks": Gradients("linear", Linear(False, True), (3, 7, 11, 5), (3, 7, 11, 3), (1, 5, 3)),
+    "convolution": Gradients("conv", Convolution(STRIDED, False), (2, 4, 20, 6), (2, 4, 72, 4), (2, 6, 18)),
+    "convolution summed": Gradients("conv", Convolution(STRIDED, True), (2, 4, 20, 6), (2, 4, 72, 4), (1, 6, 18)),
+}
+every_case = pytest.mark.parametrize("name, tangents", [(name, flag) for name in CASES for flag in (False, True)])
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of one block, and results that start as NaN."""
+    monkeypatch.setattr(policy, "TURNS", (1, 1))
+    monkeypatch.setattr(policy, "ADDED", (1, 2))
+
+
+def jobs_of(launches: Bound) -> Iterator[Job]:
+    """Of all launches."""
+    for kernel, *_ in launches.steps:
+        if isinstance(kernel, LaunchKernel):
+            yield from kernel.launch.jobs
+
+
+def results_of(launches: Bound, schedule: Schedule, tensors: list[Tensor]) -> list[Tensor]:
+    """On copies, for sums go on in place."""
+    given = [t.clone() for t in tensors]
+    found = launches.run(lambda plane: given[plane.source[1]], {})  # type: ignore[index]
+    return [t for i in schedule.results if (t := found[i]) is not None]
+
+
+@every_case
+def test_equal_to_the_whole_depth(name: str, tangents: bool) -> None:
+    case = CASES[name]
+    schedule, tensors = case.schedule(torch.float64, tangents), case.operands(torch.float64)
+    launches = bound(schedule)
+    pieces = [job.pieces for job in jobs_of(launches) if job.product is not None or not job.of_shares]
+    assert max(pieces) >= 3
+    got = results_of(launches, schedule, tensors)
+    for mine, right in zip(got, results_of(Bound.of(schedule, TORCH), schedule, tensors), strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_programs_share_no_memory_and_write_all_of_theirs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+
+    def empty(*args: Any, **options: Any) -> Tensor:
+        made.append(poison(torch.empty(*args, **options)))
+        return made[-1]
+
+    monkeypatch.setattr(launching, "empty", empty)
+    case = CASES[name]
+    schedule, tensors = case.schedule(torch.float32, True), case.operands(torch.float32)
+    launches = bound(schedule)
+    expected = results_of(launches, schedule, tensors)
+    with watched() as watch, permuted(1):
+        found = results_of(launches, schedule, tensors)
+    assert watch.launches == 2 and not watch.conflicts and not sum(map(unwritten, made))
+    assert all(torch.equal(got, right) for got, right in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["own", "convolution"])
+def test_a_task_depends_on_no_other(name: str) -> None:
+    case, dtype = CASES[name], torch.float32
+    alone = case._replace(d=(1, *case.d[1:]), x=(1, *case.x[1:]), w=(1, *case.w[1:]))
+    tensors = case.operands(dtype)
+    second = [t[1:] if t.ndim else t for t in tensors]
+    both, one = (
+        results_of(bound(schedule), schedule, given)
+        for schedule, given in ((case.schedule(dtype, True), tensors), (alone.schedule(dtype, True), second))
+    )
+    assert all(torch.equal(mine[1:], own) for mine, own in zip(both, one, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_is_as_good_as_pytorchs(name: str) -> None:
+    """Over many rows, where one sum after the other loses digits."""
+    case = CASES[name]
+    case = case._replace(d=(case.d[0], 40, *case.d[2:]), x=(case.x[0], 40, *case.x[2:]))
+    exact = results_of(Bound.of(s := case.schedule(torch.float64, False), TORCH), s, wide(case))
+    schedule, tensors = case.schedule(torch.float32, False), case.operands(torch.float32)
+    errors = [
+        sum(float((got.double() - right).norm() / right.norm()) for got, right in zip(found, exact, strict=True))
+        for found in (
+            results_of(bound(schedule), schedule, tensors),
+            results_of(Bound.of(schedule, TORCH), schedule, tensors),
+        )
+    ]
+    assert errors[0] <= 2 * errors[1]
+
+
+def wide(case: Gradients) -> list[Tensor]:
+    """The operands in float32, as float64 has them."""
+    return [t.double() for t in case.operands(torch.float32)]
+
+
+def test_gradients_wait_for_who_reads_them() -> None:
+    """Two layers' sums, which the last call alone reads, are one launch; so is one that nobody reads."""
+    shapes = [(2, 7, 11, 5), (2, 7, 11, 3), (2, 5, 3), ()]
+    planes = [Plane(shape, torch.float64, "", Source("x", i)) for i, shape in enumerate(shapes)]
+    planes += [Plane((2, 5, 3), torch.float64, "") for _ in range(6)]
+    backward = [Part("linear.backward", (0, 1, 2), (ABSENT, dw, ABSENT), Linear(False, False)) for dw in (4, 5, 6)]
+    steps = [Part("update.step", (2, dw, 3), (after,)) for dw, after in ((4, 7), (5, 8))]
+    calls = [Call((part,), "here") for part in backward] + [Call(tuple(steps), "here")]
+    schedule = Schedule(tuple(planes[:9]), tuple(calls), (6, 7, 8))
+    launches = bound(schedule)
+    assert [len(kernel.launch.jobs) for kernel, *_ in launches.steps if isinstance(kernel, LaunchKernel)] == [
+        1,
+        1,
+        1,
+        3,
+    ]
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    found = results_of(launches, schedule, tensors)
+    for mine, right in zip(found, results_of(Bound.of(schedule, TORCH), schedule, tensors), strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-11)
+
+
+def test_no_tasks_and_no_samples() -> None:
+    for shape in ((0, 7, 11), (2, 0, 11)):
+        case = Gradients("linear", Linear(False, True), (*shape, 5), (*shape, 3), (1, 5, 3))
+        schedule, tensors = case.schedule(torch.float64, False), case.operands(torch.float64)
+        assert all(job.pieces == 1 for job in jobs_of(bound(schedule)) if not job.of_shares) or shape[1]
+        got = results_of(bound(schedule), schedule, tensors)
+        for mine, right in zip(got, results_of(Bound.of(schedule, TORCH), schedule, tensors), strict=True):
+            torch.testing.assert_close(mine, right)
