@@ -16,7 +16,7 @@ ELEMENTS = 1024  # of a pointwise tile: 8 a thread
 SAMPLES = 256  # of a task's loss at a time: two a thread
 SHARES = 1024  # of a task's sums, at most: few enough for the programs that add them up
 PROGRAMS = 256  # of a task's gradient, about: two for each multiprocessor of the largest chips
-TURNS = 8, 64  # of a program's loop over a piece of the depth, at least and at most
+TURNS = 8, 64  # of a program's loop over a piece of the depth, at least and about at most
 ADDED = 8, 32  # shares of a sum that a program has at hand at a time, at least and at most
 
 
