@@ -16,6 +16,7 @@ from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Phase, Product, Rea
 from mtml_kernels.triton.inner_loop.policy import pieces_of, tile_of
 from mtml_kernels.triton.inner_loop.pool import POOLS, Panes, index_of, index_type
 from mtml_kernels.triton.inner_loop.shares import FINISHES, makers, shared
+from mtml_kernels.triton.inner_loop.waiting import Waiting
 
 __all__ = ["Fused"]
 
@@ -29,13 +30,14 @@ class Fused:
         self.planes: list[Plane] = list(schedule.planes)
         self.root = list(range(len(self.planes)))  # of a view: the plane whose memory it is
         self._over_tasks: dict[int, int] = {}  # by result: the plane of shares that the part being read left
-        self._in_pieces: dict[int, int] = {}  # the same of each task's own pieces, which wait for who reads the sum
+        self._waiting = Waiting(self.root)
         self.steps: list[tuple[Launch | Part, tuple[int, ...]]] = []  # with the planes that nobody reads after it
         for call in schedule.calls:
             self._narrow(call)
             steps = list(self._call(call, last=call is schedule.calls[-1]))
             own = [step.reads[:1] if isinstance(step, Part) and step.kernel in FINISHES else () for step in steps]
-            own[-1:] = [drops + call.drops for drops in own[-1:]]
+            ended = self._waiting.drops(call.drops, len(steps))
+            own[-1:] = [drops + ended for drops in own[-1:]]
             self.steps += list(zip(steps, own, strict=True))
 
     def _narrow(self, call: Call) -> None:
@@ -50,27 +52,39 @@ class Fused:
         opened = [Launch([]), Launch([])]
         finishing: list[Part] = []
         for part in call.parts:
-            self._put_together(opened, part.reads)
-            if any(set(part.reads) & set(finish.writes) - {ABSENT} for finish in finishing):
-                yield from self._closed(opened, finishing)
-            if (finish := self._sharing(opened, part)) is not None:
-                finishing.append(finish)
-                continue
-            if self._judges(opened, part):
-                continue
-            jobs = self._jobs(part)
-            place = None if jobs is None else self._place(opened, part, jobs)
-            if place is None and (jobs is not None or self._awaits(opened, part)):
-                yield from self._closed(opened, finishing)
-            if jobs is None:  # before what is open, where it waits for nothing of that
-                yield part
-                self._look_through(part)
-                continue
-            self._add(opened[place or 0], part, jobs)
-            opened[1].jobs += self._sums(part)
+            waits = self._waiting.reads_pieces(part) and self._pointwise(part)
+            ready = self._waiting.due(None if self._waiting.reads_pieces(part) and not waits else part)
+            for one in ready if waits else [*ready, part]:
+                yield from self._part(opened, finishing, one)
+            if waits:
+                self._waiting.takes(part)
         if last:
-            self._put_together(opened, tuple(self._in_pieces))
+            for one in self._waiting.due(None):
+                yield from self._part(opened, finishing, one)
+            yield from self._put_together(opened, finishing)
         yield from self._closed(opened, finishing)
+
+    def _part(self, opened: list[Launch], finishing: list[Part], part: Part) -> Iterator[Launch | Part]:
+        """Into what is open, or after it."""
+        if self._waiting.reads_pieces(part):
+            yield from self._put_together(opened, finishing)
+        if any(set(part.reads) & set(finish.writes) - {ABSENT} for finish in finishing):
+            yield from self._closed(opened, finishing)
+        if (finish := self._sharing(opened, part)) is not None:
+            finishing.append(finish)
+            return
+        if self._judges(opened, part):
+            return
+        jobs = self._jobs(part)
+        place = None if jobs is None else self._place(opened, part, jobs)
+        if place is None and (jobs is not None or self._awaits(opened, part)):
+            yield from self._closed(opened, finishing)
+        if jobs is None:  # before what is open, where it waits for nothing of that
+            yield part
+            self._look_through(part)
+            return
+        self._add(opened[place or 0], part, jobs)
+        opened[1].jobs += self._sums(part)
 
     def _awaits(self, opened: Sequence[Launch], part: Part) -> bool:
         """Whether it reads memory that an open launch writes."""
@@ -178,13 +192,15 @@ class Fused:
         if part.kernel == "loss.sum" and self.planes[part.reads[0]].elements:
             tasks = self.planes[part.writes[0]].shape[0]
             return [Job(Space((tasks, 1, 1)), part.writes[0], summed=(part.reads[0],), weighed=part)]
-        if part.kernel in POOLS or (part.kernel in EXPRESSIONS and self._expressible(part)):
+        if part.kernel in POOLS or self._pointwise(part):
             shape = next(self.planes[plane].shape for plane in part.writes if plane != ABSENT)
             return [Job(Space(shape), parts=[part])]
         return None
 
-    def _expressible(self, part: Part) -> bool:
-        """Whether all results have one shape, of values or of parameters."""
+    def _pointwise(self, part: Part) -> bool:
+        """Whether all results have one shape, of values or of parameters, and are made element by element."""
+        if part.kernel not in EXPRESSIONS:
+            return False
         shapes = {self.planes[plane].shape for plane in part.writes if plane != ABSENT}
         return len(shapes) == 1 and len(next(iter(shapes))) in (3, 4)
 
@@ -201,7 +217,7 @@ class Fused:
         shape = job.space.shape if job.pieces == 1 else (tasks, job.pieces, *job.space.shape[1:])
         self.planes.append(dataclasses.replace(result, shape=shape, source=None))
         self.root.append(len(self.planes) - 1)
-        waiting = self._in_pieces if own else self._over_tasks
+        waiting = self._waiting.pieces if own else self._over_tasks
         waiting[job.first] = len(self.planes) - 1
         job.first = len(self.planes) - 1
         return job
@@ -219,12 +235,15 @@ class Fused:
         self._over_tasks.clear()
         return found
 
-    def _put_together(self, opened: Sequence[Launch], reads: Sequence[int]) -> None:
-        """Gradients in pieces are added up where the part that first reads them may go on in the same launch."""
-        for result in sorted(set(reads) & set(self._in_pieces)):
-            job = self._sum_of(result, self._in_pieces.pop(result))
+    def _put_together(self, opened: list[Launch], finishing: list[Part]) -> Iterator[Launch | Part]:
+        """All gradients in pieces are added up, where what reads one of them may go on in the same launch."""
+        for result, pieces in self._waiting.pieces.items():
+            job = self._sum_of(result, pieces)
+            if len(opened[1].jobs) >= MOST_JOBS:
+                yield from self._closed(opened, finishing)
             beside = not (job.needs & opened[0].makes) and len(opened[0].jobs) < MOST_JOBS
             opened[0 if beside else 1].jobs.append(job)
+        self._waiting.pieces.clear()
 
 
 # --- products ---------------------------------------------------------------------------------------------------------
