@@ -52,8 +52,9 @@ class Fused:
         opened = [Launch([]), Launch([])]
         finishing: list[Part] = []
         for part in call.parts:
-            waits = self._waiting.reads_pieces(part) and self._pointwise(part)
-            ready = self._waiting.due(None if self._waiting.reads_pieces(part) and not waits else part)
+            in_pieces = self._waiting.reads_pieces(part)
+            waits = in_pieces and self._pointwise(part)  # else what waits for the sums goes along with them
+            ready = self._waiting.due(None if in_pieces and not waits else part)
             for one in ready if waits else [*ready, part]:
                 yield from self._part(opened, finishing, one)
             if waits:
