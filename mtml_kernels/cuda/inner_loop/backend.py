@@ -13,7 +13,7 @@ from mtml_kernels.cuda.inner_loop.placing import TooLarge
 from mtml_kernels.cuda.inner_loop.program import BlockProgram, block_program, parts_of
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.memory import in_memory
-from mtml_kernels.schedule.backend import OF_SUPPORT, Arguments, Cotangents, group_of
+from mtml_kernels.schedule.backend import OF_SUPPORT, Arguments, Cotangents
 from mtml_kernels.schedule.build import Plan, plan_of
 from mtml_kernels.schedule.call import ABSENT
 from mtml_kernels.schedule.loop import Given
@@ -181,7 +181,7 @@ class Persistent:
         cotangents = Cotangents(grad_loss, grad_output, grad_support_losses, grad_adapted)
         single = (grad_loss, grad_output, grad_support_losses)
         if not (a.needs and a.tasks) or all(g is None for g in (*single, *grad_adapted)):
-            return tuple(group_of(a, at, [], [], set()) for at in range(len(a.groups)))
+            return tuple(_group(a, at, [ABSENT] * len(tensors), []) for at, (_, tensors) in enumerate(a.groups))
         plan, given, scale = self._plan(a), cotangents.given, None
         bound = self._bind(a, plan, given)
         if carry and given == plan.usually and grad_loss is not None:

@@ -6,11 +6,17 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from mtml_kernels.program.layers.window import Window
 from mtml_kernels.schedule.call import ABSENT, Call, Part, Plane, Schedule
-from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear
+from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear, Loss
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Phase, Product, Reading, Space, Term
+from mtml_kernels.triton.inner_loop.policy import pieces_of, tile_of
+from mtml_kernels.triton.inner_loop.pool import POOLS, Panes, index_of, index_type
+from mtml_kernels.triton.inner_loop.shares import FINISHES, makers, shared
+from mtml_kernels.triton.inner_loop.waiting import Waiting
 
 __all__ = ["Fused"]
 
@@ -23,28 +29,99 @@ class Fused:
     def __init__(self, schedule: Schedule) -> None:
         self.planes: list[Plane] = list(schedule.planes)
         self.root = list(range(len(self.planes)))  # of a view: the plane whose memory it is
-        self._shares: dict[int, int] = {}
+        self._over_tasks: dict[int, int] = {}  # by result: the plane of shares that the part being read left
+        self._waiting = Waiting(self.root)
         self.steps: list[tuple[Launch | Part, tuple[int, ...]]] = []  # with the planes that nobody reads after it
         for call in schedule.calls:
-            steps = list(self._call(call))
-            self.steps += [(step, ()) for step in steps[:-1]] + [(step, call.drops) for step in steps[-1:]]
+            self._narrow(call)
+            steps = list(self._call(call, last=call is schedule.calls[-1]))
+            own = [step.reads[:1] if isinstance(step, Part) and step.kernel in FINISHES else () for step in steps]
+            ended = self._waiting.drops(call.drops, len(steps))
+            own[-1:] = [drops + ended for drops in own[-1:]]
+            self.steps += list(zip(steps, own, strict=True))
 
-    def _call(self, call: Call) -> Iterator[Launch | Part]:
+    def _narrow(self, call: Call) -> None:
+        """Positions of maxima in fewer bits."""
+        for part in call.parts:
+            index = index_of(part)
+            if index != ABSENT:
+                self.planes[index] = dataclasses.replace(self.planes[index], dtype=index_type(part.constants))
+
+    def _call(self, call: Call, last: bool) -> Iterator[Launch | Part]:
         """Two launches are open at a time: products, and what adds their shares up; see `_place`."""
         opened = [Launch([]), Launch([])]
+        finishing: list[Part] = []
         for part in call.parts:
-            jobs = self._jobs(part)
-            place = None if jobs is None else self._place(opened, part, jobs)
-            if place is None:
-                yield from (launch for launch in opened if launch.jobs)
-                opened = [Launch([]), Launch([])]
-            if jobs is None:
-                yield part
-                self._look_through(part)
-                continue
-            self._add(opened[place or 0], part, jobs)
-            opened[1].jobs += self._sums(part)
-        yield from (launch for launch in opened if launch.jobs)
+            in_pieces = self._waiting.reads_pieces(part)
+            waits = in_pieces and self._pointwise(part)  # else what waits for the sums goes along with them
+            ready = self._waiting.due(None if in_pieces and not waits else part)
+            for one in ready if waits else [*ready, part]:
+                yield from self._part(opened, finishing, one)
+            if waits:
+                self._waiting.takes(part)
+        if last:
+            for one in self._waiting.due(None):
+                yield from self._part(opened, finishing, one)
+            yield from self._put_together(opened, finishing)
+        yield from self._closed(opened, finishing)
+
+    def _part(self, opened: list[Launch], finishing: list[Part], part: Part) -> Iterator[Launch | Part]:
+        """Into what is open, or after it."""
+        if self._waiting.reads_pieces(part):
+            yield from self._put_together(opened, finishing)
+        if any(set(part.reads) & set(finish.writes) - {ABSENT} for finish in finishing):
+            yield from self._closed(opened, finishing)
+        if (finish := self._sharing(opened, part)) is not None:
+            finishing.append(finish)
+            return
+        if self._judges(opened, part):
+            return
+        jobs = self._jobs(part)
+        place = None if jobs is None else self._place(opened, part, jobs)
+        if place is None and (jobs is not None or self._awaits(opened, part)):
+            yield from self._closed(opened, finishing)
+        if jobs is None:  # before what is open, where it waits for nothing of that
+            yield part
+            self._look_through(part)
+            return
+        self._add(opened[place or 0], part, jobs)
+        opened[1].jobs += self._sums(part)
+
+    def _awaits(self, opened: Sequence[Launch], part: Part) -> bool:
+        """Whether it reads memory that an open launch writes."""
+        written = {self.root[plane] for launch in opened for plane in launch.makes}
+        return bool(written & {self.root[plane] for plane in part.reads if plane != ABSENT})
+
+    def _closed(self, opened: list[Launch], finishing: list[Part]) -> Iterator[Launch | Part]:
+        """What is open, which then is nothing."""
+        yield from [launch for launch in opened if launch.jobs] + finishing
+        opened[:], finishing[:] = [Launch([]), Launch([])], []
+
+    def _sharing(self, opened: Sequence[Launch], part: Part) -> Part | None:
+        """What puts a part's shares together, where the launch that makes its operands can store them."""
+        found = shared(opened, part, self.planes)
+        if found is None:
+            return None
+        self.planes.append(found.plane)
+        self.root.append(len(self.planes) - 1)
+        return found.finish
+
+    def _judges(self, opened: Sequence[Launch], part: Part) -> bool:
+        """Whether a loss went to the job of its logits, or of their tangents, whose tiles must have rows whole."""
+        found = makers(opened, part) if part.kernel in ("loss.forward", "loss.tangent") else []
+        if len(found) != 1 or any(isinstance(p.constants, Loss) for p in found[0].parts):
+            return False
+        job, planes = found[0], [self.planes[plane] for plane in part.reads if plane != ABSENT]
+        logits = [plane.shape for plane in planes if len(plane.shape) == 4]
+        target = self.planes[part.reads[KERNELS[part.kernel].reads.index("target")]]
+        plain = job.product is not None and job.pool is None and len(target.shape) <= 3
+        if not plain or any(shape != job.space.shape or shape[2] != 1 for shape in logits):
+            return False
+        dtype = "tl.float64" if planes[0].dtype == torch.float64 else "tl.float32"
+        if tile_of(job, dtype).cols < job.space.cols:
+            return False
+        job.parts.append(part)
+        return True
 
     def _look_through(self, part: Part) -> None:
         if KERNELS[part.kernel].kind == "free" and part.reads and part.kernel not in ("zeros", "stack"):
@@ -66,9 +143,19 @@ class Fused:
         makers = [job for job in launch.jobs if reads & job.makes]
         if not makers:
             return len(launch.jobs) + len(jobs) <= MOST_JOBS and not self._disturbs(launch, part, [])
+        if any(job.pool is not None for job in makers) or self._disturbs(launch, part, makers):
+            return False
+        if part.kernel in POOLS:
+            return len(makers) == 1 and self._pools(makers[0], part)
         fits = len({job.first for job in makers}) == 1 and (len(makers) == 1 or makers[0].first is not None)
-        pointwise = KERNELS[part.kernel].kind != "product" and self._same(makers[0], part)
-        return fits and pointwise and not self._disturbs(launch, part, makers)
+        return fits and KERNELS[part.kernel].kind != "product" and self._same(makers[0], part)
+
+    def _pools(self, job: Job, part: Part) -> bool:
+        """Whether a pooling can end the job of what it pools, of which the job has nothing but its own points."""
+        pointwise = job.first is None and not any(p.kernel in POOLS for p in job.parts)
+        whole = job.space.shape == self.planes[part.reads[0]].shape and part.reads[0] in job.makes
+        whole &= not job.shares
+        return part.kernel != "pool.backward" and pointwise and whole and Panes.of(part.constants) is not None
 
     def _same(self, job: Job, part: Part) -> bool:
         return all(self.planes[plane].shape == job.space.shape for plane in part.writes if plane != ABSENT)
@@ -86,7 +173,10 @@ class Fused:
         reads = {plane for plane in part.reads if plane != ABSENT}
         makers = [job for job in launch.jobs if reads & job.makes]
         for maker in makers:
-            maker.parts.append(part)
+            if part.kernel in POOLS:
+                maker.pool = part
+            else:
+                maker.parts.append(part)
         if not makers:
             launch.jobs += jobs
         if part.kernel == "accumulate":
@@ -99,33 +189,62 @@ class Fused:
         if isinstance(part.constants, Linear | Convolution):
             return list(_Products(self, part).jobs())
         if part.kernel == "tasks.sum" and len(self.planes[part.reads[0]].shape) in (3, 4):
-            return [self._over_tasks(part.reads[0], part.writes[0])]
-        if part.kernel in EXPRESSIONS and self._expressible(part):
+            return [self._sum_of(part.writes[0], part.reads[0])]
+        if part.kernel == "loss.sum" and self.planes[part.reads[0]].elements:
+            tasks = self.planes[part.writes[0]].shape[0]
+            return [Job(Space((tasks, 1, 1)), part.writes[0], summed=(part.reads[0],), weighed=part)]
+        if part.kernel in POOLS or self._pointwise(part):
             shape = next(self.planes[plane].shape for plane in part.writes if plane != ABSENT)
             return [Job(Space(shape), parts=[part])]
         return None
 
-    def _expressible(self, part: Part) -> bool:
-        """Whether all results have one shape, of values or of parameters."""
+    def _pointwise(self, part: Part) -> bool:
+        """Whether all results have one shape, of values or of parameters, and are made element by element."""
+        if part.kernel not in EXPRESSIONS:
+            return False
         shapes = {self.planes[plane].shape for plane in part.writes if plane != ABSENT}
         return len(shapes) == 1 and len(next(iter(shapes))) in (3, 4)
 
-    def partial(self, plane: int, shape: tuple[int, ...]) -> int:
-        """A plane of each task's share of a sum over tasks."""
-        self.planes.append(dataclasses.replace(self.planes[plane], shape=shape, source=None))
+    def share(self, job: Job, depth: int) -> Job:
+        """The job of a gradient, or that of its shares: of each task where it is of all, and of pieces of the depth."""
+        assert job.first is not None
+        result, tasks = self.planes[job.first], job.space.shape[0]
+        dtype = "tl.float64" if result.dtype == torch.float64 else "tl.float32"
+        read = sum(math.prod(self.planes[plane].shape[1:]) for plane in job.needs)
+        job.pieces = pieces_of(job, dtype, depth, read)
+        own = tasks == result.shape[0]
+        if own and job.pieces == 1:
+            return job
+        shape = job.space.shape if job.pieces == 1 else (tasks, job.pieces, *job.space.shape[1:])
+        self.planes.append(dataclasses.replace(result, shape=shape, source=None))
         self.root.append(len(self.planes) - 1)
-        self._shares[plane] = len(self.planes) - 1
-        return len(self.planes) - 1
+        waiting = self._waiting.pieces if own else self._over_tasks
+        waiting[job.first] = len(self.planes) - 1
+        job.first = len(self.planes) - 1
+        return job
 
-    def _over_tasks(self, shares: int, result: int) -> Job:
-        return Job(Space(self.planes[result].shape), result, summed=(shares,), over_tasks=True)
+    def _sum_of(self, result: int, shares: int) -> Job:
+        space, shape = Space(self.planes[result].shape), self.planes[shares].shape
+        pieces = shape[1] if len(shape) > len(space.shape) else 1
+        return Job(space, result, summed=(shares,), of_shares=True, pieces=pieces)
 
     def _sums(self, part: Part) -> list[Job]:
-        """What adds the tasks' shares up, where the part's gradients are of all tasks."""
+        """What adds the tasks' shares up, at once: they are as large as all tasks' gradients."""
         if not isinstance(part.constants, Linear | Convolution):
             return []
-        shares = [(self._shares.pop(plane), plane) for plane in part.writes if plane in self._shares]
-        return [self._over_tasks(share, plane) for share, plane in shares]
+        found = [self._sum_of(*pair) for pair in self._over_tasks.items()]
+        self._over_tasks.clear()
+        return found
+
+    def _put_together(self, opened: list[Launch], finishing: list[Part]) -> Iterator[Launch | Part]:
+        """All gradients in pieces are added up, where what reads one of them may go on in the same launch."""
+        for result, pieces in self._waiting.pieces.items():
+            job = self._sum_of(result, pieces)
+            if len(opened[1].jobs) >= MOST_JOBS:
+                yield from self._closed(opened, finishing)
+            beside = not (job.needs & opened[0].makes) and len(opened[0].jobs) < MOST_JOBS
+            opened[0 if beside else 1].jobs.append(job)
+        self._waiting.pieces.clear()
 
 
 # --- products ---------------------------------------------------------------------------------------------------------
@@ -217,12 +336,12 @@ class _Products:
         """dw, by terms (cotangent, value)."""
         planes = self.of.planes
         _, rows, cols = planes[result].shape
-        result, tasks = self._share(result, [plane for pair in pairs for plane in pair], (rows, cols))
+        tasks = max(planes[plane].shape[0] for pair in pairs for plane in pair)
         _, samples, points, _ = planes[pairs[0][0]].shape
         terms = tuple(self._weight_term(d, x) for d, x in pairs)
         half = all(planes[plane].dtype.itemsize == 2 for pair in pairs for plane in pair)
         product = Product(terms, samples * points, None, self.window, self.groups, self.groups > 1, half)
-        return Job(Space((tasks, rows, cols)), result, product)
+        return self.of.share(Job(Space((tasks, rows, cols)), result, product), product.depth)
 
     def _weight_term(self, d: int, x: int) -> Term:
         if self.conv:
@@ -232,13 +351,5 @@ class _Products:
 
     def _bias(self, result: int) -> Job:
         """db, the sum of the cotangent over rows."""
-        d = self.plane("d")
-        result, tasks = self._share(result, [d], (1, self.of.planes[d].shape[3]))
-        return Job(Space((tasks, 1, self.of.planes[d].shape[3])), result, summed=(d,))
-
-    def _share(self, result: int, read: Sequence[int], shape: tuple[int, int]) -> tuple[int, int]:
-        """The plane that a gradient is written to, and its tasks: each task's share where it is summed over tasks."""
-        tasks = max(self.of.planes[plane].shape[0] for plane in read)
-        if tasks == self.of.planes[result].shape[0]:
-            return result, tasks
-        return self.of.partial(result, (tasks, *shape)), tasks
+        tasks, samples, points, features = self.shape("d")
+        return self.of.share(Job(Space((tasks, 1, features)), result, summed=(self.plane("d"),)), samples * points)
