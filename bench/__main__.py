@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.arguments import GPUS, Commands, names, positive
-from bench.commands import export, gpu, triton
+from bench.arguments import Commands, names, positive
+from bench.commands import export, gpu, predict, triton
 
 if TYPE_CHECKING:
     import torch
@@ -157,14 +157,6 @@ def checksum(args: argparse.Namespace) -> int:
     return 0
 
 
-def predict(args: argparse.Namespace) -> int:
-    from bench.report import predict as predicting
-
-    for line in predicting.report(args.workloads or predicting.DEFAULT, args.device, args.precision, args.calls):
-        print(line, flush=True)
-    return 0
-
-
 def _add_threads(p: argparse.ArgumentParser, seconds: float) -> None:
     p.add_argument("--threads", type=positive, default=0, help="default: torch's own number")
     p.add_argument(
@@ -257,28 +249,16 @@ def _add_costs(commands: Commands) -> None:
     p.set_defaults(call=checksum)
 
 
-def _add_predict(commands: Commands) -> None:
-    p = commands.add_parser("predict", help="calls, FLOPs, bytes and predicted time of a meta-step on a GPU")
-    p.add_argument(
-        "workloads", nargs="*", metavar="WORKLOAD", help="default: the MLPs, siren and the convolutional ones"
-    )
-    p.add_argument("--device", choices=GPUS, default="h200", help="default %(default)s")
-    p.add_argument("--precision", choices=("fp32", "tf32", "3xtf32"), default="fp32", help="of products")
-    p.add_argument("--calls", action="store_true", help="every call")
-    p.set_defaults(call=predict)
-
-
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of mtml-kernels.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
-    for module in (gpu, triton, export):
+    for module in (gpu, triton, export, predict):
         module.add(commands)
     _add_files(commands)
     _add_kernel(commands)
     _add_costs(commands)
-    _add_predict(commands)
     return top
 
 

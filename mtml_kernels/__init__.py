@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mtml_kernels._version import __version__
 
 if TYPE_CHECKING:
-    from mtml_kernels.errors import BackendUnavailable, FallbackWarning
+    from mtml_kernels.errors import BackendUnavailable, DeviceMemoryError, FallbackWarning
     from mtml_kernels.functional.head_inner_loop import head_inner_loop
     from mtml_kernels.functional.inner_loop import inner_loop
     from mtml_kernels.functional.linear_multihead_loss import linear_multihead_gram, linear_multihead_loss
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BackendUnavailable": "errors",
+    "DeviceMemoryError": "errors",
     "FallbackWarning": "errors",
     "HeadLoss": "losses",
     "LossSpec": "losses",
@@ -41,6 +42,7 @@ _HOME = {
 
 __all__ = [
     "BackendUnavailable",
+    "DeviceMemoryError",
     "FallbackWarning",
     "HeadLoss",
     "LossSpec",

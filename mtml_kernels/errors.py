@@ -1,12 +1,20 @@
 """Errors and warnings that callers may want to catch by type."""
 
-__all__ = ["BackendUnavailable", "FallbackWarning"]
+from torch import OutOfMemoryError
+
+__all__ = ["BackendUnavailable", "DeviceMemoryError", "FallbackWarning"]
 
 
 class BackendUnavailable(RuntimeError):
     """The backend that was asked for by name cannot run this call here; the message says why and names the way out.
 
     Automatic selection (``backend="auto"``) never raises it: it takes another backend, after a `FallbackWarning`.
+    """
+
+
+class DeviceMemoryError(OutOfMemoryError):
+    """A call needs more memory than its device has free, even one task at a time; the message says how much, and names
+    ways out. Whoever catches torch.OutOfMemoryError catches it too.
     """
 
 

@@ -136,14 +136,16 @@ def run(out: Path, minutes: float, workloads: Sequence[str]) -> int:
     (out / "results.csv").unlink(missing_ok=True)
     for step in chosen:
         run_step(step, out.resolve(), budget)
-    return finish(out)
+    return finish(out, budget)
 
 
-def finish(out: Path) -> int:
-    """Summary and plots of what was measured."""
-    from bench.gpu import summary
+def finish(out: Path, budget: Budget) -> int:
+    """The second predictions, summary and plots of what was measured."""
+    from bench.gpu import compiled, summary
 
-    rows = latest(record.read_rows(out / "results.csv", GpuRecord))
+    every = compiled.predicted(record.read_rows(out / "results.csv", GpuRecord), out, lambda: budget.left)
+    record.write_csv(out / "results.csv", every)
+    rows = latest(every)
     for text in summary.lines(rows):
         print(text)
     for path in summary.plots(rows, out):

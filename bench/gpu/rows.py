@@ -17,6 +17,7 @@ class GpuRecord(Record):
     mbytes: that the calls of the schedule read and write (of losses: the least there is to read and write).
     tflops, tbs: ``gflop`` and ``mbytes`` over ``hot_ms``.
     predicted_ms, predicted_launches: of our schedule on this GPU, as ``bench predict`` says; no peer has them.
+    compiled_ms, compiled_launches: of our Triton kernels as they are compiled, as ``bench predict --sass`` says.
     peak_mib: by how much a call raises the peak of allocated memory.
     """
 
@@ -32,6 +33,8 @@ class GpuRecord(Record):
     tbs: float = NAN
     predicted_ms: float = NAN
     predicted_launches: int = 0
+    compiled_ms: float = NAN
+    compiled_launches: int = 0
     peak_mib: float = NAN
 
 

@@ -39,6 +39,8 @@ def _line(workload: str, turn: str, rows: Sequence[GpuRecord]) -> str:
     if ours.predicted_launches and not math.isnan(device):
         text += f"; on the device {1e3 * device:.1f} us, predicted {1e3 * ours.predicted_ms:.1f}"
         text += f" ({device / ours.predicted_ms:.2f} x)"
+        if ours.compiled_launches:
+            text += f", from its kernels {1e3 * ours.compiled_ms:.1f} ({device / ours.compiled_ms:.2f} x)"
     return text
 
 
@@ -52,7 +54,7 @@ def lines(rows: Iterable[GpuRecord]) -> Iterator[str]:
 
 
 def _panel(axes: Axes, workload: str, rows: Sequence[GpuRecord]) -> None:
-    """A group of bars for each provider, and a mark at what was predicted for ours."""
+    """A group of bars for each provider, and marks at what was predicted for ours: of its schedule, of its kernels."""
     height = 0.8 / len(BARS)
     for index, (label, column) in enumerate(BARS):
         places = [i + (index - (len(BARS) - 1) / 2) * height for i in range(len(rows))]
@@ -60,6 +62,8 @@ def _panel(axes: Axes, workload: str, rows: Sequence[GpuRecord]) -> None:
     for i, r in enumerate(rows):
         if r.predicted_launches:
             axes.plot([1e3 * r.predicted_ms] * 2, [i - 0.45, i + 0.45], color="black", linewidth=2)
+        if r.compiled_launches:
+            axes.plot([1e3 * r.compiled_ms] * 2, [i - 0.45, i + 0.45], color="black", linewidth=2, linestyle=":")
     axes.set_yticks(range(len(rows)), [f"{r.provider} ({r.turn})" for r in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
@@ -84,7 +88,8 @@ def times(rows: Sequence[GpuRecord], path: Path) -> None:
         else:
             axis.set_visible(False)
     axes[0][0].legend(fontsize=8)
-    figure.supxlabel(f"microseconds of a call; black: predicted. {timed[0].machine}, {timed[0].date[:10]}", fontsize=9)
+    marks = "black: predicted of the schedule, dotted: of the kernels"
+    figure.supxlabel(f"microseconds of a call; {marks}. {timed[0].machine}, {timed[0].date[:10]}", fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -10,10 +10,21 @@ from torch import Tensor
 
 from mtml_kernels.schedule.build import Plan, Trip, plan_of
 from mtml_kernels.schedule.call import ABSENT, Plane, Schedule
+from mtml_kernels.schedule.capacity import fits, in_words, needed_bytes, tasks_at_a_time
 from mtml_kernels.schedule.graphs import Graphs, Memory, Ticket, wanted
 from mtml_kernels.schedule.loop import Given
+from mtml_kernels.schedule.pieces import (
+    Cut,
+    cotangents_of,
+    cuts,
+    joined_gradients,
+    joined_outputs,
+    narrowed,
+    of_all_tasks,
+)
 from mtml_kernels.schedule.run import Bound
 from mtml_kernels.schedule.torch_kernels import TORCH
+from mtml_kernels.schedule.torch_kernels.common import wide_dtype
 from mtml_kernels.schema.inner_loop import PER_STEP, Grads, InnerLoopArgs, Outputs, empty_outputs, output_shapes
 
 __all__ = ["OF_SUPPORT", "Arguments", "Cotangents", "Scheduled", "group_of", "torch_schedule"]
@@ -109,8 +120,16 @@ class Scheduled:
         """The op's forward; the carry is what the usual way back reads."""
         if not a.tasks:
             return empty_outputs(a, [])
-        plan = plan_of(a)
-        memory, ticket = self._there(plan, Arguments(a))
+        plan, device = plan_of(a), a.params[0].device
+        with in_words(a, device):
+            if fits(needed_bytes(plan), device) or self._forward_is_recorded(plan, device):
+                return self._forward(a, plan)
+            size = tasks_at_a_time(a, plan, device)
+            small = (narrowed(a, cut)._replace(needs=0) for cut in cuts(a.tasks, size))
+            return joined_outputs(a, [self._forward(piece, plan_of(piece), recorded=False) for piece in small])
+
+    def _forward(self, a: InnerLoopArgs, plan: Plan, recorded: bool = True) -> Outputs:
+        memory, ticket = self._there(plan, Arguments(a), recorded)
         loss, output, support, kept = output_shapes(a)
         alive = memory if ticket else [memory[i] for i in plan.there.kept]
         dtype, taken = a.params[0].dtype, _memory([*_inputs(a), *alive])
@@ -122,10 +141,23 @@ class Scheduled:
         carry = [ticket.tensor()] if ticket else [memory[i] for i in plan.there.kept]
         return results[0], results[1], results[2], results[3:], [t for t in carry if t is not None]
 
-    def _there(self, plan: Plan, arguments: Arguments) -> tuple[Memory, Ticket | None]:
-        """The way there, recorded or plainly."""
+    def _forward_is_recorded(self, plan: Plan, device: torch.device) -> bool:
+        """Whether a recording has the memory of the way there."""
+        if self._graphs is None:
+            return False
+        key = wanted(device, plan.there.peak_bytes)
+        return key is not None and self._graphs.has_forward(key, self._bind(plan.there))
+
+    def _backward_is_recorded(self, trip: Trip, carry: Sequence[Tensor]) -> bool:
+        if self._graphs is None:
+            return False
+        ticket = Ticket.of(carry)
+        return ticket is not None and self._graphs.has_backward(ticket, self._bind(trip.back))
+
+    def _there(self, plan: Plan, arguments: Arguments, recorded: bool) -> tuple[Memory, Ticket | None]:
+        """The way there, recorded or plainly: a recording keeps its memory."""
         bound = self._bind(plan.there)
-        if self._graphs is not None:
+        if self._graphs is not None and recorded:
             key = wanted(arguments.a.params[0].device, plan.there.peak_bytes)
             found = None if key is None else self._graphs.forward(key, bound, arguments)
             if found is not None:
@@ -148,12 +180,29 @@ class Scheduled:
         single = (grad_loss, grad_output, grad_support_losses)
         if not (a.needs and a.tasks) or all(g is None for g in (*single, *grad_adapted)):
             return tuple(group_of(a, at, [], [], set()) for at in range(len(a.groups)))
-        plan, arguments = plan_of(a), Arguments(a, cotangents)
+        plan, device = plan_of(a), a.params[0].device
+        given = cotangents.given
+        usual = carry if given == plan.usually else []
+        with in_words(a, device):
+            needed = needed_bytes(plan, given, bool(usual))
+            if fits(needed, device) or self._backward_is_recorded(plan.trip(given), usual):
+                return self._backward(a, plan, cotangents, usual)
+            size = tasks_at_a_time(a, plan, device, given)
+            return joined_gradients(a, (self._piece(a, cut, cotangents) for cut in cuts(a.tasks, size)))
+
+    def _piece(self, a: InnerLoopArgs, cut: Cut, cotangents: Cotangents) -> tuple[Grads, ...]:
+        """The gradients of some tasks; what is summed over tasks in the precision of sums."""
+        piece, own = narrowed(a, cut), Cotangents(*cotangents_of(a, cut, *cotangents))
+        return self._backward(piece, plan_of(piece), own, [], summing=True)
+
+    def _backward(
+        self, a: InnerLoopArgs, plan: Plan, cotangents: Cotangents, carry: Sequence[Tensor], summing: bool = False
+    ) -> tuple[Grads, ...]:
         trip = plan.trip(cotangents.given)
-        usual = carry if cotangents.given == plan.usually else []
-        memory, alive = self._back(trip, arguments, usual)
-        taken = _memory([*_inputs(a), *alive, *single, *grad_adapted])
-        return tuple(group_of(a, at, planes, memory, taken) for at, planes in enumerate(trip.groups))
+        memory, alive = self._back(trip, Arguments(a, cotangents), carry)
+        *single, adapted = cotangents
+        taken = _memory([*_inputs(a), *alive, *single, *adapted])
+        return tuple(group_of(a, at, planes, memory, taken, summing) for at, planes in enumerate(trip.groups))
 
     def _back(
         self, trip: Trip, arguments: Arguments, carry: Sequence[Tensor]
@@ -175,9 +224,14 @@ class Scheduled:
 
 
 def group_of(
-    a: InnerLoopArgs, at: int, planes: Sequence[int], memory: Sequence[Tensor | None], taken: set[int]
+    a: InnerLoopArgs,
+    at: int,
+    planes: Sequence[int],
+    memory: Sequence[Tensor | None],
+    taken: set[int],
+    summing: bool = False,
 ) -> list[Tensor | None]:
-    """One group of gradients in the shapes of their tensors."""
+    """One group of gradients in the shapes and dtypes of their tensors, but for sums that go on (`summing`)."""
     needed, tensors = a.groups[at]
     found: list[Tensor | None] = []
     for i, own in enumerate(tensors):
@@ -189,7 +243,8 @@ def group_of(
         else:
             if a.spec.has(PER_STEP) and at in OF_SUPPORT:  # [K, T, S, ...], as the caller has it [T, K, S, ...]
                 tensor = tensor.transpose(0, 1)
-            found.append(_fresh(tensor, a.gradient_shape(at, i), own.dtype, taken))
+            dtype = wide_dtype(own.dtype) if summing and of_all_tasks(a, at, i) else own.dtype
+            found.append(_fresh(tensor, a.gradient_shape(at, i), dtype, taken))
     return found
 
 

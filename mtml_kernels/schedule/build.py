@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mtml_kernels.schedule.call import ABSENT, Part, Schedule
+from mtml_kernels.schedule.call import ABSENT, VIEWS, Part, Schedule
 from mtml_kernels.schedule.grouping import grouped
 from mtml_kernels.schedule.loop import Given, Loop, WayBack
 from mtml_kernels.schedule.memory import stretches
@@ -17,7 +17,6 @@ from mtml_kernels.schema.inner_loop import KEEP_NONE, MOMENTS, InnerLoopArgs
 __all__ = ["Plan", "Trip", "plan_of", "usual"]
 
 MAX_PLANS = 256
-VIEWS = frozenset({"view", "transpose", "expand"})
 _plans: dict[Hashable, Plan] = {}
 
 

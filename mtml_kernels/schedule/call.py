@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["ABSENT", "Call", "Part", "Plane", "Schedule", "Source"]
+__all__ = ["ABSENT", "VIEWS", "Call", "Part", "Plane", "Schedule", "Source", "by_role", "by_tensor"]
 
+Item = TypeVar("Item")
+VIEWS = frozenset({"view", "transpose", "expand"})  # kernels that look at their operand's memory in another way
 ABSENT = -1  # in place of a plane: an operand that a part does without, a result that nobody reads
 
 
@@ -69,6 +72,17 @@ class Part:
         return tuple(plane != ABSENT for plane in self.writes)
 
 
+def by_tensor(items: Sequence[Item], roles: int) -> list[tuple[Item, ...]]:
+    """What a part has of several tensors, role after role, as one tuple a tensor."""
+    count = len(items) // roles
+    return list(zip(*(items[at : at + count] for at in range(0, roles * count, max(count, 1))), strict=True))
+
+
+def by_role(tensors: Sequence[Sequence[Item]]) -> list[Item]:
+    """The inverse of `by_tensor`."""
+    return [item for role in zip(*tensors, strict=True) for item in role]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
     """One launch. `where` says in the words of the program what it does, `drops` which planes nobody reads after it."""
@@ -97,11 +111,37 @@ class Schedule:
     kept: tuple[int, ...] = ()
 
     @functools.cached_property
+    def kept_bytes(self) -> int:
+        """Of the planes that a later schedule reads."""
+        return sum(self.planes[i].bytes for i in self.kept)
+
+    @functools.cached_property
     def peak_bytes(self) -> int:
-        """The most memory that its planes take at a time, arguments not counted."""
+        """The most memory that its planes take at a time, neither arguments counted nor what an earlier schedule left.
+
+        A view has none of its own, and keeps that of what it looks at. While a call makes a gradient of all tasks,
+        there is a share of each task's.
+        """
         live = peak = 0
+        lies: dict[int, int] = {}  # by plane: in whose memory it is
+        names: dict[int, int] = {}  # of that memory: how many planes lie in it
         for call in self.calls:
-            live += sum(self.planes[i].bytes for part in call.parts for i in part.writes if i != ABSENT)
-            peak = max(peak, live)
-            live -= sum(self.planes[i].bytes for i in call.drops)
+            for part in call.parts:
+                fresh = part.kernel not in VIEWS and part.kernel != "accumulate"
+                for plane in part.writes:
+                    if plane != ABSENT:
+                        own = plane if fresh else lies.get(part.reads[0], part.reads[0])
+                        lies[plane], names[own] = own, names.get(own, 0) + 1
+                        live += self.planes[plane].bytes if fresh else 0
+            peak = max(peak, live + sum(map(self._shares, call.parts)))
+            for own in (lies[plane] for plane in call.drops if plane in lies):
+                names[own] -= 1
+                live -= self.planes[own].bytes if own in lies and not names[own] else 0
         return peak
+
+    def _shares(self, part: Part) -> int:
+        """Bytes of the tasks' shares of a product's gradients of all tasks."""
+        if not getattr(part.constants, "over_tasks", False):
+            return 0
+        tasks = max(self.planes[i].shape[0] for i in part.reads if i != ABSENT)
+        return tasks * sum(self.planes[i].bytes for i in part.writes[1:] if i != ABSENT)

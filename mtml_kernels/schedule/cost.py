@@ -4,8 +4,8 @@ products   2 M N K FLOPs for [M, K] times [K, N]. backward has one for each resu
            back_tangent add two for a result (the product rule) where both pairs of operands are there. A product that
            all tasks share counts once. Taps of a convolution that fall outside the image are counted, as an implicit
            matrix product computes them.
-others     OPERATIONS of the kernel for each element of the part's largest plane, and one for each element of a bias
-           that is added or of a cotangent that is summed for one.
+others     OPERATIONS of the kernel for each element of the part's largest plane (of each tensor's, where it is of
+           several), and one for each element of a bias that is added or of a cotangent that is summed for one.
 views      (kind "free" in `kernels.KERNELS`) cost nothing: their result is the memory of their operands.
 bytes      of a call: every plane once that it reads and did not write itself, and every plane that it writes and
            somebody else reads, be it a later call, the way back or the caller. What only parts of the same call read
@@ -55,8 +55,7 @@ OPERATIONS: dict[str, int] = {
     "update.direction": 1,
     "update.rule": 32,
     "update.adjoint": 96,
-    "update.clip": 2,
-    "update.clipped": 1,
+    "update.clip": 3,
     "update.unclip": 6,
     "update.rate": 2,
     "softmax.forward": 12,
@@ -170,8 +169,19 @@ def _others(part: Part, planes: Sequence[Plane]) -> int:
         summed = [found[d] for db, d in (("db", "d"), ("dbt", "dt")) if db in found]
         added = [found[y] for b, y in (("b", "y"), ("bt", "yt")) if b in found and y in found]
         return sum(plane.elements for plane in (*summed, *added))
-    largest = max((planes[i].elements for i in (*part.reads, *part.writes) if i != ABSENT), default=0)
-    return OPERATIONS[part.kernel] * largest
+    return OPERATIONS[part.kernel] * _elements(part, planes)
+
+
+def _elements(part: Part, planes: Sequence[Plane]) -> int:
+    """Of its largest plane, or of the largest operand of each of its tensors."""
+    kernel = KERNELS[part.kernel]
+    count = kernel.tensors(len(part.reads))
+    if not count:
+        return max((planes[i].elements for i in (*part.reads, *part.writes) if i != ABSENT), default=0)
+    lead = next(at for at, role in enumerate(kernel.reads) if role.endswith("*"))
+    last = len(part.reads) - sum(not role.endswith("*") for role in kernel.reads[lead:])
+    own = [part.reads[at:last:count] for at in range(lead, lead + count)]
+    return sum(max((planes[i].elements for i in tensor if i != ABSENT), default=0) for tensor in own)
 
 
 def part_flops(part: Part, planes: Sequence[Plane]) -> int:

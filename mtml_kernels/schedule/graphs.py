@@ -23,7 +23,7 @@ from torch import Tensor
 from mtml_kernels.schedule.call import Plane
 from mtml_kernels.schedule.run import Bound
 
-__all__ = ["CudaRecorder", "Graphs", "Recorder", "Ticket", "wanted"]
+__all__ = ["CudaRecorder", "Graphs", "Recorder", "Ticket", "capturing", "wanted"]
 
 WORKSPACES = 2  # of one schedule
 MOST_WORKSPACES = 32
@@ -38,19 +38,26 @@ Given = Callable[[Plane], Tensor]
 class Recorder(Protocol):
     """Records work on a device and does it again."""
 
-    def __call__(self, work: Callable[[], Memory]) -> tuple[Memory, Callable[[], None]]:
-        """Where the results of `work` lie, and what computes them again."""
+    def __call__(self, work: Callable[[], Memory], device: torch.device) -> tuple[Memory, Callable[[], None]]:
+        """Where the results of `work`, which runs on the device, lie, and what computes them again."""
 
 
 class CudaRecorder:
-    """By torch.cuda.CUDAGraph."""
+    """By torch.cuda.CUDAGraph, on whatever device the tensors lie: another one may be the current one."""
 
-    def __call__(self, work: Callable[[], Memory]) -> tuple[Memory, Callable[[], None]]:
-        work()  # kernels for the copies' own strides are compiled and loaded, which a capture does not allow
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            memory = work()
-        return memory, graph.replay
+    def __call__(self, work: Callable[[], Memory], device: torch.device) -> tuple[Memory, Callable[[], None]]:
+        with torch.cuda.device(device):
+            work()  # kernels for the copies' own strides are compiled and loaded, which a capture does not allow
+            graph = torch.cuda.CUDAGraph()
+            # A stream of this device: PyTorch's own for captures is of the device that the process first captured on.
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"):
+                memory = work()
+
+        def replay() -> None:
+            with torch.cuda.device(device):  # whose current stream it is that the graph starts on
+                graph.replay()
+
+        return memory, replay
 
 
 class Ticket(tuple[int, int]):
@@ -122,6 +129,18 @@ class Graphs:
             workspace.forwards += 1
             return workspace.there.run(given), Ticket((name, workspace.forwards))
 
+    def has_forward(self, key: Hashable, bound: Bound) -> bool:
+        """Whether the next `forward` finds its planes in memory."""
+        place = key, id(bound), (self._turns.get(key, 0) + 1) % WORKSPACES
+        with self._lock:
+            return id(bound) in self._warm and self._places.get(place) in self._workspaces
+
+    def has_backward(self, ticket: Ticket, bound: Bound) -> bool:
+        """Whether this `backward` does."""
+        with self._lock:
+            workspace = self._of(ticket)
+            return workspace is not None and id(bound) in workspace.back
+
     def _is_warm(self, bound: Bound) -> bool:
         """Whether it was met before."""
         found = id(bound) in self._warm
@@ -162,8 +181,15 @@ class Graphs:
 
     def _record(self, bound: Bound, given: Given, before: Mapping[int, Tensor]) -> _Recorded:
         inputs = {plane: given(plane).clone(memory_format=torch.contiguous_format) for _, plane in bound.arguments}
-        memory, replay = self._recorder(lambda: bound.run(inputs.__getitem__, before))
+        device = next(iter(inputs.values())).device
+        memory, replay = self._recorder(lambda: bound.run(inputs.__getitem__, before), device)
         return _Recorded(bound, inputs, memory, replay)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether the caller is recording a graph of their own on a GPU."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def wanted(device: torch.device, peak_bytes: int) -> Hashable | None:
@@ -174,7 +200,7 @@ def wanted(device: torch.device, peak_bytes: int) -> Hashable | None:
     """
     if device.type != "cuda" or peak_bytes > MOST_BYTES or os.environ.get(VARIABLE, "1") == "0":
         return None
-    if torch.is_autocast_enabled("cuda") or torch.cuda.is_current_stream_capturing():
+    if torch.is_autocast_enabled("cuda") or capturing(device):
         return None
     stream: Any = torch.cuda.current_stream(device)
     # By thread, because results are copied out of a workspace after the call has left the lock.

@@ -2,8 +2,9 @@
 
 A kernel owns tiles of its results. What it computes of a tile is at hand for whatever goes element by element: an
 activation after a product, the gate of a gradient, the step along a weight gradient, the loss of rows that fit one
-tile. What has to be summed over tiles first (statistics of a batch, a norm) ends the kernel. Updates are elementwise
-and of every tensor alike, so that those of all tensors go along with whichever product comes last.
+tile. What has to be summed over tiles first (statistics of a batch, a norm) ends the kernel, which may leave the tiles'
+shares of sums of columns. Updates are elementwise and of every tensor alike, so that those of all tensors go along with
+whichever product comes last.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def _joins(group: _Group, part: Part, planes: Sequence[Plane]) -> bool:
         width = max((planes[p].shape[-1] for p in part.reads if p != ABSENT and planes[p].shape), default=1)
         return not from_reduce and width <= ROW_TILE
     if kind == "reduce":
-        return not kinds & {"product", "rows"} and not from_reduce
+        whole = _sums_whole_channels(part) and bool(sources)
+        return not kinds & ({"rows"} if whole else {"product", "rows"}) and not from_reduce
     return kinds <= {"point"} and all(
         p.kernel.startswith(_LIGHT) or KERNELS[p.kernel].kind == "free" for p in group.parts
     )

@@ -152,7 +152,9 @@ BENT = frozenset(Act) - {Act.RELU, Act.LEAKY_RELU}
 
 
 class Kernel(NamedTuple):
-    """`kind` decides what fits into one launch (`grouping`): a product of matrices or convolution, a reduction over
+    """A role with a star is that of as many planes as there are tensors: those of one role follow each other.
+
+    `kind` decides what fits into one launch (`grouping`): a product of matrices or convolution, a reduction over
     rows or samples, a function of rows, a pointwise one, or nothing at all (another view of the same memory).
     """
 
@@ -160,6 +162,11 @@ class Kernel(NamedTuple):
     writes: tuple[str, ...]
     kind: str
     formula: str
+
+    def tensors(self, reads: int) -> int:
+        """Of how many tensors a part with so many operands is; 0 where no role has a star."""
+        starred = sum(role.endswith("*") for role in self.reads)
+        return (reads - len(self.reads) + starred) // starred if starred else 0
 
 
 def _rows(kind: str, *lines: tuple[str, str, str, str]) -> dict[str, Kernel]:
@@ -236,17 +243,16 @@ KERNELS: dict[str, Kernel] = {
         ("update.direction", "lam alpha", "v", "v = -alpha lam"),
         (
             "update.rule",
-            "theta g alpha hyper s0 s1 s2",
-            "after t0 t1 t2",
-            "one step of the rule; s: moments before, t: after (zeros where absent)",
+            "theta* g* alpha* s0* s1* s2* hyper",
+            "after* t0* t1* t2*",
+            "one step of the rule, of all tensors; s: moments before, t: after (zeros where absent)",
         ),
         (
             "update.adjoint",
-            "theta g alpha hyper s0 s1 s2 lam mu0 mu1 mu2",
-            "v below nu0 nu1 nu2 dalpha dhyper",
+            "theta* g* alpha* s0* s1* s2* lam* mu0* mu1* mu2* hyper",
+            "v* below* nu0* nu1* nu2* dalpha* dhyper",
             "cotangents (lam, mu) of (after, t) to v of g, below of theta, nu of s, dalpha like alpha, dhyper [8]",
         ),
-        ("update.clipped", "g scale", "y", "y = scale_t g"),
     ),
     **_rows(
         "rows",
@@ -278,7 +284,7 @@ KERNELS: dict[str, Kernel] = {
             "dmask = counts (dc - sum c dc) / total (0 where total is), or counts dc for a sum",
         ),
         ("loss.sum", "each c", "y", "y [T] = sum_n c_n each_n"),
-        ("update.clip", "hyper g*", "scale", "scale [T] = min(1, m / (|g_t| + 1e-6)) over all g; NaN stays"),
+        ("update.clip", "hyper g*", "scale y*", "scale [T] = min(1, m / (|g_t| + 1e-6)), NaN stays; y = scale g"),
         ("update.unclip", "hyper scale h* g*", "v* dhyper", "of the cotangents h of scale g, those of g"),
         ("update.rate", "g lam", "dalpha", "-sum g lam to the Shape of the rate, [] or [1, rows, cols]"),
         ("tasks.sum", "x", "y", "summed over tasks"),

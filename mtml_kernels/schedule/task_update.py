@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mtml_kernels.schedule.call import ABSENT, Part
+from mtml_kernels.schedule.call import ABSENT, Part, by_tensor
 from mtml_kernels.schedule.kernels import Rule
 from mtml_kernels.schedule.run import Kernel
 from mtml_kernels.schedule.torch_kernels import TORCH
@@ -36,8 +36,8 @@ class Update:
     def forward(self, a: UpdateArgs, form: UpdateForm) -> list[Tensor]:
         """The parameters after one step, then the moments."""
         call, count, n = _Call(a, form, self.run), 1 + len(form.spec.moments), len(a.params)
-        wants = [True] * (1 + _MOST)
-        found = [self.run("update.rule", call.rule, wants, *call.operands(i))[:count] for i in range(n)]
+        wants = [True] * ((1 + _MOST) * n)
+        found = by_tensor(self.run("update.rule", call.rule, wants, *call.operands, call.hyper), 1 + _MOST)
         # a first step's buffer is the gradient itself, which no result may alias
         every = ((found[i][j], p, j > 0) for j in range(count) for i, p in enumerate(a.params))
         return [result.reshape(p.shape).to(p.dtype, copy=copy) for result, p, copy in every]
@@ -45,15 +45,10 @@ class Update:
     def backward(self, cotangents: Sequence[Tensor], a: UpdateArgs, form: UpdateForm) -> list[Tensor]:
         """Gradients of `a.flat()`."""
         call, n, m = _Call(a, form, self.run), len(a.params), len(form.spec.moments)
-        given, hyper = _planes(cotangents), a.hyper.new_zeros(a.hyper.shape)
-        found = []
-        for i in range(n):
-            mu = [given[(1 + j) * n + i] for j in range(m)]
-            absent = [None] * (_MOST - m)
-            wants = [True] * (4 + _MOST)
-            *own, more = self.run("update.adjoint", call.rule, wants, *call.operands(i), given[i], *mu, *absent)
-            hyper = hyper + more
-            found.append(own)  # of the gradient, the parameter, the moments, the rate
+        given = [*_planes(cotangents), *[None] * ((_MOST - m) * n)]
+        wants = [True] * ((3 + _MOST) * n + 1)
+        *planes, hyper = self.run("update.adjoint", call.rule, wants, *call.operands, *given, call.hyper)
+        found = by_tensor(planes, 3 + _MOST)  # of the gradient, the parameter, the moments, the rate
         grads = [own[0] for own in found]
         if call.scale is not None:
             *grads, more = self.run("update.unclip", n, [True] * (n + 1), call.hyper, call.scale, *grads, *call.raw)
@@ -69,17 +64,16 @@ class _Call:
     def __init__(self, a: UpdateArgs, form: UpdateForm, run: Callable[..., Sequence[Any]]) -> None:
         self.rule, self.spec, self.hyper = Rule(form.spec, form.step), form.spec, a.hyper
         self.theta, self.raw, self.rates = _planes(a.params), _planes(a.grads), _planes(a.rates)
-        moments, n = _planes(a.moments), len(a.params)
-        rows = [[moments[m * n + i] for m in range(len(moments) // n)] for i in range(n)]
-        self.moments: list[list[Tensor | None]] = [[*row, *[None] * (_MOST - len(row))] for row in rows]
+        moments = _planes(a.moments)
+        self.moments = [*moments, *[None] * (_MOST * len(a.params) - len(moments))]
         self.grads, self.scale = self.raw, None
         if self.spec.clipped:
-            (self.scale,) = run("update.clip", None, [True], self.hyper, *self.raw)
-            self.grads = [run("update.clipped", None, [True], g, self.scale)[0] for g in self.raw]
+            self.scale, *self.grads = run("update.clip", None, [True] * (1 + len(self.raw)), self.hyper, *self.raw)
 
-    def operands(self, i: int) -> tuple[Tensor | None, ...]:
-        """Of the i-th tensor's rule."""
-        return self.theta[i], self.grads[i], self.rates[i], self.hyper, *self.moments[i]
+    @property
+    def operands(self) -> list[Tensor | None]:
+        """Of the rule, role after role."""
+        return [*self.theta, *self.grads, *self.rates, *self.moments]
 
 
 def _shaped(g: Tensor | None, t: Tensor) -> Tensor:

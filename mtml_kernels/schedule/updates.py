@@ -76,35 +76,34 @@ class Update:
         found = [i for i in self.moving if raw[i] != ABSENT]
         if not self.rule.clipped or not found:
             return raw, ABSENT
-        draft, tasks = self.draft, self.a.tasks
-        reads = (self._hyper(), *(raw[i] for i in found))
-        (scale,) = draft.emit("update.clip", reads, [(tasks,)], "scale of clipping", None, [draft.wide])
-        clipped = list(raw)
-        for i in found:
-            shape = draft.shape(raw[i])
-            (clipped[i],) = draft.emit("update.clipped", (raw[i], scale), [shape], "clipped", None, [draft.wide])
-        return clipped, scale
+        draft, reads = self.draft, (self._hyper(), *(raw[i] for i in found))
+        shapes = [(self.a.tasks,), *(draft.shape(raw[i]) for i in found)]
+        scale, *clipped = draft.emit("update.clip", reads, shapes, "clipped", None, [draft.wide] * len(shapes))
+        return self._replaced(raw, found, clipped), scale
 
     def step(self, k: int, theta: Planes, gradients: Planes, moments: list[Planes]) -> tuple[Planes, list[Planes]]:
         """theta_{k+1} and the moments after step k."""
-        after, kept = list(theta), [list(plane) for plane in moments]
+        if not self.plain and self.moving:
+            return self._rule_step(k, theta, gradients, moments)
+        after = list(theta)
         for i in self.moving:
-            if self.plain:
-                if gradients[i] != ABSENT:
-                    reads = (theta[i], gradients[i], self._rate(i, k))
-                    after[i] = self._own("update.step", reads, i, f"parameter {i} after step {k}")
-                continue
-            found = self._rule_step(k, i, theta[i], gradients[i], [plane[i] for plane in moments])
-            after[i] = found[0]
-            for plane, moment in zip(kept, found[1:], strict=True):
-                plane[i] = moment
-        return after, kept
+            if gradients[i] != ABSENT:
+                reads = (theta[i], gradients[i], self._rate(i, k))
+                after[i] = self._own("update.step", reads, i, f"parameter {i} after step {k}")
+        return after, moments
 
     def _own(self, kernel: str, reads: Sequence[int], i: int, name: str) -> int:
         return self.draft.emit(kernel, reads, [(self.a.tasks, *self._stored(i))], name, None, [self.draft.wide])[0]
 
-    def _padded(self, moments: Sequence[int]) -> list[int]:
-        return [*moments, *[ABSENT] * (SLOTS - len(moments))]
+    def _slots(self, moments: Sequence[Planes], tensors: Planes) -> Planes:
+        """Of some tensors the moments that a rule may keep, one after the other."""
+        found = [plane[i] for plane in moments for i in tensors]
+        return [*found, *[ABSENT] * (SLOTS * len(tensors) - len(found))]
+
+    def _operands(self, k: int, theta: Planes, gradients: Planes, moments: Sequence[Planes], of: Planes) -> Planes:
+        """What a step of some tensors reads."""
+        own = [self._gradient(i, gradients[i]) for i in of]
+        return [*(theta[i] for i in of), *own, *(self._rate(i, k) for i in of), *self._slots(moments, of)]
 
     def _gradient(self, i: int, gradient: int) -> int:
         """The plane, zeros where there is none."""
@@ -113,15 +112,25 @@ class Update:
         shape, like = (self.a.tasks, *self._stored(i)), self._rate(i, 0)
         return self.draft.zeros(shape, like, self.draft.wide, f"no gradient of parameter {i}")
 
-    def _rule_step(self, k: int, i: int, theta: int, gradient: int, moments: list[int]) -> tuple[int, ...]:
-        draft, own = self.draft, (self.a.tasks, *self._stored(i))
-        reads = (theta, self._gradient(i, gradient), self._rate(i, k), self._hyper(), *self._padded(moments))
-        shapes = [own, *[own] * len(self.names), *[None] * (SLOTS - len(self.names))]
-        constants = Rule(self.rule, self.spec.update[2] + k)
-        found = draft.emit(
-            "update.rule", reads, shapes, f"parameter {i} after step {k}", constants, [draft.wide] * (1 + SLOTS)
-        )
-        return found[: 1 + len(self.names)]
+    def _rule_step(
+        self, k: int, theta: Planes, gradients: Planes, moments: Sequence[Planes]
+    ) -> tuple[Planes, list[Planes]]:
+        draft, of = self.draft, self.moving
+        own: list[Dims | None] = [(self.a.tasks, *self._stored(i)) for i in of]
+        shapes = [*own * (1 + len(self.names)), *[None] * (len(own) * (SLOTS - len(self.names)))]
+        reads = (*self._operands(k, theta, gradients, moments, of), self._hyper())
+        name, constants = f"parameters after step {k}", Rule(self.rule, self.spec.update[2] + k)
+        found = draft.emit("update.rule", reads, shapes, name, constants, [draft.wide] * len(shapes))
+        after, *kept = (self._replaced(old, of, found[j * len(of) :]) for j, old in enumerate((theta, *moments)))
+        return after, kept
+
+    @staticmethod
+    def _replaced(planes: Planes, of: Planes, by: Sequence[int]) -> Planes:
+        """The planes with others of some tensors."""
+        found = list(planes)
+        for i, plane in zip(of, by, strict=False):
+            found[i] = plane
+        return found
 
     # --- the way back -----------------------------------------------------------------------------------------------
 
@@ -151,43 +160,36 @@ class Update:
     def _rule_back(
         self, k: int, left: Left, theta: Planes, moments: list[Planes], lam: Planes, mu: list[Planes]
     ) -> tuple[Planes, Planes, list[Planes]]:
-        directions, below = [ABSENT] * len(lam), list(lam)
-        before = [list(plane) for plane in mu]
-        for i in self.moving:
-            if lam[i] == ABSENT and all(plane[i] == ABSENT for plane in mu):
-                continue
-            found = self._adjoint(
-                k, i, theta[i], left.gradients[i], [p[i] for p in moments], lam[i], [p[i] for p in mu]
-            )
-            directions[i] = found[0] if left.gradients[i] != ABSENT else ABSENT
-            below[i] = found[1]
-            for plane, moment in zip(before, found[2:], strict=True):
-                plane[i] = moment
-        return self._unclipped(left, directions), below, before
+        of = [i for i in self.moving if lam[i] != ABSENT or any(plane[i] != ABSENT for plane in mu)]
+        if not of:
+            return [ABSENT] * len(lam), list(lam), mu
+        found = self._adjoint(k, of, self._operands(k, theta, left.gradients, moments, of), lam, mu)
+        v, below, *before = (found[j * len(of) : (j + 1) * len(of)] for j in range(2 + len(self.names)))
+        directions = self._replaced([ABSENT] * len(lam), of, v)
+        directions = [ABSENT if g == ABSENT else plane for plane, g in zip(directions, left.gradients, strict=True)]
+        earlier = [self._replaced(plane, of, now) for plane, now in zip(mu, before, strict=True)]
+        return self._unclipped(left, directions), self._replaced(lam, of, below), earlier
 
-    def _adjoint(
-        self, k: int, i: int, theta: int, gradient: int, moments: list[int], lam: int, mu: list[int]
-    ) -> tuple[int, ...]:
-        draft, own, rate, count = self.draft, (self.a.tasks, *self._stored(i)), self._rate(i, k), len(self.names)
-        left = (theta, self._gradient(i, gradient), rate, self._hyper(), *self._padded(moments))
-        wanted = [
-            draft.shape(rate) if self.a.needs & NEED_LR else None,
-            (len(HYPERS),) if self.a.needs & NEED_HYPER else None,
-        ]
-        shapes = [own, own, *[own] * count, *[None] * (SLOTS - count), *wanted]
-        *found, to_rate, to_hyper = draft.emit(
-            "update.adjoint",
-            (*left, self._gradient(i, lam), *self._padded(mu)),
-            shapes,
-            f"V of parameter {i}",
-            Rule(self.rule, self.spec.update[2] + k),
-            [draft.wide] * len(shapes),
-        )
-        if to_rate != ABSENT:
-            self._add_rate(i, k, to_rate)
+    def _adjoint(self, k: int, of: Planes, operands: Planes, lam: Planes, mu: list[Planes]) -> Sequence[int]:
+        """V, then lambda less the rule's share, then the moments' cotangents, of each of some tensors."""
+        draft, rates = self.draft, [self._rate(i, k) for i in of]
+        own: list[Dims | None] = [(self.a.tasks, *self._stored(i)) for i in of]
+        kept = len(self.names)
+        shapes = [*own * (2 + kept), *[None] * (len(of) * (SLOTS - kept))]
+        shapes += [draft.shape(rate) if self.a.needs & NEED_LR else None for rate in rates]
+        shapes.append((len(HYPERS),) if self.a.needs & NEED_HYPER else None)
+        cotangents = [*(self._gradient(i, lam[i]) for i in of), *self._slots(mu, of)]
+        constants, name = Rule(self.rule, self.spec.update[2] + k), "V and what is below"
+        reads = (*operands, *cotangents, self._hyper())
+        found = draft.emit("update.adjoint", reads, shapes, name, constants, [draft.wide] * len(shapes))
+        *_, to_hyper = found
+        for i, to_rate in zip(of, found[(2 + SLOTS) * len(of) : -1], strict=True):
+            if to_rate != ABSENT:
+                self._add_rate(i, k, to_rate)
         self.hyper_gradient = draft.sum_of(self.hyper_gradient, to_hyper, "to the rule's numbers")
-        draft.own(found[1])
-        return tuple(found[: 2 + count])
+        for plane in found[len(of) : 2 * len(of)]:
+            draft.own(plane)
+        return found
 
     def _unclipped(self, left: Left, directions: Planes) -> Planes:
         """V of the gradients before they were clipped."""

@@ -1,4 +1,4 @@
-"""`task_update` in Triton: the schedule's kernels of update rules, a launch for each tensor of all tasks."""
+"""`task_update` in Triton: the schedule's kernels of update rules, a launch for all tensors of all tasks."""
 
 from __future__ import annotations
 

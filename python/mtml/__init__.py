@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mtml.paths.explain import Explanation
     from mtml.tasks import TaskBatch
     from mtml_kernels.batch_norm import PerStepBatchNorm
-    from mtml_kernels.errors import BackendUnavailable, FallbackWarning
+    from mtml_kernels.errors import BackendUnavailable, DeviceMemoryError, FallbackWarning
 
 __all__ = [
     "ANIL",
@@ -39,6 +39,7 @@ __all__ = [
     "Adapted",
     "BackendUnavailable",
     "Classification",
+    "DeviceMemoryError",
     "Explanation",
     "FallbackWarning",
     "HeadLosses",
@@ -79,6 +80,7 @@ _WHERE = {
     "TaskBatch": "mtml.tasks",
     "PerStepBatchNorm": "mtml_kernels.batch_norm",
     "BackendUnavailable": "mtml_kernels.errors",
+    "DeviceMemoryError": "mtml_kernels.errors",
     "FallbackWarning": "mtml_kernels.errors",
 }
 _MODULES = ("balance", "inner", "tasks", "train", "weighting")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # bench/ is not installed; last, so that the installed packages are the ones under test
 
 from bench.__main__ import main  # noqa: E402
-from bench.gpu import command, plan, ready, summary, work  # noqa: E402
+from bench.gpu import command, compiled, kernels, plan, ready, summary, work  # noqa: E402
 from bench.gpu import step as step_module  # noqa: E402
 from bench.gpu.rows import GpuRecord, line  # noqa: E402
 from bench.report import predict, record  # noqa: E402
@@ -275,7 +278,7 @@ def test_the_whole_command(
     assert "mtml:triton 1000.0 us, 3.00 x the fastest peer (vmap 3000.0 us)" in printed
     assert {r.workload for r in record.read_csv(out / "results.csv")} == {"siren"}  # other commands read it too
     record.write_csv(out / "results.csv", [GpuRecord("siren", "mtml:triton", "mismatch")], append=True)
-    assert command.finish(out) == 1
+    assert command.finish(out, command.Budget(1)) == 1
 
 
 # --- the summary ------------------------------------------------------------------------------------------------------
@@ -305,3 +308,70 @@ def test_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert summary.plots([GpuRecord("siren", "vmap", "failed")], tmp_path) == []
     monkeypatch.setattr(summary.importlib.util, "find_spec", lambda name: None)
     assert summary.plots(rows, tmp_path) == [] and "no plot: matplotlib is not installed" in capsys.readouterr().out
+
+
+# --- the second prediction --------------------------------------------------------------------------------------------
+
+
+def test_the_second_prediction_is_of_our_schedules_in_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for a workload; not for peers, heads, losses, or rows that have no first one; none where time is over."""
+    asked: list[tuple[str, str]] = []
+
+    def find(workload: str, device: str, folder: Path, seconds: float) -> compiled.Found | None:
+        asked.append((workload, device))
+        return None if workload == "sinusoid" else {"us": "500.0", "launches": "74"}
+
+    ours: dict[str, Any] = {"predicted_ms": 0.25, "predicted_launches": 58}
+    names = [("siren", "mtml:triton"), ("siren", "vmap"), ("anil_head", "mtml:triton"), ("loss_vocab", "mtml:triton")]
+    rows = [row(*name, turn=turn, **ours) for turn in plan.TURNS for name in names]
+    rows += [row("sinusoid", "mtml:triton", **ours), row("omniglot_mlp", "mtml:triton")]
+    monkeypatch.setattr(compiled, "device_here", lambda: (H200, "H200"))
+    found = compiled.predicted(rows, tmp_path, lambda: 60.0, find)
+    assert asked == [("siren", "h200"), ("sinusoid", "h200")]
+    told = [(r.workload, r.provider) for r in found if r.compiled_launches]
+    assert told == [("siren", "mtml:triton")] * 2 and found[0].compiled_ms == 0.5
+    assert [replace(r, compiled_ms=math.nan, compiled_launches=0).key for r in found] == [r.key for r in rows]
+    text = next(summary.lines([replace(found[0], kernel_ms=1.0)]))
+    assert text.endswith("predicted 250.0 (4.00 x), from its kernels 500.0 (2.00 x)")
+    assert not any(r.compiled_launches for r in compiled.predicted(rows, tmp_path, lambda: 0.0, find))
+    monkeypatch.setattr(compiled, "device_here", lambda: (None, "a GPU without numbers"))
+    assert not any(r.compiled_launches for r in compiled.predicted(rows, tmp_path, lambda: 60.0, find))
+
+
+def test_a_second_prediction_that_fails_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def late(words: Any, **options: Any) -> Any:
+        raise subprocess.TimeoutExpired(words, options["timeout"])
+
+    def broken(words: Any, **options: Any) -> Any:
+        raise subprocess.CalledProcessError(2, words, stderr="bench: no disassembler")
+
+    def well(words: Any, **options: Any) -> Any:
+        assert "TRITON_INTERPRET" not in options["env"] and words[words.index("--device") + 1] == "h200"
+        Path(words[-1]).write_text("us,launches\n12.5,3\n")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for run, said in ((late, "no time left"), (broken, "bench: no disassembler")):
+        monkeypatch.setattr(compiled.subprocess, "run", run)
+        assert compiled.predict("siren", "h200", tmp_path, 5) is None and said in capsys.readouterr().out
+    monkeypatch.setattr(compiled.subprocess, "run", well)
+    assert compiled.predict("siren", "h200", tmp_path, 5) == {"us": "12.5", "launches": "3"}
+
+
+def test_kernels_that_ran_stand_beside_what_was_predicted(tmp_path: Path) -> None:
+    """Ours by name and order among copies and PyTorch's; nothing is written where one is missing."""
+    ran, told = tmp_path / "kernels.csv", tmp_path / "launches.csv"
+    assert not compiled.put_beside(ran, told)
+    names = ["Memcpy", "launched", "void at::cat", "mean_kernel", "launched"]
+    lines = "\n".join(f"{name},{i}.5,,,,," for i, name in enumerate(names))
+    ran.write_text(f"{','.join(kernels.COLUMNS)}\n{lines}\n")
+    told.write_text("kernel,us,bound\nlaunched,1,issue\ntorch stack,2,launch\nmean_kernel,3,bytes\n")
+    before = ran.read_text()
+    assert not compiled.put_beside(ran, told) and ran.read_text() == before
+    told.write_text(f"{told.read_text()}launched,4,latency\n")
+    assert compiled.put_beside(ran, told)
+    found = list(csv.DictReader(ran.open()))
+    assert [row["us"] for row in found] == [f"{i}.5" for i in range(5)]
+    assert [row["compiled_us"] for row in found] == ["", "1", "", "3", "4"]
+    assert [row["compiled_bound"] for row in found] == ["", "issue", "", "bytes", "latency"]

@@ -182,11 +182,11 @@ def _updates(wide: torch.dtype) -> list[Sample]:
             given, kept = Rule(spec, 1), [i < len(spec.moments) for i in range(3)]
             before = [plane if there else None for plane, there in zip(s, kept, strict=True)]
             found += [
-                Sample("update.rule", given, [theta, g, alpha, hyper, *before], (True, *kept)),
+                Sample("update.rule", given, [theta, g, alpha, *before, hyper], (True, *kept)),
                 Sample(
                     "update.adjoint",
                     given,
-                    [theta, g, alpha, hyper, *before, lam, *before],
+                    [theta, g, alpha, *before, lam, *before, hyper],
                     (True, True, *kept, True, True),
                 ),
             ]
@@ -197,7 +197,6 @@ def _updates(wide: torch.dtype) -> list[Sample]:
         ]
     return [
         *found,
-        Sample("update.clipped", None, [g, scale]),
-        Sample("update.clip", None, [hyper, g, lam]),
+        Sample("update.clip", None, [hyper, g, lam], (True,) * 3),
         Sample("update.unclip", 2, [hyper, scale, g, lam, lam, g], (True,) * 3),
     ]

@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
+from mtml_kernels.triton import device
+
 __all__ = ["Conflict", "Watch", "permuted", "poison", "unwritten", "watched"]
 
 Program = tuple[int, int, int]
+_HERE: Program = (0, 0, 0)
 _BUILDER: Any = interpreter.interpreter_builder
 
 
@@ -31,6 +34,7 @@ class Conflict(NamedTuple):
     reused                    a program reads what it has written
     atomic                    a program adds to memory in whatever order programs come
     outside                   a byte that belongs to none of the tensors that the launch was given
+    unguarded                 the launch would go to whatever device is the current one, not to its tensors'
     """
 
     kind: str
@@ -48,6 +52,7 @@ class Watch:
         self.launches = 0
         self.programs = 0
         self._outside, self._reused = outside, reused
+        self._guards = 0  # of `device.on` around what runs
         self._found: list[Conflict] = []
         self._reads: dict[Program, list[Any]] = {}
         self._writes: dict[Program, list[Any]] = {}
@@ -65,7 +70,18 @@ class Watch:
         self._close()
         self._owned, self._given = self._given, []
         self.launches += 1
+        if not self._guards:
+            self._note("unguarded", _HERE, _HERE, 0)
         self.programs += programs
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """In place of what `device.on` does on the CPU, which is nothing."""
+        self._guards += 1
+        try:
+            yield
+        finally:
+            self._guards -= 1
 
     def own(self, given: Any) -> None:
         """What the launch may touch: the storages of the tensors among its arguments."""
@@ -177,6 +193,7 @@ def watched(outside: bool = True, reused: bool = True) -> Iterator[Watch]:
     with (
         _replaced(_BUILDER, set_grid_dim=dims, create_atomic_cas=cas, **hooks),
         _replaced(interpreter, _implicit_cvt=convert),
+        _replaced(device, nullcontext=lambda _: watch.guard()),
     ):
         yield watch
 

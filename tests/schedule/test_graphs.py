@@ -5,7 +5,8 @@ A recorder on the CPU stands in for CUDA's: it runs the work again and writes it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,7 @@ class Again:
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
 
-    def __call__(self, work: Callable[[], Memory]) -> tuple[Memory, Callable[[], None]]:
+    def __call__(self, work: Callable[[], Memory], device: torch.device) -> tuple[Memory, Callable[[], None]]:
         self.recorded += 1
         memory = [None if t is None else t.clone() for t in work()]
         for t in memory:
@@ -145,6 +146,7 @@ def test_where_calls_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_calls_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device that is none: the key is of what a recording depends on."""
     cuda, capturing = torch.device("cuda", 1), [False]
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
     key = graphs.wanted(cuda, 0)
@@ -156,6 +158,50 @@ def test_where_calls_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     capturing[0] = False
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
     assert graphs.wanted(cuda, 0) is None
+
+
+class Gpus:
+    """A stand-in for torch.cuda of several devices, one of them the current one. `seen`: what was done, and where."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.current = 0
+        self.seen: list[tuple[str, int]] = []
+        patch.setattr(torch.cuda, "device", self.on)
+        patch.setattr(torch.cuda, "Stream", lambda device=None: self.current if device is None else device.index)
+        patch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: self.do("replay")))
+        patch.setattr(torch.cuda, "graph", self.capture)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.current == 2)
+
+    def do(self, what: str) -> None:
+        self.seen.append((what, self.current))
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+    @contextmanager
+    def capture(self, graph: Any, stream: int = 0, capture_error_mode: str = "") -> Iterator[None]:
+        """As PyTorch has it: on a stream of the device on which the first capture was, which may be another."""
+        before, self.current = self.current, stream
+        self.do("capture")
+        yield
+        self.current = before
+
+
+def test_recorded_and_replayed_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is not the current one."""
+    gpus, device = Gpus(monkeypatch), torch.device("cuda", 1)
+
+    def work() -> Memory:
+        gpus.do("work")
+        return []
+
+    _, replay = graphs.CudaRecorder()(work, device)
+    replay()
+    assert gpus.seen == [("work", 1), ("capture", 1), ("work", 1), ("replay", 1)] and gpus.current == 0
+    assert graphs.capturing(torch.device("cuda", 2)) and not graphs.capturing(device)
 
 
 def test_what_was_met_is_forgotten_in_time(again: Again, monkeypatch: pytest.MonkeyPatch) -> None:

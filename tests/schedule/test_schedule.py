@@ -86,7 +86,7 @@ def calls(plan: Plan) -> int:
 
 
 @pytest.mark.parametrize(
-    "name, most", {"sinusoid": 68, "siren": 58, "omniglot_mlp": 42, "omniglot_conv": 80, "mini_conv": 310}.items()
+    "name, most", {"sinusoid": 68, "siren": 58, "omniglot_mlp": 42, "omniglot_conv": 56, "mini_conv": 200}.items()
 )
 def test_launches_of_a_meta_step(name: str, most: int) -> None:
     assert calls(plan_of(workload(name))) <= most
@@ -171,8 +171,7 @@ def test_memory_grows_with_the_root_of_the_steps(monkeypatch: pytest.MonkeyPatch
 
     def peak(steps: int) -> int:
         plan = Plan.of(workload("sinusoid", steps=steps))
-        kept = sum(plan.there.planes[i].bytes for i in plan.there.kept)
-        return max(plan.there.peak_bytes, kept + plan.trip(plan.usually).back.peak_bytes)
+        return max(plan.there.peak_bytes, plan.there.kept_bytes + plan.trip(plan.usually).back.peak_bytes)
 
     assert peak(100) < 4 * peak(4)
 
@@ -184,10 +183,9 @@ def test_a_hundred_steps_take_little_more_than_ten() -> None:
 
     def peak(steps: int) -> float:
         plan = Plan.of(workload("omniglot_mlp", steps=steps))
-        kept = sum(plan.there.planes[i].bytes for i in plan.there.kept)
-        return max(plan.there.peak_bytes, kept + plan.trip(plan.usually).back.peak_bytes) / 1e6
+        return max(plan.there.peak_bytes, plan.there.kept_bytes + plan.trip(plan.usually).back.peak_bytes) / 1e6
 
-    assert peak(100) < 350 < 2.5 * peak(10)
+    assert peak(100) < 390 < 2.5 * peak(10)  # with all that autograd holds until the way back is over
 
 
 def test_stretches() -> None:

@@ -191,3 +191,15 @@ def test_views_cost_nothing() -> None:
 def test_every_kernel_has_its_count() -> None:
     working = {name for name, kernel in KERNELS.items() if kernel.kind not in ("product", "free")}
     assert set(OPERATIONS) == working
+
+
+def test_a_rule_of_several_tensors_counts_all_of_them() -> None:
+    draft = Draft(torch.float32)
+    sizes = [(2, 4, 5), (2, 1, 3)]
+    own = [draft.argument("params", i, shape, "own") for i, shape in enumerate(sizes)]
+    hyper, rate = draft.argument("hyper", 0, (8,), "hyper"), draft.argument("lr", 0, (), "rate")
+    reads = (*own, *own, rate, rate, *[ABSENT] * 6, hyper)
+    draft.emit("update.rule", reads, [*sizes, *[None] * 6], "after")
+    draft.emit("update.clip", (hyper, *own), [(2,), *sizes], "clipped")
+    rule, clip = (part_flops(part, draft.planes) for _, part in draft.parts)
+    assert rule == OPERATIONS["update.rule"] * 46 and clip == OPERATIONS["update.clip"] * 46

@@ -195,6 +195,27 @@ def test_building_blocks() -> None:
     check_layers("triton", "cuda")
 
 
+ELSEWHERE: dict[str, Callable[[str, pytest.MonkeyPatch], None]] = {
+    "meta-step": lambda device, _: check_meta_step(SMALL["sinusoid"], "mtml:triton", device),
+    "convolutions": lambda device, _: check_meta_step(SMALL["conv"], "mtml:triton", device),
+    "recorded": lambda device, patch: check_order("triton", device, ORDERS[0], patch),
+    "layers": lambda device, _: check_layers("triton", device),
+    "losses": lambda device, _: check_losses("odd", "mtml", device, torch.float32),
+    "head": lambda device, _: check_head("mtml", device),
+}
+
+
+@gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+@needs_backend
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_on_another_gpu_than_the_current_one(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a recording on the current one, whose stream PyTorch keeps for later captures."""
+    check_order("triton", "cuda:0", ORDERS[0], monkeypatch)
+    ELSEWHERE[what]("cuda:1", monkeypatch)
+    assert torch.cuda.current_device() == 0
+
+
 # --- the checks themselves, on the CPU --------------------------------------------------------------------------------
 
 

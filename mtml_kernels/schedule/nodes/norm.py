@@ -1,4 +1,4 @@
-"""Normalisations: two launches each way, of which the first sums and the second applies (formulas: kernels.py)."""
+"""Normalisations: two calls each way, of which the first sums and the second applies (formulas: kernels.py)."""
 
 from __future__ import annotations
 

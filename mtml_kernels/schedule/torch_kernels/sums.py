@@ -36,10 +36,6 @@ def _rate(part: Part, g: Tensor, lam: Tensor) -> Results:
     return (-summed(g * lam, shape),)
 
 
-def _clipped(part: Part, g: Tensor, scale: Tensor) -> Results:
-    return (g * scale.view(-1, 1, 1),)
-
-
 def _norm(gs: Sequence[Tensor | None]) -> Tensor:
     """|g|  # [T]"""
     norms = [torch.linalg.vector_norm(g, dim=(1, 2)) for g in gs if g is not None]
@@ -47,7 +43,8 @@ def _norm(gs: Sequence[Tensor | None]) -> Tensor:
 
 
 def _clip(part: Part, hyper: Tensor, *gs: Tensor | None) -> Results:
-    return ((hyper[_CLIP] / (_norm(gs) + _CLIP_EPS)).clamp_(max=1.0),)
+    scale = (hyper[_CLIP] / (_norm(gs) + _CLIP_EPS)).clamp_(max=1.0)
+    return scale, *(None if g is None else g * scale.view(-1, 1, 1) for g in gs)
 
 
 def _unclip(part: Part, hyper: Tensor, scale: Tensor, *both: Tensor | None) -> Results:
@@ -80,7 +77,6 @@ SUMS: dict[str, TorchKernel] = {
     "reduce": _reduce,
     "tasks.sum": _over_tasks,
     "update.rate": _rate,
-    "update.clipped": _clipped,
     "update.clip": _clip,
     "update.unclip": _unclip,
 }

@@ -16,8 +16,7 @@ from mtml_kernels.triton.inner_loop.fusing import Fused
 from mtml_kernels.triton.inner_loop.jobs import Launch
 from mtml_kernels.triton.inner_loop.launching import LaunchKernel
 from mtml_kernels.triton.inner_loop.losses import LOSSES
-from mtml_kernels.triton.inner_loop.norm_sums import NORM_SUMS
-from mtml_kernels.triton.inner_loop.pool import POOL
+from mtml_kernels.triton.inner_loop.norm_sums import FINISHING, NORM_SUMS
 from mtml_kernels.triton.inner_loop.softmax import SOFTMAX
 from mtml_kernels.triton.inner_loop.sums import SUMS
 from mtml_kernels.triton.inner_loop.updates import UPDATES
@@ -25,15 +24,17 @@ from mtml_kernels.triton.inner_loop.updates import UPDATES
 __all__ = ["PARTS", "backward", "bound", "forward"]
 
 # By name: of parts that are in no launch. What moves elements is PyTorch's.
-PARTS = {**TORCH, **NORM_SUMS, **SOFTMAX, **LOSSES, **SUMS, **UPDATES, **CLIPPING, **POOL, **EMBEDDING}
+PARTS = {**TORCH, **NORM_SUMS, **FINISHING, **SOFTMAX, **LOSSES, **SUMS, **UPDATES, **CLIPPING, **EMBEDDING}
 
 
 def bound(schedule: Schedule) -> Bound:
     """The schedule with its launches."""
-    found = Fused(schedule)
+    found, own = Fused(schedule), len(schedule.planes)
     wanted = {*schedule.results, *schedule.kept}
     steps: list[Step] = []
-    for step, drops in reversed(found.steps):
+    for step, ends in reversed(found.steps):
+        reads = step.needs if isinstance(step, Launch) else step.reads
+        drops = (*ends, *(plane for plane in reads if plane >= own and plane not in wanted))  # tasks' shares of a sum
         if isinstance(step, Launch):
             stored = sorted(step.makes & wanted)
             kernel = LaunchKernel(step, found.planes, stored)

@@ -106,5 +106,4 @@ EXPRESSIONS: dict[str, Expression] = {
     "scale": lambda part, x, s: (times(x, s),),
     "update.step": lambda part, theta, g, alpha: (minus(theta, times(alpha, g)),),
     "update.direction": lambda part, lam, alpha: (f"-({alpha} * {lam})",),
-    "update.clipped": lambda part, g, scale: (times(scale, g),),
 }

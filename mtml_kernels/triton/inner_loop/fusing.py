@@ -6,11 +6,16 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from mtml_kernels.program.layers.window import Window
 from mtml_kernels.schedule.call import ABSENT, Call, Part, Plane, Schedule
-from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear
+from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear, Loss
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Phase, Product, Reading, Space, Term
+from mtml_kernels.triton.inner_loop.policy import tile_of
+from mtml_kernels.triton.inner_loop.pool import POOLS, Panes, index_of, index_type
+from mtml_kernels.triton.inner_loop.shares import FINISHES, makers, shared
 
 __all__ = ["Fused"]
 
@@ -26,25 +31,78 @@ class Fused:
         self._shares: dict[int, int] = {}
         self.steps: list[tuple[Launch | Part, tuple[int, ...]]] = []  # with the planes that nobody reads after it
         for call in schedule.calls:
+            self._narrow(call)
             steps = list(self._call(call))
-            self.steps += [(step, ()) for step in steps[:-1]] + [(step, call.drops) for step in steps[-1:]]
+            own = [step.reads[:1] if isinstance(step, Part) and step.kernel in FINISHES else () for step in steps]
+            own[-1:] = [drops + call.drops for drops in own[-1:]]
+            self.steps += list(zip(steps, own, strict=True))
+
+    def _narrow(self, call: Call) -> None:
+        """Positions of maxima in fewer bits."""
+        for part in call.parts:
+            index = index_of(part)
+            if index != ABSENT:
+                self.planes[index] = dataclasses.replace(self.planes[index], dtype=index_type(part.constants))
 
     def _call(self, call: Call) -> Iterator[Launch | Part]:
         """Two launches are open at a time: products, and what adds their shares up; see `_place`."""
         opened = [Launch([]), Launch([])]
+        finishing: list[Part] = []
         for part in call.parts:
+            if any(set(part.reads) & set(finish.writes) - {ABSENT} for finish in finishing):
+                yield from self._closed(opened, finishing)
+            if (finish := self._sharing(opened, part)) is not None:
+                finishing.append(finish)
+                continue
+            if self._judges(opened, part):
+                continue
             jobs = self._jobs(part)
             place = None if jobs is None else self._place(opened, part, jobs)
-            if place is None:
-                yield from (launch for launch in opened if launch.jobs)
-                opened = [Launch([]), Launch([])]
-            if jobs is None:
+            if place is None and (jobs is not None or self._awaits(opened, part)):
+                yield from self._closed(opened, finishing)
+            if jobs is None:  # before what is open, where it waits for nothing of that
                 yield part
                 self._look_through(part)
                 continue
             self._add(opened[place or 0], part, jobs)
             opened[1].jobs += self._sums(part)
-        yield from (launch for launch in opened if launch.jobs)
+        yield from self._closed(opened, finishing)
+
+    def _awaits(self, opened: Sequence[Launch], part: Part) -> bool:
+        """Whether it reads memory that an open launch writes."""
+        written = {self.root[plane] for launch in opened for plane in launch.makes}
+        return bool(written & {self.root[plane] for plane in part.reads if plane != ABSENT})
+
+    def _closed(self, opened: list[Launch], finishing: list[Part]) -> Iterator[Launch | Part]:
+        """What is open, which then is nothing."""
+        yield from [launch for launch in opened if launch.jobs] + finishing
+        opened[:], finishing[:] = [Launch([]), Launch([])], []
+
+    def _sharing(self, opened: Sequence[Launch], part: Part) -> Part | None:
+        """What puts a part's shares together, where the launch that makes its operands can store them."""
+        found = shared(opened, part, self.planes)
+        if found is None:
+            return None
+        self.planes.append(found.plane)
+        self.root.append(len(self.planes) - 1)
+        return found.finish
+
+    def _judges(self, opened: Sequence[Launch], part: Part) -> bool:
+        """Whether a loss went to the job of its logits, or of their tangents, whose tiles must have rows whole."""
+        found = makers(opened, part) if part.kernel in ("loss.forward", "loss.tangent") else []
+        if len(found) != 1 or any(isinstance(p.constants, Loss) for p in found[0].parts):
+            return False
+        job, planes = found[0], [self.planes[plane] for plane in part.reads if plane != ABSENT]
+        logits = [plane.shape for plane in planes if len(plane.shape) == 4]
+        target = self.planes[part.reads[KERNELS[part.kernel].reads.index("target")]]
+        plain = job.product is not None and job.pool is None and len(target.shape) <= 3
+        if not plain or any(shape != job.space.shape or shape[2] != 1 for shape in logits):
+            return False
+        dtype = "tl.float64" if planes[0].dtype == torch.float64 else "tl.float32"
+        if tile_of(job, dtype).cols < job.space.cols:
+            return False
+        job.parts.append(part)
+        return True
 
     def _look_through(self, part: Part) -> None:
         if KERNELS[part.kernel].kind == "free" and part.reads and part.kernel not in ("zeros", "stack"):
@@ -66,9 +124,19 @@ class Fused:
         makers = [job for job in launch.jobs if reads & job.makes]
         if not makers:
             return len(launch.jobs) + len(jobs) <= MOST_JOBS and not self._disturbs(launch, part, [])
+        if any(job.pool is not None for job in makers) or self._disturbs(launch, part, makers):
+            return False
+        if part.kernel in POOLS:
+            return len(makers) == 1 and self._pools(makers[0], part)
         fits = len({job.first for job in makers}) == 1 and (len(makers) == 1 or makers[0].first is not None)
-        pointwise = KERNELS[part.kernel].kind != "product" and self._same(makers[0], part)
-        return fits and pointwise and not self._disturbs(launch, part, makers)
+        return fits and KERNELS[part.kernel].kind != "product" and self._same(makers[0], part)
+
+    def _pools(self, job: Job, part: Part) -> bool:
+        """Whether a pooling can end the job of what it pools, of which the job has nothing but its own points."""
+        pointwise = job.first is None and not any(p.kernel in POOLS for p in job.parts)
+        whole = job.space.shape == self.planes[part.reads[0]].shape and part.reads[0] in job.makes
+        whole &= not job.shares
+        return part.kernel != "pool.backward" and pointwise and whole and Panes.of(part.constants) is not None
 
     def _same(self, job: Job, part: Part) -> bool:
         return all(self.planes[plane].shape == job.space.shape for plane in part.writes if plane != ABSENT)
@@ -86,7 +154,10 @@ class Fused:
         reads = {plane for plane in part.reads if plane != ABSENT}
         makers = [job for job in launch.jobs if reads & job.makes]
         for maker in makers:
-            maker.parts.append(part)
+            if part.kernel in POOLS:
+                maker.pool = part
+            else:
+                maker.parts.append(part)
         if not makers:
             launch.jobs += jobs
         if part.kernel == "accumulate":
@@ -100,7 +171,10 @@ class Fused:
             return list(_Products(self, part).jobs())
         if part.kernel == "tasks.sum" and len(self.planes[part.reads[0]].shape) in (3, 4):
             return [self._over_tasks(part.reads[0], part.writes[0])]
-        if part.kernel in EXPRESSIONS and self._expressible(part):
+        if part.kernel == "loss.sum" and self.planes[part.reads[0]].elements:
+            tasks = self.planes[part.writes[0]].shape[0]
+            return [Job(Space((tasks, 1, 1)), part.writes[0], summed=(part.reads[0],), weighed=part)]
+        if part.kernel in POOLS or (part.kernel in EXPRESSIONS and self._expressible(part)):
             shape = next(self.planes[plane].shape for plane in part.writes if plane != ABSENT)
             return [Job(Space(shape), parts=[part])]
         return None

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from mtml_kernels.program.layers.window import Window
 from mtml_kernels.schedule.call import Part
+from mtml_kernels.triton.inner_loop.pool import Panes
 
-__all__ = ["Job", "Launch", "Operand", "Phase", "Product", "Reading", "Space", "Term"]
+__all__ = ["Job", "Launch", "Operand", "Phase", "Product", "Reading", "Share", "Space", "Term", "data_of"]
 
 
 class Operand(NamedTuple):
@@ -107,10 +108,36 @@ class Product(NamedTuple):
     phase: Phase | None = None  # of a gradient by a strided window: the pixels that are rows here
 
 
+class Share(NamedTuple):
+    """What a job's programs leave of a part's sums over rows: a row each of a plane [numbers, T, chunks, F].
+
+    first: the chunk of the job's first program.
+    """
+
+    part: Part
+    plane: int
+    first: int
+
+
+# Of each row is read, of the first operands of a part:
+_DATA = {
+    "norm.stats": ("x",),
+    "norm.sums": ("dt", "xhat"),
+    "norm.stats_tangent": ("dt", "xhat"),
+    "norm.sums_tangent": ("d", "dt", "xhat", "xhat_t"),
+}
+
+
+def data_of(part: Part) -> dict[str, int]:
+    """The planes of whose rows a part takes sums, by role; none of other parts."""
+    return dict(zip(_DATA.get(part.kernel, ()), part.reads, strict=False))
+
+
 @dataclasses.dataclass
 class Job:
     """`first`: the plane that the product, or the sum of the planes `summed` over rows, makes; None where the job is
-    pointwise alone. `parts`: pointwise ones, in order; each has the shape of the space.
+    pointwise alone. `parts`: pointwise ones, in order; each has the shape of the space. The first may be a pooling that
+    reads elsewhere. `pool`: one, in `panes`, of what they make. `shares`: of sums over what they make.
     """
 
     space: Space
@@ -118,11 +145,22 @@ class Job:
     product: Product | None = None
     summed: tuple[int, ...] = ()
     over_tasks: bool = False  # the sum is over tasks, in their order
+    weighed: Part | None = None  # loss.sum, whose samples are the rows of the sum
     parts: list[Part] = dataclasses.field(default_factory=list)
+    pool: Part | None = None
+    shares: list[Share] = dataclasses.field(default_factory=list)
+
+    @property
+    def panes(self) -> Panes | None:
+        """The windows of the pooling at its end."""
+        return None if self.pool is None else Panes.of(self.pool.constants)
 
     @property
     def rows(self) -> int:
         """Of one task, that are its own."""
+        panes = self.panes
+        if panes is not None:
+            return self.space.shape[1] * math.prod(panes.grid)
         phase = None if self.product is None else self.product.phase
         if phase is None or self.product is None or self.product.window is None:
             return self.space.rows
@@ -131,17 +169,23 @@ class Job:
     @property
     def makes(self) -> set[int]:
         """Planes that it writes, or only holds."""
-        made = {plane for part in self.parts for plane in part.writes if plane >= 0}
+        made = {plane for part in self._all() for plane in part.writes if plane >= 0}
+        made |= {share.plane for share in self.shares}
         return made | ({self.first} if self.first is not None else set())
 
     @property
     def needs(self) -> set[int]:
         """Planes that it reads and does not make."""
-        read = {plane for part in self.parts for plane in part.reads if plane >= 0} | set(self.summed)
+        read = {plane for part in self._all() for plane in part.reads if plane >= 0} | set(self.summed)
+        read |= {plane for plane in (self.weighed.reads if self.weighed else ()) if plane >= 0}
+        read |= {plane for share in self.shares for plane in data_of(share.part).values() if plane >= 0}
         if self.product is not None:
             read |= {reading.plane for term in self.product.terms for reading in term}
             read |= {self.product.bias} - {None}  # type: ignore[arg-type]
         return read - self.makes
+
+    def _all(self) -> list[Part]:
+        return self.parts if self.pool is None else [*self.parts, self.pool]
 
 
 @dataclasses.dataclass

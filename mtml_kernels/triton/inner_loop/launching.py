@@ -16,7 +16,7 @@ from torch import Tensor, empty
 from mtml_kernels.schedule.call import Part, Plane
 from mtml_kernels.triton.backends import interpreted
 from mtml_kernels.triton.device import on
-from mtml_kernels.triton.inner_loop import activations
+from mtml_kernels.triton.inner_loop import activations, loss_kernels, pool_kernels, share_kernels
 from mtml_kernels.triton.inner_loop.jobs import Launch, Operand
 from mtml_kernels.triton.inner_loop.policy import WARPS
 from mtml_kernels.triton.inner_loop.source import kernel_text
@@ -24,7 +24,8 @@ from mtml_kernels.triton.inner_loop.source import kernel_text
 __all__ = ["LaunchKernel", "compiled", "options_of", "precision"]
 
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
-_NAMES = {name: getattr(activations, name) for name in activations.__all__}
+_MODULES = activations, loss_kernels, pool_kernels, share_kernels
+_NAMES = {name: getattr(module, name) for module in _MODULES for name in module.__all__}
 
 
 def precision() -> str:

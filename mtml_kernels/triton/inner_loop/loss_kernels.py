@@ -24,7 +24,7 @@ from mtml_kernels.schema.losses import IGNORED, KINDS
 from mtml_kernels.triton.inner_loop.grid import task_and_block
 from mtml_kernels.triton.pointwise import log1p
 
-__all__ = ["DATA", "FORWARD", "TANGENT", "class_kernel", "element_kernel"]
+__all__ = ["DATA", "FORWARD", "TANGENT", "class_kernel", "class_tile", "element_kernel", "element_tile"]
 
 FORWARD, TANGENT, DATA = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 MSE, BCE = tl.constexpr(KINDS.index("mse")), tl.constexpr(KINDS.index("bce_with_logits"))
@@ -89,6 +89,46 @@ def _factor(c, n, N, c_n, seed, HAS_C: tl.constexpr, HAS_SEED: tl.constexpr, TOT
 
 
 @triton.jit
+def _element_terms(
+    z, zt, y, seed, MODE: tl.constexpr, KIND: tl.constexpr, P0: tl.constexpr, HAS_ZT: tl.constexpr,
+    HAS_SEED: tl.constexpr,
+):  # fmt: skip
+    """What a tile's elements add to `row` and, before its factor, `grad`."""
+    value, slope = _first_order(z, y, KIND, P0)
+    found = slope
+    if MODE != FORWARD:
+        found = tl.zeros(z.shape, z.dtype)
+        along = tl.zeros(z.shape, z.dtype)
+        if HAS_ZT:
+            bend = zt if MODE == DATA and KIND == BCE else _second_order(z, y, zt, KIND, P0)
+            found += bend
+            along += slope * zt
+        if HAS_SEED:
+            found += seed * (z if MODE == DATA and KIND == BCE else slope)
+            along += seed * value
+        if MODE == DATA:
+            found = -found
+        value = along
+    return value, found
+
+
+@triton.jit
+def element_tile(
+    z, zt, y,  # [rows, E]
+    f, seed, live,  # [rows, 1] or [rows, E]
+    E: tl.constexpr, MODE: tl.constexpr, KIND: tl.constexpr, P0: tl.constexpr, TOTAL: tl.constexpr,
+    HAS_ZT: tl.constexpr, HAS_SEED: tl.constexpr,
+):  # fmt: skip
+    """(row [rows, 1], grad) of samples that are whole in a tile."""
+    value, found = _element_terms(z, zt, y, seed, MODE, KIND, P0, HAS_ZT, HAS_SEED)
+    row = tl.sum(tl.where(live, value, 0.0), 1)[:, None]
+    if not TOTAL:
+        row = row / E
+        f = f / E
+    return row, f * found
+
+
+@triton.jit
 def element_kernel(
     z, zt, y,  # [T, N, E]
     c,  # [T, N]
@@ -113,24 +153,10 @@ def element_kernel(
         live = (n < N)[:, None] & (e < E)
         of_z = tl.load(z + task * z_t + sample * z_n + e * z_e, mask=live, other=0.0).to(TYPE)
         of_y = tl.load(y + task * y_t + sample * y_n + e * y_e, mask=live, other=0.0).to(TYPE)
-        value, slope = _first_order(of_z, of_y, KIND, P0)
-        found = slope
-        if MODE != FORWARD:
-            moved = tl.zeros([ROWS, COLS], TYPE)
-            if HAS_ZT:
-                moved = tl.load(zt + task * zt_t + sample * zt_n + e * zt_e, mask=live, other=0.0).to(TYPE)
-            found = tl.zeros([ROWS, COLS], TYPE)
-            along = tl.zeros([ROWS, COLS], TYPE)
-            if HAS_ZT:
-                bend = moved if MODE == DATA and KIND == BCE else _second_order(of_z, of_y, moved, KIND, P0)
-                found += bend
-                along += slope * moved
-            if HAS_SEED:
-                found += own_seed * (of_z if MODE == DATA and KIND == BCE else slope)
-                along += own_seed * value
-            if MODE == DATA:
-                found = -found
-            value = along
+        moved = of_z
+        if HAS_ZT:
+            moved = tl.load(zt + task * zt_t + sample * zt_n + e * zt_e, mask=live, other=0.0).to(TYPE)
+        value, found = _element_terms(of_z, moved, of_y, own_seed, MODE, KIND, P0, HAS_ZT, HAS_SEED)
         added += tl.sum(tl.where(live, value, 0.0), 1)
         if GRAD:
             tl.store(grad + (task * N + sample) * E + e, f[:, None] * found, mask=live)
@@ -147,6 +173,62 @@ def _targets(y, label, j, C, live, HARD: tl.constexpr, P0: tl.constexpr, TYPE: t
     if P0 != 0:
         t = t * (1.0 - P0) + tl.full([], P0, TYPE) / C
     return tl.where(live, t, 0.0)
+
+
+@triton.jit
+def _class_terms(
+    logit, log_total, share, mean, t, mass, zt, seed, live,
+    MODE: tl.constexpr, HARD: tl.constexpr, P0: tl.constexpr, HAS_ZT: tl.constexpr, HAS_SEED: tl.constexpr,
+):  # fmt: skip
+    """What a tile's classes add to `row` and, before its factor, `grad`, with share = 1 / sum exp z, mean = <p, zt>."""
+    p, log_p = tl.exp(logit) * share, logit - log_total
+    meant = (t != 0) if HARD else live  # a class of logit -inf that is not meant adds nothing
+    value = tl.where(meant, -t * log_p, 0.0)
+    slope = p * mass - t
+    found = slope
+    if MODE != FORWARD:
+        found = tl.zeros(logit.shape, logit.dtype)
+        along = tl.zeros(logit.shape, logit.dtype)
+        if HAS_ZT:
+            found += (1.0 - P0) * (mean - zt) if MODE == DATA else mass * p * (zt - mean)
+            along += slope * zt
+        if HAS_SEED:
+            found += seed * ((P0 - 1.0) * log_p if MODE == DATA else slope)
+            along += seed * value
+        value = along
+    return value, found
+
+
+@triton.jit
+def class_tile(
+    z, zt,  # [rows, C]
+    y,  # [rows, 1] ids, or [rows, C] probabilities
+    f, seed, live,  # [rows, 1] or [rows, C]
+    j,  # [1, C]
+    C: tl.constexpr, MODE: tl.constexpr, HARD: tl.constexpr, P0: tl.constexpr, HAS_ZT: tl.constexpr,
+    HAS_SEED: tl.constexpr,
+):  # fmt: skip
+    """(row [rows, 1], grad) of samples that are whole in a tile: `class_kernel` in one pass."""
+    logit = tl.where(live, z, float("-inf"))
+    top = tl.max(logit, 1)[:, None]
+    logit = logit - tl.where(top == float("-inf"), 0.0, top)
+    each = tl.exp(logit)
+    total = tl.sum(each, 1)[:, None]
+    mean = tl.sum(tl.where(live, each * zt, 0.0), 1)[:, None] / total
+    t = (j == tl.where(y == IGNORE, 0, y)).to(z.dtype) if HARD else y
+    if P0 != 0:
+        t = t * (1.0 - P0) + tl.full([], P0, z.dtype) / C
+    t = tl.where(live, t, 0.0)
+    mass = tl.sum(t, 1)[:, None]
+    if HARD:
+        bad = (y != IGNORE) & ((y < 0) | (y >= C))
+        mass = tl.where(bad, float("nan"), 1.0).to(z.dtype)
+        f = tl.where(bad, float("nan"), f)
+    value, found = _class_terms(
+        logit, tl.log(total), 1.0 / total, mean, t, mass, zt, seed, live, MODE, HARD, P0, HAS_ZT, HAS_SEED
+    )
+    row = tl.sum(tl.where(live, value, 0.0), 1)[:, None]
+    return row * tl.where(mass == mass, 1.0, mass), f * found
 
 
 @triton.jit
@@ -203,24 +285,12 @@ def class_kernel(
         live = (n < N)[:, None] & (j < C)
         logit = tl.load(z_at + j * z_e, mask=live, other=float("-inf")).to(TYPE) - shift
         t = _targets(y_at + j * y_e, label, j, C, live, HARD, P0, TYPE)
-        p, log_p = tl.exp(logit) * share, logit - log_total
-        meant = (t != 0) if HARD else live  # a class of logit -inf that is not meant adds nothing
-        value = tl.where(meant, -t * log_p, 0.0)
-        slope = p * mass[:, None] - t
-        found = slope
-        if MODE != FORWARD:
-            moved = tl.zeros([ROWS, COLS], TYPE)
-            if HAS_ZT:
-                moved = tl.load(zt_at + j * zt_e, mask=live, other=0.0).to(TYPE)
-            found = tl.zeros([ROWS, COLS], TYPE)
-            along_z = tl.zeros([ROWS, COLS], TYPE)
-            if HAS_ZT:
-                found += (1.0 - P0) * (mean - moved) if MODE == DATA else mass[:, None] * p * (moved - mean)
-                along_z += slope * moved
-            if HAS_SEED:
-                found += own_seed * ((P0 - 1.0) * log_p if MODE == DATA else slope)
-                along_z += own_seed * value
-            value = along_z
+        moved = t
+        if HAS_ZT:
+            moved = tl.load(zt_at + j * zt_e, mask=live, other=0.0).to(TYPE)
+        value, found = _class_terms(
+            logit, log_total, share, mean, t, mass[:, None], moved, own_seed, live, MODE, HARD, P0, HAS_ZT, HAS_SEED
+        )
         added += tl.sum(tl.where(live, value, 0.0), 1)
         if GRAD:
             tl.store(grad + (task * N + sample) * C + j, f[:, None] * found, mask=live)

@@ -189,23 +189,33 @@ def means_kernel(
     sums,  # [4, B, chunks, F]: A1, A2, B1, B2
     w, wt,  # [T, F]
     u1, u2,  # [B, G]
+    dw, db,  # [B, G]
     M, CHUNKS, size, samples, w_t, w_f, wt_t, wt_f,
-    G: tl.constexpr, D: tl.constexpr, HAS_W: tl.constexpr, HAS_WT: tl.constexpr,
+    G: tl.constexpr, D: tl.constexpr, HAS_W: tl.constexpr, HAS_WT: tl.constexpr, DW: tl.constexpr, DB: tl.constexpr,
     PARTS: tl.constexpr, COLS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """u1 = sum (w A1 + wt B1) / (M D), u2 = sum (w A2 + wt B2) / (M D), over a group's D features and all chunks."""
+    """u1 = sum (w A1 + wt B1) / (M D), u2 = sum (w A2 + wt B2) / (M D), over a group's D features and all chunks.
+
+    DW, DB, of features that are alone in their group: dw = sum A2, db = sum A1.
+    """
     b = tl.program_id(0).to(tl.int64)
     task = b // samples
     g = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]
     at = sums + b * CHUNKS * (G * D) + g * D
     first_u = tl.zeros([PARTS, COLS], TYPE)
     second_u = tl.zeros([PARTS, COLS], TYPE)
+    of_w = tl.zeros([PARTS, COLS], TYPE)
+    of_b = tl.zeros([PARTS, COLS], TYPE)
     for first in range(0, CHUNKS * D, PARTS):
         p = first + tl.arange(0, PARTS)[:, None]
         live = (p < CHUNKS * D) & (g < G)
         place = at + p // D * (G * D) + p % D
         s1 = tl.load(place, mask=live, other=0.0)
         s2 = tl.load(place + size, mask=live, other=0.0)
+        if DW:
+            of_w += s2
+        if DB:
+            of_b += s1
         if HAS_W:
             scale = tl.load(w + task * w_t + (g * D + p % D) * w_f, mask=live, other=0.0).to(TYPE)
             s1 = s1 * scale
@@ -220,3 +230,7 @@ def means_kernel(
     lanes = tl.program_id(1) * COLS + tl.arange(0, COLS)
     tl.store(u1 + b * G + lanes, tl.sum(first_u, 0) / numbers, mask=lanes < G)
     tl.store(u2 + b * G + lanes, tl.sum(second_u, 0) / numbers, mask=lanes < G)
+    if DW:
+        tl.store(dw + b * G + lanes, tl.sum(of_w, 0), mask=lanes < G)
+    if DB:
+        tl.store(db + b * G + lanes, tl.sum(of_b, 0), mask=lanes < G)

@@ -12,6 +12,7 @@ every feature, over the rows of the set or of the sample. Else (LAYER, RMS, UNIT
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ from mtml_kernels.triton.inner_loop.operands import (
 )
 from mtml_kernels.triton.inner_loop.sums import total
 
-__all__ = ["NORM_SUMS"]
+__all__ = ["FINISHING", "NORM_SUMS"]
 
 _BY_COLUMNS = (Norm.BATCH, Norm.GROUP)
 _MEANLESS = (Norm.RMS, Norm.UNIT)
@@ -114,16 +115,36 @@ def _moments(given: Normalisation, x: Tensor, mean: Tensor, rstd: Tensor) -> Non
             sets, *parts, own.rows, own.features, *sets.stride(), given.eps, whole, *tile, type_of(x), **OPTIONS
         )
         if not whole:
-            height, width = _finish_tile(chunks * own.together, own.groups)
-            rstd_kernel[(own.sets, -(-own.groups // width))](
-                *parts, mean, rstd, own.rows, chunks, own.groups, own.together, tile.chunk, given.eps, height, width,
-                type_of(x), **OPTIONS,
-            )  # fmt: skip
+            _finish_stats(given, parts, (mean, rstd), own, tile.chunk)
+
+
+def _finish_stats(
+    given: Normalisation, parts: Sequence[Tensor], results: tuple[Tensor, Tensor], own: Sets, chunk: int
+) -> None:
+    """mean and rstd from the (mean, left, rest) [sets, chunks, F] of moments_kernel."""
+    chunks = parts[0].shape[1]
+    height, width = _finish_tile(chunks * own.together, own.groups)
+    rstd_kernel[(own.sets, -(-own.groups // width))](
+        *parts, *results, own.rows, chunks, own.groups, own.together, chunk, given.eps, height, width,
+        type_of(parts[0]), **OPTIONS,
+    )  # fmt: skip
+
+
+def _stats_of_shares(part: Part, shares: Tensor) -> Results:
+    given, rows, chunk = part.constants
+    _, tasks, _, features = shares.shape
+    mean, rstd = (new((tasks, 1, 1, features), shares) for _ in range(2))
+    if shares.numel():
+        with on(shares.device):
+            _finish_stats(given, shares.unbind(), (mean, rstd), Sets(tasks, rows, features, features), chunk)
+    return mean if part.wants[0] else None, rstd
 
 
 def _finish_tile(parts: int, groups: int) -> tuple[int, int]:
-    """The launch policy of what puts chunks and features together: 1024 numbers at a time, 32 groups if there are."""
-    width = power(groups, 32)
+    """The launch policy of what puts chunks and features together: 1024 numbers at a time, of 8 groups if there are,
+    which are a sector of 32 bytes, so that few tasks are many programs.
+    """
+    width = power(groups, 8)
     return power(parts, 1024 // width), width
 
 
@@ -249,9 +270,14 @@ def _by_columns(given: Normalisation, wants: tuple[bool, ...], own: _Operands) -
         u1, u2 = (u.fill_(float("nan")) for u in (u1, u2))
     parts = chunks if given.kind == Norm.BATCH else chunks * shape[1]
     of_tasks = sums.view(4, tasks, parts, 1, sets.features)[:, : data[0]]  # tasks beyond the data's have equal sums
+    return u1 if wants[0] else None, u2 if wants[1] else None, *_of_params(given, data, wants, of_tasks)
+
+
+def _of_params(given: Normalisation, data: tuple[int, ...], wants: tuple[bool, ...], sums: Tensor) -> Results:
+    """dw and db from A1 and A2 of all parts of every task  # [2 or more, T, parts, 1, F]"""
     to = _params(given, data)
-    dw, db = (_of_row(given, _whole(to, of_tasks[i])) if wants[3 - i] else None for i in (1, 0))
-    return u1 if wants[0] else None, u2 if wants[1] else None, dw, db
+    dw, db = (_of_row(given, _whole(to, sums[i])) if wants[3 - i] else None for i in (1, 0))
+    return dw, db
 
 
 def _whole(to: tuple[int, ...], parts: Tensor) -> Tensor:
@@ -277,12 +303,42 @@ def _column_launches(
             *steps, *of_affine, *own.flags(), whole, *tile, type_of(own.xhat), **OPTIONS,
         )  # fmt: skip
         if means and not whole:
-            height, width = _finish_tile(chunks * sets.together, sets.groups)
-            bent = wt is not None and own.d is not None
-            means_kernel[(sets.sets, -(-sets.groups // width))](
-                sums, *affine, u1, u2, sets.rows, chunks, size, sets.sets // tasks, *of_affine,
-                sets.groups, sets.together, w is not None, bent, height, width, type_of(own.xhat), **OPTIONS,
-            )  # fmt: skip
+            _finish_means(sums, (w, wt if own.d is not None else None), (u1, u2), sets)
+
+
+def _finish_means(
+    sums: Tensor,
+    affine: tuple[Tensor | None, Tensor | None],
+    results: tuple[Tensor, Tensor],
+    sets: Sets,
+    params: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> None:
+    """u1 and u2 from the sums [2 or 4, sets, chunks, F] of column_kernel, and dw and db [sets, 1, F] of BATCH."""
+    _, _, chunks, _ = sums.shape
+    height, width = _finish_tile(chunks * sets.together, sets.groups)
+    steps = [step for t in affine for step in strides(t, 2)]
+    operands = [sums if t is None else t for t in affine]
+    means_kernel[(sets.sets, -(-sets.groups // width))](
+        sums, *operands, *results, *(sums if t is None else t for t in params), sets.rows, chunks, sums.stride(0),
+        sets.sets // results[0].shape[0], *steps, sets.groups, sets.together, *(t is not None for t in affine),
+        *(t is not None for t in params), height, width, type_of(sums), **OPTIONS,
+    )  # fmt: skip
+
+
+def _sums_of_shares(part: Part, shares: Tensor, w: Tensor | None, wt: Tensor | None) -> Results:
+    given, rows, _ = part.constants
+    numbers, tasks, chunks, features = shares.shape
+    wants = (*part.wants, False, False)[:4]
+    u1, u2 = (new((tasks, 1, 1, features), shares) for _ in range(2))
+    own = not given.over_tasks and given.rows == 1  # a gradient of its own, all of it
+    params = [new((tasks, 1, features), shares) if own and want else None for want in wants[2:]]
+    if shares.numel():
+        affine = _row_of(given, w, tasks), _row_of(given, wt, tasks)
+        with on(shares.device):
+            _finish_means(shares, affine, (u1, u2), Sets(tasks, rows, features, features), (params[0], params[1]))
+    if not own:
+        params = [*_of_params(given, (tasks, 1, 1, features), wants, shares.view(numbers, tasks, chunks, 1, features))]
+    return u1 if wants[0] else None, u2 if wants[1] else None, *params[: len(part.wants) - 2]
 
 
 NORM_SUMS: dict[str, Any] = {
@@ -290,4 +346,11 @@ NORM_SUMS: dict[str, Any] = {
     "norm.sums": _sums,
     "norm.stats_tangent": _stats_tangent,
     "norm.sums_tangent": _sums_tangent,
+}
+# What puts the shares of launches together (shares.py).
+FINISHING: dict[str, Any] = {
+    "norm.stats.finish": _stats_of_shares,
+    "norm.sums.finish": _sums_of_shares,
+    "norm.stats_tangent.finish": _sums_of_shares,
+    "norm.sums_tangent.finish": _sums_of_shares,
 }

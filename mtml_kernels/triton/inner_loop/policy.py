@@ -6,20 +6,28 @@ from typing import NamedTuple
 
 from mtml_kernels.triton.inner_loop.jobs import Job
 
-__all__ = ["WARPS", "Tile", "blocks", "programs", "tile_of"]
+__all__ = ["LARGEST", "WARPS", "Tile", "blocks", "programs", "shared_tile", "tile_of"]
 
 WARPS = 4
 SMALLEST = 16  # of a side of tl.dot
 LARGEST = 64
 ELEMENTS = 1024  # of a pointwise tile: 8 a thread
+SAMPLES = 256  # of a task's loss at a time: two a thread
+SHARES = 1024  # of a task's sums, at most: few enough for the programs that add them up
 
 
 class Tile(NamedTuple):
-    """Rows and columns of a program's tile, and the block of the depth."""
+    """Rows and columns of a tile, and the block of the depth; how many of them, row by row, a program takes."""
 
     rows: int
     cols: int
     depth: int
+    repeat: int = 1
+
+    @property
+    def chunk(self) -> int:
+        """Rows of a program."""
+        return self.rows * self.repeat
 
 
 def power(n: int, least: int, most: int) -> int:
@@ -30,15 +38,32 @@ def power(n: int, least: int, most: int) -> int:
     return found
 
 
-def tile_of(job: Job, dtype: str) -> Tile:
-    """The tile of a job, by the shape of one task's result alone, also where the rows of all tasks are one matrix: the
-    same bits whatever tasks stand beside.
+def shared_tile(job: Job, dtype: str) -> Tile:
+    """The tile of a job that stores shares: as many one after another as leave `SHARES` of a task's rows.
 
-    Products: up to 64 x 64 with a depth of 32. Few-shot rows (5 or 10 of a support set) fill 16, which use the matrix
-    units' smaller shape; 64 rows are what sm_90's larger one takes. Two blocks of operands in three stages are 48 KB of
-    shared memory, which sm_120's 99 KB hold. Doubles are two words: 32 x 32.
+    Not of products, whose loop over the depth in another loop spills: one tile, be it too many shares.
+    """
+    tile = _tile(job, dtype)
+    if job.product is not None:
+        return tile
+    return tile._replace(repeat=power(-(-job.rows // (tile.rows * SHARES)), 1, job.rows))
+
+
+def tile_of(job: Job, dtype: str) -> Tile:
+    """The tile of a job."""
+    return shared_tile(job, dtype) if job.shares else _tile(job, dtype)
+
+
+def _tile(job: Job, dtype: str) -> Tile:
+    """By the shape of one task's result alone, also where the rows of all tasks are one matrix: the same bits whatever
+    tasks stand beside.
+
+    Products: up to 64 x 64 with a depth of 32, or of 16 where there is less: 9 taps of 3 channels in one block spill,
+    in two they take 96 registers. Few-shot rows (5 or 10 of a support set) fill 16, which use the matrix units' smaller
+    shape; 64 rows are what sm_90's larger one takes. Two blocks of operands in three stages are 48 KB of shared memory,
+    which sm_120's 99 KB hold. Doubles are two words: 32 x 32.
     Sums over rows: 64 rows at a time, up to 64 columns. Pointwise, and sums over tasks: about 1024 elements, whole rows
-    first. Reasoned, not yet measured.
+    first; of what is pooled as many windows. Reasoned, not yet measured.
     """
     space = job.space
     if job.product is not None:
@@ -46,11 +71,13 @@ def tile_of(job: Job, dtype: str) -> Tile:
         own_rows, own_cols = _own(job)
         own_rows //= space.shape[0] if space.merged else 1
         rows, cols = power(own_rows, SMALLEST, most), power(own_cols, SMALLEST, most)
-        return Tile(rows, cols, power(job.product.depth, SMALLEST, 32))
+        return Tile(rows, cols, 16 if job.product.depth < 32 else 32)
+    if job.weighed is not None:
+        return Tile(1, 1, SAMPLES)
     if job.summed and not job.over_tasks:
         return Tile(1, power(space.cols, 1, LARGEST), LARGEST)
     cols = power(space.cols, 1, 128)
-    return Tile(power(space.rows, 1, ELEMENTS // cols), cols, 1)
+    return Tile(power(job.rows, 1, ELEMENTS // cols), cols, 1)
 
 
 def _own(job: Job) -> tuple[int, int]:
@@ -63,9 +90,9 @@ def _own(job: Job) -> tuple[int, int]:
 
 
 def blocks(job: Job, tile: Tile) -> tuple[int, int]:
-    """How many tiles one group of one task's result has, by rows and columns."""
+    """How many programs one group of one task's result takes, by rows and columns."""
     rows, cols = _own(job)
-    return -(-rows // tile.rows), -(-cols // tile.cols)
+    return -(-rows // tile.chunk), -(-cols // tile.cols)
 
 
 def programs(job: Job, tile: Tile) -> int:

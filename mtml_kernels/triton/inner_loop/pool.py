@@ -1,35 +1,38 @@
-"""Poolings of images [T, N, H W, C]. Of a maximum the index is PyTorch's: the position in the image, int64.
+"""Poolings of images [T, N, H W, C] as jobs. Of a maximum the index is the position in the image, as PyTorch has it.
 
-The gradient of a point is gathered from the windows that hold it, so that nothing is added to memory by two programs.
+A pooling reads its operand elsewhere than at its own tile, so that it begins a job, behind which pointwise parts go on.
+The gradient of a point is gathered from the windows that hold it: nothing is added to memory by two programs. Where
+windows lie side by side, `Panes`, a pooling also ends the job of what it pools: a program has all points of a window.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from mtml_kernels.program.layers.pool import Pool
 from mtml_kernels.program.layers.window import Window
-from mtml_kernels.schedule.call import Part
+from mtml_kernels.schedule.call import ABSENT, Part
 from mtml_kernels.schedule.kernels import Pooling
-from mtml_kernels.triton.device import on
-from mtml_kernels.triton.inner_loop.operands import OPTIONS, Results, new, power, strides, type_of
-from mtml_kernels.triton.inner_loop.pool_kernels import gather_kernel, pool_back_kernel, pool_kernel
 
-__all__ = ["POOL", "Reach", "image_tile"]
+__all__ = ["POOLS", "Panes", "Reach", "index_of", "index_type"]
+
+POOLS = frozenset({"pool.forward", "pool.backward", "pool.tangent"})
 
 
-def image_tile(elements: int) -> int:
-    """The launch policy: how many elements of a sample's result a program takes.
+def index_of(part: Part) -> int:
+    """The plane of a maximum's positions, which `pool.forward` writes and the others read."""
+    if part.kernel not in POOLS:
+        return ABSENT
+    return part.writes[1] if part.kernel == "pool.forward" else part.reads[1]
 
-    512, 4 for each of 128 threads, which then walk over their windows: neighbours are channels, one load of 16 bytes.
-    A support set of 5 images of 14 x 14 points and 64 channels makes 125 programs. Of one task's shape alone. Reasoned,
-    not yet measured.
-    """
-    return power(elements, 512)
+
+def index_type(given: Pooling) -> torch.dtype:
+    """Of positions in the image: a plane of 64 bits would be half as large as the image."""
+    height, width = Window.of(given.window).size
+    return torch.int16 if height * width <= 2**15 else torch.int32
 
 
 class Reach(NamedTuple):
@@ -75,60 +78,21 @@ def _adaptive(size: int, out: int) -> tuple[int, int]:
     return max(end - first for first, end in spans), max(points)
 
 
-def _forward(part: Part, x: Tensor) -> Results:
-    given: Pooling = part.constants
-    reach = Reach.of(given)
-    tasks, samples, _, channels = x.shape
-    shape = tasks, samples, reach.out_height * reach.out_width, channels
-    y = new(shape, x, x.dtype)
-    index = new(shape, x, torch.int64) if given.kind == Pool.MAX and part.wants[1] else None
-    if y.numel():
-        elements = shape[2] * channels
-        block = image_tile(elements)
-        with on(x.device):
-            pool_kernel[(tasks * samples, -(-elements // block))](
-                x, y, y if index is None else index, samples, *x.stride(), given.kind, channels, *reach.constants(),
-                index is not None, block, type_of(x), **OPTIONS,
-            )  # fmt: skip
-    return y, index
+class Panes(NamedTuple):
+    """Windows side by side: `grid` of them cover an image of `size`, `out` of them lie in it whole and are pooled."""
 
+    kernel: tuple[int, int]
+    size: tuple[int, int]
+    out: tuple[int, int]
+    grid: tuple[int, int]
 
-def _tangent(part: Part, xt: Tensor, index: Tensor | None) -> Results:
-    if index is None:
-        return (_forward(part, xt)[0],)
-    tasks = max(xt.shape[0], index.shape[0])
-    yt = new((tasks, *index.shape[1:]), xt, xt.dtype)
-    if yt.numel():
-        moved, at = xt.expand(tasks, -1, -1, -1), index.expand(tasks, -1, -1, -1)
-        _, samples, rows, channels = yt.shape
-        block = image_tile(rows * channels)
-        with on(xt.device):
-            gather_kernel[(tasks * samples, -(-rows * channels // block))](
-                moved, at, yt, samples, rows * channels, *moved.stride(), *at.stride(), channels, block, **OPTIONS
-            )
-    return (yt,)
-
-
-def _backward(part: Part, d: Tensor, index: Tensor | None) -> Results:
-    given: Pooling = part.constants
-    reach = Reach.of(given)
-    tasks = max(t.shape[0] for t in (d, index) if t is not None)
-    samples, channels = d.shape[1], d.shape[3]
-    points = reach.height * reach.width
-    dx = new((tasks, samples, points, channels), d, d.dtype)
-    if dx.numel():
-        block = image_tile(points * channels)
-        own, at = (None if t is None else t.expand(tasks, -1, -1, -1) for t in (d, index))
-        with on(d.device):
-            pool_back_kernel[(tasks * samples, -(-points * channels // block))](
-                own, own if at is None else at, dx, samples, *strides(own, 4), *strides(at, 4), given.kind, channels,
-                *reach.constants(), block, type_of(d), **OPTIONS,
-            )  # fmt: skip
-    return (dx,)
-
-
-POOL: dict[str, Any] = {
-    "pool.forward": _forward,
-    "pool.backward": _backward,
-    "pool.tangent": _tangent,
-}
+    @staticmethod
+    def of(given: Pooling) -> Panes | None:
+        """None where windows overlap, have gaps, or reach beyond the image."""
+        w = Window.of(given.window)
+        apart = w.kernel == w.stride and w.pad == (0, 0) and w.dilation == (1, 1)
+        inside = all(n * k <= size for n, k, size in zip(w.out, w.kernel, w.size, strict=True))
+        if given.kind == Pool.ADAPTIVE_AVG or not (apart and inside):
+            return None
+        grid = -(-w.size[0] // w.kernel[0]), -(-w.size[1] // w.kernel[1])
+        return Panes(w.kernel, w.size, w.out, grid)

@@ -6,6 +6,9 @@ A job's program owns one tile [BM, BC] of a task's result, flattened to rows m a
     v0, v1, ... = the pointwise parts, in order, of acc and of planes read at the tile
     stores of what is read later
 
+Where a pooling ends the job, rows m are its windows, and the last two lines stand in a loop over a window's points.
+Where a program takes several tiles, all of them stand in a loop, and its shares of sums are stored after it.
+
 Sizes and strides are literals: what a compiler knows to be divisible by 16 it loads in whole words, and without that
 every product here spills.
 """
@@ -14,11 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mtml_kernels.program.layers.window import Window
-from mtml_kernels.schedule.kernels import Normalisation
+from mtml_kernels.schedule.call import ABSENT, Part
+from mtml_kernels.schedule.kernels import Loss, Normalisation
+from mtml_kernels.triton.inner_loop.conv_text import WAYS, strides_of, window_of
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
-from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Phase, Product, Reading, Term
+from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Phase, Product, Reading, Term, data_of
+from mtml_kernels.triton.inner_loop.loss_text import judged
 from mtml_kernels.triton.inner_loop.policy import Tile, blocks, programs, tile_of
+from mtml_kernels.triton.inner_loop.pool import POOLS, Panes
+from mtml_kernels.triton.inner_loop.pool_text import after_panes, before_panes, gathered, in_pane, pane_lines
+from mtml_kernels.triton.inner_loop.share_text import adding, starting, storing
 
 __all__ = ["kernel_text"]
 
@@ -72,42 +80,79 @@ class _JobText:
     def lines(self) -> list[str]:
         """The body of the function."""
         self._head()
+        shares = [(i, share, self.stored[share.plane]) for i, share in enumerate(self.job.shares)]
+        for i, share, plane in shares:
+            self.body += starting(i, share, plane, self.tile.cols, self.type)
+        outside, self.body = self.body, []
+        self._of_tile()
+        inside, repeat = self.body, self.tile.repeat
+        if repeat > 1:
+            inside = [f"for i in range(0, {repeat}):", *(f"    {line}" for line in inside)]
+        self.body = [*outside, *inside]
+        for i, share, plane in shares:
+            self.body += storing(i, share, plane)
+        return [f"    {line}" for line in self.body]
+
+    def _of_tile(self) -> None:
+        self._rows()
         if self.job.product is not None:
             self._product(self.job.product)
         elif self.job.over_tasks:
             self._sum_over_tasks()
+        elif self.job.weighed is not None:
+            self._weighed_sum(self.job.weighed)
         elif self.job.summed:
             self._sum()
         held: dict[int, str] = {} if self.job.first is None else {self.job.first: "acc"}
-        self._parts(held)
-        return [f"    {line}" for line in self.body]
+        if self.job.pool is not None and self.job.panes is not None:
+            self._panes(self.job.pool, self.job.panes)
+        else:
+            self._parts(held)
+        for i, share in enumerate(self.job.shares):
+            data = {role: self._operand(plane, held, -1) for role, plane in data_of(share.part).items()}
+            self.body += adding(i, share, self.stored[share.plane], data)
 
     # --- where the tile lies ----------------------------------------------------------------------------------------
 
-    def _head(self) -> None:
-        tile, groups, cols = self.tile, _groups(self.job), self.space.cols
-        blocks_r, blocks_c = blocks(self.job, tile)
+    def _own(self) -> tuple[int, int, bool]:
+        """Rows and columns of a group, and whether groups are of rows."""
+        groups, rows, cols = _groups(self.job), self.job.rows, self.space.cols
         by_rows = self.job.product is not None and self.job.product.rows_grouped
-        own_rows, own_cols = (self.job.rows // groups, cols) if by_rows else (self.job.rows, cols // groups)
+        return (rows // groups, cols, True) if by_rows else (rows, cols // groups, False)
+
+    def _head(self) -> None:
+        tile, groups, (_, own_cols, by_rows) = self.tile, _groups(self.job), self._own()
+        blocks_r, blocks_c = blocks(self.job, tile)
         self.body += [
             f"task = (pid // {blocks_r * blocks_c * groups}){self.wide}",
             f"group = pid // {blocks_r * blocks_c} % {groups}",
-            f"m = pid // {blocks_c} % {blocks_r} * {tile.rows} + tl.arange(0, {tile.rows})[:, None]",
+            f"chunk = pid // {blocks_c} % {blocks_r}",
             f"c = pid % {blocks_c} * {tile.cols} + tl.arange(0, {tile.cols})[None, :]",
-            f"live_m = m < {own_rows}",
             f"live_c = c < {own_cols}",
+        ]
+        if groups > 1 and not by_rows:
+            self.body += [f"c += group * {own_cols}"]
+
+    def _rows(self) -> None:
+        tile, (own_rows, _, by_rows) = self.tile, self._own()
+        start = f"chunk * {tile.rows}" if tile.repeat == 1 else f"(chunk * {tile.repeat} + i) * {tile.rows}"
+        self.body += [
+            f"m = {start} + tl.arange(0, {tile.rows})[:, None]",
+            f"live_m = m < {own_rows}",
             "live = live_m & live_c",
         ]
-        if groups > 1:
-            self.body += [f"m += group * {own_rows}" if by_rows else f"c += group * {own_cols}"]
+        if self.job.shares:
+            self.body += [f"count = tl.maximum(tl.minimum({own_rows} - {start}, {tile.rows}), 0)"]
+        if by_rows and _groups(self.job) > 1:
+            self.body += [f"m += group * {own_rows}"]
         if self.job.product is not None and self.job.product.phase is not None:
             self._pixels(self.job.product, self.job.product.phase)
         self._split()
 
     def _pixels(self, product: Product, phase: Phase) -> None:
         """Rows of a phase as rows of the whole image."""
-        w, (height, width) = _window(product), phase.size
-        stride = _strides(product)
+        w, (height, width) = window_of(product), phase.size
+        stride = strides_of(product)
         y = f"m % {height * width} // {width} * {stride[0]} + {phase.at[0]}"
         x = f"m % {width} * {stride[1]} + {phase.at[1]}"
         self.body += [f"m = m // {height * width} * {w.size[0] * w.size[1]} + ({y}) * {w.size[1]} + {x}"]
@@ -124,7 +169,7 @@ class _JobText:
 
     def _split(self) -> None:
         """Names for the task, sample and row of the tile's rows: t, n, r."""
-        if len(self.space.shape) != 4:
+        if len(self.space.shape) != 4 or self.job.pool is not None:
             self.body += ["t = task"]
             return
         _, n, r, _ = self.space.shape
@@ -137,7 +182,7 @@ class _JobText:
 
     # --- addresses ----------------------------------------------------------------------------------------------------
 
-    def _address(self, operand: Operand, indices: Sequence[str]) -> str:
+    def address(self, operand: Operand, indices: Sequence[str]) -> str:
         """name + the indices by their strides; a dimension of 1 is met by all."""
         terms = [
             index if stride == 1 else f"{index} * {stride}"
@@ -152,7 +197,7 @@ class _JobText:
             operand = self.operands[plane]
             name = f"a{len(self.names)}"
             self.names[plane, row] = name
-            address = self._address(operand, self._indices(operand, row))
+            address = self.address(operand, self._indices(operand, row))
             self.body += [f"{name} = tl.load({self._spread(address)}, mask=live, other=0.0).to({self.type})"]
         return self.names[plane, row]
 
@@ -192,7 +237,7 @@ class _JobText:
             self.body += [f"    {line}" for line in inner]
         if product.bias is not None:
             bias = self.operands[product.bias]
-            address = self._address(bias, ["t", "m", "c"])
+            address = self.address(bias, ["t", "m", "c"])
             self.body += [f"acc += tl.load({self._spread(address)}, mask=live, other=0.0).to({self.type})"]
 
     def _cast(self, product: Product, term: Term) -> str:
@@ -206,11 +251,11 @@ class _JobText:
             rows, cols = cols, rows
         lines: list[str] = []
         if reading.way == "weight":
-            address = self._address(operand, ["task", rows, cols])
+            address = self.address(operand, ["task", rows, cols])
         elif reading.way == "value":
             address = self._value(operand, rows, cols)
         else:
-            lines, address, extra = _WAYS[reading.way](self, operand, rows, cols, product)
+            lines, address, extra = WAYS[reading.way](self, operand, rows, cols, product)
             mask += f" & {extra}" if extra else ""
         whole = rows in address and cols in address  # else it is one row, column or number for all
         return [
@@ -225,7 +270,7 @@ class _JobText:
         if self.space.merged:
             task, rows = f"({rows} // {n * r}){self.wide}", f"({rows} % {n * r})"
         sample, row = (rows, "0") if r == 1 else (f"({rows} // {r})", f"({rows} % {r})")
-        return self._address(operand, [task, sample, row, cols])
+        return self.address(operand, [task, sample, row, cols])
 
     def _sum(self) -> None:
         """acc [1, C] = the sum over rows of values, which may be several planes."""
@@ -244,10 +289,30 @@ class _JobText:
                 "acc += tl.sum(part, 0)[None, :]",
             ]
 
+    def _weighed_sum(self, part: Part) -> None:
+        """acc [1, 1] = sum_n c_n l_n, or the mean or sum of l_n where there is no c."""
+        (each, c), depth = [self.operands.get(plane) for plane in part.reads], self.tile.depth
+        assert each is not None
+        samples = each.shape[1]
+        loads = [
+            f"tl.load({self.address(operand, ['task', 'k'])} + k * 0, mask=k < {samples}, other=0.0).to({self.type})"
+            for operand in (each, c)
+            if operand is not None
+        ]
+        self.body += [
+            f"part = tl.zeros([{depth}, 1], {self.type})",
+            f"for k0 in range(0, {samples}, {depth}):",
+            f"    k = k0 + tl.arange(0, {depth})[:, None]",
+            f"    part += {' * '.join(loads)}",
+            "acc = tl.sum(part, 0)[None, :]",
+        ]
+        if c is None and not part.constants.total:
+            self.body += [f"acc = acc / {samples}"]
+
     def _sum_over_tasks(self) -> None:
         """acc = the tasks' shares at the tile, added up in their order."""
         shares = self.operands[self.job.summed[0]]
-        address = self._address(shares, ["k", *self._indices(shares, -1)[1:]])
+        address = self.address(shares, ["k", *self._indices(shares, -1)[1:]])
         self.body += [
             f"acc = tl.zeros([{self.tile.rows}, {self.tile.cols}], {self.type})",
             f"for k in range(0, {shares.shape[0]}):",
@@ -260,14 +325,40 @@ class _JobText:
         if self.job.first is not None:
             self._store(self.job.first, "acc")
         for part in self.job.parts:
-            row = part.constants.row if isinstance(part.constants, Normalisation) else -1
-            names = [self._operand(plane, held, row) for plane in part.reads]
-            for plane, expression in zip(part.writes, EXPRESSIONS[part.kernel](part, *names), strict=True):
+            for plane, expression in zip(part.writes, self._results(part, held), strict=True):
                 if plane >= 0 and expression is not None:
                     # Numbered by place, not by plane: the same call of another step is the same text.
                     held[plane] = name = f"v{len(held)}"
                     self.body += [f"{name} = {expression}"]
                     self._store(plane, name)
+
+    def _results(self, part: Part, held: Mapping[int, str]) -> Sequence[str | None]:
+        if part.kernel in POOLS:
+            lines, names = gathered(part, [self.operands.get(plane) for plane in part.reads], self.type)
+            self.body += lines
+            return names[: len(part.writes)]
+        if isinstance(part.constants, Loss):
+            z, zt = part.reads[0], part.reads[1] if part.kernel == "loss.tangent" else ABSENT
+            logits = str(self._operand(z, held, -1)), self._operand(zt, held, -1)
+            lines, results = judged(part, *logits, self.operands, self.space.shape, self.tile, self.type)
+            self.body += lines
+            return results
+        row = part.constants.row if isinstance(part.constants, Normalisation) else -1
+        return EXPRESSIONS[part.kernel](part, *[self._operand(plane, held, row) for plane in part.reads])
+
+    def _panes(self, pool: Part, panes: Panes) -> None:
+        """Window by window: all parts of one point after the other, and then what is made of its points."""
+        index = self.operands.get(pool.reads[1]) if pool.kernel == "pool.tangent" else None
+        before = before_panes(pool, panes, index, (self.tile.rows, self.tile.cols), self.type)
+        outside, self.body = self.body, pane_lines(panes)
+        held: dict[int, str] = {}
+        self._parts(held)
+        inner = [*self.body, *in_pane(pool, held[pool.reads[0]])]
+        lines, names = after_panes(pool)
+        points = f"for tap in range(0, {panes.kernel[0] * panes.kernel[1]}):"
+        self.body = [*outside, *before, points, *(f"    {line}" for line in inner), *lines]
+        for plane, name in zip(pool.writes, names, strict=True):
+            self._store(plane, name)
 
     def _operand(self, plane: int, held: Mapping[int, str], row: int) -> str | None:
         if plane < 0:
@@ -278,107 +369,10 @@ class _JobText:
         return self._at_tile(plane, row if len(shape) == 3 and len(self.space.shape) == 4 else -1)
 
     def _store(self, plane: int, name: str) -> None:
-        if plane in self.stored:
-            operand = self.stored[plane]
-            address = self._address(operand, self._indices(operand, -1))
+        operand = self.stored.get(plane)
+        if operand is not None and len(operand.shape) == 2:  # of a sample [T, N]
+            address = " + ".join([operand.name, f"t * {operand.strides[0]}", "n", "m * 0"])
+            self.body += [f"tl.store({address}, {name}, mask=live_m)"]
+        elif operand is not None:
+            address = self.address(operand, self._indices(operand, -1))
             self.body += [f"tl.store({self._spread(address)}, {name}, mask=live)"]
-
-
-# --- how a convolution's operands lie: (lines before, address, what else has to hold) ---------------------------------
-
-Way = tuple[list[str], str, str]
-
-
-def _patch(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
-    """The pixel under tap and channel `cols` of the window of point `rows`."""
-    w = _window(product)
-    channels = operand.shape[3] // product.groups
-    point = f"({rows} % {w.out[0] * w.out[1]})"
-    lines = [
-        f"tap = {cols} // {channels}",
-        f"y = {point} // {w.out[1]} * {w.stride[0]} - {w.pad[0]} + tap // {w.kernel[1]} * {w.dilation[0]}",
-        f"x = {point} % {w.out[1]} * {w.stride[1]} - {w.pad[1]} + tap % {w.kernel[1]} * {w.dilation[1]}",
-    ]
-    inside = f"(y >= 0) & (y < {w.size[0]}) & (x >= 0) & (x < {w.size[1]})"
-    channel = f"(group * {channels} + {cols} % {channels})"
-    task, sample = _task_and_sample(text, operand, rows, w.out[0] * w.out[1])
-    return lines, text._address(operand, [task, sample, f"(y * {w.size[1]} + x)", channel]), inside
-
-
-def _patch_by_weight(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
-    """The same with columns as the weights are stored: channel, then tap."""
-    w = _window(product)
-    taps, channels = w.kernel[0] * w.kernel[1], operand.shape[3] // product.groups
-    lines, address, inside = _patch(text, operand, rows, f"({cols} % {taps} * {channels} + {cols} // {taps})", product)
-    return lines, address, inside
-
-
-def _spread(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
-    """The cotangent of the point whose window has pixel `rows` under its tap; `cols`: tap and channel out."""
-    w = _window(product)
-    channels = operand.shape[3] // product.groups
-    pixel = f"({rows} % {w.size[0] * w.size[1]})"
-    ky, kx = _taps(product, f"({cols} // {channels})")
-    lines = [
-        f"y = {pixel} // {w.size[1]} + {w.pad[0]} - {ky} * {w.dilation[0]}",
-        f"x = {pixel} % {w.size[1]} + {w.pad[1]} - {kx} * {w.dilation[1]}",
-    ]
-    inside = f"(y >= 0) & (x >= 0) & (y < {w.out[0] * w.stride[0]}) & (x < {w.out[1] * w.stride[1]})"
-    if _strides(product) != w.stride:
-        inside += f" & (y % {w.stride[0]} == 0) & (x % {w.stride[1]} == 0)"
-    place = f"(y // {w.stride[0]} * {w.out[1]} + x // {w.stride[1]})"
-    channel = f"(group * {channels} + {cols} % {channels})"
-    task, sample = _task_and_sample(text, operand, rows, w.size[0] * w.size[1])
-    return lines, text._address(operand, [task, sample, place, channel]), inside
-
-
-def _strides(product: Product) -> tuple[int, int]:
-    """Between pixels of a phase, and between its taps."""
-    w = _window(product)
-    return w.stride if w.dilation == (1, 1) else (1, 1)
-
-
-def _taps(product: Product, tap: str) -> tuple[str, str]:
-    """Row and column of a phase's tap in the window."""
-    assert product.phase is not None
-    (fy, fx), (sy, sx), width = product.phase.first, _strides(product), max(1, product.phase.taps[1])
-    return f"({tap} // {width} * {sy} + {fy})", f"({tap} % {width} * {sx} + {fx})"
-
-
-def _kernel(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
-    """Weights [O, C / g * taps] by (tap and channel in, channel out)."""
-    w = _window(product)
-    taps = w.kernel[0] * w.kernel[1]
-    channels = operand.shape[2] // taps
-    return [], text._address(operand, ["task", cols, f"({rows} % {channels} * {taps} + {rows} // {channels})"]), ""
-
-
-def _kernel_back(text: _JobText, operand: Operand, rows: str, cols: str, product: Product) -> Way:
-    """Weights by (tap and channel out, channel in)."""
-    w = _window(product)
-    taps, outputs = w.kernel[0] * w.kernel[1], operand.shape[1] // product.groups
-    inputs = operand.shape[2] // taps
-    out = f"(group * {outputs} + {rows} % {outputs})"
-    ky, kx = _taps(product, f"({rows} // {outputs})")
-    return [], text._address(operand, ["task", out, f"({cols} % {inputs} * {taps} + {ky} * {w.kernel[1]} + {kx})"]), ""
-
-
-def _window(product: Product) -> Window:
-    assert product.window is not None
-    return product.window
-
-
-def _task_and_sample(text: _JobText, operand: Operand, rows: str, points: int) -> tuple[str, str]:
-    samples = operand.shape[1]
-    if text.space.merged:
-        return f"({rows} // {points * samples}){text.wide}", f"({rows} // {points} % {samples})"
-    return "task", f"({rows} // {points})"
-
-
-_WAYS = {
-    "patch": _patch,
-    "patch_by_weight": _patch_by_weight,
-    "spread": _spread,
-    "kernel": _kernel,
-    "kernel_back": _kernel_back,
-}

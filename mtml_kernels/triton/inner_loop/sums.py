@@ -29,7 +29,7 @@ from mtml_kernels.triton.inner_loop.operands import (
     type_of,
 )
 
-__all__ = ["SUMS", "SumTile", "partial_sums", "sum_kernel", "sum_tile", "total"]
+__all__ = ["SUMS", "SumTile", "sum_kernel", "sum_tile", "total"]
 
 Four = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -167,15 +167,6 @@ def _launch(
             **OPTIONS,
         )
     return y
-
-
-def partial_sums(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of every task of [T, rows, cols], of chunks of its elements  # [T, chunks]"""
-    whole = shape_of(a, b)
-    if not a.numel():
-        return new((whole[0], 1), a).zero_()
-    four = [*spread(whole, a, b), None, None]
-    return _launch(four, whole[0], whole[1:], [False] * (len(whole) - 1), False).squeeze(2)
 
 
 def total(shape: Sequence[int], *factors: Tensor | None, minus: bool = False) -> Tensor:

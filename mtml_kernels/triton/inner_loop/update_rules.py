@@ -16,9 +16,12 @@ import triton.language as tl
 
 from mtml_kernels.schema.update import HYPERS, RULES
 from mtml_kernels.triton.inner_loop.arithmetic import quotient, root
-from mtml_kernels.triton.inner_loop.grid import task_and_block
+from mtml_kernels.triton.inner_loop.segments import address, chosen, place
 
-__all__ = ["adjoint_kernel", "rule_kernel"]
+__all__ = ["BY_BLOCK", "BY_ELEMENT", "adjoint_kernel", "rates_kernel", "rule_kernel"]
+
+# What is left of the cotangents of rates: every term, or sums of blocks, which are all that one number for all needs.
+BY_ELEMENT, BY_BLOCK = tl.constexpr(1), tl.constexpr(2)
 
 SGD, ADAM = tl.constexpr(RULES.index("sgd")), tl.constexpr(RULES.index("adam"))
 WEIGHT_DECAY, MOMENTUM_AT = tl.constexpr(HYPERS.index("weight_decay")), tl.constexpr(HYPERS.index("momentum"))
@@ -67,6 +70,13 @@ def _number(hyper, at: tl.constexpr, hyper_p, TYPE: tl.constexpr):
 
 
 @triton.jit
+def _read(
+    tensors, STEPS: tl.constexpr, task, block, p, live, FIRSTS: tl.constexpr, TYPE: tl.constexpr
+):  # fmt: skip
+    return tl.load(address(tensors, STEPS, task, block, p, FIRSTS), mask=live, other=0.0).to(TYPE)
+
+
+@triton.jit
 def _direction(
     theta, g, s0, s1, s2, decay, momentum, damped, beta1, beta2, eps, eps_root, rest1, rest2, bias1, bias2,
     RULE: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, DECOUPLED: tl.constexpr,
@@ -110,19 +120,21 @@ def _direction(
 
 @triton.jit(do_not_specialize=["t"])
 def rule_kernel(
-    theta, g, s0, s1, s2,  # [T, P]
+    theta, g,  # of each tensor [T, P]
     alpha,  # [1 or T, 1 or P]
+    s0, s1, s2,  # [T, P]
     hyper,  # [8]
     after, t0, t1, t2,  # [T, P]
-    P, theta_t, theta_p, g_t, g_p, s0_t, s0_p, s1_t, s1_p, s2_t, s2_p, alpha_t, alpha_p, hyper_p,
+    hyper_p,
     t,  # the step's number, from 1 on
+    STEPS: tl.constexpr,  # of theta .. s2 in their order
+    SIZES: tl.constexpr, FIRSTS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
     HAS_S0: tl.constexpr, HAS_S1: tl.constexpr, HAS_S2: tl.constexpr,
     RULE: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, DECOUPLED: tl.constexpr,
-    CENTERED: tl.constexpr, DECAYED: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+    CENTERED: tl.constexpr, DECAYED: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """after = theta - alpha d (DECOUPLED: - alpha decay theta), and the moments after the step."""
-    task, block = task_and_block(tl.cdiv(P, BLOCK))
-    p = block * BLOCK + tl.arange(0, BLOCK)
+    """after = theta - alpha d (DECOUPLED: - alpha decay theta), and the moments after the step, of several tensors."""
+    task, block, p, P = place(SIZES, FIRSTS, BLOCKS, BLOCK)
     live = p < P
     decay = _number(hyper, WEIGHT_DECAY, hyper_p, TYPE)
     momentum = _number(hyper, MOMENTUM_AT, hyper_p, TYPE)
@@ -131,12 +143,12 @@ def rule_kernel(
     eps, eps_root = _number(hyper, EPS, hyper_p, TYPE), _number(hyper, EPS_ROOT, hyper_p, TYPE)
     rest1, bias1, _ = _bias(beta1, t, TYPE)
     rest2, bias2, _ = _bias(beta2, t, TYPE)
-    rate = tl.load(alpha + task * alpha_t + p * alpha_p, mask=live, other=0.0).to(TYPE)
-    start = tl.load(theta + task * theta_t + p * theta_p, mask=live, other=0.0).to(TYPE)
-    own = tl.load(g + task * g_t + p * g_p, mask=live, other=0.0).to(TYPE)
-    old0 = tl.load(s0 + task * s0_t + p * s0_p, mask=live & HAS_S0, other=0.0).to(TYPE)
-    old1 = tl.load(s1 + task * s1_t + p * s1_p, mask=live & HAS_S1, other=0.0).to(TYPE)
-    old2 = tl.load(s2 + task * s2_t + p * s2_p, mask=live & HAS_S2, other=0.0).to(TYPE)
+    rate = _read(alpha, STEPS[2], task, block, p, live, FIRSTS, TYPE)
+    start = _read(theta, STEPS[0], task, block, p, live, FIRSTS, TYPE)
+    own = _read(g, STEPS[1], task, block, p, live, FIRSTS, TYPE)
+    old0 = _read(s0, STEPS[3], task, block, p, live & HAS_S0, FIRSTS, TYPE)
+    old1 = _read(s1, STEPS[4], task, block, p, live & HAS_S1, FIRSTS, TYPE)
+    old2 = _read(s2, STEPS[5], task, block, p, live & HAS_S2, FIRSTS, TYPE)
     own, d, new0, new1, new2, _, _, _ = _direction(
         start, own, old0, old1, old2, decay, momentum, damped, beta1.to(TYPE), beta2.to(TYPE), eps, eps_root,
         rest1, rest2, bias1, bias2, RULE, MOMENTUM, NESTEROV, DECOUPLED, CENTERED, DECAYED, FIRST,
@@ -144,19 +156,14 @@ def rule_kernel(
     if DECAYED:
         if DECOUPLED:
             start = start - start * (rate * decay)
-    tl.store(after + task * P + p, start - rate * d, mask=live)
-    if RULE == ADAM:
-        tl.store(t0 + task * P + p, new0, mask=live)
-        tl.store(t1 + task * P + p, new1, mask=live)
-    elif RULE == SGD:
-        if MOMENTUM:
-            tl.store(t0 + task * P + p, new0, mask=live)
-    else:
-        tl.store(t0 + task * P + p, new0, mask=live)
-        if CENTERED or MOMENTUM:
-            tl.store(t1 + task * P + p, new1, mask=live)
-        if CENTERED and MOMENTUM:
-            tl.store(t2 + task * P + p, new2, mask=live)
+    at = task * P + p
+    tl.store(chosen(after, block, FIRSTS) + at, start - rate * d, mask=live)
+    if RULE != SGD or MOMENTUM:
+        tl.store(chosen(t0, block, FIRSTS) + at, new0, mask=live)
+    if RULE == ADAM or CENTERED or (RULE != SGD and MOMENTUM):
+        tl.store(chosen(t1, block, FIRSTS) + at, new1, mask=live)
+    if CENTERED and MOMENTUM:
+        tl.store(chosen(t2, block, FIRSTS) + at, new2, mask=live)
 
 
 @triton.jit
@@ -174,27 +181,29 @@ def _sum(x):
 
 @triton.jit(do_not_specialize=["t"])
 def adjoint_kernel(
-    theta, g, s0, s1, s2, lam, mu0, mu1, mu2,  # [T, P]
+    theta, g,  # of each tensor [T, P]
     alpha,  # [1 or T, 1 or P]
+    s0, s1, s2, lam, mu0, mu1, mu2,  # [T, P]
     hyper,  # [8]
-    v, below, nu0, nu1, nu2, rates,  # [T, P]
-    numbers,  # [T, blocks, 8]
-    P, theta_t, theta_p, g_t, g_p, s0_t, s0_p, s1_t, s1_p, s2_t, s2_p, lam_t, lam_p,
-    mu0_t, mu0_p, mu1_t, mu1_p, mu2_t, mu2_p, alpha_t, alpha_p, hyper_p,
+    v, below, nu0, nu1, nu2,  # [T, P]
+    rates,  # [T, P], or of all tensors [T, blocks]
+    numbers,  # [T, blocks, 8], one for all tensors
+    hyper_p,
     t,  # the step's number, from 1 on
+    STEPS: tl.constexpr,  # of theta .. mu2 in their order
+    SIZES: tl.constexpr, FIRSTS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
     HAS_S0: tl.constexpr, HAS_S1: tl.constexpr, HAS_S2: tl.constexpr, HAS_LAM: tl.constexpr,
     HAS_MU0: tl.constexpr, HAS_MU1: tl.constexpr, HAS_MU2: tl.constexpr,
     RULE: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, DECOUPLED: tl.constexpr,
     CENTERED: tl.constexpr, DECAYED: tl.constexpr, FIRST: tl.constexpr,
-    WANT_RATE: tl.constexpr, WANT_HYPER: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+    RATES: tl.constexpr, WANT_HYPER: tl.constexpr,
 ):  # fmt: skip
     """From cotangents lam of after and mu of the moments after the step, with xbar that of x and dbar = -alpha lam:
 
     v = gbar, below = lam + decay gbar (DECOUPLED: + decay dbar), nu: of the moments before, rates = -lam d
-    (DECOUPLED: -lam (d + decay theta)), numbers: sums of a block's terms of the numbers' cotangents.
+    (DECOUPLED: -lam (d + decay theta)) by RATES, numbers: sums of a block's terms of the numbers' cotangents.
     """
-    task, block = task_and_block(tl.cdiv(P, BLOCK))
-    p = block * BLOCK + tl.arange(0, BLOCK)
+    task, block, p, P = place(SIZES, FIRSTS, BLOCKS, BLOCK)
     live = p < P
     decay = _number(hyper, WEIGHT_DECAY, hyper_p, TYPE)
     momentum = _number(hyper, MOMENTUM_AT, hyper_p, TYPE)
@@ -204,16 +213,16 @@ def adjoint_kernel(
     rest1, bias1, slope1 = _bias(double1, t, TYPE)
     rest2, bias2, slope2 = _bias(double2, t, TYPE)
     beta1, beta2 = double1.to(TYPE), double2.to(TYPE)
-    rate = tl.load(alpha + task * alpha_t + p * alpha_p, mask=live, other=0.0).to(TYPE)
-    start = tl.load(theta + task * theta_t + p * theta_p, mask=live, other=0.0).to(TYPE)
-    own = tl.load(g + task * g_t + p * g_p, mask=live, other=0.0).to(TYPE)
-    old0 = tl.load(s0 + task * s0_t + p * s0_p, mask=live & HAS_S0, other=0.0).to(TYPE)
-    old1 = tl.load(s1 + task * s1_t + p * s1_p, mask=live & HAS_S1, other=0.0).to(TYPE)
-    old2 = tl.load(s2 + task * s2_t + p * s2_p, mask=live & HAS_S2, other=0.0).to(TYPE)
-    down = tl.load(lam + task * lam_t + p * lam_p, mask=live & HAS_LAM, other=0.0).to(TYPE)
-    m0 = tl.load(mu0 + task * mu0_t + p * mu0_p, mask=live & HAS_MU0, other=0.0).to(TYPE)
-    m1 = tl.load(mu1 + task * mu1_t + p * mu1_p, mask=live & HAS_MU1, other=0.0).to(TYPE)
-    m2 = tl.load(mu2 + task * mu2_t + p * mu2_p, mask=live & HAS_MU2, other=0.0).to(TYPE)
+    rate = _read(alpha, STEPS[2], task, block, p, live, FIRSTS, TYPE)
+    start = _read(theta, STEPS[0], task, block, p, live, FIRSTS, TYPE)
+    own = _read(g, STEPS[1], task, block, p, live, FIRSTS, TYPE)
+    old0 = _read(s0, STEPS[3], task, block, p, live & HAS_S0, FIRSTS, TYPE)
+    old1 = _read(s1, STEPS[4], task, block, p, live & HAS_S1, FIRSTS, TYPE)
+    old2 = _read(s2, STEPS[5], task, block, p, live & HAS_S2, FIRSTS, TYPE)
+    down = _read(lam, STEPS[6], task, block, p, live & HAS_LAM, FIRSTS, TYPE)
+    m0 = _read(mu0, STEPS[7], task, block, p, live & HAS_MU0, FIRSTS, TYPE)
+    m1 = _read(mu1, STEPS[8], task, block, p, live & HAS_MU1, FIRSTS, TYPE)
+    m2 = _read(mu2, STEPS[9], task, block, p, live & HAS_MU2, FIRSTS, TYPE)
     own, d, t0, t1, _t2, spread, divisor, q = _direction(
         start, own, old0, old1, old2, decay, momentum, damped, beta1, beta2, eps, eps_root, rest1, rest2, bias1, bias2,
         RULE, MOMENTUM, NESTEROV, DECOUPLED, CENTERED, DECAYED, FIRST,
@@ -268,19 +277,24 @@ def adjoint_kernel(
             of_beta2 += abar * (old1 - own)
             gbar += abar * rest2
     at = task * P + p
-    _adjoint_results(
-        start, down, d, dbar, gbar, decay, v + at, below + at, rates + at, live, DECOUPLED, DECAYED, WANT_RATE
-    )
+    of_rate = _adjoint_results(
+        start, down, d, dbar, gbar, decay, chosen(v, block, FIRSTS) + at, chosen(below, block, FIRSTS) + at, live,
+        DECOUPLED, DECAYED,
+    )  # fmt: skip
+    if RATES == BY_ELEMENT:
+        tl.store(chosen(rates, block, FIRSTS) + at, of_rate, mask=live)
+    if RATES == BY_BLOCK:
+        tl.store(rates[0] + task * BLOCKS + block, tl.sum(tl.where(live, of_rate, 0.0), 0))
     if RULE != SGD or MOMENTUM:
-        tl.store(nu0 + at, n0, mask=live)
+        tl.store(chosen(nu0, block, FIRSTS) + at, n0, mask=live)
     if RULE == ADAM or CENTERED or (RULE != SGD and MOMENTUM):
-        tl.store(nu1 + at, n1, mask=live)
+        tl.store(chosen(nu1, block, FIRSTS) + at, n1, mask=live)
     if CENTERED and MOMENTUM:
-        tl.store(nu2 + at, n2, mask=live)
+        tl.store(chosen(nu2, block, FIRSTS) + at, n2, mask=live)
     if WANT_HYPER:
         if DECAYED:
             of_decay = start * dbar if DECOUPLED else start * gbar
-        to = numbers + (task * tl.cdiv(P, BLOCK) + block) * COUNT
+        to = numbers + (task * BLOCKS + block) * COUNT
         tl.store(to, _sum(zero))  # clip_norm's
         tl.store(to + WEIGHT_DECAY, _sum(of_decay))
         tl.store(to + MOMENTUM_AT, _sum(of_momentum))
@@ -293,10 +307,9 @@ def adjoint_kernel(
 
 @triton.jit
 def _adjoint_results(
-    theta, lam, d, dbar, gbar, decay, v, below, rates, live,
-    DECOUPLED: tl.constexpr, DECAYED: tl.constexpr, WANT_RATE: tl.constexpr,
+    theta, lam, d, dbar, gbar, decay, v, below, live, DECOUPLED: tl.constexpr, DECAYED: tl.constexpr
 ):  # fmt: skip
-    """Stores v, below and, where they are wanted, the terms of the rates."""
+    """Stores v and below; the terms of the rate."""
     down, of_rate = lam, d
     if DECAYED:
         if DECOUPLED:
@@ -306,5 +319,25 @@ def _adjoint_results(
             down = lam + gbar * decay
     tl.store(v, gbar, mask=live)
     tl.store(below, down, mask=live)
-    if WANT_RATE:
-        tl.store(rates, -of_rate * lam, mask=live)
+    return -of_rate * lam
+
+
+@triton.jit
+def rates_kernel(
+    sums,  # [T, blocks]
+    y,  # [tensors]
+    tasks,
+    FIRSTS: tl.constexpr, LASTS: tl.constexpr, BLOCKS: tl.constexpr, LANES: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """y = the sum over all tasks of a tensor's blocks, FIRSTS to LASTS"""
+    tensor = tl.program_id(0)
+    first, last = 0, 0
+    for i in tl.static_range(len(FIRSTS)):
+        first = tl.where(tensor == i, FIRSTS[i], first)
+        last = tl.where(tensor == i, LASTS[i], last)
+    own = last - first
+    added = tl.zeros([LANES], TYPE)
+    for start in range(0, tasks * own, LANES):
+        at = (start + tl.arange(0, LANES)).to(tl.int64)
+        added += tl.load(sums + at // own * BLOCKS + first + at % own, mask=at < tasks * own, other=0.0)
+    tl.store(y + tensor, tl.sum(added, 0))

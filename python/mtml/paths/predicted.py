@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtml_kernels.checks import Sizes
 from mtml_kernels.program import Program
+from mtml_kernels.schedule.capacity import remark
 from mtml_kernels.schedule.describe import Description, describe, device_of
 from mtml_kernels.schema.inner_loop import CLASS_IDS, NEED_LR, NEED_PARAMS, InnerLoopArgs, InnerLoopSpec
 
@@ -27,8 +28,10 @@ def predicted(
     """(In one line, every call) of a meta-step of these sizes."""
     on = params[0].device
     device, known = device_of(on)
-    found: Description = describe(_meta_step(program, params, rates, hyper, spec, sizes), device)
-    return f"{found}{'' if known else f'; the tensors lie on {on}'}", [line.to_dict() for line in found.lines]
+    a = _meta_step(program, params, rates, hyper, spec, sizes)
+    found: Description = describe(a, device)
+    said = [str(found), remark(a, on), "" if known else f"the tensors lie on {on}"]
+    return "; ".join(filter(None, said)), [line.to_dict() for line in found.lines]
 
 
 def _meta_step(

@@ -28,9 +28,17 @@ from mtml_kernels.schedule.build import Plan
 from mtml_kernels.triton.inner_loop import bound
 from mtml_kernels.triton.inner_loop.launching import LaunchKernel, options_of
 
-TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int16: "*i16",
+}
 # The first distinct launches, about a second each: of a small network, also in TF32, and of one with convolutions.
 VARIANTS = {("sinusoid", "highest"): 14, ("sinusoid", "medium"): 3, ("omniglot_conv", "highest"): 10}
+# And one of each form that pools or stores shares of sums, of this one.
+FORMS = "mini_conv"
 
 
 def launches(name: str) -> Iterator[tuple[LaunchKernel, list[Tensor]]]:
@@ -57,7 +65,19 @@ def compile_for(capability: int) -> list[dict[str, Any]]:
                 found.append(
                     compiled(kernel, tensors, capability) | {"precision": "ieee" if matmul == "highest" else matmul}
                 )
-    return found
+    torch.set_float32_matmul_precision("highest")
+    forms = {form: launch for *launch, form in ((*pair, form_of(pair[0])) for pair in launches(FORMS)) if form}
+    return found + [compiled(*launch, capability) | {"precision": "ieee"} for launch in forms.values()]
+
+
+def form_of(kernel: LaunchKernel) -> tuple[str, ...]:
+    """What is fused in a launch that pools or stores shares; nothing for others."""
+    jobs = kernel.launch.jobs
+    if not any(job.shares or job.pool or any(part.kernel == "pool.backward" for part in job.parts) for job in jobs):
+        return ()
+    parts = [part for job in jobs for part in (*job.parts, *([job.pool] if job.pool else ()))]
+    shares = [f"{job.product is not None} {share.part.kernel}" for job in jobs for share in job.shares]
+    return (*(part.kernel for part in parts), *shares)
 
 
 def compiled(kernel: LaunchKernel, tensors: list[Tensor], capability: int) -> dict[str, Any]:

@@ -24,15 +24,16 @@ from mtml_kernels.triton.inner_loop.clipping import CLIPPING
 from mtml_kernels.triton.inner_loop.embedding import EMBEDDING
 from mtml_kernels.triton.inner_loop.losses import LOSSES
 from mtml_kernels.triton.inner_loop.norm_sums import NORM_SUMS
-from mtml_kernels.triton.inner_loop.pool import POOL
+from mtml_kernels.triton.inner_loop.segments import MOST
 from mtml_kernels.triton.inner_loop.softmax import SOFTMAX
 from mtml_kernels.triton.inner_loop.sums import SUMS
 from mtml_kernels.triton.inner_loop.updates import UPDATES
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # tests/cases
 from cases.schedule_kernels import part_of
+from cases.triton_parts import LAUNCHED
 
-KERNELS: dict[str, Any] = NORM_SUMS | SOFTMAX | LOSSES | SUMS | UPDATES | CLIPPING | POOL | EMBEDDING
+KERNELS: dict[str, Any] = NORM_SUMS | SOFTMAX | LOSSES | SUMS | UPDATES | CLIPPING | LAUNCHED | EMBEDDING
 Case = tuple[str, Any, Sequence[Tensor | None], Sequence[bool] | None]
 T = 32
 
@@ -87,21 +88,27 @@ def rows() -> Iterator[Case]:
 
 
 def updates() -> Iterator[Case]:
-    p, hyper = plane(T, 64, 576), plane(8, dtype=torch.float64)
+    p, hyper, bias = plane(T, 64, 576), plane(8, dtype=torch.float64), plane(T, 1, 5)
     yield "update.step", None, [plane(1, 64, 576), p, plane()], None
     yield "update.direction", None, [p, plane()], None
     yield "update.rate", Shape(()), [p, p], None
-    yield "update.clip", None, [hyper, p, p], None
-    yield "update.unclip", 2, [hyper, plane(T), p, p, p, p], (True,) * 3
+    yield "update.clip", None, [hyper, p, bias], (True,) * 3
+    yield "update.unclip", 2, [hyper, plane(T), p, bias, p, bias], (True,) * 3
     for spec in (
         UpdateSpec("sgd", momentum=True, nesterov=True, decayed=True),
         UpdateSpec("adam", decoupled=True, decayed=True),
         UpdateSpec("rmsprop", momentum=True, centered=True, decayed=True),
     ):
-        kept = [i < len(spec.moments) for i in range(3)]
-        s = [p if there else None for there in kept]
-        yield "update.rule", Rule(spec, 3), [p, p, plane(), hyper, *s], (True, *kept)
-        yield "update.adjoint", Rule(spec, 3), [p, p, plane(), hyper, *s, p, *s], (True, True, *kept, True, True)
+        many = [p, bias] * (MOST // 2 if spec.rule == "adam" else 1)
+        slots = len(spec.moments)
+        s: list[Tensor | None] = [*many * slots, *[None] * (len(many) * (3 - slots))]
+        kept, alphas = [t is not None for t in s], [plane()] * len(many)
+        if spec.momentum:  # rates by element, whose terms are not summed in the launch
+            alphas[:2] = plane(1, 64, 576), plane(1, 1, 5)
+        own = (True,) * len(many)
+        yield "update.rule", Rule(spec, 3), [*many, *many, *alphas, *s, hyper], (*own, *kept)
+        wants = (*own, *own, *kept, *own, True)
+        yield "update.adjoint", Rule(spec, 3), [*many, *many, *alphas, *s, *many, *s, hyper], wants
 
 
 def pools() -> Iterator[Case]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases.head_inner_loop import DIFFERENTIABLE, HeadCase, gradients, make_head_case, total
+from cases.triton_watch import watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.test_head_inner_loop import CASES, LOSSES, RATES, Sizes, check_equal_to_weight_space, problem, strided
@@ -40,6 +41,12 @@ IN_MEMORY: dict[str, Any] = {"tasks": 1, "support": 18, "query": 17, "features":
 @pytest.mark.parametrize("name", [n for n in CASES if n not in COVERED])
 def test_equal_to_weight_space(name: str) -> None:
     check_equal_to_weight_space(make_head_case(**({"tasks": 1} | CASES[name])), "triton")
+
+
+def test_launches_go_to_the_device_of_the_tensors() -> None:
+    with watched(outside=False, reused=False) as watch:  # there are barriers
+        check_equal_to_weight_space(make_head_case(tasks=1, steps=1), "triton")
+    assert watch.launches and "unguarded" not in {conflict.kind for conflict in watch.conflicts}
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)

@@ -12,12 +12,17 @@ import torch
 from cases.engine import check, cotangents_of, draft_case, mlp, outputs_of
 from cases.engine_random import random_case
 from cases.images import random_image_case
+from cases.inner_loop import make_case
 from cases.triton_watch import permuted, poison, unwritten, watched
 from torch import Tensor, nn
 
 import mtml
 from mtml_kernels.program.activations import Act
+from mtml_kernels.schedule import backend as scheduled
+from mtml_kernels.schedule.backend import Scheduled
 from mtml_kernels.schedule.call import Call, Part, Plane, Schedule
+from mtml_kernels.schema.inner_loop import InnerLoopArgs
+from mtml_kernels.schema.update import UpdateSpec
 from mtml_kernels.triton.inner_loop import launching
 from mtml_kernels.triton.inner_loop.fusing import Fused
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Space
@@ -73,10 +78,17 @@ def convolutions() -> nn.Module:
     return nn.Sequential(*block, nn.Conv2d(5, 3, 2), nn.Flatten(), nn.Linear(3, 3))
 
 
+def pooled() -> nn.Module:
+    """Windows side by side, which leave points of the image over."""
+    block = [nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d((2, 3))]
+    return nn.Sequential(*block, nn.BatchNorm2d(3), nn.SiLU(), nn.AvgPool2d((2, 1)), nn.Flatten(), nn.Linear(6, 3))
+
+
 NETWORKS: dict[str, Any] = {
     "mse": (perceptron, (3,), "mse", {}),
     "adam": (perceptron, (3,), "mse", {"update": mtml.inner.Adam()}),
     "images": (convolutions, (2, 7, 7), "cross_entropy", {"batch_norm": "batch"}),
+    "pooled": (pooled, (2, 8, 8), "cross_entropy", {"batch_norm": "batch"}),
 }
 
 
@@ -115,7 +127,7 @@ def test_half_precision() -> None:
     assert ours <= 1.5 * theirs
 
 
-@pytest.mark.parametrize("name", ["mse", "images"])
+@pytest.mark.parametrize("name", ["mse", "images", "pooled"])
 def test_a_task_depends_on_no_other(name: str) -> None:
     together, alone = (step(name, "triton", torch.float32, tasks)[0] for tasks in (3, 1))
     assert torch.equal(together[:1], alone)
@@ -163,3 +175,26 @@ def test_jobs_that_would_disturb_each_other_are_launches_of_their_own() -> None:
     parts = (Part("accumulate", (0, 1), (2,)), Part("add.forward", (0, 1), (3,)))
     schedule = Schedule(planes, (Call(parts, "here"),), (2, 3))
     assert [len(step.jobs) for step, _ in Fused(schedule).steps if isinstance(step, Launch)] == [1, 1]
+
+
+def test_a_batch_in_pieces_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every task's results and gradients, as if all had been run at once."""
+
+    def run() -> list[Tensor]:
+        case = make_case(tasks=3, dtype=torch.float32, update=UpdateSpec("adam"), lr="element").requiring_grad()
+        loss, output, support_losses, _ = case.call("triton")
+        inputs = [*case.support_x, *case.query_x]
+        return [loss, output, support_losses, *torch.autograd.grad(loss.square().sum(), inputs)]
+
+    whole, sizes, forward = run(), [], Scheduled._forward
+
+    def there(self: Scheduled, a: InnerLoopArgs, *rest: Any, **options: Any) -> Any:
+        sizes.append(a.tasks)
+        return forward(self, a, *rest, **options)
+
+    monkeypatch.setattr(Scheduled, "_forward", there)
+    monkeypatch.setattr(scheduled, "fits", lambda needed, device: False)
+    monkeypatch.setattr(scheduled, "tasks_at_a_time", lambda *_: 2)
+    for got, expected in zip(run(), whole, strict=True):
+        assert torch.equal(got, expected)
+    assert sizes == [2, 1]

@@ -5,6 +5,7 @@ Every kernel must equal its form in PyTorch; `schedule/` holds that against torc
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ import triton.language as tl
 from cases.inner_loop import make_case
 from cases.schedule_kernels import part_of, scattered
 from cases.schedule_samples import Sample, samples
+from cases.triton_parts import LAUNCHED
 from cases.triton_watch import permuted, poison, unwritten, watched
 from schedule.test_torch_losses import LOSSES as LOSS_SPECS
 from schedule.test_torch_losses import SOFT, case, some_mask
@@ -33,11 +35,12 @@ from mtml_kernels.program.layers.softmax import Softmax
 from mtml_kernels.schedule.kernels import Loss, Normalisation, Pooling, Rule, Shape, Table
 from mtml_kernels.schedule.torch_kernels import TORCH
 from mtml_kernels.schema.update import UpdateSpec
+from mtml_kernels.triton.device import on
+from mtml_kernels.triton.inner_loop import segments
 from mtml_kernels.triton.inner_loop.clipping import CLIPPING
 from mtml_kernels.triton.inner_loop.embedding import EMBEDDING
 from mtml_kernels.triton.inner_loop.losses import LOSSES
 from mtml_kernels.triton.inner_loop.norm_sums import NORM_SUMS
-from mtml_kernels.triton.inner_loop.pool import POOL
 from mtml_kernels.triton.inner_loop.softmax import SOFTMAX
 from mtml_kernels.triton.inner_loop.sums import SUMS, sum_tile
 from mtml_kernels.triton.inner_loop.updates import UPDATES
@@ -45,7 +48,7 @@ from mtml_kernels.triton.inner_loop.updates import UPDATES
 assert os.environ.get("TRITON_INTERPRET") == "1", "run test_triton_inner_loop_rows.py, which sets the interpreter up"
 # The interpreter computes padding, which is masked, in numpy, which warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-TRITON: dict[str, Any] = NORM_SUMS | SOFTMAX | LOSSES | SUMS | UPDATES | CLIPPING | POOL | EMBEDDING
+TRITON: dict[str, Any] = NORM_SUMS | SOFTMAX | LOSSES | SUMS | UPDATES | CLIPPING | LAUNCHED | EMBEDDING
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 Operands = Sequence[Tensor | None]
 Wants = Sequence[bool] | None
@@ -63,7 +66,8 @@ def check(name: str, constants: Any, *operands: Tensor | None, wants: Wants = No
     near = max(TOLERANCES.get(t.dtype, 0.0) for t in operands if t is not None)
     part = part_of(name, constants, operands, wants)
     before = [None if t is None else t.clone() for t in operands]
-    ours, right = run(name, constants, *operands, wants=wants), TORCH[name](part, *operands)
+    theirs = [t.long() if t is not None and t.dtype == torch.int16 else t for t in operands]
+    ours, right = run(name, constants, *operands, wants=wants), TORCH[name](part, *theirs)
     for at, (got, expected, want) in enumerate(zip(ours, right, part.wants, strict=True)):
         what = f"{name}, result {at}"
         if not want or expected is None:
@@ -354,8 +358,8 @@ def test_rule(spec: UpdateSpec) -> None:
         s = [scattered(1, 3, 5).square() + 1 if step and i < count else None for i in range(3)]
         mu = [scattered(1, 3, 5) if step and i < count else None for i in range(3)]
         kept = [i < count for i in range(3)]
-        check("update.rule", given, theta, g, alpha, HYPER, *s, wants=(True, *kept))
-        operands = (theta, g, alpha, HYPER, *s, lam if step else None, *mu)
+        check("update.rule", given, theta, g, alpha, *s, HYPER, wants=(True, *kept))
+        operands = (theta, g, alpha, *s, lam if step else None, *mu, HYPER)
         check("update.adjoint", given, *operands, wants=(True, True, *kept, True, True))
 
 
@@ -365,23 +369,65 @@ def test_without_eps_what_had_no_gradient_stays(rule: str) -> None:
     alpha, hyper, given, none = torch.tensor(0.1), HYPER.clone(), Rule(UpdateSpec(rule), 0), (None, None, None)
     hyper[-2:] = 0
     kept = (True, rule == "adam", False)
-    check("update.rule", given, theta, g, alpha, hyper, *none, wants=(True, *kept))
-    check("update.adjoint", given, theta, g, alpha, hyper, *none, lam, *none, wants=(True, True, *kept, True, True))
+    check("update.rule", given, theta, g, alpha, *none, hyper, wants=(True, *kept))
+    check("update.adjoint", given, theta, g, alpha, *none, lam, *none, hyper, wants=(True, True, *kept, True, True))
 
 
 def test_half_and_shared_parameters() -> None:
     theta, g = torch.randn(1, 3, 700).bfloat16(), torch.randn(2, 3, 700)
     check("update.step", None, theta, g, torch.tensor(0.1))
-    check("update.rule", Rule(UpdateSpec("adam"), 0), theta, g, torch.tensor(0.1), HYPER, None, None, None)
+    check("update.rule", Rule(UpdateSpec("adam"), 0), theta, g, torch.tensor(0.1), None, None, None, HYPER)
 
 
+def several(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    return [scattered(*shape) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("most", "rates"), [(24, [(), (1, 1, 1300), (2, 1, 1)]), (2, [(), (1, 1, 1), ()])], ids=["mixed", "numbers"]
+)
+def test_rules_of_several_tensors(most: int, rates: Sequence[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one launch, or in two: each as PyTorch has it, and the same bits as alone."""
+    monkeypatch.setattr(segments, "MOST", most)
+    shapes = [(2, 4, 5), (2, 1, 1300), (2, 1, 1)]
+    theta, g, m, v, lam, mu = (several(shapes) for _ in range(6))
+    given, n, none = Rule(UpdateSpec("adam", decoupled=True, decayed=True), 2), len(shapes), [None] * 3
+    alphas = [torch.rand(shape, dtype=torch.float64) for shape in rates]
+    own = [theta[0][:1], *theta[1:], *g, *alphas, *m, *(t.square() for t in v), *none]
+    cotangents = [None, *lam[1:], mu[0], None, mu[2], *mu, *none]  # some tensors have none
+    kept, wants = [True] * (3 * n) + [False] * n, [True] * (4 * n) + [False] * n + [True] * (n + 1)
+    with watched() as watch:
+        after = check("update.rule", given, *own, HYPER, wants=kept)
+        assert watch.launches == -(-n // most)
+        before = check("update.adjoint", given, *own, *cotangents, HYPER, wants=wants)
+    assert not watch.conflicts
+    for i in range(n):
+        for name, operands, found, which in (
+            ("update.rule", own[i::n], after, kept[i::n]),
+            ("update.adjoint", [*own[i::n], *cotangents[i::n]], before, [*wants[i:-1:n], False]),
+        ):
+            alone = run(name, given, *operands, HYPER, wants=which)
+            for got, expected in zip(alone, found[i::n], strict=False):
+                assert got is None or got.ndim < 3 or (expected is not None and torch.equal(got, expected)), name
+
+
+def test_blocks_that_are_taken_for_another_tensors_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: all blocks go to the first tensor, and the second is not written."""
+    wrong = segments.Segments.of([20, 20], 1024)._replace(firsts=(0, 2))
+    monkeypatch.setattr(segments.Segments, "of", lambda *_: wrong)
+    operands = [*several([(2, 4, 5)] * 4), *[torch.tensor(0.1).double()] * 2, *[None] * 6]
+    with pytest.raises(AssertionError, match="result 1"):
+        check("update.rule", Rule(UpdateSpec("sgd", decayed=True), 0), *operands, HYPER, wants=[True] * 2 + [False] * 6)
+
+
+@pytest.mark.parametrize("most", [24, 1])
 @pytest.mark.parametrize("bound", [0.7, 1e3])
-def test_clipping(bound: float) -> None:
+def test_clipping(bound: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "MOST", most)
     hyper = HYPER.clone()
     hyper[0] = bound
     gs, hs = ([scattered(*shape) for shape in [(T, 4, 5), (T, 1, 2)]] for _ in range(2))
-    check("update.clip", None, hyper, *gs)
-    (scale,) = TORCH["update.clip"](part_of("update.clip", None, gs), hyper, *gs)
+    scale, *_ = check("update.clip", None, hyper, *gs, wants=[True] * 3)
     check("update.unclip", 2, hyper, scale, *hs, *gs, wants=[True] * 3)
     check("update.unclip", 2, hyper, scale, hs[0], None, *gs, wants=[True] * 3)
 
@@ -389,8 +435,7 @@ def test_clipping(bound: float) -> None:
 def test_clipping_of_nan_and_of_nothing() -> None:
     g = torch.zeros(3, 1, 2)
     g[1, 0, 0] = float("nan")
-    check("update.clip", None, HYPER, g)
-    (scale,) = TORCH["update.clip"](part_of("update.clip", None, [g]), HYPER, g)
+    scale, _ = check("update.clip", None, HYPER, g)
     check("update.unclip", 1, HYPER, scale, torch.ones_like(g), g, wants=(True, False))
 
 
@@ -410,6 +455,16 @@ def test_pool(name: str) -> None:
     assert y is not None
     check("pool.backward", given, scattered(*y.shape), index)
     check("pool.tangent", given, xt, index)
+
+
+def test_positions_of_16_bits_far_into_an_image() -> None:
+    """Times the stride of a row they take more."""
+    given = Pooling(int(Pool.MAX), (30.0, 20.0, 14.0, 9.0, 3.0, 3.0, 2.0, 2.0, 0.0, 0.0, 1.0, 1.0, 0.0))
+    x, xt = (torch.randn(1, 1, 600, 64) for _ in range(2))
+    y, index = TORCH["pool.forward"](part_of("pool.forward", given, [x]), x)
+    assert y is not None and index is not None
+    check("pool.tangent", given, xt, index.to(torch.int16))
+    check("pool.backward", given, torch.randn(y.shape), index.to(torch.int16))
 
 
 @pytest.mark.parametrize("padding", [-1, 2])
@@ -501,7 +556,8 @@ def atomic_kernel(x, y, BLOCK: tl.constexpr):
 def test_a_race_is_found() -> None:
     def launch() -> Tensor:
         x = torch.arange(64.0)
-        racy_kernel[(4,)](x, 64, 16)
+        with on(x.device):
+            racy_kernel[(4,)](x, 64, 16)
         return x
 
     with watched() as watch:
@@ -522,16 +578,25 @@ def test_memory_of_others_and_additions_in_any_order_are_found() -> None:
     assert "outside" in {conflict.kind for conflict in watch.conflicts}
     with watched() as watch:
         x, y = torch.ones(32), torch.zeros(1)
-        atomic_kernel[(2,)](x, y, 16)
+        with on(x.device):
+            atomic_kernel[(2,)](x, y, 16)
     assert {conflict.kind for conflict in watch.conflicts} == {"atomic"} and y == 32
 
 
 def test_what_is_read_before_it_is_written_and_what_is_not_written_is_found() -> None:
     y = poison(torch.empty(16))
-    with watched() as watch:
+    with watched() as watch, on(y.device):
         stale_kernel[(1,)](torch.zeros(16), y, 16, 16)
     assert unwritten(y) == 8 and y[:8].tolist() == [1.0] * 8
     assert {conflict.kind for conflict in watch.conflicts} == {"reused"}
+
+
+def test_a_launch_on_whatever_device_is_the_current_one_is_found() -> None:
+    x = torch.ones(32)
+    for guarded in (True, False):
+        with watched() as watch, on(x.device) if guarded else contextlib.nullcontext():
+            racy_kernel[(1,)](x, 16, 16)
+        assert {conflict.kind for conflict in watch.conflicts} == (set() if guarded else {"unguarded"})
 
 
 def test_dropping_a_term_is_noticed() -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from cases.triton_watch import watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -117,6 +118,12 @@ def every_kind(weights: bool = False) -> list[Head]:
 @pytest.mark.parametrize("weights", [False, True])
 def test_every_kind_in_one_call(weights: bool) -> None:
     agree(every_kind(weights))
+
+
+def test_launches_go_to_the_device_of_the_tensors() -> None:
+    with watched(outside=False, reused=False) as watch:  # addresses lie in a table, and rows are read again
+        run(every_kind())
+    assert watch.launches and "unguarded" not in {conflict.kind for conflict in watch.conflicts}
 
 
 def test_every_tile_with_more_than_one_program_and_chunk() -> None:
