@@ -223,7 +223,7 @@ def test_planes_are_counted_as_they_are(tasks: int, monkeypatch: pytest.MonkeyPa
 
     alive: list[Any] = []
     bound = Bound.of(schedule, {name: counting(kernel) for name, kernel in TORCH.items()})
-    given = scheduled._Arguments(a)
+    given = scheduled.Arguments(a)
     outside = {t.untyped_storage().data_ptr() for t in (given(plane) for _, plane in bound.arguments)}
     for stop in range(len(bound.steps)):
         memory = bound._replace(steps=bound.steps[: stop + 1]).run(given, {})
