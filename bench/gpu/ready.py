@@ -1,5 +1,5 @@
-"""Before ``python -m bench gpu`` measures: the package is built where it is not, with CUDA code for this GPU where there
-is nvcc, and its tests pass on the GPU."""
+"""Before ``python -m bench gpu`` measures: the package is built where it is not, with CUDA code for this GPU where nvcc
+is, and its tests pass on the GPU."""
 
 from __future__ import annotations
 

@@ -114,6 +114,16 @@ def test_what_it_does_not_take_is_named() -> None:
     assert "torch.bfloat16" in str(backend.supports("cuda", torch.bfloat16))
 
 
+def test_the_automatic_choice_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where Triton is not installed: it would refuse convolutions, which `torch` runs."""
+    monkeypatch.setattr(backends, "built_codes", lambda: ("sm_90",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    names = BACKENDS.names()
+    assert BACKENDS.named("cuda").refusal("cuda", torch.float32) is None
+    assert names.index("triton") < names.index("torch") < names.index("cuda")
+    assert BACKENDS.named("torch").refusal("cuda", torch.float32) is None
+
+
 class NoDeviceCode(RuntimeError):
     pass
 
