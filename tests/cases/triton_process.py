@@ -21,7 +21,7 @@ MARKS = ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
 def python(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=900)
 
 
 def interpret(name: str, marked: str) -> None:

@@ -14,7 +14,6 @@ KERNELS = {
     *("element_kernel", "class_kernel", "mean_kernel", "weights_kernel", "weights_back_kernel"),
     *("softmax_kernel", "softmax_back_kernel", "sum_kernel", "lookup_kernel", "segment_kernel"),
     *("step_kernel", "rule_kernel", "adjoint_kernel", "rates_kernel", "sums_kernel", "clip_kernel", "unclip_kernel"),
-    "gather_kernel",
     "launched",  # poolings
 }
 REGISTERS = 128  # of a thread, so that four programs of four warps stand on a multiprocessor
