@@ -35,9 +35,12 @@ class Done(NamedTuple):
 
 def _run(command: Sequence[str], cwd: Path, seconds: float, more: Mapping[str, str] | None = None) -> Done:
     """A command's standard output and error together, with more variables. It is stopped where it takes longer."""
-    given = {"cwd": cwd, "env": os.environ | (more or {}), "timeout": max(seconds, 1)}
+    environment = os.environ | (more or {})
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **given)
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=max(seconds, 1),
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
         return Done(False, f"not done after {seconds:.0f} s", said)

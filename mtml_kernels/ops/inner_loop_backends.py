@@ -207,6 +207,6 @@ BACKENDS.register(
         )
     )
 )
-# Behind `torch`, which takes every call: for those who ask for it by name. No GPU has timed it, and it has no convolutions.
+# Behind `torch`, which takes every call: for those who ask by name, as no GPU has timed it and it has no convolutions.
 BACKENDS.register(_checked(CUDA_INNER_LOOP))
 BACKENDS.register(Backend(REFERENCE, available=lambda: None, forward=_reference_forward, backward=_reference_backward))
