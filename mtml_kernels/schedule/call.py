@@ -120,7 +120,8 @@ class Schedule:
         """The most memory that its planes take at a time, neither arguments counted nor what an earlier schedule left.
 
         A view has none of its own, and keeps that of what it looks at. While a call makes a gradient of all tasks,
-        there is a share of each task's.
+        there is a share of each task's. A provider's pieces of gradients are not counted: they hold a
+        quarter of the numbers that their products read, at most.
         """
         live = peak = 0
         lies: dict[int, int] = {}  # by plane: in whose memory it is

@@ -13,9 +13,10 @@ from mtml_kernels.schedule.call import ABSENT, Call, Part, Plane, Schedule
 from mtml_kernels.schedule.kernels import KERNELS, Convolution, Linear, Loss
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Phase, Product, Reading, Space, Term
-from mtml_kernels.triton.inner_loop.policy import tile_of
+from mtml_kernels.triton.inner_loop.policy import pieces_of, tile_of
 from mtml_kernels.triton.inner_loop.pool import POOLS, Panes, index_of, index_type
 from mtml_kernels.triton.inner_loop.shares import FINISHES, makers, shared
+from mtml_kernels.triton.inner_loop.waiting import Waiting
 
 __all__ = ["Fused"]
 
@@ -28,13 +29,15 @@ class Fused:
     def __init__(self, schedule: Schedule) -> None:
         self.planes: list[Plane] = list(schedule.planes)
         self.root = list(range(len(self.planes)))  # of a view: the plane whose memory it is
-        self._shares: dict[int, int] = {}
+        self._over_tasks: dict[int, int] = {}  # by result: the plane of shares that the part being read left
+        self._waiting = Waiting(self.root)
         self.steps: list[tuple[Launch | Part, tuple[int, ...]]] = []  # with the planes that nobody reads after it
         for call in schedule.calls:
             self._narrow(call)
-            steps = list(self._call(call))
+            steps = list(self._call(call, last=call is schedule.calls[-1]))
             own = [step.reads[:1] if isinstance(step, Part) and step.kernel in FINISHES else () for step in steps]
-            own[-1:] = [drops + call.drops for drops in own[-1:]]
+            ended = self._waiting.drops(call.drops, len(steps))
+            own[-1:] = [drops + ended for drops in own[-1:]]
             self.steps += list(zip(steps, own, strict=True))
 
     def _narrow(self, call: Call) -> None:
@@ -44,29 +47,45 @@ class Fused:
             if index != ABSENT:
                 self.planes[index] = dataclasses.replace(self.planes[index], dtype=index_type(part.constants))
 
-    def _call(self, call: Call) -> Iterator[Launch | Part]:
+    def _call(self, call: Call, last: bool) -> Iterator[Launch | Part]:
         """Two launches are open at a time: products, and what adds their shares up; see `_place`."""
         opened = [Launch([]), Launch([])]
         finishing: list[Part] = []
         for part in call.parts:
-            if any(set(part.reads) & set(finish.writes) - {ABSENT} for finish in finishing):
-                yield from self._closed(opened, finishing)
-            if (finish := self._sharing(opened, part)) is not None:
-                finishing.append(finish)
-                continue
-            if self._judges(opened, part):
-                continue
-            jobs = self._jobs(part)
-            place = None if jobs is None else self._place(opened, part, jobs)
-            if place is None and (jobs is not None or self._awaits(opened, part)):
-                yield from self._closed(opened, finishing)
-            if jobs is None:  # before what is open, where it waits for nothing of that
-                yield part
-                self._look_through(part)
-                continue
-            self._add(opened[place or 0], part, jobs)
-            opened[1].jobs += self._sums(part)
+            in_pieces = self._waiting.reads_pieces(part)
+            waits = in_pieces and self._pointwise(part)  # else what waits for the sums goes along with them
+            ready = self._waiting.due(None if in_pieces and not waits else part)
+            for one in ready if waits else [*ready, part]:
+                yield from self._part(opened, finishing, one)
+            if waits:
+                self._waiting.takes(part)
+        if last:
+            for one in self._waiting.due(None):
+                yield from self._part(opened, finishing, one)
+            yield from self._put_together(opened, finishing)
         yield from self._closed(opened, finishing)
+
+    def _part(self, opened: list[Launch], finishing: list[Part], part: Part) -> Iterator[Launch | Part]:
+        """Into what is open, or after it."""
+        if self._waiting.reads_pieces(part):
+            yield from self._put_together(opened, finishing)
+        if any(set(part.reads) & set(finish.writes) - {ABSENT} for finish in finishing):
+            yield from self._closed(opened, finishing)
+        if (finish := self._sharing(opened, part)) is not None:
+            finishing.append(finish)
+            return
+        if self._judges(opened, part):
+            return
+        jobs = self._jobs(part)
+        place = None if jobs is None else self._place(opened, part, jobs)
+        if place is None and (jobs is not None or self._awaits(opened, part)):
+            yield from self._closed(opened, finishing)
+        if jobs is None:  # before what is open, where it waits for nothing of that
+            yield part
+            self._look_through(part)
+            return
+        self._add(opened[place or 0], part, jobs)
+        opened[1].jobs += self._sums(part)
 
     def _awaits(self, opened: Sequence[Launch], part: Part) -> bool:
         """Whether it reads memory that an open launch writes."""
@@ -170,36 +189,62 @@ class Fused:
         if isinstance(part.constants, Linear | Convolution):
             return list(_Products(self, part).jobs())
         if part.kernel == "tasks.sum" and len(self.planes[part.reads[0]].shape) in (3, 4):
-            return [self._over_tasks(part.reads[0], part.writes[0])]
+            return [self._sum_of(part.writes[0], part.reads[0])]
         if part.kernel == "loss.sum" and self.planes[part.reads[0]].elements:
             tasks = self.planes[part.writes[0]].shape[0]
             return [Job(Space((tasks, 1, 1)), part.writes[0], summed=(part.reads[0],), weighed=part)]
-        if part.kernel in POOLS or (part.kernel in EXPRESSIONS and self._expressible(part)):
+        if part.kernel in POOLS or self._pointwise(part):
             shape = next(self.planes[plane].shape for plane in part.writes if plane != ABSENT)
             return [Job(Space(shape), parts=[part])]
         return None
 
-    def _expressible(self, part: Part) -> bool:
-        """Whether all results have one shape, of values or of parameters."""
+    def _pointwise(self, part: Part) -> bool:
+        """Whether all results have one shape, of values or of parameters, and are made element by element."""
+        if part.kernel not in EXPRESSIONS:
+            return False
         shapes = {self.planes[plane].shape for plane in part.writes if plane != ABSENT}
         return len(shapes) == 1 and len(next(iter(shapes))) in (3, 4)
 
-    def partial(self, plane: int, shape: tuple[int, ...]) -> int:
-        """A plane of each task's share of a sum over tasks."""
-        self.planes.append(dataclasses.replace(self.planes[plane], shape=shape, source=None))
+    def share(self, job: Job, depth: int) -> Job:
+        """The job of a gradient, or that of its shares: of each task where it is of all, and of pieces of the depth."""
+        assert job.first is not None
+        result, tasks = self.planes[job.first], job.space.shape[0]
+        dtype = "tl.float64" if result.dtype == torch.float64 else "tl.float32"
+        read = sum(math.prod(self.planes[plane].shape[1:]) for plane in job.needs)
+        job.pieces = pieces_of(job, dtype, depth, read)
+        own = tasks == result.shape[0]
+        if own and job.pieces == 1:
+            return job
+        shape = job.space.shape if job.pieces == 1 else (tasks, job.pieces, *job.space.shape[1:])
+        self.planes.append(dataclasses.replace(result, shape=shape, source=None))
         self.root.append(len(self.planes) - 1)
-        self._shares[plane] = len(self.planes) - 1
-        return len(self.planes) - 1
+        waiting = self._waiting.pieces if own else self._over_tasks
+        waiting[job.first] = len(self.planes) - 1
+        job.first = len(self.planes) - 1
+        return job
 
-    def _over_tasks(self, shares: int, result: int) -> Job:
-        return Job(Space(self.planes[result].shape), result, summed=(shares,), over_tasks=True)
+    def _sum_of(self, result: int, shares: int) -> Job:
+        space, shape = Space(self.planes[result].shape), self.planes[shares].shape
+        pieces = shape[1] if len(shape) > len(space.shape) else 1
+        return Job(space, result, summed=(shares,), of_shares=True, pieces=pieces)
 
     def _sums(self, part: Part) -> list[Job]:
-        """What adds the tasks' shares up, where the part's gradients are of all tasks."""
+        """What adds the tasks' shares up, at once: they are as large as all tasks' gradients."""
         if not isinstance(part.constants, Linear | Convolution):
             return []
-        shares = [(self._shares.pop(plane), plane) for plane in part.writes if plane in self._shares]
-        return [self._over_tasks(share, plane) for share, plane in shares]
+        found = [self._sum_of(*pair) for pair in self._over_tasks.items()]
+        self._over_tasks.clear()
+        return found
+
+    def _put_together(self, opened: list[Launch], finishing: list[Part]) -> Iterator[Launch | Part]:
+        """All gradients in pieces are added up, where what reads one of them may go on in the same launch."""
+        for result, pieces in self._waiting.pieces.items():
+            job = self._sum_of(result, pieces)
+            if len(opened[1].jobs) >= MOST_JOBS:
+                yield from self._closed(opened, finishing)
+            beside = not (job.needs & opened[0].makes) and len(opened[0].jobs) < MOST_JOBS
+            opened[0 if beside else 1].jobs.append(job)
+        self._waiting.pieces.clear()
 
 
 # --- products ---------------------------------------------------------------------------------------------------------
@@ -291,12 +336,12 @@ class _Products:
         """dw, by terms (cotangent, value)."""
         planes = self.of.planes
         _, rows, cols = planes[result].shape
-        result, tasks = self._share(result, [plane for pair in pairs for plane in pair], (rows, cols))
+        tasks = max(planes[plane].shape[0] for pair in pairs for plane in pair)
         _, samples, points, _ = planes[pairs[0][0]].shape
         terms = tuple(self._weight_term(d, x) for d, x in pairs)
         half = all(planes[plane].dtype.itemsize == 2 for pair in pairs for plane in pair)
         product = Product(terms, samples * points, None, self.window, self.groups, self.groups > 1, half)
-        return Job(Space((tasks, rows, cols)), result, product)
+        return self.of.share(Job(Space((tasks, rows, cols)), result, product), product.depth)
 
     def _weight_term(self, d: int, x: int) -> Term:
         if self.conv:
@@ -306,13 +351,5 @@ class _Products:
 
     def _bias(self, result: int) -> Job:
         """db, the sum of the cotangent over rows."""
-        d = self.plane("d")
-        result, tasks = self._share(result, [d], (1, self.of.planes[d].shape[3]))
-        return Job(Space((tasks, 1, self.of.planes[d].shape[3])), result, summed=(d,))
-
-    def _share(self, result: int, read: Sequence[int], shape: tuple[int, int]) -> tuple[int, int]:
-        """The plane that a gradient is written to, and its tasks: each task's share where it is summed over tasks."""
-        tasks = max(self.of.planes[plane].shape[0] for plane in read)
-        if tasks == self.of.planes[result].shape[0]:
-            return result, tasks
-        return self.of.partial(result, (tasks, *shape)), tasks
+        tasks, samples, points, features = self.shape("d")
+        return self.of.share(Job(Space((tasks, 1, features)), result, summed=(self.plane("d"),)), samples * points)

@@ -138,13 +138,17 @@ class Job:
     """`first`: the plane that the product, or the sum of the planes `summed` over rows, makes; None where the job is
     pointwise alone. `parts`: pointwise ones, in order; each has the shape of the space. The first may be a pooling that
     reads elsewhere. `pool`: one, in `panes`, of what they make. `shares`: of sums over what they make.
+
+    `pieces`: into how many a product's depth or a sum's rows are cut; each has programs of its own, and `first` is
+    then [T, pieces, rows, cols]. Where the sum is `of_shares`, how many such pieces every task has.
     """
 
     space: Space
     first: int | None = None
     product: Product | None = None
     summed: tuple[int, ...] = ()
-    over_tasks: bool = False  # the sum is over tasks, in their order
+    of_shares: bool = False  # the sum is over pieces, over tasks, or over both: in their order, task by task
+    pieces: int = 1
     weighed: Part | None = None  # loss.sum, whose samples are the rows of the sum
     parts: list[Part] = dataclasses.field(default_factory=list)
     pool: Part | None = None

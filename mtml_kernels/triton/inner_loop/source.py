@@ -23,7 +23,7 @@ from mtml_kernels.triton.inner_loop.conv_text import WAYS, strides_of, window_of
 from mtml_kernels.triton.inner_loop.expressions import EXPRESSIONS
 from mtml_kernels.triton.inner_loop.jobs import Job, Launch, Operand, Phase, Product, Reading, Term, data_of
 from mtml_kernels.triton.inner_loop.loss_text import judged
-from mtml_kernels.triton.inner_loop.policy import Tile, blocks, programs, tile_of
+from mtml_kernels.triton.inner_loop.policy import Tile, blocks, depth_of_piece, programs, tile_of
 from mtml_kernels.triton.inner_loop.pool import POOLS, Panes
 from mtml_kernels.triton.inner_loop.pool_text import after_panes, before_panes, gathered, in_pane, pane_lines
 from mtml_kernels.triton.inner_loop.share_text import adding, starting, storing
@@ -97,8 +97,8 @@ class _JobText:
         self._rows()
         if self.job.product is not None:
             self._product(self.job.product)
-        elif self.job.over_tasks:
-            self._sum_over_tasks()
+        elif self.job.of_shares:
+            self._sum_of_shares()
         elif self.job.weighed is not None:
             self._weighed_sum(self.job.weighed)
         elif self.job.summed:
@@ -123,8 +123,10 @@ class _JobText:
     def _head(self) -> None:
         tile, groups, (_, own_cols, by_rows) = self.tile, _groups(self.job), self._own()
         blocks_r, blocks_c = blocks(self.job, tile)
+        each = blocks_r * blocks_c * groups  # programs of a piece
         self.body += [
-            f"task = (pid // {blocks_r * blocks_c * groups}){self.wide}",
+            f"task = (pid // {each * self._pieces}){self.wide}",
+            *([f"piece = pid // {each} % {self._pieces}"] if self._pieces > 1 else []),
             f"group = pid // {blocks_r * blocks_c} % {groups}",
             f"chunk = pid // {blocks_c} % {blocks_r}",
             f"c = pid % {blocks_c} * {tile.cols} + tl.arange(0, {tile.cols})[None, :]",
@@ -208,6 +210,8 @@ class _JobText:
     def _indices(self, operand: Operand, row: int) -> list[str]:
         """Of each dimension of an operand, aligned from the right to the space."""
         shape, ndim = self.space.shape, len(operand.shape)
+        if len(shape) == 3 and ndim == 4:  # a gradient in pieces
+            return ["t", "piece", "m", "c"]
         if row >= 0:  # [T, rows, F] of a norm, of which one row is read
             return ["t", str(row), "c"]
         if ndim == 1 and operand.shape[0] > 1:
@@ -224,8 +228,9 @@ class _JobText:
         tile, depth = self.tile, product.depth
         self.body += [f"acc = tl.zeros([{tile.rows}, {tile.cols}], {self.type})"]
         for term in product.terms:
-            self.body += [f"for k0 in range(0, {depth}, {tile.depth}):"]
-            inner = [f"k = k0 + tl.arange(0, {tile.depth})"]
+            span, first = self._along(depth)
+            self.body += [f"for k0 in range(0, {span}, {tile.depth}):"]
+            inner = [f"k = {first} + tl.arange(0, {tile.depth})"]
             for name, reading, is_left in (("left", term.left, True), ("right", term.right, False)):
                 k, other = ("k[None, :]", "m") if is_left else ("k[:, None]", "c")
                 rows, cols = (other, k) if is_left else (k, other)
@@ -239,6 +244,16 @@ class _JobText:
             bias = self.operands[product.bias]
             address = self.address(bias, ["t", "m", "c"])
             self.body += [f"acc += tl.load({self._spread(address)}, mask=live, other=0.0).to({self.type})"]
+
+    @property
+    def _pieces(self) -> int:
+        """Of the depth, a program each."""
+        return 1 if self.job.of_shares else self.job.pieces
+
+    def _along(self, depth: int) -> tuple[int, str]:
+        """How far a program goes along the depth, and where its block at k0 starts."""
+        span = depth_of_piece(depth, self._pieces, self.tile.depth)
+        return span, "k0" if self._pieces == 1 else f"piece * {span} + k0"
 
     def _cast(self, product: Product, term: Term) -> str:
         half = product.half and not self.interpreted
@@ -280,10 +295,11 @@ class _JobText:
             operand = self.operands[plane]
             depth = operand.shape[1] * operand.shape[2]
             address = self._value(operand, "k", "c")
+            span, first = self._along(depth)
             self.body += [
                 f"part = tl.zeros([{tile.depth}, {tile.cols}], {self.type})",
-                f"for k0 in range(0, {depth}, {tile.depth}):",
-                f"    k = k0 + tl.arange(0, {tile.depth})[:, None]",
+                f"for k0 in range(0, {span}, {tile.depth}):",
+                f"    k = {first} + tl.arange(0, {tile.depth})[:, None]",
                 f"    seen = (k < {depth}) & live_c",
                 f"    part += tl.load({address} + (k * 0 + c * 0), mask=seen, other=0.0).to({self.type})",
                 "acc += tl.sum(part, 0)[None, :]",
@@ -309,14 +325,24 @@ class _JobText:
         if c is None and not part.constants.total:
             self.body += [f"acc = acc / {samples}"]
 
-    def _sum_over_tasks(self) -> None:
-        """acc = the tasks' shares at the tile, added up in their order."""
-        shares = self.operands[self.job.summed[0]]
-        address = self.address(shares, ["k", *self._indices(shares, -1)[1:]])
+    def _sum_of_shares(self) -> None:
+        """acc = shares at the tile, added up block by block of them, and then the places in a block."""
+        shares, pieces, block = self.operands[self.job.summed[0]], self.job.pieces, self.tile.depth
+        over_tasks = shares.shape[0] != self.space.shape[0]
+        count = shares.shape[0] * pieces if over_tasks else pieces
+        if pieces > 1:
+            address = self.address(
+                shares, [f"(k // {pieces})", f"(k % {pieces})", "m", "c"] if over_tasks else ["t", "k", "m", "c"]
+            )
+        else:
+            address = self.address(shares, ["k", *self._indices(shares, -1)[1:]])
         self.body += [
-            f"acc = tl.zeros([{self.tile.rows}, {self.tile.cols}], {self.type})",
-            f"for k in range(0, {shares.shape[0]}):",
-            f"    acc += tl.load({self._spread(address)}, mask=live, other=0.0).to({self.type})",
+            f"each = tl.zeros([{block}, {self.tile.rows}, {self.tile.cols}], {self.type})",
+            f"for k0 in range(0, {count}, {block}):",
+            f"    k = (k0 + tl.arange(0, {block})[:, None, None]){self.wide}",
+            f"    seen = live[None, :, :] & (k < {count})",
+            f"    each += tl.load({self._spread(address)}, mask=seen, other=0.0).to({self.type})",
+            "acc = tl.sum(each, 0)",
         ]
 
     # --- pointwise parts and stores -----------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from schedule.test_schedule import workload
 
 from mtml_kernels.schedule.build import Plan
 from mtml_kernels.triton.inner_loop import bound
+from mtml_kernels.triton.inner_loop.jobs import Job
 from mtml_kernels.triton.inner_loop.launching import LaunchKernel, options_of
 
 TYPES = {
@@ -37,7 +38,7 @@ TYPES = {
 }
 # The first distinct launches, about a second each: of a small network, also in TF32, and of one with convolutions.
 VARIANTS = {("sinusoid", "highest"): 14, ("sinusoid", "medium"): 3, ("omniglot_conv", "highest"): 10}
-# And one of each form that pools or stores shares of sums, of this one.
+# And one of each form that pools, stores shares of sums, or cuts a gradient's depth into pieces, of this one.
 FORMS = "mini_conv"
 
 
@@ -71,13 +72,22 @@ def compile_for(capability: int) -> list[dict[str, Any]]:
 
 
 def form_of(kernel: LaunchKernel) -> tuple[str, ...]:
-    """What is fused in a launch that pools or stores shares; nothing for others."""
+    """What is fused in a launch that pools or stores shares, or what it cuts into pieces; nothing for others."""
     jobs = kernel.launch.jobs
+    if any(job.pieces > 1 for job in jobs):
+        return tuple(sorted({pieces_form(job) for job in jobs if job.pieces > 1}))
     if not any(job.shares or job.pool or any(part.kernel == "pool.backward" for part in job.parts) for job in jobs):
         return ()
     parts = [part for job in jobs for part in (*job.parts, *([job.pool] if job.pool else ()))]
     shares = [f"{job.product is not None} {share.part.kernel}" for job in jobs for share in job.shares]
     return (*(part.kernel for part in parts), *shares)
+
+
+def pieces_form(job: Job) -> str:
+    """Terms of a product whose depth is cut, and the side of its tile; or that a sum is."""
+    if job.product is None:
+        return f"sum {job.of_shares}"
+    return f"{len(job.product.terms)} terms {job.space.cols}"
 
 
 def compiled(kernel: LaunchKernel, tensors: list[Tensor], capability: int) -> dict[str, Any]:
