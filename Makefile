@@ -26,6 +26,12 @@ SHAPING := CXX CPPFLAGS CXXFLAGS LDFLAGS MTML_CUDA CUDA_HOME CUDA_PATH NVCC_PREP
     MTML_CUDA_ARCHS TORCH_CUDA_ARCH_LIST CUDAARCHS
 BUILD_VARIABLES := $(foreach name,$(SHAPING),$(name)=$($(name)))
 
+# CUDA code for the GPUs of this machine; where there is none, for one architecture, which shows that it compiles: the
+# default list of setup.py is for packages, and compiles every kernel eight times. A list of your own stays.
+ifeq ($(MTML_CUDA_ARCHS)$(TORCH_CUDA_ARCH_LIST)$(CUDAARCHS),)
+$(VENV)/.mtml-built: export MTML_CUDA_ARCHS = $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo native || echo 90)
+endif
+
 .PHONY: help demo test test-slow lint format bench doctor build clean distclean FORCE
 .DELETE_ON_ERROR:
 

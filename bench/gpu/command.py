@@ -11,14 +11,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from bench.gpu import ready
-from bench.gpu.plan import Step, steps
+from bench.gpu.plan import CUDA, Step, steps
 from bench.gpu.rows import GpuRecord, line
 from bench.providers.base import is_ours
 from bench.report import record
@@ -90,9 +90,16 @@ def suspects(step: Step, at: str, without: Sequence[str]) -> list[str]:
     return [at] if at in left else []
 
 
-def run_step(step: Step, out: Path, budget: Budget) -> None:
-    """A step, and again without whatever ended its process, while there is time."""
+def run_step(step: Step, out: Path, budget: Budget, refused: Mapping[str, str] | None = None) -> None:
+    """A step, and again without whatever ended its process, while there is time.
+
+    refused: providers that are not run at all, and why.
+    """
     without: list[str] = []
+    for provider, why in (refused or {}).items():
+        if provider in step.providers:
+            _lost(step, out, provider, why)
+            without.append(provider)
     now = out / "now"
     while len(without) < len(step.providers):
         seconds = min(budget.left, MOST_SECONDS[step.turn])
@@ -133,10 +140,22 @@ def run(out: Path, minutes: float, workloads: Sequence[str]) -> int:
         if not done.ok:
             print(f"{done.tail()}\nbench: nothing was measured: {done.why}", file=sys.stderr)
             return 1
+    refused = refused_by_cuda_gate(out, budget) if any(CUDA in step.providers for step in chosen) else {}
     (out / "results.csv").unlink(missing_ok=True)
     for step in chosen:
-        run_step(step, out.resolve(), budget)
+        run_step(step, out.resolve(), budget, refused)
     return finish(out, budget)
+
+
+def refused_by_cuda_gate(out: Path, budget: Budget) -> dict[str, str]:
+    """``mtml:cuda`` where the tests of its kernels fail: a process of their own, so that a fault there takes no row of
+    the others with it. Where none of them ran, the provider itself says why it cannot."""
+    done = ready.gate(out, min(budget.left, MOST_SECONDS["slow"]), ready.CUDA, "gate-cuda")
+    print(f"tests of backend cuda: {done.why} ({budget.left:.0f} s left)", flush=True)
+    if done.ok or done.why.startswith(ready.NONE_RAN):
+        return {}
+    print(done.tail(), file=sys.stderr)
+    return {CUDA: done.why}
 
 
 def finish(out: Path, budget: Budget) -> int:

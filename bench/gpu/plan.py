@@ -20,9 +20,10 @@ PREFIX = "loss_"
 """Before the names of losses, where they stand beside workloads."""
 ORDER = (*META, *(PREFIX + name for name in LOSSES))
 
-OURS = ("mtml:torch", "mtml:triton")  # last: a kernel that faults must not take the peers' rows with it
+CUDA = "mtml:cuda"
+OURS = ("mtml:torch", "mtml:triton", CUDA)  # last: a kernel that faults must not take the peers' rows with it
 QUICK = ("loop", "vmap", *OURS)
-SLOW = ("compile:graphs", "jax", "jax:map", "mtml:triton")
+SLOW = ("compile:graphs", "jax", "jax:map", "mtml:triton", CUDA)
 SLOW_IMAGES = ("compile:graphs", "compile:loop+graphs", "jax:map", "mtml:triton")
 QUICK_LOSSES = ("eager", "torch:chunked", "liger", "quack", "mtml")
 SLOW_LOSSES = ("compile", "compile:graphs", "mtml")

@@ -1,19 +1,23 @@
-"""Before ``python -m bench gpu`` measures: the package is built where it is not, and its tests pass on the GPU."""
+"""Before ``python -m bench gpu`` measures: the package is built where it is not, with CUDA code for this GPU where nvcc
+is, and its tests pass on the GPU."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = "import mtml; from mtml_kernels import native; native.info()"
 BUILD = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--editable")
+TRITON, CUDA = ROOT / "tests" / "triton", ROOT / "tests" / "cuda"  # what holds the tests of a backend
+NONE_RAN = "no GPU test ran"
 TAIL = 40  # lines of what failed that are shown
 
 
@@ -29,12 +33,14 @@ class Done(NamedTuple):
         return "\n".join(self.output.splitlines()[-TAIL:])
 
 
-def _run(command: Sequence[str], cwd: Path, seconds: float) -> Done:
-    """A command's standard output and error together. It is stopped where it takes longer."""
+def _run(command: Sequence[str], cwd: Path, seconds: float, more: Mapping[str, str] | None = None) -> Done:
+    """A command's standard output and error together, with more variables. It is stopped where it takes longer."""
+    environment = os.environ | (more or {})
     try:
         done = subprocess.run(
-            command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=max(seconds, 1)
-        )
+            command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=max(seconds, 1),
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
         return Done(False, f"not done after {seconds:.0f} s", said)
@@ -47,11 +53,23 @@ def built(seconds: float = 60) -> bool:
         return _run((sys.executable, "-c", PROBE), Path(elsewhere), seconds).ok
 
 
+def cuda_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Of a build with CUDA code for the GPUs of this machine, where there is an nvcc; what is set already stays."""
+    from build_support.nvcc import find_nvcc
+
+    try:
+        find_nvcc(environment)
+    except LookupError:
+        return {}
+    own = {"MTML_CUDA": "1", "MTML_CUDA_ARCHS": "native"}
+    return {name: value for name, value in own.items() if not environment.get(name)}
+
+
 def build(seconds: float, root: Path = ROOT) -> Done:
     """Install this checkout in place, without a network, where the package is not found built already."""
     if built(seconds):
         return Done(True, "found built")
-    done = _run((sys.executable, *BUILD, str(root)), root, seconds)
+    done = _run((sys.executable, *BUILD, str(root)), root, seconds, cuda_variables())
     if done.ok and not built(seconds):
         return Done(False, "installed, and still not found with its compiled module", done.output)
     return done._replace(why="built in place" if done.ok else f"the build failed: {done.why}")
@@ -71,16 +89,16 @@ def counts(report: Path) -> dict[str, int]:
     return {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
 
 
-def gate(out: Path, seconds: float, folder: Path = ROOT / "tests" / "triton") -> Done:
+def gate(out: Path, seconds: float, folder: Path = TRITON, name: str = "gate") -> Done:
     """The GPU tests. Not ok either where none of them ran: a skipped test has shown nothing."""
-    report = (out / "gate.xml").resolve()
+    report = (out / f"{name}.xml").resolve()
     report.unlink(missing_ok=True)
     done = _run(gate_command(report, folder), ROOT / "tests", seconds)
-    (out / "gate.txt").write_text(done.output)
+    (out / f"{name}.txt").write_text(done.output)
     if not done.ok:
         return done._replace(why=f"the GPU tests failed: {done.why}")
     found = counts(report)
     passed = found["tests"] - found["failures"] - found["errors"] - found["skipped"]
     if passed <= 0:
-        return done._replace(ok=False, why=f"no GPU test ran ({found['skipped']} of {found['tests']} were skipped)")
+        return done._replace(ok=False, why=f"{NONE_RAN} ({found['skipped']} of {found['tests']} were skipped)")
     return done._replace(why=f"{passed} GPU tests passed, {found['skipped']} skipped")

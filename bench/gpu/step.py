@@ -19,7 +19,7 @@ from bench.gpu.clock import Clock, CudaClock, device_time, kernels
 from bench.gpu.kernels import write_kernels
 from bench.gpu.multihead_loss import CASES
 from bench.gpu.multihead_loss import peak as peak_memory
-from bench.gpu.plan import Step
+from bench.gpu.plan import CUDA, Step
 from bench.gpu.precision import full_precision
 from bench.gpu.rows import GpuRecord, line
 from bench.gpu.work import Work, device_here, of_losses, of_meta_step, rates
@@ -119,6 +119,11 @@ def _work(step: Step) -> Work:
     return found
 
 
+def _by_schedule(provider: str) -> bool:
+    """Whether the calls that are predicted are those that run: `mtml:cuda` makes one launch of them all."""
+    return is_ours(provider) and provider != CUDA
+
+
 def _on_device(row: GpuRecord, run: Run, work: Work, place: Place) -> GpuRecord:
     """The row with what the device says."""
     if row.provider.partition(":")[0] in UNSEEN:
@@ -131,7 +136,7 @@ def _on_device(row: GpuRecord, run: Run, work: Work, place: Place) -> GpuRecord:
     ran = kernels(run) if place.device == "cuda" else []
     if ran:
         row = replace(row, kernel_ms=sum(k.us for k in ran) / 1e3, launches=len(ran))
-        write_kernels(place.out, row, ran, work.schedule if is_ours(row.provider) else None)
+        write_kernels(place.out, row, ran, work.schedule if _by_schedule(row.provider) else None)
     return row
 
 
@@ -140,7 +145,7 @@ def _on_the_wall(row: GpuRecord, t: timing.Timing, work: Work, best: peak.Peak) 
     rate = work.flops / t.ms / 1e6
     row = replace(row, gflop=work.flops / 1e9, gflops=rate, gbs=work.bytes / t.ms / 1e6)
     row = replace(row, share_of_peak=rate / best.gflops, peak_gflops=best.gflops, peak_source=best.source)
-    if is_ours(row.provider):
+    if _by_schedule(row.provider):
         row = replace(row, predicted_ms=1e3 * work.seconds, predicted_launches=work.calls)
     return row
 

@@ -2,15 +2,17 @@
 
 ``mtml:weights`` and ``mtml:low_rank``: with each task's own weights, or with shared ones and low-rank corrections,
 where a cost model would choose. The first runs a model of one linear layer over its weights instead of in Gram form.
+``mtml:cuda``: the whole meta-step as one launch, of the models that a thread block can run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from bench.providers.base import Prepared, stored_grads
+from bench.providers.base import Prepared, Unavailable, stored_grads
 from bench.workloads import Data, Workload
 
 REQUIRES = ("mtml",)
@@ -33,7 +35,20 @@ def prepare(w: Workload, net: nn.Module, data: Data, options: frozenset[str]) ->
         loss.backward()
         return loss
 
-    return stored_grads(w, net, data, backward)
+    return stored_grads(w, net, data, _or_unavailable(backward) if option == "cuda" else backward)
+
+
+def _or_unavailable(backward: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """What a backend refuses is no failure: not every model fits a thread block, nor every build has CUDA code."""
+    from mtml_kernels import BackendUnavailable
+
+    def run() -> Tensor:
+        try:
+            return backward()
+        except BackendUnavailable as error:
+            raise Unavailable(str(error).partition(" There is: ")[0]) from error  # less the menu of other backends
+
+    return run
 
 
 def _head_weights(w: Workload, net: nn.Module, data: Data, head: nn.Linear) -> Prepared:

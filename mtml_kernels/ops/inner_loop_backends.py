@@ -196,8 +196,6 @@ FORMS = {"cpu": AUTO, "cpu:weights": WEIGHTS, "cpu:low_rank": LOW_RANK}
 for _name, _form in FORMS.items():
     BACKENDS.register(_cpu_backend(_name, _form))
 BACKENDS.register(_checked(INNER_LOOP))
-# Behind Triton until a GPU has timed both: for those who ask for it by name.
-BACKENDS.register(_checked(CUDA_INNER_LOOP))
 BACKENDS.register(
     _checked(
         Backend(
@@ -209,4 +207,6 @@ BACKENDS.register(
         )
     )
 )
+# Behind `torch`, which takes every call: for those who ask by name, as no GPU has timed it and it has no convolutions.
+BACKENDS.register(_checked(CUDA_INNER_LOOP))
 BACKENDS.register(Backend(REFERENCE, available=lambda: None, forward=_reference_forward, backward=_reference_backward))

@@ -14,7 +14,7 @@ from mtml_kernels.schedule.devices import DEVICES, Device, Precision, device_nam
 from mtml_kernels.schedule.predict import Prediction, by_bound, predict
 from mtml_kernels.schema.inner_loop import InnerLoopArgs
 
-__all__ = ["SCHEDULED", "Description", "Line", "describe", "device_of"]
+__all__ = ["SCHEDULED", "Description", "Line", "describe", "device_of", "with_article"]
 
 SCHEDULED = frozenset({"torch", "triton"})  # backends of the inner loop that run it by a schedule
 
@@ -82,14 +82,14 @@ class Description:
     def __str__(self) -> str:
         return (
             f"{len(self.lines)} calls, {self.flops / 1e9:.3g} GFLOP, {self.bytes / 1e6:.3g} MB; predicted "
-            f"{1e6 * self.seconds:.0f} us in {self.precision} on {_article(self.device.name)} {self.device.name} "
+            f"{1e6 * self.seconds:.0f} us in {self.precision} on {with_article(self.device.name)} "
             f"({self.by_bound[self.bound] / max(self.seconds, 1e-12):.0%} of it in calls bound by {self.bound})"
         )
 
 
-def _article(name: str) -> str:
+def with_article(name: str) -> str:
     """For names that are spelt out: an A100, an H200, an L4, an RTX 4090."""
-    return "an" if name[0] in "AEFHILMNORSX" else "a"
+    return f"{'an' if name[0] in 'AEFHILMNORSX' else 'a'} {name}"
 
 
 def device_of(device: torch.device) -> tuple[Device, bool]:

@@ -51,7 +51,9 @@ def test_order_is_that_of_importance_and_what_compiles_comes_last() -> None:
     assert [s.workload for s in quick] == [s.workload for s in slow] == list(plan.ORDER)
     assert plan.ORDER[:3] == ("sinusoid", "omniglot_mlp", "omniglot_conv") and plan.ORDER[5] == "anil_head"
     assert not any(p.startswith(("compile", "jax")) for s in quick for p in s.providers)
-    assert all(s.providers[-1] in ("mtml", "mtml:triton") for s in steps)  # ours in every process, and last in it
+    last = ("mtml", "mtml:triton", "mtml:cuda")  # ours in every process, and last in it: the newest kernels after all
+    assert all(s.providers[-1] in last for s in steps)
+    assert all(s.providers[-2:] == last[1:] for s in quick if s.workload in plan.META)
     assert [plan.step_named(s.name) for s in steps] == steps
 
 
@@ -201,12 +203,16 @@ def test_a_budget_that_is_spent_leaves_rows_that_say_so(tmp_path: Path, monkeypa
 def test_nothing_is_built_where_the_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, ...]] = []
 
-    def run(words: tuple[str, ...], cwd: Path, seconds: float) -> ready.Done:
+    given: list[Any] = []
+
+    def run(words: tuple[str, ...], cwd: Path, seconds: float, more: Any = None) -> ready.Done:
         ran.append(tuple(words))
+        given.append(more)
         found = ready.PROBE in words and (len(ran) > 1 or not missing)
         return ready.Done(found or ready.PROBE not in words, "said")
 
     monkeypatch.setattr(ready, "_run", run)
+    monkeypatch.setattr(ready, "cuda_variables", lambda: {"MTML_CUDA": "1"})
     missing = False
     assert ready.build(60).why == "found built" and len(ran) == 1
     ran.clear()
@@ -214,6 +220,16 @@ def test_nothing_is_built_where_the_package_is_found(monkeypatch: pytest.MonkeyP
     assert ready.build(60) == ready.Done(True, "built in place", "")
     assert [words[1] for words in ran] == ["-c", "-m", "-c"] and ran[1][-1] == str(ROOT)
     assert {"--no-build-isolation", "--no-deps", "--no-index"} <= set(ran[1])
+    assert given[-3:] == [None, {"MTML_CUDA": "1"}, None]
+
+
+def test_a_build_has_code_for_this_gpu_where_there_is_nvcc(tmp_path: Path) -> None:
+    assert ready.cuda_variables({"CUDA_HOME": str(tmp_path)}) == {}
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch()
+    found = {"CUDA_HOME": str(tmp_path)}
+    assert ready.cuda_variables(found) == {"MTML_CUDA": "1", "MTML_CUDA_ARCHS": "native"}
+    assert ready.cuda_variables(found | {"MTML_CUDA": "0"}) == {"MTML_CUDA_ARCHS": "native"}
 
 
 GATED = "import pytest\n@pytest.mark.gpu\ndef test_one(): {}\ndef test_other(): assert False\n"
@@ -247,7 +263,7 @@ def test_no_speed_on_a_red_gate(
 ) -> None:
     monkeypatch.setattr(ready, "build", lambda seconds: ready.Done(True, "found built"))
     red = ready.Done(False, "the GPU tests failed: exit status 1", "first\nE  assert 2 == 3")
-    monkeypatch.setattr(ready, "gate", lambda out, seconds: red)
+    monkeypatch.setattr(ready, "gate", lambda out, seconds, *of: red)
     monkeypatch.setattr(command, "run_step", lambda *a: pytest.fail("measured"))
     assert main(["gpu", "--out", str(tmp_path / "new")]) == 1
     shown = capsys.readouterr()
@@ -261,12 +277,13 @@ def test_the_whole_command(
     """Steps in order into one file, of this run alone, then the summary; wrong rows of ours give status 1."""
     good = ready.Done(True, "well")
     monkeypatch.setattr(ready, "build", lambda seconds: good)
-    monkeypatch.setattr(ready, "gate", lambda out, seconds: good)
+    monkeypatch.setattr(ready, "gate", lambda out, seconds, *of: good)
     out = tmp_path / "run"
     record.write_csv(out / "results.csv", [row("old", "mtml")])
     seen: list[str] = []
 
-    def run_step(step: plan.Step, folder: Path, budget: command.Budget) -> None:
+    def run_step(step: plan.Step, folder: Path, budget: command.Budget, refused: dict[str, str]) -> None:
+        assert refused == {}
         seen.append(step.name)
         rows = [row(step.workload, "vmap", 3.0, turn=step.turn), row(step.workload, "mtml:triton", turn=step.turn)]
         record.write_csv(folder / "results.csv", rows, append=True)
@@ -279,6 +296,43 @@ def test_the_whole_command(
     assert {r.workload for r in record.read_csv(out / "results.csv")} == {"siren"}  # other commands read it too
     record.write_csv(out / "results.csv", [GpuRecord("siren", "mtml:triton", "mismatch")], append=True)
     assert command.finish(out, command.Budget(1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("done", "refused"),
+    [
+        (ready.Done(True, "12 GPU tests passed, 0 skipped"), {}),
+        (ready.Done(False, "no GPU test ran (12 of 12 were skipped)"), {}),  # the provider says why
+        (
+            ready.Done(False, "the GPU tests failed: exit status 1"),
+            {"mtml:cuda": "the GPU tests failed: exit status 1"},
+        ),
+    ],
+    ids=["green", "none ran", "red"],
+)
+def test_a_red_gate_of_backend_cuda_takes_its_own_rows_only(
+    done: ready.Done, refused: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Path, str]] = []
+
+    def gate(out: Path, seconds: float, folder: Path, name: str) -> ready.Done:
+        seen.append((folder, name))
+        return done
+
+    started: list[list[str]] = []
+
+    def process(step: plan.Step, out: Path, without: list[str], seconds: float) -> str:
+        started.append(list(without))
+        return ""
+
+    monkeypatch.setattr(ready, "gate", gate)
+    monkeypatch.setattr(command, "_process", process)
+    assert command.refused_by_cuda_gate(tmp_path, command.Budget(1)) == refused
+    assert seen == [(ROOT / "tests" / "cuda", "gate-cuda")]
+    command.run_step(SINUSOID, tmp_path, command.Budget(6), refused)
+    assert started == [list(refused)]
+    found = record.read_rows(tmp_path / "results.csv", GpuRecord) if refused else []
+    assert [(r.provider, r.status, r.note) for r in found] == [(p, "failed", why) for p, why in refused.items()]
 
 
 # --- the summary ------------------------------------------------------------------------------------------------------

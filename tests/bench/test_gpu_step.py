@@ -156,11 +156,19 @@ def rows_of(out: Path) -> dict[str, GpuRecord]:
 
 def test_a_meta_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "jax")
-    providers = ("loop", "vmap", "jax", "mtml:torch", "mtml:cuda")
+    providers = ("loop", "vmap", "jax", "mtml:torch", "mtml:triton", "mtml:cuda")
     step.measure(plan.Step("tiny", "quick", providers), place(tmp_path))
     rows = rows_of(tmp_path)
-    assert list(rows) == ["jax", "mtml:cuda", "loop", "vmap", "mtml:torch"]  # what cannot run is written at once
-    assert rows["jax"].status == "skipped" and rows["mtml:cuda"].status == "failed" and rows["mtml:cuda"].note
+    assert list(rows) == [
+        "jax",
+        "mtml:triton",
+        "mtml:cuda",
+        "loop",
+        "vmap",
+        "mtml:torch",
+    ]  # what cannot run is written at once
+    assert rows["jax"].status == rows["mtml:cuda"].status == "skipped" and rows["mtml:triton"].status == "failed"
+    assert "backend 'cuda' cannot run here" in rows["mtml:cuda"].note and rows["mtml:triton"].note
     ours = rows["mtml:torch"]
     told = predict.predict(WORKLOADS["tiny"], DEVICES["h200"], "fp32")
     assert ours.ok and ours.match_score <= 1 and ours.turn == "quick" and ours.date and ours.torch

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "mtml_kernels.general",
         "mtml_kernels.schedule",
         "mtml_kernels.native",
+        "mtml_kernels.cuda",
         "mtml_kernels.triton",
     ),
     ("mtml_kernels.ops",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 
 import pytest
@@ -50,6 +51,33 @@ def test_what_runs_by_no_schedule_lists_no_calls() -> None:
     for backend in ("cpu", "reference", "general"):
         found = MAML(mlp(3, 6, 2), 0.1, steps=2, loss="mse", backend=backend).explain(*regression())
         assert found.calls == [] and found.predicted == "" and "schedule" not in str(found)
+        assert found.launch == "" and "launch" not in str(found)
+
+
+def test_the_one_launch_of_backend_cuda_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    """In numbers, for an H200 where there is no GPU, and with the reason why it does not run here."""
+    found = MAML(mlp(3, 6, 2), 0.1, steps=2, loss="mse", backend="torch").explain(*regression())
+    assert f"launch: {found.launch}" in capsys.readouterr().out and found.to_dict()["launch"] == found.launch
+    numbers = (
+        r"plain kernel, \d+ phases in \d+ words; 3 blocks of 32 threads; a task takes [\d,]+ bytes of shared memory"
+    )
+    assert re.match(rf"by backend='cuda' one for all steps, on an H200: {numbers} and 0 of workspace", found.launch)
+    assert ("; not here: " in found.launch) == ("cuda" not in BACKENDS.available() or not torch.cuda.is_available())
+
+
+def test_of_the_trunk_and_of_the_gram_form_no_launch_is_claimed() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    batch = [t.float() for t in regression()]
+    trunk = MAML(net, 0.1, params="2.*", steps=20, loss="mse", backend="torch").explain(*batch)
+    assert trunk.trunk.startswith("it runs once") == trunk.launch.endswith("the pass of the trunk is another")
+
+
+def test_what_no_block_can_run_is_named_with_the_way_out() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    images, targets = torch.randn(2, 3, 1, 4, 4), torch.randn(2, 3, 2)
+    found = MAML(net, 0.1, loss="mse", backend="torch").explain(images, targets, images, targets)
+    why = "conv.forward has no form in a thread block"
+    assert found.launch == f"backend='cuda' cannot run it: {why}; backend='triton' does, layer by layer"
 
 
 def test_a_schedule_of_class_ids_ids_and_learnt_rates() -> None:

@@ -13,7 +13,7 @@ from mtml_kernels.schedule.devices import DEVICES, LAUNCH_SECONDS, PRECISIONS, S
 from mtml_kernels.schedule.predict import BOUNDS, by_bound, occupancy, predict
 
 # 100 multiprocessors of 1 GHz, 10 TFLOP/s, 100 of TF32, 1 TB/s, 10 MB of L2 at 10 TB/s.
-GPU = Device("a GPU", r"^a GPU$", 100, 1e9, 10e12, 100e12, 5e12, 1e12, 10_000_000, 10e12)
+GPU = Device("a GPU", r"^a GPU$", 100, 1e9, 10e12, 100e12, 5e12, 1e12, 10_000_000, 10e12, 228 << 10)
 LARGE = Product(10, 640, 640, 10 * 640 * 640 * 1000)  # 1000 tiles of 64 x 64
 
 

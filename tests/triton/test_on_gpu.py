@@ -6,69 +6,34 @@ on the CPU, with kernels that are right and with kernels that are not, shows tha
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from cases.on_gpu import ORDERS, SMALL, check_meta_step, check_order, needs_gpu
+from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # bench/ is not installed; last, so that the installed packages are the ones under test
-
-from bench.gpu import multihead_loss as heads  # noqa: E402
-from bench.gpu.head_inner_loop import Shape, draw_case, step  # noqa: E402
-from bench.gpu.head_inner_loop import error as head_error  # noqa: E402
-from bench.gpu.losses import Admission  # noqa: E402
-from bench.gpu.precision import full_precision  # noqa: E402
-from bench.measure import runner  # noqa: E402
-from bench.workloads import WORKLOADS, Workload, convnet  # noqa: E402
-from bench.workloads.heads import Draw  # noqa: E402
-from mtml import MAML  # noqa: E402
-from mtml_kernels import task_conv2d, task_linear  # noqa: E402
-from mtml_kernels.ops.inner_loop import BACKENDS  # noqa: E402
-from mtml_kernels.schedule.graphs import Graphs  # noqa: E402
+from bench.gpu import multihead_loss as heads
+from bench.gpu.head_inner_loop import Shape, draw_case, step
+from bench.gpu.head_inner_loop import error as head_error
+from bench.gpu.losses import Admission
+from bench.gpu.precision import full_precision
+from bench.measure import runner
+from bench.workloads.heads import Draw
+from mtml_kernels import task_conv2d, task_linear
+from mtml_kernels.ops.inner_loop import BACKENDS
+from mtml_kernels.schedule.graphs import Graphs
 
 gpu = pytest.mark.gpu
-ORDERS = [[0, 1, 2], [2, 1, 0], [1, 0, 2]]
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that PyTorch can use")
 needs_backend = pytest.mark.skipif("triton" not in BACKENDS.names(), reason="inner_loop has no Triton backend")
-
-SMALL: dict[str, Workload] = {
-    "sinusoid": replace(WORKLOADS["sinusoid"], tasks=3),
-    "odd": replace(WORKLOADS["tiny"], tasks=1, support=1, query=7),
-    "omniglot_mlp": replace(WORKLOADS["omniglot_mlp"], tasks=2, query=9),
-    "siren_sine": replace(WORKLOADS["siren_sine"], tasks=2, support=65, query=33),
-    "conv": replace(
-        WORKLOADS["mini_conv"],
-        build=lambda: convnet(3, 8, 8 * 2 * 2, 5, depth=2),
-        tasks=2,
-        query=6,
-        x=(3, 9, 9),
-        steps=2,
-    ),
-}
 
 
 @pytest.fixture(autouse=True)
 def float32_is_float32() -> Iterator[None]:
     with full_precision():
         yield
-
-
-def check_meta_step(w: Workload, provider: str, device: str, bits: bool = True) -> None:
-    """Right, without a fallback to another path, and with `bits` the same bits again."""
-    options = runner.Options(device=device)
-    prepared, row = runner.admit(w, provider, options, runner.gate_for(w, options))
-    assert prepared is not None and row.ok, row.note
-    assert row.note == "", row.note
-    first, again = runner.outcome(prepared), runner.outcome(prepared)
-    same = all(map(torch.equal, [first[0], *first[1]], [again[0], *again[1]]))
-    assert same or not bits, "equal inputs, other bits"
 
 
 def odd(draw: Draw) -> heads.Heads:
@@ -92,30 +57,6 @@ def check_head(provider: str, device: str) -> None:
     truth = step("vmap", own.double())()
     limit = 4 * head_error(step("vmap", own)(), truth) + 1e-6
     assert head_error(step(provider, own)(), truth) <= limit
-
-
-def check_order(backend: str, device: str, order: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several forwards before their backwards, recorded and not, and a graph that is retained: the same bits."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Linear(20, 2)).to(device)
-    params = list(net.parameters())
-    batches = [[torch.randn(4, 5, size, device=device) for size in (3, 2, 3, 2)] for _ in order]
-
-    def gradients(recorded: bool) -> list[list[Tensor]]:
-        monkeypatch.setenv("MTML_CUDA_GRAPHS", "1" if recorded else "0")
-        maml = MAML(net, lr=0.1, steps=3, loss="mse", backend=backend)
-        losses = [maml.meta_loss(*batch).mean() for batch in batches]
-        found: list[list[Tensor]] = [[]] * len(losses)
-        for i in order:
-            first = torch.autograd.grad(losses[i], params, retain_graph=True)
-            found[i] = [losses[i].detach(), *torch.autograd.grad(losses[i], params)]
-            assert all(map(torch.equal, first, found[i][1:])), "a retained graph, other bits"
-        return found
-
-    plain = gradients(False)
-    for _ in range(3):  # compiled, recorded, replayed
-        for ours, theirs in zip(gradients(True), plain, strict=True):
-            assert all(map(torch.equal, ours, theirs)), "recorded, other bits"
 
 
 def check_layers(backend: str, device: str) -> None:

@@ -88,6 +88,10 @@ class Persistent:
         """That of a call without gradients, or with these cotangents."""
         return self._bind(a, self._plan(a), given).program
 
+    def of_forward(self, a: InnerLoopArgs) -> BlockProgram:
+        """That which the op's forward launches."""
+        return self.program(a, _onward(a, self._plan(a)))
+
     # --- made once for calls of given shapes --------------------------------------------------------------------------
 
     def _plan(self, a: InnerLoopArgs) -> Plan:
@@ -144,9 +148,8 @@ class Persistent:
         if not a.tasks:
             return empty_outputs(a, [])
         plan = self._plan(a)
-        # The losses of the steps have cotangents of their own.
-        onward = bool(a.needs) and plan.usually.loss and not a.spec.has(QUERY_STEPS)
-        given = plan.usually if onward else None
+        given = _onward(a, plan)
+        onward = given is not None
         run = self._run(a, plan, given, Cotangents(self._one_each(a) if onward else None, None, None, ()))
         loss, output, support, kept = output_shapes(a)
         shapes, like = [loss, output, support, *kept], a.params[0]
@@ -259,6 +262,11 @@ class Persistent:
         if program.words.first:
             self._engine().run(program, bound.words, workspace, tensors, strides, tasks, bound.blocks)
         return _Run(results, parts, numbers)
+
+
+def _onward(a: InnerLoopArgs, plan: Plan) -> Given | None:
+    """The cotangents with which forward goes on to the gradients; the losses of the steps have their own."""
+    return plan.usually if a.needs and plan.usually.loss and not a.spec.has(QUERY_STEPS) else None
 
 
 def _positions(groups: Sequence[Sequence[int]], first: int) -> list[list[int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from mtml_kernels.cuda.inner_loop.instructions import Instruction, Memory
@@ -58,15 +60,25 @@ def _packed(lives: Sequence[_Life]) -> tuple[dict[Memory, int], int]:
                 if start - at >= life.bytes:
                     break
                 at = max(at, start + other.bytes)
-        placed.append((at, life))
-        placed.sort(key=lambda pair: pair[0])
+        insort(placed, (at, life), key=lambda pair: pair[0])
     return {life.memory: at for at, life in placed}, max((at + life.bytes for at, life in placed), default=0)
+
+
+def _most_at_once(lives: Sequence[_Life]) -> int:
+    """Bytes that live in one phase, which no way of packing goes below."""
+    changes = [0] * (max((life.last for life in lives), default=0) + 2)
+    for life in lives:
+        changes[life.first] += life.bytes
+        changes[life.last + 1] -= life.bytes
+    return max(accumulate(changes))
 
 
 def placed(phases: Sequence[Sequence[Instruction]], chip_bytes: int) -> Placed:
     """On a chip of so many bytes. To the workspace goes first what lies there longest for the fewest uses."""
     lives = sorted(_lives(phases), key=lambda life: life.uses / ((life.last - life.first + 1) * life.bytes))
     for spilled in _counts(len(lives)):
+        if _most_at_once(lives[spilled:]) > chip_bytes:
+            continue
         chip, used = _packed(lives[spilled:])
         if used <= chip_bytes:
             workspace, more = _packed(lives[:spilled])

@@ -130,10 +130,10 @@ def _activation(lowering: Lowering, part: Part) -> None:
 @lowers("add.forward")
 def _add(lowering: Lowering, part: Part) -> None:
     a, b = map(lowering.view, part.reads)
-    _add_to(lowering, a, b, lowering.new(part.writes[0]))
+    add_to(lowering, a, b, lowering.new(part.writes[0]))
 
 
-def _add_to(lowering: Lowering, a: View, b: View, out: Maybe) -> None:
+def add_to(lowering: Lowering, a: View, b: View, out: Maybe) -> None:
     numbers = int(a.memory.dtype == torch.float64)
     lowering.elements(ScheduleOp.ADDITION, [a, b], [out], wholes=(numbers,))
 
@@ -145,14 +145,14 @@ def _accumulate(lowering: Lowering, part: Part) -> None:
         _add(lowering, part)
         return
     lowering.alias(part.writes[0], a)
-    _add_to(lowering, a, b, a)
+    add_to(lowering, a, b, a)
 
 
 def _multiply(lowering: Lowering, a: View, b: View, out: Maybe, c: float = 1.0) -> None:
     lowering.elements(ScheduleOp.MULTIPLICATION, [a, b], [out], reals=(c,))
 
 
-@lowers("mul.forward", "scale", "update.clipped")
+@lowers("mul.forward", "scale")
 def _mul(lowering: Lowering, part: Part) -> None:
     a, b = map(lowering.view, part.reads)
     _multiply(lowering, a, b, lowering.new(part.writes[0]))

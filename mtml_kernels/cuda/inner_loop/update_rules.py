@@ -1,20 +1,23 @@
-"""Update rules and clipping as instructions: a step of one tensor, its adjoint, the norm of all gradients of a task."""
+"""Update rules and clipping as instructions: a step of each tensor, its adjoint, the norm of a task's gradients."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from mtml_kernels.cuda.inner_loop.instructions import Instruction, Operand, View
 from mtml_kernels.cuda.inner_loop.lowering import Lowering, lowers, operand_of
-from mtml_kernels.cuda.inner_loop.rules import inner, spread
+from mtml_kernels.cuda.inner_loop.rules import add_to, inner, spread
 from mtml_kernels.cuda.inner_loop.words import ScheduleOp
-from mtml_kernels.schedule.call import ABSENT, Part
-from mtml_kernels.schedule.kernels import Rule
-from mtml_kernels.schema.update import RULES, UpdateSpec
+from mtml_kernels.schedule.call import ABSENT, Part, by_tensor
+from mtml_kernels.schedule.kernels import KERNELS, Rule
+from mtml_kernels.schema.update import HYPERS, RULES, UpdateSpec
 
 __all__: list[str] = []
+
+Item = TypeVar("Item")
 
 
 def _wholes(rule: Rule) -> tuple[int, int, int]:
@@ -26,11 +29,19 @@ def flags_of(spec: UpdateSpec) -> int:
     return int(spec.encode()[1])
 
 
+def _of_tensors(items: Sequence[Item], kernel: str, results: bool = False) -> list[tuple[Item, ...]]:
+    """What a part reads or writes of several tensors, less the numbers, which come last: a tuple each."""
+    roles = KERNELS[kernel].writes if results else KERNELS[kernel].reads
+    return by_tensor(items, sum(role.endswith("*") for role in roles))
+
+
 @lowers("update.rule")
 def _rule(lowering: Lowering, part: Part) -> None:
-    reads = [lowering.maybe(plane) for plane in part.reads]
-    writes = [lowering.new(plane) for plane in part.writes]
-    _on_parameters(lowering, ScheduleOp.RULE_STEP, reads, writes, wholes=_wholes(part.constants))
+    *reads, hyper = map(lowering.maybe, part.reads)
+    wholes, planes = _wholes(part.constants), _of_tensors(part.writes, part.kernel, results=True)
+    for own, results in zip(_of_tensors(reads, part.kernel), planes, strict=True):
+        operands = [*own[:3], hyper, *own[3:]]
+        _on_parameters(lowering, ScheduleOp.RULE_STEP, operands, [lowering.new(r) for r in results], wholes=wholes)
 
 
 def _on_parameters(
@@ -39,7 +50,7 @@ def _on_parameters(
     """`elements`, but for the numbers, which are read as they lie."""
     _, r, f = space = next(view for view in reads[1:2] if view is not None).padded()[0]
     operands = [raw(view) if i == 3 else operand_of(view, space) for i, view in enumerate(reads)]
-    results = [raw(v) if v is not None and v.shape == (8,) else operand_of(v, space) for v in writes]
+    results = [raw(v) if v is not None and v.shape == (len(HYPERS),) else operand_of(v, space) for v in writes]
     lowering.emit(Instruction(op, space[0] * r, f, tuple(operands), tuple(results), sample=r, **more))
 
 
@@ -50,14 +61,34 @@ def raw(view: View | None) -> Operand | None:
 
 @lowers("update.adjoint")
 def _adjoint(lowering: Lowering, part: Part) -> None:
-    reads = [lowering.maybe(plane) for plane in part.reads]
-    g = reads[1]
+    *reads, hyper = map(lowering.maybe, part.reads)
+    *planes, dhyper = part.writes
+    shares: list[View] = []  # of each tensor, of what flows to the numbers
+    for own, results in zip(
+        _of_tensors(reads, part.kernel), _of_tensors(planes, part.kernel, results=True), strict=True
+    ):
+        if dhyper != ABSENT:
+            shares.append(lowering.scratch((len(HYPERS),), torch.float64))
+        operands = [*own[:3], hyper, *own[3:]]
+        _adjoint_of_one(lowering, operands, results, shares[-1] if shares else None, _wholes(part.constants))
+    if shares:
+        lowering.alias(dhyper, shares[0])
+        for share in shares[1:]:
+            add_to(lowering, shares[0], share, shares[0])
+
+
+def _adjoint_of_one(
+    lowering: Lowering,
+    operands: list[View | None],
+    results: Sequence[int],
+    to_hyper: View | None,
+    wholes: tuple[int, int, int],
+) -> None:
+    *to_elements, dalpha = results
+    writes, g = [lowering.new(plane) for plane in to_elements], operands[1]
     assert g is not None
-    *to_elements, dalpha, dhyper = part.writes
-    writes = [lowering.new(plane) for plane in to_elements]
     rates = lowering.scratch(g.shape, g.memory.dtype) if dalpha != ABSENT else None
-    wholes = _wholes(part.constants)
-    _on_parameters(lowering, ScheduleOp.RULE_BACK, reads, [*writes, rates, lowering.new(dhyper)], wholes=wholes)
+    _on_parameters(lowering, ScheduleOp.RULE_BACK, operands, [*writes, rates, to_hyper], wholes=wholes)
     if rates is not None:
         spread(lowering, dalpha, [rates])
 
@@ -76,14 +107,18 @@ def _norms(lowering: Lowering, pairs: list[tuple[View, View]], like: torch.dtype
 def _clip(lowering: Lowering, part: Part) -> None:
     hyper, *gs = map(lowering.maybe, part.reads)
     there = [g for g in gs if g is not None]
-    out = lowering.new(part.writes[0])
-    assert out is not None
-    squares = _norms(lowering, [(g, g) for g in there], out.memory.dtype)
+    scale, *clipped = map(lowering.new, part.writes)
+    like = there[0].memory.dtype
+    scale = lowering.scratch((), like) if scale is None else scale
+    squares = _norms(lowering, [(g, g) for g in there], like)
     lowering.emit(
         Instruction(
-            ScheduleOp.CLIP_SCALE, 1, 1, (raw(hyper), raw(squares)), (raw(out),), wholes=(len(there),),
+            ScheduleOp.CLIP_SCALE, 1, 1, (raw(hyper), raw(squares)), (raw(scale),), wholes=(len(there),),
         )
     )  # fmt: skip
+    for g, out in zip(gs, clipped, strict=True):
+        if out is not None:
+            lowering.elements(ScheduleOp.MULTIPLICATION, [g, scale], [out], reals=(1.0,))
 
 
 @lowers("update.unclip")

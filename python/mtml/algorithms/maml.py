@@ -78,7 +78,8 @@ class MAML(MetaLearner):
             statistics; "running": always running statistics; "per_step" (MAML++): batch statistics, and a weight and
             bias for every one of the steps: the model's BatchNorm layers are replaced, in the model itself, by
             `PerStepBatchNorm` layers, which are meta-trained and not adapted.
-        backend: "auto"; "cpu", "triton" or "cuda" for that engine or an error; "cpu:weights" or "cpu:low_rank" for the
+        backend: "auto"; "cpu" or "triton" for that engine or an error; "cuda" for a call as one launch, of models
+            without convolutions, in builds with CUDA code ("auto" leaves it); "cpu:weights" or "cpu:low_rank" for the
             engine with each task's own weights, or with shared ones and low-rank corrections, where "cpu" chooses by a
             cost model; "torch" for the same inner loop as a list of PyTorch operations, forward-over-reverse without a
             graph, on any device and in half precision too (what "auto" takes where neither "cpu" nor "triton" runs);

@@ -41,6 +41,8 @@ class Explanation:
         steps, first_order, loss, query_loss, batch_norm: of the learner.
         predicted: where a schedule is what runs: how many calls it has, their work, and the time that a model predicts
             for them on a GPU; else empty.
+        launch: where a schedule is what runs, or the backend "cuda": the one launch that this backend makes of it
+            (kernel, phases, blocks, bytes), or why it cannot; else empty.
         calls: those calls, a dict each: where in the inner loop, name, flops, bytes, us (predicted), what bounds it.
     """
 
@@ -59,6 +61,7 @@ class Explanation:
     batch_norm: str
     predicted: str = ""
     calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    launch: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: strings, numbers, lists and dicts."""
@@ -74,6 +77,7 @@ class Explanation:
         ]
         lines += [f"trunk: {self.trunk}"] if self.trunk else []
         lines += [f"schedule: {self.predicted}"] if self.predicted else []
+        lines += [f"launch: {self.launch}"] if self.launch else []
         lines += [f"  not fused: {reason}" for reason in self.reasons]
         return "\n".join(lines + _table(self.nodes))
 

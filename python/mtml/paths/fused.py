@@ -12,7 +12,7 @@ from mtml.inner import Rule
 from mtml.paths.batch import Batch
 from mtml.paths.explain import Explanation, Subject, with_isa
 from mtml.paths.path import Outcome, in_our_words
-from mtml.paths.predicted import predicted
+from mtml.paths.predicted import launched, predicted
 from mtml.paths.rates import Rates
 from mtml_kernels.checks import Sizes, check_class_ids, widened
 from mtml_kernels.losses import IGNORED
@@ -74,8 +74,17 @@ class Fused:
         """The schedule in one line and its calls, where a schedule is what runs."""
         if self.backend not in SCHEDULED:
             return "", []
-        hyper = () if self.rule is None else (self.rule.vector(torch.device("cpu")),)
-        return predicted(self.program, self.params, self.rates(), hyper, self.spec, sizes)
+        return predicted(self.program, self.params, self.rates(), self._numbers(), self.spec, sizes)
+
+    def launched(self, sizes: Sizes) -> str:
+        """How one launch runs all of it, where a schedule could be that or is."""
+        if self.backend not in SCHEDULED and self.backend != "cuda":
+            return ""
+        return launched(self.program, self.params, self.rates(), self._numbers(), self.spec, sizes)
+
+    def _numbers(self) -> Sequence[Tensor]:
+        """The update rule's, for what only looks at their shapes."""
+        return () if self.rule is None else (self.rule.vector(torch.device("cpu")),)
 
     def __call__(self, batch: Batch) -> Outcome:
         sx, qx, sy, qy = batch.sx, batch.qx, batch.sy, batch.qy
@@ -156,6 +165,7 @@ class Fused:
             batch_norm=subject.batch_norm,
             predicted=line,
             calls=calls,
+            launch=self.launched(sizes),
         )
 
     def shaped(self, output: Tensor) -> Tensor:

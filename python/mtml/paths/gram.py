@@ -60,6 +60,9 @@ class FusedHead(Fused):
     def predicted(self, sizes: Sizes) -> tuple[str, list[dict[str, Any]]]:
         return "", []  # its op runs by no schedule
 
+    def launched(self, sizes: Sizes) -> str:
+        return ""
+
     def __call__(self, batch: Batch) -> Outcome:
         if batch.weights is not None:
             return super().__call__(batch)

@@ -1,4 +1,5 @@
-"""What explain() says of a path whose calls run by a schedule: its calls, their work, and a prediction for a GPU."""
+"""What explain() says of a path whose calls run by a schedule: its calls, their work, and a prediction for a GPU; and
+how the backend `cuda` runs it, in one launch."""
 
 from __future__ import annotations
 
@@ -9,12 +10,16 @@ import torch
 from torch import Tensor
 
 from mtml_kernels.checks import Sizes
+from mtml_kernels.cuda.inner_loop.chip import Chip
+from mtml_kernels.cuda.inner_loop.describe import launch_of
+from mtml_kernels.errors import BackendUnavailable
+from mtml_kernels.ops.inner_loop_backends import BACKENDS
 from mtml_kernels.program import Program
 from mtml_kernels.schedule.capacity import remark
-from mtml_kernels.schedule.describe import Description, describe, device_of
+from mtml_kernels.schedule.describe import Description, describe, device_of, with_article
 from mtml_kernels.schema.inner_loop import CLASS_IDS, NEED_LR, NEED_PARAMS, InnerLoopArgs, InnerLoopSpec
 
-__all__ = ["predicted"]
+__all__ = ["launched", "predicted"]
 
 
 def predicted(
@@ -32,6 +37,27 @@ def predicted(
     found: Description = describe(a, device)
     said = [str(found), remark(a, on), "" if known else f"the tensors lie on {on}"]
     return "; ".join(filter(None, said)), [line.to_dict() for line in found.lines]
+
+
+def launched(
+    program: Program,
+    params: Sequence[Tensor],
+    rates: Sequence[Tensor],
+    hyper: Sequence[Tensor],
+    spec: InnerLoopSpec,
+    sizes: Sizes,
+) -> str:
+    """What the backend `cuda` starts for a meta-step of these sizes, or why it cannot; and why it is not here."""
+    on = params[0].device
+    known = device_of(on)[0]
+    chip, name = (Chip.of(on), "this GPU") if on.type == "cuda" else (Chip.named(known), with_article(known.name))
+    try:
+        launch = launch_of(_meta_step(program, params, rates, hyper, spec, sizes), chip)
+    except BackendUnavailable as error:
+        return f"backend='cuda' cannot run it: {error.__cause__}; backend='triton' does, layer by layer"
+    missing = BACKENDS.named("cuda").refusal(on.type, params[0].dtype)
+    here = f"; not here: {missing}" if missing else ""
+    return f"by backend='cuda' one for all steps, on {name}: {launch}{here}"
 
 
 def _meta_step(

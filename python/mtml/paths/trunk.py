@@ -65,7 +65,8 @@ class TrunkOnce:
     def explain(self, subject: Subject, sizes: Sizes) -> Explanation:
         found = self.head.explain(subject, sizes)
         more = "; the pass of the trunk is not among them" if found.predicted else ""
-        return dataclasses.replace(found, predicted=found.predicted + more)
+        launch = f"{found.launch}; the pass of the trunk is another" if found.launch else ""
+        return dataclasses.replace(found, predicted=found.predicted + more, launch=launch)
 
     def shaped(self, output: Tensor) -> Tensor:
         """[T, Q, out] as [T, Q, *shape of the model's output]."""

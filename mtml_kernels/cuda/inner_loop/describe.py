@@ -1,0 +1,57 @@
+"""A call as one launch, in numbers: for `explain()`, on a GPU that need not be there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtml_kernels.cuda.inner_loop.backend import Persistent
+from mtml_kernels.cuda.inner_loop.chip import Chip
+from mtml_kernels.cuda.inner_loop.device import DeviceEngine
+from mtml_kernels.cuda.inner_loop.words import RING_BYTES
+from mtml_kernels.schema.inner_loop import InnerLoopArgs
+
+__all__ = ["Launch", "launch_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """What the backend `cuda` starts for a call. Bytes are those of a block, which holds one task at a time."""
+
+    full: bool  # the kernel with all instructions, not only those of most programs
+    phases: int
+    words: int
+    threads: int
+    blocks: int
+    shared_bytes: int
+    workspace_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{'full' if self.full else 'plain'} kernel, {self.phases} phases in {self.words} words; {self.blocks} "
+            f"{'block' if self.blocks == 1 else 'blocks'} of {self.threads} threads; a task takes "
+            f"{self.shared_bytes:,} bytes of shared memory and {self.workspace_bytes:,} of workspace"
+        )
+
+
+def launch_of(a: InnerLoopArgs, chip: Chip) -> Launch:
+    """The launch of a call's forward, which goes on to the gradients where they are wanted.
+
+    Args:
+        a: a call; only shapes and dtypes of its tensors are looked at, which may lie on "meta".
+        chip: the GPU's numbers.
+
+    Raises:
+        BackendUnavailable: no block can run it; names the operation and the way out.
+        ValueError: the schedule does not know an operation of the program.
+    """
+    engine = DeviceEngine(lambda _: chip)
+    program, device = Persistent(lambda: engine).of_forward(a), a.params[0].device
+    return Launch(
+        full=program.words.full,
+        phases=program.words.phases,
+        words=len(program.words.words),
+        threads=engine.threads(program, a.tasks, device),
+        blocks=engine.blocks(program, a.tasks, device),
+        shared_bytes=program.placed.chip_bytes + RING_BYTES,
+        workspace_bytes=program.placed.workspace_bytes,
+    )
