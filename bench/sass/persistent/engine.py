@@ -15,7 +15,7 @@ from bench.sass.emulation.block import Block
 from bench.sass.emulation.clocks import Clocks
 from bench.sass.emulation.state import GLOBAL, LANES, WINDOW, Array, State
 from bench.sass.persistent.kernel import PARAMETER_BYTES, Kernel, kernel_of
-from mtml_kernels.cuda.inner_loop.device import Chip
+from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.program import BlockProgram
 from mtml_kernels.cuda.inner_loop.words import RING_BYTES
 
@@ -75,9 +75,14 @@ class Emulated:
                 self.ran.append(Ran(program, kernel, threads, resident // self._policy.multiprocessors, clocks))
         memory.back()
 
-    def sum_over_tasks(self, parts: Tensor, scale: Tensor | None, out: Tensor) -> None:
-        """out [P] = sum over tasks of scale [T] parts [T, P], in their order"""
-        out.copy_((parts if scale is None else parts * scale[:, None]).sum(0))
+    def sum_over_tasks(
+        self, parts: Tensor, scale: Tensor | None, results: Sequence[Tensor | None], begins: Sequence[int]
+    ) -> None:
+        """Each result = its elements, from `begins` on, of sum over tasks of scale [T] parts [T, P]."""
+        total = (parts if scale is None else parts * scale[:, None]).sum(0)
+        for result, begin in zip(results, begins, strict=True):
+            if result is not None:
+                result.copy_(total[begin : begin + result.numel()].view(result.shape))
 
 
 class _Memory:
