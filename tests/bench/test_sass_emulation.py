@@ -271,6 +271,9 @@ def test_products_of_a_program_are_those_of_the_formula() -> None:
         def chip_bytes(self, tasks: int, device: torch.device) -> int:
             return policy("h200").planes(25)
 
+        def blocks(self, program: object, tasks: int, device: torch.device) -> int:
+            return tasks
+
     w = replace(WORKLOADS["sinusoid"], build=lambda: mlp(3, 8, 2), x=(3,), out=2, support=5, query=7, steps=0)
     a = call_of(w)
     program = Persistent(Asked).program(a, plan_of(a).usually)  # type: ignore[arg-type]

@@ -75,6 +75,11 @@ int mtmlk_run_schedule(const MtmlkSchedule* s, void* stream, MtmlkReason* reason
 
 int mtmlk_sum_over_tasks(const MtmlkTaskSums* s, void* stream, MtmlkReason* reason) {
   if (s->elements == 0 || s->tasks == 0 || s->n_results == 0) return MTMLK_CUDA_OK;
+  if (s->n_results > mtmlk::kMostResults) {
+    snprintf(reason->text, sizeof reason->text, "sum_over_tasks: expected at most %d results, got %d",
+             mtmlk::kMostResults, int(s->n_results));
+    return MTMLK_CUDA_FAILED;
+  }
   const auto on = static_cast<mtmlk::Stream>(stream);
   return mtmlk::status_of(s->dtype == MTMLK_F32 ? mtmlk::sum<float>(*s, on) : mtmlk::sum<double>(*s, on), reason);
 }
