@@ -15,9 +15,13 @@ def test_unknown_and_missing_backends_name_what_there_is(monkeypatch: pytest.Mon
     case = make_case()
     with pytest.raises(ValueError, match=r"unknown backend 'cup'.*'reference'"):
         case.call("cup")
-    with pytest.raises(BackendUnavailable, match=r"no 'cuda' backend.*'reference'"):
-        case.call("cuda")
+    without = Registry("an op")
+    without.register(backend_stub("reference"))
+    with pytest.raises(BackendUnavailable, match=r"an op has no 'cuda' backend.*'reference'"):
+        without.named("cuda")
     if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailable, match=r"'cuda' cannot run here.*'reference'"):
+            case.call("cuda")
         with pytest.raises(BackendUnavailable, match=r"'triton'.*no NVIDIA GPU"):
             case.call("triton")
     monkeypatch.setenv("MTML_BACKEND", "nonsense")
