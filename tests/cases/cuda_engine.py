@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases.cuda_host import CSRC, build
+from cases.cuda_host import build
 from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.backend import Persistent
@@ -30,7 +30,7 @@ from mtml_kernels.registry import Backend
 
 CUDA_HOST = "cuda-host"
 TESTS = Path(__file__).parents[1]
-API = CSRC / "cuda" / "inner_loop" / "api.cu"
+API = TESTS / "cuda" / "inner_loop" / "engine.cu"
 CHIP = 200 * 1024  # bytes
 DTYPES = {torch.float32: 0, torch.float64: 1}  # MtmlkDtype
 

@@ -169,8 +169,7 @@ DEV void sample_weights(const Machine<T>& m, const Instruction& i) {
   m.each_by_warps(i, 1, [&](int, int lane) {
     const T sum = row_sum<T>(i.rows(), lane, w);
     if (lane == 0) total.set({0, 0, 0, 0}, sum);
-    for (int n = lane; n < i.rows(); n += 32)
-      c[{n, 0, 0, 0}] = sum_of_losses ? w(n) : sum == T(0) ? T(0) : w(n) / sum;
+    for (int n = lane; n < i.rows(); n += 32) c[{n, 0, 0, 0}] = sum_of_losses ? w(n) : sum == T(0) ? T(0) : w(n) / sum;
   });
 }
 

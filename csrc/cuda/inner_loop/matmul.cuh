@@ -224,9 +224,12 @@ template <class T, int kRows>
 DEV Walk matmul_tile(const T* chip, const Instruction& i, const MatmulOperands<T>& p, const MatmulLayout& layout,
                      int tile_row, int m_tiles, int tile_col, int n_tiles, int lane, bool live) {
   const bool rows_apart = layout.a == kAlongK, cols_apart = layout.b == kAlongK;
-  LaneTile<T, kRows> tile = {rows_apart ? tile_row : kRows * tile_row, rows_apart ? m_tiles : 1,
-                             cols_apart ? tile_col : 4 * tile_col,     cols_apart ? n_tiles : 1,
-                             lane,                                     {}};
+  LaneTile<T, kRows> tile = {rows_apart ? tile_row : kRows * tile_row,
+                             rows_apart ? m_tiles : 1,
+                             cols_apart ? tile_col : 4 * tile_col,
+                             cols_apart ? n_tiles : 1,
+                             lane,
+                             {}};
   if (live)
 #pragma unroll 1
     for (int t = 0; t < pairs_of(i); ++t) {

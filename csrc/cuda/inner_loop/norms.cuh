@@ -22,9 +22,7 @@ template <class T>
 DEV_CALL void norm_back(const Machine<T> m, const Instruction i, const Walk walk) {
   const Ref<T> d = m.operand(i, 0), xhat = m.operand(i, 1), rstd = m.operand(i, 2), u1 = m.operand(i, 3),
                u2 = m.operand(i, 4), w = m.operand(i, 5), dx = m.operand(i, 6);
-  m.each(i, walk, [&](const Place& e) {
-    dx[e] = rstd[e] * (w.get(e, T(1)) * d[e] - u1.get(e) - xhat[e] * u2.get(e));
-  });
+  m.each(i, walk, [&](const Place& e) { dx[e] = rstd[e] * (w.get(e, T(1)) * d[e] - u1.get(e) - xhat[e] * u2.get(e)); });
 }
 
 //   xhat_t = rstd (xt - mt - xhat q)      yt = w xhat_t + wt xhat + bt

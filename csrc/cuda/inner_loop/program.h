@@ -101,10 +101,10 @@ constexpr int kMostTensors = 192;  // 3 KB of the 4 KB of arguments that a kerne
 
 struct ScheduleCall {
   const int32_t* program;
-  void* workspace;          // [blocks, workspace_elements]
+  void* workspace;  // [blocks, workspace_elements]
   int64_t workspace_elements;
-  int32_t first_words;      // of the first phase
-  int32_t chip_elements;    // of the task's planes on the chip
+  int32_t first_words;    // of the first phase
+  int32_t chip_elements;  // of the task's planes on the chip
   int32_t tasks;
   TaskTensor tensors[kMostTensors];
 };

@@ -19,8 +19,7 @@ struct Points {
   int count;
   Divisor rest, f;  // r f, f
 
-  DEV Points(const int32_t* w)
-      : count(w[0]), rest{w[1], uint32_t(w[2]), w[3]}, f{w[4], uint32_t(w[5]), w[6]} {}
+  DEV Points(const int32_t* w) : count(w[0]), rest{w[1], uint32_t(w[2]), w[3]}, f{w[4], uint32_t(w[5]), w[6]} {}
   DEV int along(const int32_t* factor, int point) const {
     const int n = rest.quotient(point), within = point - n * rest.d, r = f.quotient(within);
     return n * factor[kFactorN] + r * factor[kFactorR] + (within - r * f.d) * factor[kFactorF];
@@ -76,9 +75,8 @@ DEV void sum_of_products(const Machine<T>& m, const Instruction& i) {
     }
     return sum;
   };
-  sum_points(m, i, points, body, [&](const Place& e, T sum) {
-    y[e] = gate.there() && !(gate[e] < most) ? T(0) : scale * sum;
-  });
+  sum_points(m, i, points, body,
+             [&](const Place& e, T sum) { y[e] = gate.there() && !(gate[e] < most) ? T(0) : scale * sum; });
 }
 
 // mean and (biased) 1 / sqrt(variance + eps), in two passes; without a mean 1 / sqrt(mean of squares + eps), or, of kind

@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "cuda/inner_loop/api.cu"
+#include "engine.cu"
 
 namespace {
 
