@@ -87,6 +87,8 @@ def instructions(words: Sequence[int]) -> list[Instruction]:
     found, at = [], 0
     while at < len(words):
         op, count, stages, body, _, rows, cols, _, _, sample, _, _, group, *_ = words[at:]
+        if op == Op.MATMUL:  # which has its layout and tiles there
+            sample, group = rows, cols
         after = instructions(words[at + body : at + count])
         assert len(after) == stages
         found.append(Instruction(op, rows, cols, sample, group, list(words[at : at + body]), after))

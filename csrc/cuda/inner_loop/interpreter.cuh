@@ -57,44 +57,52 @@ struct Pieces {
   MatmulOperands<T> p;
   MatmulLayout layout;
   bool product, two;
-  int m_tiles, n_tiles, lanes, rounds;
+  int m_tiles, lane_bits;
+  Divisor tiles;  // in a row
 
-  DEV Pieces(const Machine<T>& m, const Instruction& i) : product(i.op() == kMatmul), two(false), lanes(1), rounds(1) {
+  DEV Pieces(const Machine<T>& m, const Instruction& i)
+      : product(i.op() == kMatmul), two(false), m_tiles(1), lane_bits(0), tiles{1, 0, 0} {
     if (!product) return;
-    p = MatmulOperands<T>(m, i), layout = matmul_layout(i);
+    p = MatmulOperands<T>(m, i), layout = MatmulLayout::of(i), tiles = i.divisor(kHeadTiles);
+    lane_bits = layout.whole ? 2 : 0;
     // Two rows a tile while that leaves no thread more than one of them.
-    const int tiles = ((p.rows + 3) / 4) * ((p.cols + 3) / 4);
-    two = sizeof(T) == 8 || tiles * kLanes * 2 <= m.threads;
-    const int height = !layout.whole ? 1 : two ? 2 : 4, width = layout.whole ? 4 : 1;
-    lanes = layout.whole ? kLanes : 1;
-    m_tiles = (p.rows + height - 1) / height, n_tiles = (p.cols + width - 1) / width;
-    const int at_once = m.threads / lanes;
-    rounds = (m_tiles * n_tiles + at_once - 1) / at_once;
+    two = sizeof(T) == 8 || ((p.rows + 3) >> 2) * tiles.d * kLanes * 2 <= m.threads;
+    const int height_bits = !layout.whole ? 0 : two ? 1 : 2;
+    m_tiles = (p.rows + (1 << height_bits) - 1) >> height_bits;
   }
 
+  DEV int count() const { return m_tiles * tiles.d; }
+  // Pieces that the block does at once.
+  DEV int at_once(const Machine<T>& m) const { return m.threads >> lane_bits; }
+  // Threads that have work.
+  DEV int busy(const Instruction& i) const { return product ? count() << lane_bits : i.rows() * i.cols(); }
+
   // Does a piece, by all lanes of the warp, at work or not; the elements that this thread has written.
-  DEV Walk run(const Machine<T>& m, const Instruction& i, int round) const {
+  DEV Walk run(const Machine<T>& m, const Instruction& i, int start) const {
     const Walk whole = m.whole(i);
     if (!product) return whole;
-    const int piece = round * (m.threads / lanes) + whole.first / lanes;
-    const bool live = piece < m_tiles * n_tiles;
-    const int row = live ? piece / n_tiles : 0, col = live ? piece - row * n_tiles : 0, lane = m.rank & (kLanes - 1);
+    const int piece = start + (whole.first >> lane_bits);
+    const bool live = piece < count();
+    const int row = live ? tiles.quotient(piece) : 0, col = live ? piece - row * tiles.d : 0;
+    const int lane = m.rank & (kLanes - 1);
     if (!layout.whole) {
       if (live) matmul_element(m, i, p, row, col);
       return {0, 1, live ? 1 : 0, row, 0, col, 0, 2, true};
     }
     if constexpr (sizeof(T) == 4)
-      if (!two) return matmul_tile<T, 4>(m.chip, i, p, layout, row, m_tiles, col, n_tiles, lane, live);
-    return matmul_tile<T, 2>(m.chip, i, p, layout, row, m_tiles, col, n_tiles, lane, live);
+      if (!two) return matmul_tile<T, 4>(m.chip, i, p, layout, row, m_tiles, col, tiles.d, lane, live);
+    return matmul_tile<T, 2>(m.chip, i, p, layout, row, m_tiles, col, tiles.d, lane, live);
   }
 };
 
 // A product or an instruction on elements, piece by piece, each with the stages that follow it.
 template <class T, KernelKind kKind>
 DEV void run_with_stages(const Machine<T>& m, const Instruction& i) {
+  if (m.idle(i, i.rows() * i.cols())) return;  // no instruction takes more threads than it has elements
   const Pieces<T> pieces(m, i);
-  for (int round = 0; round < pieces.rounds; ++round) {
-    const Walk walk = pieces.run(m, i, round);
+  if (m.idle(i, pieces.busy(i))) return;
+  for (int start = 0; start < pieces.count(); start += pieces.at_once(m)) {
+    const Walk walk = pieces.run(m, i, start);
     Instruction stage = pieces.product ? i.first_stage() : i;
     const int count = i.stages() + (pieces.product ? 0 : 1);
     for (int s = 0; s < count; ++s) {

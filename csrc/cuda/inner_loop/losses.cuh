@@ -80,6 +80,7 @@ struct LossOperands {
 // body(sample, element, weight of an element, weight of the sample's mean) for each sample.
 template <class T, class Body>
 DEV void each_sample(const Machine<T>& m, const Instruction& i, const LossOperands& at, Body body) {
+  if (m.idle(i, 32 * i.rows())) return;
   const int kind = i.whole(at.count, 0), elements = i.cols();
   const bool total = i.whole(at.count, 1) != 0, ids = kind == kCrossEntropy;
   const T p0 = T(i.real(at.count, 2, 0)), unit = T(i.real(at.count, 2, 1));

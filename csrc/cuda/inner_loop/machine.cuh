@@ -116,6 +116,11 @@ struct Machine {
     return ref<U>(i.operand(which));
   }
 
+  // Whether no thread of this warp has one of so many pieces, which the threads take in turn.
+  DEV bool idle(const Instruction& i, int pieces) const {
+    return (((rank & ~31) - i.head(kHeadTurn)) & (threads - 1)) >= pieces;
+  }
+
   // The threads of the block take the elements in turn.
   DEV Walk whole(const Instruction& i) const {
     const int first = (rank - i.head(kHeadTurn)) & (threads - 1);

@@ -66,18 +66,23 @@ DEV Four<T> four(const T* at) {
   return *reinterpret_cast<const Four<T>*>(at);
 }
 
-// How a factor's vectors lie: along k, along its rows (of A) or columns (of B), or nowhere.
+// How a factor's vectors lie: along k, along its rows (of A) or columns (of B), or nowhere. Of both pairs alike, as the
+// program says.
 enum Along : int { kAlongK, kAlongEdge, kScattered };
+
+struct MatmulLayout {
+  Along a, b;
+  bool whole;
+
+  DEV static MatmulLayout of(const Instruction& i) {
+    const int bits = i.head(kHeadLayout);
+    return {Along(bits & 3), Along(bits >> kLayoutB & 3), (bits >> kLayoutWhole & 1) != 0};
+  }
+};
 
 // A factor on the chip: elements from its start, distances along k and along the edge.
 struct ChipFactor {
   int at, k, edge;
-
-  DEV Along along() const {
-    if (at % 4 != 0) return kScattered;
-    if (k == 1 && edge % 4 == 0) return kAlongK;
-    return edge == 1 && k % 4 == 0 ? kAlongEdge : kScattered;
-  }
 };
 
 DEV ChipFactor left_factor(const Instruction& i, int t) {
@@ -200,23 +205,6 @@ DEV LanePart<T> combined(const LaneTile<T, kRows>& tile) {
       part.value[j] = (high ? half[0][j + 2] : half[0][j]) + from_lane(high ? half[0][j] : half[0][j + 2], 2);
   }
   return part;
-}
-
-// Whether rows of four elements can be read at once, and how; of both pairs alike.
-struct MatmulLayout {
-  Along a, b;
-  bool whole;
-};
-
-DEV MatmulLayout matmul_layout(const Instruction& i) {
-  const Along a = left_factor(i, 0).along(), b = right_factor(i, 0).along();
-  bool whole = a != kScattered && b != kScattered && !(a == kAlongEdge && b == kAlongK);
-#pragma unroll 1
-  for (int t = 0; t < pairs_of(i); ++t) {
-    whole &= i.operand(left_of(t))[kOperandBase] == kOnChip && i.operand(right_of(t))[kOperandBase] == kOnChip;
-    whole &= left_factor(i, t).along() == a && right_factor(i, t).along() == b;
-  }
-  return {a, b, whole};
 }
 
 // Of a tile by all lanes of the warp, at work or not. Returns the elements that this lane wrote.

@@ -74,6 +74,12 @@ enum HeadWord : int32_t {
   kHeadSize
 };
 
+// Of a product, in place of the sample: how its factors lie (Layout); in place of the group: its tiles in a row.
+constexpr HeadWord kHeadLayout = kHeadSample, kHeadTiles = kHeadGroup;
+
+// The bits of a layout: Along of A, Along of B, and whether all factors are read in whole vectors from the chip.
+enum LayoutBits : int32_t { kLayoutB = 2, kLayoutWhole = 4 };
+
 // Where an operand lies and how far its elements are apart.
 enum OperandWord : int32_t {
   kOperandBase,     // Base, or kFirstTensor + position among the tensors of the call
@@ -97,6 +103,7 @@ struct TaskTensor {
   int64_t stride;
 };
 
+constexpr int kMostResults = 192;  // of a launch that sums over tasks
 constexpr int kMostTensors = 192;  // 3 KB of the 4 KB of arguments that a kernel may have on every architecture
 
 struct ScheduleCall {

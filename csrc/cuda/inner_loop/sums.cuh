@@ -53,17 +53,37 @@ DEV void sum_points(const Machine<T>& m, const Instruction& i, const Points& poi
   });
 }
 
+// A sum of one operand, or of products of two: what most sums are, their factors decoded once.
+template <class T, class Take>
+DEV void sum_of_pairs(const Machine<T>& m, const Instruction& i, const Points& points, const int32_t* first, bool two,
+                      Take take) {
+  const int32_t* second = two ? first + kFactorSize : first;
+  const Ref<T> a = m.ref(first), b = m.ref(second);
+  const int a_n = first[kFactorN], a_r = first[kFactorR], a_f = first[kFactorF];
+  const int b_n = second[kFactorN], b_r = second[kFactorR], b_f = second[kFactorF];
+  const auto product = [&](const Place& e, int p) {
+    const int n = points.rest.quotient(p), within = p - n * points.rest.d, r = points.f.quotient(within);
+    const int f = within - r * points.f.d;
+    const T x = (&a[e])[n * a_n + r * a_r + f * a_f];
+    return two ? x * (&b[e])[n * b_n + r * b_r + f * b_f] : x;
+  };
+  sum_points(m, i, points, product, take);
+}
+
 // y = scale sum over points of the terms, each a product of factors; 0 where `gate` (1 / length) says that the length is
 // below eps. Wholes: points, terms, then for each its number of factors; the factors follow the reals (scale, 1 / eps).
 template <class T>
 DEV void sum_of_products(const Machine<T>& m, const Instruction& i) {
   const int32_t* w = i.words + kHeadSize + 2 * kOperandSize;
+  if (m.idle(i, i.rows() * i.cols() * (w[0] <= kSerialSum ? 1 : 32))) return;
   const Points points(w);
   const int terms = w[kPointsWords];
   const int32_t* factors_of = w + kPointsWords + 1;
   const int32_t* first = factors_of + terms + 4;
   const T scale = T(i.real(2, kPointsWords + 1 + terms, 0)), most = T(i.real(2, kPointsWords + 1 + terms, 1));
   const Ref<T> y = m.operand(i, 0), gate = m.operand(i, 1);
+  const auto take = [&](const Place& e, T sum) { y[e] = gate.there() && !(gate[e] < most) ? T(0) : scale * sum; };
+  if (terms == 1 && factors_of[0] <= 2) return sum_of_pairs(m, i, points, first, factors_of[0] == 2, take);
   const auto body = [&](const Place& e, int p) {
     const int32_t* factor = first;
     T sum = 0;
@@ -75,8 +95,7 @@ DEV void sum_of_products(const Machine<T>& m, const Instruction& i) {
     }
     return sum;
   };
-  sum_points(m, i, points, body,
-             [&](const Place& e, T sum) { y[e] = gate.there() && !(gate[e] < most) ? T(0) : scale * sum; });
+  sum_points(m, i, points, body, take);
 }
 
 // mean and (biased) 1 / sqrt(variance + eps), in two passes; without a mean 1 / sqrt(mean of squares + eps), or, of kind

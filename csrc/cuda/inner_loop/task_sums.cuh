@@ -4,10 +4,9 @@
 #include <stdint.h>
 
 #include "cuda/device_api.h"
+#include "cuda/inner_loop/program.h"
 
 namespace mtmlk {
-
-constexpr int kMostResults = 192;
 
 template <class T>
 struct TaskSums {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,11 +10,15 @@ from typing import NamedTuple
 from mtml_kernels.cuda.inner_loop.instructions import Factor, Instruction, Operand
 from mtml_kernels.cuda.inner_loop.lowering import Unsupported
 from mtml_kernels.cuda.inner_loop.placing import Placed
-from mtml_kernels.cuda.inner_loop.words import FIRST_TENSOR, HEAD_WORDS, PHASE_WORDS, PLAIN, ScheduleOp
+from mtml_kernels.cuda.inner_loop.words import FIRST_TENSOR, HEAD_WORDS, PHASE_WORDS, PLAIN, SERIAL_SUM, ScheduleOp
 
 __all__ = ["Encoded", "encoded"]
 
 _ABSENT, _ON_CHIP, _IN_WORKSPACE = -1, 0, 1
+_ALONG_K, _ALONG_EDGE, _SCATTERED = 0, 1, 2  # `Along` of csrc/cuda/inner_loop/matmul.cuh
+
+
+_BY_WARPS = frozenset({ScheduleOp.LOSS_FORWARD, ScheduleOp.LOSS_TANGENT, ScheduleOp.LOSS_DATA})
 
 
 class Encoded(NamedTuple):
@@ -69,9 +74,41 @@ class _Writer:
         body += [word for term in i.terms for factor in term for word in self.factor(factor)]
         stages = [word for stage in i.stages for word in self.instruction(stage, 0)]
         start = HEAD_WORDS + len(body)
-        head = [int(i.op), start + len(stages), len(i.stages), start, turn, i.rows]
-        head += [*divisor(i.cols), *divisor(max(1, i.sample)), *divisor(max(1, i.group or i.cols))]
+        head = [int(i.op), start + len(stages), len(i.stages), start, turn, i.rows, *divisor(i.cols)]
+        head += self.product(i) if i.op == ScheduleOp.MATMUL else self.space(i)
         return [*head, *body, *stages]
+
+    @staticmethod
+    def space(i: Instruction) -> list[int]:
+        """How elements are samples' rows and groups' features."""
+        return [*divisor(max(1, i.sample)), *divisor(max(1, i.group or i.cols))]
+
+    def product(self, i: Instruction) -> list[int]:
+        """How the factors lie, and tiles in a row."""
+        lie = [self.along(operand, k) for operand, k in zip(i.reads[1:], "frfr", strict=True) if operand is not None]
+        a, b = lie[:2]
+        alike = all(pair == (a, b) for pair in zip(lie[::2], lie[1::2], strict=True))
+        whole = alike and _SCATTERED not in (a, b) and (a, b) != (_ALONG_EDGE, _ALONG_K)
+        return [a | b << 2 | whole << 4, 0, 0, *divisor(-(-i.cols // 4) if whole else i.cols)]
+
+    def along(self, factor: Operand, k: str) -> int:
+        """In which direction four elements lie side by side on the chip, if in any; `k`: the name of its stride."""
+        base, at, *_ = self.operand(factor)
+        along_k, edge = (factor.f, factor.r) if k == "f" else (factor.r, factor.f)
+        if base != _ON_CHIP or at % 4:
+            return _SCATTERED
+        if along_k == 1 and edge % 4 == 0:
+            return _ALONG_K
+        return _ALONG_EDGE if edge == 1 and along_k % 4 == 0 else _SCATTERED
+
+
+def _threads_of(i: Instruction) -> int:
+    """About how many threads have work: the next instruction begins with the one after them."""
+    if i.op == ScheduleOp.MATMUL:
+        return min(i.rows * i.cols, -(-i.rows // 2) * -(-i.cols // 4) * 4)
+    if i.op == ScheduleOp.SUM_OF_PRODUCTS and i.points is not None:
+        return i.rows * i.cols * (1 if math.prod(i.points) <= SERIAL_SUM else 32)
+    return 32 * i.rows if i.op in _BY_WARPS else i.rows * i.cols
 
 
 def encoded(phases: Sequence[Sequence[Instruction]], placed: Placed) -> Encoded:
@@ -89,7 +126,7 @@ def encoded(phases: Sequence[Sequence[Instruction]], placed: Placed) -> Encoded:
                 found.append((count, words))
                 count, words = 0, []
             count, words = count + 1, [*words, *own]
-            turn += -(-instruction.rows * instruction.cols // 32) * 32
+            turn += -(-_threads_of(instruction) // 32) * 32
         found.append((count, words))
     sizes = [-(-(4 + len(words)) // 4) * 4 for _, words in found]
     flat: list[int] = []

@@ -12,6 +12,7 @@ __all__ = [
     "PHASE_WORDS",
     "PLAIN",
     "RING_BYTES",
+    "SERIAL_SUM",
     "ScheduleOp",
 ]
 
@@ -65,6 +66,7 @@ PLAIN = frozenset(
 HEAD_WORDS = 15
 OPERAND_WORDS = 7
 PHASE_WORDS = 1024
+SERIAL_SUM = 32  # products that one thread adds up; more are a warp's
 RING_BYTES = 2 * 4 * PHASE_WORDS  # of shared memory: two phases of the program
 FIRST_TENSOR = 2
 MOST_TENSORS = 192
