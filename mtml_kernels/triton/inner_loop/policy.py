@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from mtml_kernels.triton.inner_loop.jobs import Job
+from mtml_kernels.triton.inner_loop.jobs import Job, Product
 
 __all__ = ["LARGEST", "WARPS", "Tile", "blocks", "depth_of_piece", "pieces_of", "programs", "shared_tile", "tile_of"]
 
@@ -63,9 +63,10 @@ def _tile(job: Job, dtype: str) -> Tile:
     tasks stand beside.
 
     Products: up to 64 x 64 with a depth of 32, or of 16 where there is less: 9 taps of 3 channels in one block spill,
-    in two they take 96 registers. Few-shot rows (5 or 10 of a support set) fill 16, which use the matrix units' smaller
-    shape; 64 rows are what sm_90's larger one takes. Two blocks of operands in three stages are 48 KB of shared memory,
-    which sm_120's 99 KB hold. Doubles are two words: 32 x 32.
+    in two they take 96 registers. Of 16, too, for the weights of a convolution, whose pixels are found anew in every
+    turn: 64 x 576 takes 179 registers on sm_80, where 32 spill, and 112 on sm_90. Few-shot rows (5 or 10 of a support
+    set) fill 16, which use the matrix units' smaller shape; 64 rows are what sm_90's larger one takes. Two blocks of
+    operands in three stages are 48 KB of shared memory, which sm_120's 99 KB hold. Doubles are two words: 32 x 32.
     Sums over rows: 64 rows at a time, up to 64 columns. Pointwise: about 1024 elements, whole rows first; of what is
     pooled as many windows. Sums of shares: 2048 numbers at a time, of 8 to 32 shares. Reasoned, not yet measured.
     """
@@ -75,7 +76,7 @@ def _tile(job: Job, dtype: str) -> Tile:
         own_rows, own_cols = _own(job)
         own_rows //= max(space.shape[0], 1) if space.merged else 1
         rows, cols = power(own_rows, SMALLEST, most), power(own_cols, SMALLEST, most)
-        return Tile(rows, cols, 16 if job.product.depth < 32 else 32)
+        return Tile(rows, cols, 16 if job.product.depth < 32 or _of_pixels(job.product) else 32)
     if job.weighed is not None:
         return Tile(1, 1, SAMPLES)
     if job.summed and not job.of_shares:
@@ -84,6 +85,11 @@ def _tile(job: Job, dtype: str) -> Tile:
     elements = 2 * ELEMENTS // at_once if job.of_shares else ELEMENTS
     cols = power(space.cols, 1, min(128, elements))
     return Tile(power(job.rows, 1, elements // cols), cols, at_once)
+
+
+def _of_pixels(product: Product) -> bool:
+    """Whether it goes along the pixels of an image: the gradient of a convolution's weights."""
+    return any(term.right.way == "patch_by_weight" for term in product.terms)
 
 
 def pieces_of(job: Job, dtype: str, depth: int, read: int) -> int:

@@ -67,8 +67,19 @@ def compile_for(capability: int) -> list[dict[str, Any]]:
                     compiled(kernel, tensors, capability) | {"precision": "ieee" if matmul == "highest" else matmul}
                 )
     torch.set_float32_matmul_precision("highest")
+    found += [compiled(*launch, capability) | {"precision": "ieee"} for launch in weight_gradients("omniglot_conv")]
     forms = {form: launch for *launch, form in ((*pair, form_of(pair[0])) for pair in launches(FORMS)) if form}
     return found + [compiled(*launch, capability) | {"precision": "ieee"} for launch in forms.values()]
+
+
+def weight_gradients(name: str) -> list[tuple[LaunchKernel, list[Tensor]]]:
+    """The launches that find most pixels: distinct ones with the gradient of a convolution's weights."""
+    found: dict[str, tuple[LaunchKernel, list[Tensor]]] = {}
+    for kernel, tensors in launches(name):
+        terms = [term for job in kernel.launch.jobs if job.product is not None for term in job.product.terms]
+        if any(term.right.way == "patch_by_weight" for term in terms):
+            found.setdefault(kernel.text(tensors)[0], (kernel, tensors))
+    return list(found.values())[:6]
 
 
 def form_of(kernel: LaunchKernel) -> tuple[str, ...]:
