@@ -6,7 +6,7 @@
 //   stage        an instruction on elements; where it follows a product, each thread runs it on the elements that it has
 //                just written itself
 //
-// Written by mtml_kernels/cuda/inner_loop/encoding.py; tests/cuda/test_program.py holds the two against each other.
+// Written by mtml_kernels/cuda/inner_loop/encoding.py; tests/cuda/test_block_program.py holds the two against each other.
 #pragma once
 
 #include <stdint.h>

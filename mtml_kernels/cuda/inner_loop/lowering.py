@@ -71,6 +71,7 @@ class Lowering:
         self.shares: set[int] = set()  # planes that are a task's share of a sum over tasks
         self.stacked: dict[int, list[int]] = {}
         self._views: dict[int, View] = {}
+        self._loads: dict[object, View] = {}
         self._numbers = _numbers(planes, parts)
         self._last_read = {plane: at for at, part in enumerate(parts) for plane in part.reads}
         self._last_read.update(dict.fromkeys(results, len(parts)))
@@ -131,17 +132,19 @@ class Lowering:
             source = self.planes[plane].source
             if source is None:
                 raise Unsupported(f"a plane that nothing writes: {self.planes[plane].name}")
-            self._views[plane] = self._loaded(self._argument(plane, source))
+            self._views[plane] = self.loaded(self._argument(plane, source))
         return self._views[plane]
 
-    def _loaded(self, argument: View) -> View:
-        """A matrix, or values, on the chip, where they are read more than once and in whole vectors."""
-        dtype = argument.memory.dtype
-        if len(argument.shape) < 2 or not dtype.is_floating_point or dtype != self.dtype:
-            return argument
-        loaded = in_rows(argument.shape, dtype)
-        self.copy_any(argument, loaded)
-        return loaded
+    def loaded(self, view: View) -> View:
+        """A matrix, or values, of the caller's on the chip, where they are read more than once and in whole vectors."""
+        dtype = view.memory.dtype
+        if view.memory.home is None or not 2 <= len(view.shape) <= 3 or dtype != self.dtype:
+            return view
+        key = view.memory.home, view.offset, view.shape, view.strides
+        if key not in self._loads:
+            self._loads[key] = in_rows(view.shape, dtype)
+            self.copy(view, self._loads[key])
+        return self._loads[key]
 
     def maybe(self, plane: int) -> View | None:
         """A plane, or None for an absent one."""
@@ -222,7 +225,7 @@ class Lowering:
         found = view.reshaped((math.prod(view.shape),))
         if found is None:
             made = self.scratch(view.shape, view.memory.dtype)
-            self.copy(view, made)
+            self.copy_any(view, made)
             found = made.reshaped((math.prod(view.shape),))
             assert found is not None
         return found

@@ -223,7 +223,7 @@ def _view(lowering: Lowering, part: Part) -> None:
     if found is None:
         found = lowering.flat(x).reshaped(lowering.shape(plane))
         assert found is not None
-    lowering.alias(plane, found)
+    lowering.alias(plane, lowering.loaded(found))
 
 
 @lowers("transpose")
