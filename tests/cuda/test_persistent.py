@@ -25,6 +25,7 @@ from cases.cuda_host import ORDERS
 from cases.engine import (
     GROUPS,
     LOSSES,
+    Draft,
     Evaluated,
     check,
     converted,
@@ -53,7 +54,9 @@ from mtml_kernels.schema.inner_loop import (
     NEED_HYPER,
     NEED_LR,
     NEED_PARAMS,
+    NEED_QUERY_Y,
     NEED_SUPPORT_X,
+    NEED_SUPPORT_Y,
     STARTS,
     TASKS_APART,
     InnerLoopArgs,
@@ -168,6 +171,20 @@ def errors(found: Evaluated, exact: Evaluated) -> list[float]:
     return [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in zip(*pairs, strict=True)]
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 5), (6, 10), (12, 5), (60,)])
+def test_gradients_of_targets_in_shapes_of_their_own(shape: tuple[int, ...], cuda_host: str) -> None:
+    """As many elements a sample as the output has, which is 12 rows of 5."""
+    draft = Draft()
+    draft.view(draft.linear(draft.input(1, 4), 60), 12)
+    case = draft_case(draft, loss=LossSpec("huber", delta=0.6), support=5, query=3)
+    a = InnerLoopArgs.of_schema(case.op_arguments(NEED_PARAMS | NEED_SUPPORT_Y | NEED_QUERY_Y))
+    assert a.query_y is not None
+    ys = [y.reshape(*y.shape[:2], *shape) for y in (a.support_y, a.query_y)]
+    a = a._replace(support_y=ys[0], query_y=ys[1])
+    for seed in range(3):
+        assert check_call(a, cuda_host, random_cotangents(a, seed))
+
+
 # --- the same bits ----------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +206,19 @@ def test_bits_do_not_depend_on_threads_blocks_or_orders(name: str, dtype: torch.
     for threads, order, blocks in ((64, 1, 2), (128, 2, 2), (256, 3, 1), (64, 4, 3), (32, 1, 3)):
         found = bits(a, threads=threads, order=order, most_blocks=blocks)
         assert_same_bits(found, expected)
+
+
+@every_dtype
+@pytest.mark.parametrize("outputs", [1, 2, 3, 6])
+def test_many_samples_of_few_outputs(outputs: int, dtype: torch.dtype) -> None:
+    """Four lanes take four columns, of which most are not there: more threads have work than there are elements."""
+    for samples in (33, 34, 67):
+        case = draft_case(mlp([5, 8, outputs], Act.TANH), support=samples, query=samples, dtype=dtype)
+        a = InnerLoopArgs.of_schema(case.op_arguments(NEED_PARAMS | NEED_SUPPORT_X))
+        expected = bits(a)
+        assert all(is_finite(results) for results in expected)
+        for threads in (64, 128, 256):
+            assert_same_bits(bits(a, threads=threads), expected)
 
 
 @every_dtype

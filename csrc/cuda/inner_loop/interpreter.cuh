@@ -98,7 +98,9 @@ struct Pieces {
 // A product or an instruction on elements, piece by piece, each with the stages that follow it.
 template <class T, KernelKind kKind>
 DEV void run_with_stages(const Machine<T>& m, const Instruction& i) {
-  if (m.idle(i, i.rows() * i.cols())) return;  // no instruction takes more threads than it has elements
+  // No more threads have work than this, whatever the tiles are: four lanes take four columns, of which some may be beyond
+  // the last.
+  if (m.idle(i, i.rows() * ((i.cols() + 3) & ~3))) return;
   const Pieces<T> pieces(m, i);
   if (m.idle(i, pieces.busy(i))) return;
   for (int start = 0; start < pieces.count(); start += pieces.at_once(m)) {

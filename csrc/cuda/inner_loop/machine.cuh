@@ -24,6 +24,7 @@ struct Divisor {
   DEV int quotient(int n) const { return d == 1 ? n : int((uint64_t(uint32_t(n)) * magic) >> (31 + shift)); }
 };
 
+// An element: row r of sample n, feature f of group g.
 struct Place {
   int n, r, g, f;
 };
@@ -51,7 +52,7 @@ struct Walk {
   bool tile;
 };
 
-// An instruction's words; `T` is what its real numbers are computed in.
+// An instruction's words.
 struct Instruction {
   const int32_t* words;
 

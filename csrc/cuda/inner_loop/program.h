@@ -74,7 +74,7 @@ enum HeadWord : int32_t {
   kHeadSize
 };
 
-// Of a product, in place of the sample: how its factors lie (Layout); in place of the group: its tiles in a row.
+// Of a product, in place of the sample: how its factors lie (LayoutBits); in place of the group: its tiles in a row.
 constexpr HeadWord kHeadLayout = kHeadSample, kHeadTiles = kHeadGroup;
 
 // The bits of a layout: Along of A, Along of B, and whether all factors are read in whole vectors from the chip.

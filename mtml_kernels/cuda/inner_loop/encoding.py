@@ -16,8 +16,6 @@ __all__ = ["Encoded", "encoded"]
 
 _ABSENT, _ON_CHIP, _IN_WORKSPACE = -1, 0, 1
 _ALONG_K, _ALONG_EDGE, _SCATTERED = 0, 1, 2  # `Along` of csrc/cuda/inner_loop/matmul.cuh
-
-
 _BY_WARPS = frozenset({ScheduleOp.LOSS_FORWARD, ScheduleOp.LOSS_TANGENT, ScheduleOp.LOSS_DATA})
 
 

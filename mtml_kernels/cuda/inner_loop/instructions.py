@@ -11,9 +11,13 @@ import torch
 
 from mtml_kernels.cuda.inner_loop.words import ScheduleOp
 
-__all__ = ["Factor", "Instruction", "Memory", "Operand", "TensorAt", "View", "compact", "in_rows"]
+__all__ = ["Factor", "Instruction", "Memory", "Operand", "TensorAt", "Unsupported", "View", "compact", "in_rows"]
 
 Dims = tuple[int, ...]
+
+
+class Unsupported(ValueError):
+    """What a block's program cannot do, in words."""
 
 
 class TensorAt(NamedTuple):
@@ -60,7 +64,12 @@ class View:
         return dataclasses.replace(self, shape=self.shape[1:], strides=self.strides[1:], offset=offset)
 
     def padded(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """(shape, strides) as [samples, rows, features], aligned from the right."""
+        """(shape, strides) as [samples, rows, features], from the right; of more dimensions the first ones are one."""
+        if len(self.shape) > 3:
+            merged = self.reshaped((math.prod(self.shape[:-2]), *self.shape[-2:]))
+            if merged is None:
+                raise Unsupported(f"values of shape {self.shape} whose dimensions are no samples of rows")
+            return merged.padded()
         missing = 3 - len(self.shape)
         n, r, f = (1,) * missing + self.shape
         sn, sr, sf = (0,) * missing + self.strides
@@ -84,8 +93,8 @@ def row_length(features: int) -> int:
 
 
 def in_rows(shape: Dims, dtype: torch.dtype) -> View:
-    """New memory, row by row."""
-    if len(shape) < 2:
+    """New memory, row by row; of more than [samples, rows, features], which no product reads, element by element."""
+    if not 2 <= len(shape) <= 3:
         return compact(Memory(math.prod(shape), dtype), shape)
     length = row_length(shape[-1])
     strides = compact(Memory(0, dtype), (*shape[:-1], length)).strides

@@ -19,6 +19,7 @@ from mtml_kernels.cuda.inner_loop.instructions import (
     Memory,
     Operand,
     TensorAt,
+    Unsupported,
     View,
     compact,
     in_rows,
@@ -29,10 +30,6 @@ from mtml_kernels.schedule.call import ABSENT, Part, Plane, Source
 __all__ = ["Lowering", "Unsupported", "lowers"]
 
 Dims = tuple[int, ...]
-
-
-class Unsupported(ValueError):
-    """What a block's program cannot do, in words."""
 
 
 Rule = Callable[["Lowering", Part], None]
@@ -57,10 +54,7 @@ def lowers(*kernels: str) -> Callable[[Rule], Rule]:
 
 
 class Lowering:
-    """The instructions of a schedule's parts.
-
-    tensors: where an argument's plane lies: its position among the tensors of the call, of which `given` says more.
-    """
+    """The instructions of a schedule's parts. `results`: planes that the caller gets, which nobody may overwrite."""
 
     def __init__(
         self, planes: Sequence[Plane], parts: Sequence[Part], tasks: int, results: Iterable[int], dtype: torch.dtype
@@ -269,7 +263,7 @@ class Lowering:
         self, out: View, shape: Sequence[int], points: tuple[int, int, int], terms: Sequence[Sequence[Factor]],
         scale: float = 1.0, gate: View | None = None, most: float = 0.0,
     ) -> None:  # fmt: skip
-        """out [shape] = scale sum over points of the terms' products; see `Factors`."""
+        """out [shape] = scale sum over points of the terms, each a product of factors; 0 unless gate < most."""
         n, r, f = shape
         if not terms:
             self.copy(None, out)

@@ -103,7 +103,7 @@ class _Results:
             self._target(each, TensorAt(-2 if numbers else -1, at + step * elements), shape, dtype)
         self.found.append(Result((), (*lead, *shape), dtype, at))
         if numbers:
-            self.number_parts += elements
+            self.number_parts += len(planes) * elements
         else:
             self.parts += len(planes) * elements
 

@@ -8,7 +8,7 @@ import math
 from mtml_kernels.cuda.inner_loop.instructions import Instruction, Operand, View
 from mtml_kernels.cuda.inner_loop.lowering import Lowering, Unsupported, factor_of, lowers
 from mtml_kernels.cuda.inner_loop.words import ScheduleOp
-from mtml_kernels.schedule.call import Part
+from mtml_kernels.schedule.call import ABSENT, Part
 from mtml_kernels.schedule.kernels import Loss
 from mtml_kernels.schema.losses import KINDS
 
@@ -53,12 +53,19 @@ class _Samples:
             raise Unsupported(f"a loss of {own} samples on {n}")
         return Operand(view.memory, view.offset, sn, 0, sr, sf)
 
+    def result(self, plane: int) -> Operand | None:
+        """Memory for what is like the output, in whatever shape the caller has it; None where it is not wanted."""
+        if plane == ABSENT:
+            return None
+        made = self.lowering.scratch(self.space, self.lowering.dtype_of(plane))
+        found = made.reshaped(self.lowering.shape(plane))
+        assert found is not None
+        self.lowering.alias(plane, found)
+        return self.like_output(made)
+
     def by_sample(self, view: Maybe) -> Operand | None:
         """[N], or [N, 1, ...]"""
-        if view is None:
-            return None
-        flat = self.lowering.flat(view)
-        return Operand(flat.memory, flat.offset, flat.strides[0], 0, 0, 0)
+        return _by_sample(self.lowering, view)
 
     def target(self, view: Maybe) -> Operand | None:
         """Class ids, or values like the output."""
@@ -96,12 +103,12 @@ def _derivatives(lowering: Lowering, part: Part) -> None:
     z, zt, target, c, seed = map(lowering.maybe, part.reads)
     assert z is not None
     s = _Samples(lowering, part, z)
-    writes = [lowering.new(plane) for plane in part.writes]
     reads = [s.like_output(z), s.like_output(zt), s.target(target), s.by_sample(c), _scalar(seed)]
     if part.kernel == "loss.tangent":
-        s.emit(ScheduleOp.LOSS_TANGENT, reads, [s.like_output(writes[0])])
+        s.emit(ScheduleOp.LOSS_TANGENT, reads, [s.like_output(lowering.new(part.writes[0]))])
     else:
-        s.emit(ScheduleOp.LOSS_DATA, reads, [s.like_output(writes[0]), s.by_sample(writes[1])])
+        dtarget, dc = part.writes
+        s.emit(ScheduleOp.LOSS_DATA, reads, [s.result(dtarget), s.by_sample(lowering.new(dc))])
 
 
 @lowers("loss.sum")
@@ -118,7 +125,7 @@ def _sum(lowering: Lowering, part: Part) -> None:
     lowering.sum_of_products(out, (1, 1, 1), (samples, 1, 1), [factors], scale)
 
 
-def _in_samples(lowering: Lowering, view: Maybe) -> Operand | None:
+def _by_sample(lowering: Lowering, view: Maybe) -> Operand | None:
     if view is None:
         return None
     flat = lowering.flat(view)
@@ -134,13 +141,13 @@ def _weights(lowering: Lowering, part: Part) -> None:
     out = next(view for view in made if view is not None)
     samples = out.shape[0]
     if part.kernel == "weights.forward":
-        reads = [_in_samples(lowering, views[0]), _in_samples(lowering, ids)]
+        reads = [_by_sample(lowering, views[0]), _by_sample(lowering, ids)]
         if made[0] is None:  # the instruction writes c
             made[0] = lowering.scratch((samples,), out.memory.dtype)
-        op, writes = ScheduleOp.SAMPLE_WEIGHTS, [_in_samples(lowering, made[0]), _scalar(made[1])]
+        op, writes = ScheduleOp.SAMPLE_WEIGHTS, [_by_sample(lowering, made[0]), _scalar(made[1])]
     else:
         dc, c, total, _ = views
-        reads = [_in_samples(lowering, dc), _in_samples(lowering, c), _scalar(total), _in_samples(lowering, ids)]
-        op, writes = ScheduleOp.SAMPLE_WEIGHTS_BACK, [_in_samples(lowering, made[0])]
+        reads = [_by_sample(lowering, dc), _by_sample(lowering, c), _scalar(total), _by_sample(lowering, ids)]
+        op, writes = ScheduleOp.SAMPLE_WEIGHTS_BACK, [_by_sample(lowering, made[0])]
     wholes = (int(part.constants.total),)
     lowering.emit(Instruction(op, samples, 1, tuple(reads), tuple(writes), sample=1, wholes=wholes))
