@@ -24,6 +24,10 @@ def test_through_the_interpreter(marked: str) -> None:
     interpret("inner_loop_rows.py", marked)
 
 
+def test_faults_are_found() -> None:
+    interpret("watch.py", "not slow")
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_compiles_without_a_gpu(capability: int, tmp_path: Path) -> None:
     kernels = compiled_by("inner_loop_rows.py", capability, tmp_path)

@@ -42,9 +42,10 @@ class Chip(NamedTuple):
     def planes(self, tasks: int) -> int:
         """Bytes for a task's planes.
 
-        With a multiprocessor for every task they have all of it. With more tasks four blocks share one, so that some
-        work while others wait at a barrier; what does not fit goes to the workspace, which stays in the second-level
-        cache. By the model of a phase (a barrier, a chain of loads), not measured yet.
+        With a multiprocessor for every task they have all of it. With more tasks a quarter, so that some blocks work
+        while others wait at a barrier: three of 128 threads by their registers, more of smaller ones. What does not fit
+        goes to the workspace, which stays in the second-level cache. By the model of a phase (a barrier, a chain of
+        loads), not measured yet.
         """
         if tasks <= self.multiprocessors:
             return self.block_bytes - RING_BYTES

@@ -295,14 +295,20 @@ def adjoint_kernel(
         if DECAYED:
             of_decay = start * dbar if DECOUPLED else start * gbar
         to = numbers + (task * BLOCKS + block) * COUNT
-        tl.store(to, _sum(zero))  # clip_norm's
-        tl.store(to + WEIGHT_DECAY, _sum(of_decay))
-        tl.store(to + MOMENTUM_AT, _sum(of_momentum))
-        tl.store(to + DAMPENING, _sum(of_damping))
-        tl.store(to + BETA1, _sum(of_beta1))
-        tl.store(to + BETA2, _sum(of_beta2))
-        tl.store(to + EPS, _sum(of_eps))
-        tl.store(to + EPS_ROOT, _sum(of_root))
+        _store_numbers(to, of_decay, of_momentum, of_damping, of_beta1, of_beta2, of_eps, of_root)
+
+
+@triton.jit
+def _store_numbers(to, of_decay, of_momentum, of_damping, of_beta1, of_beta2, of_eps, of_root):
+    """The sums of a block's terms, in the order of HYPERS; clip_norm has none."""
+    tl.store(to, 0.0)
+    tl.store(to + WEIGHT_DECAY, _sum(of_decay))
+    tl.store(to + MOMENTUM_AT, _sum(of_momentum))
+    tl.store(to + DAMPENING, _sum(of_damping))
+    tl.store(to + BETA1, _sum(of_beta1))
+    tl.store(to + BETA2, _sum(of_beta2))
+    tl.store(to + EPS, _sum(of_eps))
+    tl.store(to + EPS_ROOT, _sum(of_root))
 
 
 @triton.jit

@@ -5,21 +5,17 @@ Every kernel must equal its form in PyTorch; `schedule/` holds that against torc
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import triton
-import triton.language as tl
 from cases.inner_loop import make_case
 from cases.schedule_kernels import part_of, scattered
 from cases.schedule_samples import Sample, samples
 from cases.triton_parts import LAUNCHED
-from cases.triton_watch import permuted, poison, unwritten, watched
+from cases.triton_watch import permuted, watched
 from schedule.test_torch_losses import LOSSES as LOSS_SPECS
 from schedule.test_torch_losses import SOFT, case, some_mask
 from schedule.test_torch_pointwise import POOLS
@@ -35,7 +31,6 @@ from mtml_kernels.program.layers.softmax import Softmax
 from mtml_kernels.schedule.kernels import Loss, Normalisation, Pooling, Rule, Shape, Table
 from mtml_kernels.schedule.torch_kernels import TORCH
 from mtml_kernels.schema.update import UpdateSpec
-from mtml_kernels.triton.device import on
 from mtml_kernels.triton.inner_loop import segments
 from mtml_kernels.triton.inner_loop.clipping import CLIPPING
 from mtml_kernels.triton.inner_loop.embedding import EMBEDDING
@@ -529,74 +524,7 @@ def test_whole_steps_equal_those_by_pytorch(step: Callable[[str], list[Tensor]])
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
-# --- negative controls ------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def racy_kernel(x, size, BLOCK: tl.constexpr):
-    """Adds to each block the next one, in place: what it finds there depends on the order of programs."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    added = tl.load(x + at) + tl.load(x + (at + BLOCK) % size)
-    tl.store(x + at, added)
-
-
-@triton.jit
-def stale_kernel(x, y, size, BLOCK: tl.constexpr):
-    """Adds to memory that it should have written, and leaves the last element out."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(y + at, tl.load(x + at, mask=at < size, other=0.0), mask=at < size // 2)
-    tl.store(y + at, tl.load(y + at, mask=at < size - 1, other=0.0) + 1.0, mask=at < size - 1)
-
-
-@triton.jit
-def atomic_kernel(x, y, BLOCK: tl.constexpr):
-    tl.atomic_add(y, tl.sum(tl.load(x + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)), 0))
-
-
-def test_a_race_is_found() -> None:
-    def launch() -> Tensor:
-        x = torch.arange(64.0)
-        with on(x.device):
-            racy_kernel[(4,)](x, 64, 16)
-        return x
-
-    with watched() as watch:
-        right = launch()
-    assert {conflict.kind for conflict in watch.conflicts} == {"write-read"}
-    different = []
-    for seed in range(3):
-        with permuted(seed):
-            different.append(not torch.equal(launch(), right))
-    assert any(different)
-
-
-def test_memory_of_others_and_additions_in_any_order_are_found() -> None:
-    whole = np.zeros(32, np.float32)
-    y = torch.from_numpy(whole[:16])  # behind which there is memory that is not its own
-    with watched() as watch:
-        stale_kernel[(2,)](torch.zeros(32), y, 32, 16)
-    assert "outside" in {conflict.kind for conflict in watch.conflicts}
-    with watched() as watch:
-        x, y = torch.ones(32), torch.zeros(1)
-        with on(x.device):
-            atomic_kernel[(2,)](x, y, 16)
-    assert {conflict.kind for conflict in watch.conflicts} == {"atomic"} and y == 32
-
-
-def test_what_is_read_before_it_is_written_and_what_is_not_written_is_found() -> None:
-    y = poison(torch.empty(16))
-    with watched() as watch, on(y.device):
-        stale_kernel[(1,)](torch.zeros(16), y, 16, 16)
-    assert unwritten(y) == 8 and y[:8].tolist() == [1.0] * 8
-    assert {conflict.kind for conflict in watch.conflicts} == {"reused"}
-
-
-def test_a_launch_on_whatever_device_is_the_current_one_is_found() -> None:
-    x = torch.ones(32)
-    for guarded in (True, False):
-        with watched() as watch, on(x.device) if guarded else contextlib.nullcontext():
-            racy_kernel[(1,)](x, 16, 16)
-        assert {conflict.kind for conflict in watch.conflicts} == (set() if guarded else {"unguarded"})
+# --- a negative control; those of the watch are in watch.py -----------------------------------------------------------
 
 
 def test_dropping_a_term_is_noticed() -> None:
