@@ -25,11 +25,12 @@ CUDA_BINDINGS = "cuda_"  # a file of csrc/bindings whose name begins so is for b
 CUDA_AWARE = "module.cpp"  # of the other bindings, the one that is another with CUDA
 
 
-def sources(isas: tuple[str, ...] = supported_isas(), cuda: bool = False) -> list[Path]:
+def sources(isas: tuple[str, ...] = supported_isas(), cuda: bool = False, root: Path = Path()) -> list[Path]:
     """Translation units, those that take longest first: the parallel compilation ends sooner."""
-    found = [path for path in sorted((CSRC / "cpu").rglob("*.cpp")) if isa_of(path) in {None, *isas}]
-    bindings = sorted((CSRC / "bindings").glob("*.cpp"))
-    device = sorted((CSRC / "cuda").rglob("*.cu")) if cuda else []
+    csrc = root / CSRC
+    found = [path for path in sorted((csrc / "cpu").rglob("*.cpp")) if isa_of(path) in {None, *isas}]
+    bindings = sorted((csrc / "bindings").glob("*.cpp"))
+    device = sorted((csrc / "cuda").rglob("*.cu")) if cuda else []
     bindings = [path for path in bindings if cuda or not path.name.startswith(CUDA_BINDINGS)]
     return [*device, *sorted(found, key=lambda path: isa_of(path) is None), *bindings]
 

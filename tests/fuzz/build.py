@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,10 @@ from pathlib import Path
 import pybind11
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # build_support/ is not installed; last: the installed packages are what is tested
+
+from build_support import compilation  # noqa: E402
+
 COMMON = ("-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off", "-g1", "-w")
 DEFINES = ("-DMTMLK_HAVE_BASE", "-DMTMLK_SINGLE=double")
 # What compiles fast enough for code that is instantiated for every node and form.
@@ -61,10 +66,7 @@ def _run(command: list[str], target: Path) -> None:
 
 def build() -> Path:
     """The module under sanitizers, compiled where no equal one lies under build/."""
-    sources = [s for s in sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")) if not s.name.startswith("isa_avx")]
-    sources = sorted(
-        [*sources, *sorted((ROOT / "csrc" / "bindings").glob("*.cpp"))], key=lambda s: not s.name.startswith("isa_")
-    )
+    sources = compilation.sources(("base",), root=ROOT)  # without CUDA
     inputs = [*sources, *sorted((ROOT / "csrc").rglob("*.h"))]
     text = shlex.join(compiler()) + sysconfig.get_config_var("SOABI")
     key = hashlib.sha256(text.encode() + b"".join(p.read_bytes() for p in inputs)).hexdigest()[:12]
