@@ -105,5 +105,6 @@ void bind_task_conv2d(py::module_& m);
 void bind_task_update(py::module_& m);
 void bind_cuda_device(py::module_& m);  // in builds with CUDA
 void bind_cuda_inner_loop(py::module_& m);
+void bind_cuda_mlp(py::module_& m);
 
 }  // namespace mtmlk

@@ -79,6 +79,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef MTMLK_HAVE_CUDA
   bind_cuda_device(m);
   bind_cuda_inner_loop(m);
+  bind_cuda_mlp(m);
 #endif
   m.def("fma_peak", &mtmlk_fma_peak, py::call_guard<py::gil_scoped_release>());
   m.def("isa", &mtmlk_isa);

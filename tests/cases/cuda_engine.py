@@ -24,6 +24,7 @@ from cases.cuda_host import build
 from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.backend import Persistent
+from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
 from mtml_kernels.cuda.inner_loop.program import BlockProgram
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
 from mtml_kernels.registry import Backend
@@ -183,8 +184,8 @@ def in_order(order: int | None) -> Iterator[None]:
             os.environ.update({} if before is None else {"MTML_HOST_ORDER": before})
 
 
-def backend(engine: HostEngine) -> Backend:
-    persistent = Persistent(lambda: engine)
+def backend(engine: HostEngine, perceptrons: Perceptrons | None = None) -> Backend:
+    persistent = Persistent(lambda: engine, perceptrons)
 
     def supports(device: str, dtype: torch.dtype) -> str | None:
         return None if device == "cpu" and dtype in DTYPES else f"no {dtype} on {device}"
