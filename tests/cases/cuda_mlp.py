@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from cases.cuda_engine import CUDA_HOST, HostEngine, Reason, TESTS, backend, in_order
+from cases.cuda_engine import CUDA_HOST, TESTS, HostEngine, Reason, backend, in_order
 from cases.cuda_host import build
 from torch import Tensor
 
