@@ -38,9 +38,20 @@ def _first(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _sass(args: argparse.Namespace) -> Iterator[str]:
-    """By compiled kernels."""
+    """By compiled kernels; those of heads by programs that run."""
     from bench.report import predict as predicting
     from bench.sass import report
+    from bench.sass.heads import report as heads
+
+    of_heads = [name in (heads.GROUP, *heads.NAMES) for name in args.workloads]
+    if any(of_heads):
+        if not all(of_heads) or args.precision != ("fp32",) or args.launches:
+            raise ValueError(
+                f"workloads: expected {heads.GROUP}, or some of {', '.join(heads.NAMES)}, in a call of their own, "
+                f"in fp32 and without --launches; got {', '.join(args.workloads)}"
+            )
+        yield from heads.report(args.workloads, args.device, 10**6 if args.calls else args.worst, args.out)
+        return
 
     worst = 10**6 if args.calls else args.worst
     request = report.Request(args.device, args.precision, worst, args.out, args.launches)
@@ -84,7 +95,8 @@ def add(commands: Commands) -> None:
         help="calls, FLOPs, bytes and predicted time of a meta-step on a GPU",
         description="By the schedule: its calls, FLOPs and bytes. With --sass by the kernels that Triton makes of it, "
         "compiled for the chip, which need not be there, and counted instruction by instruction: about a second for "
-        "each distinct kernel the first time, which are kept under XDG_CACHE_HOME. With --backend cuda by the "
+        "each distinct kernel the first time, which are kept under XDG_CACHE_HOME; of `heads` (linear heads and "
+        "multi-head losses) some programs of each launch run, instruction by instruction. With --backend cuda by the "
         "persistent kernel: nvcc compiles it for the chip, and a task runs through its instructions, one by one.",
     )
     p.add_argument(
