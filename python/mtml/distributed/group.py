@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch.distributed as dist
 
 __all__ = ["Group", "RankLost", "place", "reaching"]
 
-Group = dist.ProcessGroup | None
+Group: TypeAlias = "dist.ProcessGroup | None"
 """None: the default group of all ranks."""
 
 

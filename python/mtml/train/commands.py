@@ -23,7 +23,11 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich" if find_spec("rich") else None,
 )
-train = typer.Typer(help="Run a published experiment in the fused engine.", no_args_is_help=True)
+train = typer.Typer(
+    help="Run a published experiment in the fused engine. `torchrun --nproc_per_node N -m mtml train ...` shares the "
+    "tasks of every meta-batch among N processes.",
+    no_args_is_help=True,
+)
 app.add_typer(train, name="train")
 
 

@@ -15,7 +15,6 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
 from mtml.distributed import average_gradients, mean_over_tasks, shard_tasks
 from mtml.distributed.group import reaching
@@ -108,6 +107,10 @@ def join() -> Ranks:
     rank, count = own_place()
     if count == 1:
         return ALONE
+    if not dist.is_available():
+        raise DataError(f"this torch was built without torch.distributed; unset WORLD_SIZE, which is {count}, and RANK")
+    from torch.distributed.rendezvous import rendezvous
+
     try:
         store, _, _ = next(iter(rendezvous("env://")))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
