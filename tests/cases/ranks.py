@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-SECONDS = 60.0
+SECONDS = 120.0
 Work = Callable[[Path], Any]
 
 

@@ -137,6 +137,17 @@ def in_parts(meta: nn.Module) -> nn.Module:
     return meta
 
 
+def sharded_trunk(tasks: int) -> Both:
+    """fully_shard around ANIL's trunk alone; the head's gradients are averaged after backward."""
+    batch, learner = batch_of(tasks, "anil"), made("anil", torch.float64)
+    assert isinstance(learner, mtml.ANIL)
+    fully_shard(learner.features, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    share = shard_tasks(batch)
+    mean_over_tasks(MetaLoss(learner)(share), tasks).backward()
+    average_gradients(learner.head.parameters())
+    return Both(of_one("anil", batch, torch.float64), gradients(learner), share.tasks)
+
+
 def by_hand(tasks: int) -> Both:
     """The per-task loop of clone() and adapt(); a rank without tasks, and a parameter that only some tasks use."""
     batch, learner = batch_of(tasks, "mlp"), made("mlp", torch.float64)
@@ -221,6 +232,7 @@ def session(folder: Path) -> dict[str, Any]:
     found |= {f"empty {name}": both(name, 1) for name in ("mlp", "rates", "anil")}
     found |= {f"sharded {name}": both(name, 5, wrap=in_parts) for name in ("mlp", "anil")}
     found["sharded empty anil"] = both("anil", 1, wrap=in_parts)
+    found |= {f"sharded trunk {tasks}": sharded_trunk(tasks) for tasks in (5, 1)}
     found["masks"] = both("mlp", 5, masks=True)
     found["by hand"], found["by hand, empty"] = by_hand(5), by_hand(1)
     found["own forward"] = own_forward()

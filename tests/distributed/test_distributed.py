@@ -18,6 +18,7 @@ from mtml.distributed import MetaLoss, average_gradients, mean_over_tasks, shard
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo")
 EXACT = [f"{name} {tasks}" for name in LEARNERS for tasks in (4, 5)]
 EXACT += ["empty mlp", "empty rates", "empty anil", "sharded mlp", "sharded anil", "sharded empty anil"]
+EXACT += ["sharded trunk 5", "sharded trunk 1"]
 EXACT += ["by hand", "by hand, empty", "own forward"]
 
 

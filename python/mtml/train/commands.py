@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from mtml.tasks.errors import DataError
 from mtml.train.failures import line_of, missing, with_notes
 from mtml.train.job import say_why
 from mtml.train.options import Backend, Iterations, Minutes, Out, PlainSeconds, Resume, Seed, Threads, count, number
+
+if TYPE_CHECKING:
+    from mtml.train.ranks import Ranks
 
 __all__ = ["app"]
 
@@ -63,7 +66,7 @@ def _need(*modules: str) -> None:
         raise DataError(missing(*gone))
 
 
-def _announce(title: str, threads: int | None, ranks: Any) -> None:
+def _announce(title: str, threads: int | None, ranks: Ranks) -> None:
     """Set the number of threads where one was asked for, and say what is trained and by how many."""
     import torch
 
@@ -74,7 +77,7 @@ def _announce(title: str, threads: int | None, ranks: Any) -> None:
         typer.echo(f"{title}, {several}{torch.get_num_threads()} thread(s)")
 
 
-def _trained(progress: Any, ranks: Any, folder: Path, command: str, notes: list[str]) -> None:
+def _trained(progress: Any, ranks: Ranks, folder: Path, command: str, notes: list[str]) -> None:
     """Say how far training came; after Ctrl-C leave with the status of an interrupted program. Of several ranks the
     main one goes on alone."""
     ranks.leave()

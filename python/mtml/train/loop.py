@@ -111,6 +111,7 @@ class Loop:
         Raises:
             DataError: where there is no checkpoint to resume that fits.
             Diverged: where the loss is no longer finite.
+            RankLost: where another rank has ended.
             OSError: where the folder cannot be written to.
             KeyboardInterrupt: at a second Ctrl-C. These say in a note what the checkpoint holds.
         """
@@ -163,7 +164,7 @@ class Loop:
     def _train(self, log: CsvLog | None, bar: Any, stop: _Stop) -> None:
         """The iterations; everything but the step itself happens once per row of the log.
 
-        What ranks decide here, they decide by what they all know, or one would wait for the others for ever.
+        Ranks take every turn here by what they all know: one that took another would wait for the others for ever.
         """
         saved = evaluated = reported = self.progress.seconds
         offset = time.perf_counter() - self.progress.seconds
