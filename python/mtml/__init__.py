@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mtml_kernels._version import __version__
 
 if TYPE_CHECKING:
-    from mtml import balance, inner, tasks, weighting
+    from mtml import balance, distributed, inner, tasks, weighting
     from mtml.adapted import Adapted
     from mtml.algorithms.anil import ANIL
     from mtml.algorithms.base import MetaOutput
@@ -55,6 +55,7 @@ __all__ = [
     "Tokens",
     "__version__",
     "balance",
+    "distributed",
     "inner",
     "task_affinity",
     "tasks",
@@ -83,7 +84,7 @@ _WHERE = {
     "DeviceMemoryError": "mtml_kernels.errors",
     "FallbackWarning": "mtml_kernels.errors",
 }
-_MODULES = ("balance", "inner", "tasks", "train", "weighting")
+_MODULES = ("balance", "distributed", "inner", "tasks", "train", "weighting")
 
 
 def __getattr__(name: str) -> Any:

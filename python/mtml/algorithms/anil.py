@@ -12,6 +12,7 @@ from mtml.algorithms.base import Loss, MetaLearner
 from mtml.inner_lr import InnerLR
 from mtml.paths.head import HeadFinder, fold, fused_loss, head_rate, rows_of
 from mtml.paths.path import Outcome, Path
+from mtml.wrappers import refuse_data_parallel, refuse_sharded
 from mtml_kernels.checks import check_finite, shown
 from mtml_kernels.general import GeneralPlan
 
@@ -77,6 +78,9 @@ class ANIL(MetaLearner):
         super().__init__(steps=steps, loss=loss, query_loss=query_loss, backend=backend, backends=BACKENDS)
         if not isinstance(features, nn.Module):
             raise TypeError(f"features: expected an nn.Module, got {shown(features)}")
+        refuse_data_parallel("features", features)
+        if isinstance(head, nn.Module):
+            refuse_sharded("head", head)
         if type(head) is not nn.Linear:
             raise TypeError(
                 f"head: expected an nn.Linear, got {type(head).__name__}; for any other head use mtml.MAML(head, ...) "

@@ -19,6 +19,7 @@ from mtml.paths.cache import PathCache
 from mtml.paths.fused import Fused
 from mtml.paths.general import General
 from mtml.paths.path import Outcome, Path
+from mtml.wrappers import refuse_data_parallel
 from mtml_kernels.batch_norm import check_batch_norm, per_step_batch_norm, per_step_names, step_rows
 from mtml_kernels.checks import check_finite, check_steps, shown
 from mtml_kernels.general import GeneralPlan
@@ -94,7 +95,8 @@ class MAML(MetaLearner):
         ValueError: an unknown name in loss, backend or batch_norm; params that match nothing; rates that are not
             finite, are missing, or are fewer than the steps; shapes that disagree; labels out of range; no task at all.
         RuntimeError: the inner loss does not depend on a parameter (see allow_unused).
-        TypeError: an argument or a tensor of the wrong type, such as integers where the first layer needs floats.
+        TypeError: an argument or a tensor of the wrong type, such as integers where the first layer needs floats; a
+            model in DistributedDataParallel (`mtml.distributed` wraps the learner instead).
         BackendUnavailable: the backend asked for by name cannot run the model, the loss, or on this machine.
 
     Example:
@@ -128,6 +130,7 @@ class MAML(MetaLearner):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected an nn.Module, got {shown(model)}")
+        refuse_data_parallel("model", model)
         super().__init__(steps=steps, loss=loss, query_loss=query_loss, backend=backend, backends=BACKENDS)
         if batch_norm == "per_step":
             model = per_step_batch_norm(model, self.steps)
