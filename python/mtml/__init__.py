@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from mtml.adapted import Adapted
     from mtml.algorithms.anil import ANIL
     from mtml.algorithms.base import MetaOutput
+    from mtml.algorithms.boil import BOIL
+    from mtml.algorithms.fomaml import FOMAML
+    from mtml.algorithms.imaml import IMAML
     from mtml.algorithms.maml import MAML
     from mtml.algorithms.meta_sgd import MetaSGD
+    from mtml.algorithms.reptile import Reptile
     from mtml.balance.affinity import task_affinity
     from mtml.head_losses import HeadLosses
     from mtml.inner_lr import InnerLR
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANIL",
+    "BOIL",
+    "FOMAML",
+    "IMAML",
     "MAML",
     "Adapted",
     "BackendUnavailable",
@@ -50,6 +57,7 @@ __all__ = [
     "MultiLabel",
     "PerStepBatchNorm",
     "Regression",
+    "Reptile",
     "Segmentation",
     "TaskBatch",
     "Tokens",
@@ -63,6 +71,10 @@ __all__ = [
 
 _WHERE = {
     "ANIL": "mtml.algorithms.anil",
+    "FOMAML": "mtml.algorithms.fomaml",
+    "BOIL": "mtml.algorithms.boil",
+    "Reptile": "mtml.algorithms.reptile",
+    "IMAML": "mtml.algorithms.imaml",
     "MAML": "mtml.algorithms.maml",
     "MetaOutput": "mtml.algorithms.base",
     "Adapted": "mtml.adapted",

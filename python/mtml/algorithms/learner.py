@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,23 @@ from mtml_kernels.functional.hvp import follows
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.losses import resolve
 
-__all__ = ["BACKENDS", "ModelLearner", "Rate"]
+__all__ = ["BACKENDS", "LearnerOptions", "ModelLearner", "Rate"]
 
 BACKENDS = ("auto", "cpu", "cpu:weights", "cpu:low_rank", "torch", "triton", "cuda", "reference", "general")
 
 Rate = float | Tensor | Mapping[str, Any] | InnerLR
+
+
+class LearnerOptions(TypedDict, total=False):
+    """Keyword arguments of `MAML`, which says what they mean, as its relatives take them."""
+
+    allow_unused: bool
+    steps: int
+    loss: Loss
+    query_loss: Loss | None
+    batch_norm: str
+    backend: str
+    update: Callable[..., Any] | None
 
 
 class ModelLearner(MetaLearner):
@@ -127,10 +139,11 @@ class ModelLearner(MetaLearner):
         own = adaptable(self.module)
         dtype = next((own[name].dtype for name in select(self.module, self.params)), torch.float32)
         mode = "module" if self.batch_norm == "per_step" else self.batch_norm  # whose layers were replaced already
-        options = (self.module, dtype, self.allow_unused, self.loss, self.params, mode, self.backend)
+        losses = self.loss, self.query_loss
+        options = (self.module, dtype, self.allow_unused, *losses, self.params, mode, self.backend)
         if self._long is None or any(a is not b for a, b in zip(self._long[0], options, strict=True)):
-            given: dict[str, Any] = {"loss": self.loss, "params": self.params, "batch_norm": mode}
-            given |= {"backend": self.backend, "allow_unused": self.allow_unused}
+            given: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss, "params": self.params}
+            given |= {"batch_norm": mode, "backend": self.backend, "allow_unused": self.allow_unused}
             self._long = options, ModelLearner(self.module, long_rate(dtype), **given)
         return self._long[1]
 
