@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mtml.algorithms.imaml import IMAML
     from mtml.algorithms.maml import MAML
     from mtml.algorithms.meta_sgd import MetaSGD
+    from mtml.algorithms.proto_maml import ProtoMAML
+    from mtml.algorithms.r2d2 import R2D2
     from mtml.algorithms.reptile import Reptile
     from mtml.balance.affinity import task_affinity
     from mtml.head_losses import HeadLosses
@@ -43,6 +45,7 @@ __all__ = [
     "FOMAML",
     "IMAML",
     "MAML",
+    "R2D2",
     "Adapted",
     "BackendUnavailable",
     "Classification",
@@ -56,6 +59,7 @@ __all__ = [
     "MultiHead",
     "MultiLabel",
     "PerStepBatchNorm",
+    "ProtoMAML",
     "Regression",
     "Reptile",
     "Segmentation",
@@ -75,6 +79,8 @@ _WHERE = {
     "BOIL": "mtml.algorithms.boil",
     "Reptile": "mtml.algorithms.reptile",
     "IMAML": "mtml.algorithms.imaml",
+    "R2D2": "mtml.algorithms.r2d2",
+    "ProtoMAML": "mtml.algorithms.proto_maml",
     "MAML": "mtml.algorithms.maml",
     "MetaOutput": "mtml.algorithms.base",
     "Adapted": "mtml.adapted",
