@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from mtml.algorithms.anil import ANIL
     from mtml.algorithms.base import MetaOutput
     from mtml.algorithms.boil import BOIL
+    from mtml.algorithms.cavia import CAVIA, Context
     from mtml.algorithms.fomaml import FOMAML
     from mtml.algorithms.imaml import IMAML
     from mtml.algorithms.maml import MAML
+    from mtml.algorithms.maml_plus_plus import MAMLPlusPlus
+    from mtml.algorithms.meta_curvature import MetaCurvature
     from mtml.algorithms.meta_sgd import MetaSGD
     from mtml.algorithms.proto_maml import ProtoMAML
     from mtml.algorithms.r2d2 import R2D2
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANIL",
     "BOIL",
+    "CAVIA",
     "FOMAML",
     "IMAML",
     "MAML",
@@ -49,11 +53,14 @@ __all__ = [
     "Adapted",
     "BackendUnavailable",
     "Classification",
+    "Context",
     "DeviceMemoryError",
     "Explanation",
     "FallbackWarning",
     "HeadLosses",
     "InnerLR",
+    "MAMLPlusPlus",
+    "MetaCurvature",
     "MetaOutput",
     "MetaSGD",
     "MultiHead",
@@ -81,6 +88,10 @@ _WHERE = {
     "IMAML": "mtml.algorithms.imaml",
     "R2D2": "mtml.algorithms.r2d2",
     "ProtoMAML": "mtml.algorithms.proto_maml",
+    "CAVIA": "mtml.algorithms.cavia",
+    "Context": "mtml.algorithms.cavia",
+    "MAMLPlusPlus": "mtml.algorithms.maml_plus_plus",
+    "MetaCurvature": "mtml.algorithms.meta_curvature",
     "MAML": "mtml.algorithms.maml",
     "MetaOutput": "mtml.algorithms.base",
     "Adapted": "mtml.adapted",
