@@ -127,6 +127,14 @@ def test_rows_for_every_step_are_read_at_the_first() -> None:
     torch.testing.assert_close(maml.hvp(x, y, v), plain.hvp(x, y, v))
 
 
+def test_running_statistics_stay() -> None:
+    maml, (x, y) = mtml.MAML(conv(), 0.1, batch_norm="track"), data()
+    plain = mtml.MAML(copy.deepcopy(maml.module), 0.1)
+    v = vectors(maml)
+    torch.testing.assert_close(maml.hvp(x, y, v), plain.hvp(x, y, v))
+    assert not maml.module[1].running_mean.any()
+
+
 def test_the_same_paths_serve_all_calls() -> None:
     """Neither the first product nor later ones make the learner look at its model anew."""
     maml, (x, y) = mtml.MAML(perceptron(), 0.1), data()

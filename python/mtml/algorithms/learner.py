@@ -138,7 +138,8 @@ class ModelLearner(MetaLearner):
         """The learner that takes the step of a `Point`."""
         own = adaptable(self.module)
         dtype = next((own[name].dtype for name in select(self.module, self.params)), torch.float32)
-        mode = "module" if self.batch_norm == "per_step" else self.batch_norm  # whose layers were replaced already
+        # layers per step were replaced already, and a derivative is no reason to move running statistics
+        mode = "module" if self.batch_norm in ("per_step", "track") else self.batch_norm
         losses = self.loss, self.query_loss
         options = (self.module, dtype, self.allow_unused, *losses, self.params, mode, self.backend)
         if self._long is None or any(a is not b for a, b in zip(self._long[0], options, strict=True)):

@@ -134,7 +134,8 @@ class ProtoMAML(ModelLearner):
         """The trunk at theta, on each task's samples by themselves, as the inner loop runs it."""
         trunk = self.module.features
         assert isinstance(trunk, nn.Module)
-        plan, none = GeneralPlan("vmap", "", self.batch_norm), torch.zeros(0, len(sy))
+        mode = "module" if self.batch_norm == "track" else self.batch_norm  # the inner loop tracks this pass
+        plan, none = GeneralPlan("vmap", "", mode), torch.zeros(0, len(sy))
         found = Adapted(trunk, {}, none, self.loss, False, plan)(sx)
         if not isinstance(found, Tensor) or found.ndim != 3:
             raise TypeError(f"features: expected the trunk to return a tensor [N, D] a task, got {shown(found)} of all")
