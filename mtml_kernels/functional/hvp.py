@@ -61,6 +61,10 @@ def hvp(
     """
     if not isinstance(vectors, Mapping) or not vectors:
         raise TypeError(f"vectors: expected {{name: [T, *shape]}} of at least one parameter, got {shown(vectors)}")
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params: expected {{name: tensor}}, got {type(params).__name__}")
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y: expected a tensor of targets [T, S, ...], got {shown(y)}")
     given, tasks = {} if start is None else dict(start), y.shape[0]
     recording = follows(params, x, y, mask, given, vectors)
     with torch.enable_grad():

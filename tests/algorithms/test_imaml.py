@@ -168,6 +168,43 @@ def test_copies_and_no_grad() -> None:
     assert list(learner.state_dict()) == ["module.weight", "module.bias"]
 
 
+def test_what_changes_before_the_backward_pass_is_noticed_or_does_not_count() -> None:
+    strength = nn.Parameter(torch.tensor(STRENGTH, dtype=D))
+    learner, data = line(strength), batch()
+    own = list(learner.module.parameters())
+    wanted = gradients(learner.meta_loss(data), own)
+    loss = learner.meta_loss(data)
+    with torch.no_grad():
+        strength.add_(1.0)
+        learner.module.weight.add_(1.0)
+    torch.testing.assert_close(gradients(loss, own), wanted)
+    shared = mtml.IMAML(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to(D), 0.1, loss="mse", params="1.*")
+    loss = shared.meta_loss(*data[:4])
+    with torch.no_grad():
+        shared.module[0].weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.sum().backward()
+
+
+def test_damping_stands_on_the_diagonal() -> None:
+    """Against the matrix itself, column by column."""
+    learner, data = line(damping=0.5), batch()
+    found = gradients(learner.meta_loss(data), list(learner.module.parameters()))
+    phi = {n: t.detach().requires_grad_() for n, t in learner.adapt_tasks(data).params.items()}
+    maml = mtml.MAML(learner.module, 1.0, loss="mse")
+    queries = gradients(maml.meta_loss(data, steps=0, start=phi), list(phi.values()))
+    b = torch.cat([c.flatten(1) for c in queries], 1)  # [T, 8]
+    with torch.no_grad():
+        columns = []
+        for v in torch.eye(8, dtype=D).expand(T, -1, -1).unbind(1):
+            given = {"weight": v[:, :6].reshape(T, 2, 3), "bias": v[:, 6:]}
+            products = maml.hvp(data.sx, data.sy, given, support_mask=data.support_mask, start=phi)
+            columns.append(torch.cat([h.flatten(1) for h in products.values()], 1))
+    hessian = torch.stack(columns, 2)
+    wanted = torch.linalg.solve(1.5 * torch.eye(8, dtype=D) + hessian / STRENGTH, b).sum(0)
+    torch.testing.assert_close(torch.cat([g.flatten() for g in found]), wanted, rtol=1e-9, atol=1e-11)
+
+
 def test_differentiated_twice_it_raises() -> None:
     learner, data = line(), batch()
     with pytest.raises(RuntimeError, match="differentiable once"):

@@ -140,3 +140,7 @@ def test_errors_name_the_argument() -> None:
         call(vectors, start={"0.bias": torch.zeros(7, dtype=D)})
     with pytest.raises(ValueError, match=r"start: expected names of adapted parameters, 0.bias; got '2.bias'"):
         call({"0.bias": vectors["0.bias"]}, start={"2.bias": vectors["2.bias"]})
+    with pytest.raises(TypeError, match=r"params: expected \{name: tensor\}, got list"):
+        hvp(program, list(params.values()), x, y, vectors, loss="mse")
+    with pytest.raises(TypeError, match="y: expected a tensor of targets"):
+        hvp(program, params, x, None, vectors, loss="mse")

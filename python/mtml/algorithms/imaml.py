@@ -151,11 +151,13 @@ class IMAML(ModelLearner):
             phi, losses = self._minimised(data, theta, count)
         if not torch.is_grad_enabled():
             return phi, losses
-        step, strength = self._long_step(), self.strength
+        step = self._long_step()
         moving = Point(step, data, phi).gradient()  # with the derivatives by all but phi
-        moved = [theta[name] - grad / strength for name, grad in moving.items()]
+        moved = [theta[name] - grad / self.strength for name, grad in moving.items()]
         point = Point(step, data, {name: t.requires_grad_() for name, t in _copied(phi).items()})
-        found = Implicit.apply(self._solver(point), *phi.values(), *moved)
+        strength = self.strength.detach().clone() if isinstance(self.strength, Tensor) else self.strength
+        solve = solver(point, strength, self.damping, self.cg_steps)
+        found = Implicit.apply(solve, *phi.values(), *moved)
         return dict(zip(phi, found, strict=True)), losses
 
     def _minimised(self, data: Data, theta: Mapping[str, Tensor], steps: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -179,24 +181,27 @@ class IMAML(ModelLearner):
         like, shapes = next(iter(theta.values())), {name: t.shape[1:] for name, t in theta.items()}
         return op_rates(lr, shapes, steps, like.dtype, like.device, list(lr) if isinstance(lr, Mapping) else ())
 
-    def _solver(self, point: Point) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-        """Cotangents [T, *shape] -> ((1 + damping) I + H / lambda)^-1 of them."""
-        shapes = {name: t.shape for name, t in point.start.items()}
-        sizes = [shape[1:].numel() for shape in shapes.values()]
 
-        def parts(flat: Tensor) -> dict[str, Tensor]:
-            cut = flat.split(sizes, 1)
-            return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), cut, strict=True)}
+def solver(
+    point: Point, strength: float | Tensor, damping: float, steps: int
+) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """Cotangents [T, *shape] -> ((1 + damping) I + H / strength)^-1 of them, by `steps` of conjugate gradients."""
+    shapes = {name: t.shape for name, t in point.start.items()}
+    sizes = [shape[1:].numel() for shape in shapes.values()]
 
-        def matrix(flat: Tensor) -> Tensor:
-            found = torch.cat([h.flatten(1) for h in point.hvp(parts(flat)).values()], 1)
-            return (1.0 + self.damping) * flat + found / self.strength
+    def parts(flat: Tensor) -> dict[str, Tensor]:
+        cut = flat.split(sizes, 1)
+        return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), cut, strict=True)}
 
-        def solve(cotangents: Sequence[Tensor]) -> list[Tensor]:
-            b = torch.cat([c.flatten(1) for c in cotangents], 1)
-            return list(parts(conjugate_gradients(matrix, b, self.cg_steps)).values())
+    def matrix(flat: Tensor) -> Tensor:
+        found = torch.cat([h.flatten(1) for h in point.hvp(parts(flat)).values()], 1)
+        return (1.0 + damping) * flat + found / strength
 
-        return solve
+    def solve(cotangents: Sequence[Tensor]) -> list[Tensor]:
+        b = torch.cat([c.flatten(1) for c in cotangents], 1)
+        return list(parts(conjugate_gradients(matrix, b, steps)).values())
+
+    return solve
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from mtml.algorithms.learner import LearnerOptions, Rate
 from mtml.algorithms.maml import MAML
 from mtml.inner import SGD, Rule
 from mtml.params import ParamsArg, adaptable, select
-from mtml_kernels.checks import shown
+from mtml_kernels.batch_norm import per_step_batch_norm
+from mtml_kernels.checks import check_steps, shown
 from mtml_kernels.schema.update import UpdateSpec
 
 __all__ = ["Curvature", "MetaCurvature"]
@@ -117,6 +118,8 @@ class MetaCurvature(MAML):
         params: ParamsArg = None,
         **options: Unpack[LearnerOptions],
     ) -> None:
+        if options.get("batch_norm") == "per_step":  # first, because rows for the steps have no curvature
+            model = per_step_batch_norm(model, check_steps(options.get("steps", 1)))
         rule: Any = options.get("update")
         options = {"backend": "general", **options, "update": Curvature(model, params, rule)}
         super().__init__(model, lr, first_order, params=params, **options)
