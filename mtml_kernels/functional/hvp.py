@@ -14,7 +14,7 @@ from mtml_kernels.functional.inner_loop import inner_loop
 from mtml_kernels.losses import Loss
 from mtml_kernels.program import Program
 
-__all__ = ["follows", "hvp", "long_rate", "products"]
+__all__ = ["follows", "hvp", "long_rate", "products", "recordable"]
 
 
 def hvp(
@@ -67,7 +67,8 @@ def hvp(
         raise TypeError(f"y: expected a tensor of targets [T, S, ...], got {shown(y)}")
     given, tasks = {} if start is None else dict(start), y.shape[0]
     recording = follows(params, x, y, mask, given, vectors)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        params, x, y, mask, given, vectors = (recordable(v) for v in (dict(params), x, y, mask, given, dict(vectors)))
         at = {}
         for name in vectors:
             if name not in params:
@@ -84,6 +85,11 @@ def follows(*values: Any) -> bool:
     """Whether autograd follows a tensor among them: then the products are to have a graph, which raises or is right."""
     tensors = pytree.tree_leaves([dict(v) if isinstance(v, Mapping) else v for v in values])
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+
+
+def recordable(value: Any) -> Any:
+    """The same with copies of tensors that were made in inference mode, which autograd does not take."""
+    return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, value)
 
 
 def long_rate(dtype: torch.dtype) -> float:

@@ -127,6 +127,17 @@ def test_rows_for_every_step_are_read_at_the_first() -> None:
     torch.testing.assert_close(maml.hvp(x, y, v), plain.hvp(x, y, v))
 
 
+@pytest.mark.parametrize("backend", ["auto", "general"])
+def test_inference_mode(backend: str) -> None:
+    maml, (x, y) = mtml.MAML(perceptron(), 0.1, backend=backend), data()
+    v = vectors(maml)
+    with torch.no_grad():
+        wanted = maml.hvp(x, y, v)
+    with torch.inference_mode():
+        found = maml.hvp(x.clone(), y, {n: t.clone() for n, t in v.items()})
+    torch.testing.assert_close(found, wanted)
+
+
 def test_running_statistics_stay() -> None:
     maml, (x, y) = mtml.MAML(conv(), 0.1, batch_norm="track"), data()
     plain = mtml.MAML(copy.deepcopy(maml.module), 0.1)

@@ -105,6 +105,16 @@ def test_differentiated_again_it_raises_and_without_grad_it_is_plain() -> None:
     assert not hvp(program, frozen, x, y, vectors, loss="mse")["0.weight"].requires_grad
 
 
+def test_inference_mode() -> None:
+    model, (x, y) = net(), batch("mse")
+    program, vectors = trace(model, [(3,)]), like(model)
+    wanted = expected(model, x, y, vectors, "mse")
+    with torch.inference_mode():
+        own = {n: v.clone() for n, v in vectors.items()}
+        found = hvp(program, dict(model.named_parameters()), x.clone(), y, own, loss="mse")
+    torch.testing.assert_close(found, wanted)
+
+
 def test_inner_loop_from_own_starts() -> None:
     model, (x, y) = net(), batch("mse")
     program, params = trace(model, [(3,)]), dict(model.named_parameters())

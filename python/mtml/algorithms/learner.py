@@ -19,7 +19,7 @@ from mtml.paths.general import General
 from mtml.paths.path import Outcome, Path
 from mtml_kernels.batch_norm import check_batch_norm, per_step_batch_norm
 from mtml_kernels.checks import check_finite, shown
-from mtml_kernels.functional.hvp import follows
+from mtml_kernels.functional.hvp import follows, recordable
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.losses import resolve
 
@@ -122,8 +122,9 @@ class ModelLearner(MetaLearner):
             raise TypeError(f"vectors: expected {{name: [T, *shape]}}, got {shown(vectors)}")
         extras = self._extras(False, False, start)
         recording = follows(sx, sy, support_mask, extras.start or {}, vectors, list(self.module.parameters()))
-        with torch.enable_grad():
-            given = self._everywhere(len(Batch(sx, sy)), extras.start or {})
+        with torch.inference_mode(False), torch.enable_grad():
+            sx, sy, support_mask, vectors = recordable((sx, sy, support_mask, dict(vectors)))
+            given = self._everywhere(len(Batch(sx, sy)), recordable(dict(extras.start or {})))
             given = {n: t if recording and t.requires_grad else t.detach().requires_grad_() for n, t in given.items()}
             point = Point(self._long_step(), (sx, sy, support_mask), given)
             return point.hvp(vectors, create_graph=recording)
