@@ -213,7 +213,10 @@ def test_differentiated_twice_it_raises() -> None:
 
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     found = line().explain(batch())
-    assert found.path == "fused" and found.steps == 130 and "10 conjugate gradients" in capsys.readouterr().out
+    assert found.path == "fused" and found.steps == 130 and "130 steps in one call" in found.reason
+    assert "10 conjugate gradients" in capsys.readouterr().out
+    found = line(update=mtml.inner.Adam()).explain(batch())
+    assert found.path == "fused" and found.steps == 130 and "130 times over" in found.reason
 
 
 def raised(call: Callable[[], Any]) -> str:

@@ -40,7 +40,7 @@ class IMAML(ModelLearner):
     The inverse is applied by conjugate gradients on Hessian-vector products (`hvp`), for all tasks at once. Memory does
     not grow with the steps, and the inner rule need not be differentiable. Gradients also reach lambda, what is not
     adapted, inputs, float targets and masks. They are exact as far as phi_t is the minimum and the linear system is
-    solved: both want enough steps. Each inner step of all tasks is a call of the fused engine where it runs the model.
+    solved: both want enough steps. The inner steps of all tasks are one fused call; with an `update`, a call each.
 
     Args:
         model, params and the keyword arguments: as of `MAML`. `update` is a rule of `mtml.inner`.
@@ -86,6 +86,7 @@ class IMAML(ModelLearner):
         _check_positive(strength)
         check_finite("damping", damping)
         self.strength, self.damping = strength, damping
+        self._pulled: tuple[tuple[Any, ...], ModelLearner] | None = None
         self.cg_steps = check_steps(cg_steps, "cg_steps")
         if self.cg_steps == 0:
             raise ValueError("cg_steps: expected at least 1, got 0; mtml.FOMAML leaves the inverse out")
@@ -135,8 +136,11 @@ class IMAML(ModelLearner):
         parts: Parts = (sx, sy, qx, qy, None, None)
         if sy is None:
             parts = unpacked(sx, sy, qx, qy, None, None, self, adapting=True)
-        found = self._long_step()._paths.explain(Batch(*parts))
-        why = f"{found.reason}, {self.steps} times over; implicit meta-gradient by {self.cg_steps} conjugate gradients"
+        learner = self._descent() if self.update is None else self._long_step()
+        learner.steps = self.steps if self.update is None else 1
+        found = learner._paths.explain(Batch(*parts))
+        times = "" if self.update is None else f", {self.steps} times over"
+        why = f"{found.reason}{times}; implicit meta-gradient by {self.cg_steps} conjugate gradients"
         explanation = replace(found, steps=self.steps, reason=why)
         print(explanation)
         return explanation
@@ -162,8 +166,33 @@ class IMAML(ModelLearner):
 
     def _minimised(self, data: Data, theta: Mapping[str, Tensor], steps: int) -> tuple[dict[str, Tensor], Tensor]:
         """phi after the inner steps, and the support losses before each."""
+        if self.update is not None:
+            return self._step_by_step(cast(Rule, self.update), data, theta, steps)
+        pull = {"step": 1, "momentum_buffer": {name: -self.strength * t for name, t in theta.items()}}
+        none = next(iter(theta.values())).new_zeros(0, len(Batch(*data[:2])))
+        start = Adapted(self.module, theta, none, self.loss, False, GeneralPlan("vmap", ""), pull)
+        sx, sy, mask = data
+        found = self._descent().adapt_tasks(sx, sy, steps=steps, support_mask=mask, start=start)
+        return found.params, found.support_losses
+
+    def _descent(self) -> ModelLearner:
+        """Plain descent with the pull, as one call: Nesterov's direction g + weight_decay phi + momentum b is g +
+        lambda phi - lambda theta where b stays -lambda theta, which momentum 1 and dampening 1 let it.
+        """
+        options = (self.module, self.lr, self.strength, self.loss, self.params, self.batch_norm, self.backend)
+        if self._pulled is None or any(a is not b for a, b in zip(self._pulled[0], options, strict=True)):
+            given: dict[str, Any] = {"loss": self.loss, "params": self.params, "batch_norm": self.batch_norm}
+            given |= {"backend": self.backend, "allow_unused": self.allow_unused}
+            rule = SGD(momentum=1.0, dampening=1.0, nesterov=True, weight_decay=self.strength)
+            self._pulled = options, ModelLearner(self.module, self.lr, update=rule, **given)
+        return self._pulled[1]
+
+    def _step_by_step(
+        self, rule: Rule, data: Data, theta: Mapping[str, Tensor], steps: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The same by a rule that has a use for its momentum or takes another: a call for each step."""
         names, phi, losses, state, step = list(theta), _copied(theta), [], None, self._long_step()
-        rates, rule = self._rates(theta, steps), SGD() if self.update is None else cast(Rule, self.update)
+        rates = self._rates(theta, steps)
         for k in range(steps):
             point = Point(step, data, phi)
             losses.append(point.losses)
