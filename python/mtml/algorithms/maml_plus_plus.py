@@ -64,7 +64,7 @@ class MAMLPlusPlus(MAML):
         model, params and the keyword arguments: as of `MAML`; per_step is `batch_norm`'s default here.
         lr: where every rate starts, or an InnerLR to use.
         multi_step_epochs: how long the losses after all steps count; 0 for never.
-        first_order_epochs: how long the meta-gradient is first order; 0 for never. The paper takes 50 of 150.
+        first_order_epochs: how long the meta-gradient is first order; 0 for never. The paper takes 50.
         steps: K, 5 by default.
 
     Raises:
