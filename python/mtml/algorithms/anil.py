@@ -107,18 +107,19 @@ class ANIL(MetaLearner):
 
 
 class AdaptedHead(Adapted):
-    """What `ANIL.adapt_tasks` returns: an `Adapted` whose tasks share the trunk, which runs once."""
+    """What `ANIL.adapt_tasks` returns: an `Adapted` whose tasks share the trunk (`features`), which runs once."""
 
     def __call__(self, x: Any, step: int = -1) -> Tensor:
         """Each task's head on its own inputs: x [T, N, ...] (or a tuple or dict of such) -> [T, N, C]."""
         self._check_tasks("x", x)
         params = self.params_at(step)
-        assert isinstance(self.model, ANIL)
-        logits = fold(self.model.features, x) @ params["head.weight"].mT
+        features = self.model.features
+        assert isinstance(features, nn.Module)
+        logits = fold(features, x) @ params["head.weight"].mT
         return logits + params["head.bias"][:, None] if "head.bias" in params else logits
 
     def detach(self) -> AdaptedHead:
         """The same values without their history."""
         tensors = {name: t.detach() for name, t in self._tensors.items()}
         losses = self.support_losses.detach()
-        return AdaptedHead(self.model, tensors, losses, self._loss, self.keep_steps, self._plan)
+        return type(self)(self.model, tensors, losses, self._loss, self.keep_steps, self._plan)

@@ -40,7 +40,7 @@ NO_EXTRAS = Extras()
 _TABLES = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = [vars(module_hooks)[f"_global{name}"] for name in _HOOKS]
-_OWN = ("_paths", "_taken", "_rule_state")  # of a MAML: what it writes itself
+_OWN = ("_paths", "_long", "_taken", "_rule_state")  # of a learner: what it writes itself
 _traits = attrgetter("requires_grad", "dtype", "shape", "device")
 
 
