@@ -7,24 +7,31 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from cases.cuda_engine import CUDA_HOST, TESTS, HostEngine, Reason, backend, in_order
 from cases.cuda_host import build
+from cases.engine import draft_case, mlp
 from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
+from mtml_kernels.program import Act
+from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs
 
 KB = 1024
+CONSTANTS = {Act.LEAKY_RELU: (0.2, 0.0), Act.SIN: (1.7, 0.0), Act.SOFTPLUS: (1.3, 4.0)}
+Results = tuple[list[Tensor], list[Tensor]]
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
     found = ctypes.CDLL(str(build(TESTS / "cuda" / "inner_loop" / "mlp.cu", "plain", "-shared")))
-    for name in ("mtmlk_mlp_shared_bytes", "mlp_shared_bytes_in_double", "mtmlk_mlp_record", "mlp_call_bytes"):
+    sizes = ("mtmlk_mlp_shared_bytes", "mlp_shared_bytes_in_double", "mtmlk_mlp_record", "mlp_record_in_double")
+    for name in (*sizes, "mlp_call_bytes"):
         getattr(found, name).restype = ctypes.c_int64
     return found
 
@@ -36,7 +43,7 @@ class HostKernels:
     multiprocessors: int = 132
     threads: int | None = None
     rows: int | None = None  # 0: for few tasks, 1: for many
-    blocks: int = 2
+    blocks: int = 2  # at most; of tiles, for each task
     sets: int | None = None
     order: int | None = None
     launches: int = 0
@@ -55,13 +62,16 @@ class HostKernels:
         name = "mlp_shared_bytes_in_double" if dtype == torch.float64 else "mtmlk_mlp_shared_bytes"
         return int(getattr(library(), name)(shape, ctypes.byref(call)))
 
-    def record(self, shape: int, call: MlpCall) -> int:
-        return int(library().mtmlk_mlp_record(shape, ctypes.byref(call)))
+    def record(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
+        name = "mlp_record_in_double" if dtype == torch.float64 else "mtmlk_mlp_record"
+        return int(getattr(library(), name)(shape, ctypes.byref(call)))
 
     def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
         launch = MlpLaunch.from_buffer_copy(launch)
-        launch.blocks = min(self.blocks, launch.blocks)
+        a_task = call.tasks if self.shapes(torch.float32)[launch.shape].tile else 1  # of tiles, blocks of each task
+        launch.blocks = a_task * min(self.blocks, launch.blocks // a_task)
         launch.threads = self.threads or launch.threads
+        launch.back_threads = self.threads or launch.back_threads
         if self.rows is not None:
             launch.rows = self.shapes(torch.float32)[launch.shape].rows[self.rows]
         call.sets = self.sets or call.sets
@@ -88,3 +98,45 @@ def with_kernels(kernels: HostKernels | None = None) -> Iterator[HostKernels]:
         yield kernels
     finally:
         BACKENDS.unregister(CUDA_HOST)
+
+
+def call_of(
+    widths: Sequence[int], kind: Act = Act.RELU, needs: int = NEED_PARAMS | NEED_LR, **options: Any
+) -> InnerLoopArgs:
+    case = draft_case(mlp(widths, kind, CONSTANTS.get(kind)), **options)
+    return InnerLoopArgs.of_schema(case.op_arguments(needs))
+
+
+def run(a: InnerLoopArgs, kernels: HostKernels | None = None, backend: str = CUDA_HOST) -> Results:
+    """Outputs and gradients, from a cotangent on the loss."""
+    with with_kernels(kernels) as kernels:
+        chosen = BACKENDS.named(backend)
+        assert chosen.forward is not None and chosen.backward is not None
+        loss, output, support_losses, _, carry = chosen.forward(a)
+        cotangent = torch.linspace(0.5, 1.5, a.tasks, dtype=loss.dtype)
+        params, lr, *_ = chosen.backward(cotangent, None, None, [], a, carry)
+        assert kernels.launches == (1 if backend == CUDA_HOST else 0), "not the perceptron's kernel"
+    return [loss, output, support_losses], [g for g in (*params, *lr) if g is not None]
+
+
+def assert_equal(found: Results, expected: Results, most: float = 1e-9) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        for got, right in zip(ours, theirs, strict=True):
+            scale = max(1.0, float(right.abs().max())) if right.numel() else 1.0
+            assert got.shape == right.shape
+            assert not right.numel() or float((got - right).abs().max()) <= most * scale
+
+
+def some(a: InnerLoopArgs, tasks: list[int]) -> InnerLoopArgs:
+    assert a.query_y is not None
+    sets = {"support_x": [a.support_x[0][tasks]], "query_x": [a.query_x[0][tasks]]}
+    return a._replace(**sets, support_y=a.support_y[tasks], query_y=a.query_y[tasks])
+
+
+def parts_of(a: InnerLoopArgs, kernels: HostKernels) -> list[Tensor]:
+    """By task: loss, output, losses of the steps, gradients."""
+    with with_kernels(kernels):
+        forward = BACKENDS.named(CUDA_HOST).forward
+        assert forward is not None
+        loss, output, support_losses, _, carry = forward(a)
+    return [loss, output, support_losses.transpose(0, 1), carry[0]]

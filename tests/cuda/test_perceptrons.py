@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases.cuda_engine import CUDA_HOST
 from cases.cuda_host import ORDERS
-from cases.cuda_mlp import HostKernels, library, with_kernels
+from cases.cuda_mlp import HostKernels, assert_equal, call_of, library, parts_of, run, some, with_kernels
 from cases.engine import Evaluated, converted, draft_case, evaluate, mlp, problem, same_bits
 from cases.inner_loop import Case
 from torch import Tensor
@@ -28,16 +28,7 @@ from mtml_kernels.schema.update import UpdateSpec
 
 SINUSOID, POLICY = [1, 40, 40, 1], [2, 100, 100, 2]
 STRAIGHT, BENT = (Act.RELU, Act.LEAKY_RELU), (Act.TANH, Act.SIN, Act.SIGMOID, Act.SOFTPLUS)
-CONSTANTS = {Act.LEAKY_RELU: (0.2, 0.0), Act.SIN: (1.7, 0.0), Act.SOFTPLUS: (1.3, 4.0)}
 OF_ELEMENTS = (LossSpec("mse"), LossSpec("huber", delta=0.4), LossSpec("l1"), LossSpec("bce_with_logits"))
-Results = tuple[list[Tensor], list[Tensor]]
-
-
-def call_of(
-    widths: Sequence[int], kind: Act = Act.RELU, needs: int = NEED_PARAMS | NEED_LR, **options: Any
-) -> InnerLoopArgs:
-    case = draft_case(mlp(widths, kind, CONSTANTS.get(kind)), **options)
-    return InnerLoopArgs.of_schema(case.op_arguments(needs))
 
 
 def random_options(rng: random.Random) -> dict[str, Any]:
@@ -53,26 +44,6 @@ def random_options(rng: random.Random) -> dict[str, Any]:
         "lr": rates,
         "lr_scale": 0.02,
     }
-
-
-def run(a: InnerLoopArgs, kernels: HostKernels | None = None, backend: str = CUDA_HOST) -> Results:
-    """Outputs and gradients, from a cotangent on the loss."""
-    with with_kernels(kernels) as kernels:
-        chosen = BACKENDS.named(backend)
-        assert chosen.forward is not None and chosen.backward is not None
-        loss, output, support_losses, _, carry = chosen.forward(a)
-        cotangent = torch.linspace(0.5, 1.5, a.tasks, dtype=loss.dtype)
-        params, lr, *_ = chosen.backward(cotangent, None, None, [], a, carry)
-        assert kernels.launches == (1 if backend == CUDA_HOST else 0), "not the perceptron's kernel"
-    return [loss, output, support_losses], [g for g in (*params, *lr) if g is not None]
-
-
-def assert_equal(found: Results, expected: Results, most: float = 1e-9) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
-        for got, right in zip(ours, theirs, strict=True):
-            scale = max(1.0, float(right.abs().max())) if right.numel() else 1.0
-            assert got.shape == right.shape
-            assert not right.numel() or float((got - right).abs().max()) <= most * scale
 
 
 # --- equal to the reference -------------------------------------------------------------------------------------------
@@ -163,21 +134,6 @@ def test_a_task_gives_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
                 at = group.index(task)
                 for ours, alone in zip(large, parts_of(some(a, group), HostKernels()), strict=True):
                     assert torch.equal(ours[task], alone[at])
-
-
-def some(a: InnerLoopArgs, tasks: list[int]) -> InnerLoopArgs:
-    assert a.query_y is not None
-    sets = {"support_x": [a.support_x[0][tasks]], "query_x": [a.query_x[0][tasks]]}
-    return a._replace(**sets, support_y=a.support_y[tasks], query_y=a.query_y[tasks])
-
-
-def parts_of(a: InnerLoopArgs, kernels: HostKernels) -> list[Tensor]:
-    """By task: loss, output, losses of the steps, gradients."""
-    with with_kernels(kernels):
-        forward = BACKENDS.named(CUDA_HOST).forward
-        assert forward is not None
-        loss, output, support_losses, _, carry = forward(a)
-    return [loss, output, support_losses.transpose(0, 1), carry[0]]
 
 
 def test_nan_stays_in_its_task() -> None:

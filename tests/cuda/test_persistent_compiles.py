@@ -51,8 +51,11 @@ def test_kernels_keep_what_they_compute_in_registers(capability: int, precision:
 def test_perceptrons_keep_what_they_compute_in_registers(capability: int, tmp_path: Path) -> None:
     source = CSRC / "cuda" / "inner_loop" / "mlp" / "in_float.cu"
     verbose = compile_for(capability, source, tmp_path / "kernel.o", "-O3", "-Xptxas", "-v", "-c")
-    found = [each for each in usage(verbose) if "mlp_kernel" in each.name and each.registers is not None]
+    used = [each for each in usage(verbose) if each.registers is not None]
+    found = [each for each in used if "mlp_" in each.name]
     print(f"sm_{capability}: registers", *(f"{each.registers:4} {each.name}" for each in sorted(found)), sep="\n")
-    assert len(found) == 8  # straight and bent, of two widths, for few tasks and for many
+    assert len([each for each in found if "mlp_kernel" in each.name]) == 8  # two widths, for few tasks and many
+    assert len([each for each in found if "mlp_tile_kernel" in each.name]) == 4  # straight and bent, there and back
+    assert len([each for each in found if "mlp_sum_kernel" in each.name]) == 2
     every = {each.name: (each.stack, each.spilled) for each in usage(verbose) if each.stack or each.spilled}
     assert {name: taken for name, taken in every.items() if not name.startswith("__internal")} == {}

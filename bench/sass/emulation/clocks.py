@@ -78,6 +78,7 @@ class Clocks:
         self._lines_held: set[int] = set()
         self.read: set[int] = set()  # sectors of global memory
         self.written: set[int] = set()
+        self.copied = 0  # words of global memory that went to shared memory past registers, not among `read`
         self.lines: Counter[int] = Counter()
         self.stalls: defaultdict[int, float] = defaultdict(float)
         self.phases: list[Phase] = []
@@ -107,6 +108,8 @@ class Clocks:
             wait = self._moved(one, form, lanes)[warps]
         elif one.base in _MATRICES:  # whole rows, without conflicts
             self._units["wavefronts"] += form.words * many
+        elif one.base == "LDGSTS":
+            self.copied += form.words * int(self._guarded(one, lanes).sum())
         for name in form.writes:
             self._ready[name][warps] = start + wait
         self._clock[warps] = start + (wait if one.base == "MEMBAR" else 1)
@@ -135,10 +138,13 @@ class Clocks:
             "shared memory": units["wavefronts"],
         }
 
+    def _guarded(self, one: Instruction, lanes: Array) -> Array:
+        """Those of which the instruction's predicate holds."""
+        return lanes & predicate(one.guard.lstrip("@"))(self._state) if one.guard else lanes
+
     def _moved(self, one: Instruction, form: _Form, lanes: Array) -> Array:
         """Clocks until what each warp loads is there; counts wavefronts."""
-        if one.guard:
-            lanes = lanes & predicate(one.guard.lstrip("@"))(self._state)
+        lanes = self._guarded(one, lanes)
         self._state.mask = lanes
         shared, at = where(one, self._state)
         found = np.zeros(len(lanes))

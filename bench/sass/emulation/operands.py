@@ -69,7 +69,7 @@ def result(text: str) -> Callable[[State, Any], None]:
 
     def write(state: State, value: Any) -> None:
         if number != NO_UNIFORM:
-            state.uniform[number] = np.broadcast_to(value, state.mask.shape)[:, :1]
+            state.write_uniform(number, value)
 
     return write
 
@@ -82,7 +82,7 @@ def flag(text: str) -> Callable[[State, Any], None]:
 
     def write(state: State, value: Any) -> None:
         if number != 7:
-            state.uniform_predicates[number] = np.broadcast_to(value, state.mask.shape)[:, :1]
+            state.write_uniform_predicate(number, value)
 
     return write
 

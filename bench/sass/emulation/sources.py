@@ -38,7 +38,7 @@ def _ldc(one: Instruction) -> Made:
         for word in range(words):
             found = state.constants[bank][place + word]
             if uniform:
-                state.uniform[target + word] = found[:, :1]
+                state.write_uniform(target + word, found)
             else:
                 state.write(target + word, found)
 
@@ -55,7 +55,7 @@ def _special(one: Instruction) -> Made:
     def run(state: State) -> None:
         value = np.uint32(state.block if name == "SR_CTAID.X" else known[name])
         if one.base == "S2UR":
-            state.uniform[target] = value
+            state.write_uniform(target, value)
             return
         state.write(target, value)
         if one.base == "CS2R" and ".32" not in one.opcode:
@@ -72,7 +72,7 @@ def _uniform(one: Instruction) -> Made:
     if "WIDE" not in how:
 
         def narrow(state: State) -> None:
-            state.uniform[target] = a(state) * b(state) + c(state)
+            state.write_uniform(target, a(state) * b(state) + c(state))
 
         return narrow
     added, number = number_of(one.operands[3])
@@ -81,6 +81,7 @@ def _uniform(one: Instruction) -> Made:
         factors = (np.asarray(read(state)) for read in (a, b))
         x, y = (f.astype(np.uint64) if "U32" in how else f.view(np.int32).astype(np.int64) for f in factors)
         total = np.broadcast_to(np.asarray(x * y).view(np.uint64) + added(state, number), (state.warps, 1))
-        state.uniform[target], state.uniform[target + 1] = total & _LOW, total >> _32
+        state.write_uniform(target, total & _LOW)
+        state.write_uniform(target + 1, total >> _32)
 
     return wide

@@ -48,6 +48,19 @@ class State:
         if register != RZ:
             np.copyto(self.registers[register], value, where=self.mask, casting="unsafe")
 
+    def write_uniform(self, register: int, value: Any) -> None:
+        """A register of the warps at work, by the first of their threads that is."""
+        self._write_uniform(self.uniform, register, value)
+
+    def write_uniform_predicate(self, predicate: int, value: Any) -> None:
+        """The same of a predicate."""
+        self._write_uniform(self.uniform_predicates, predicate, value)
+
+    def _write_uniform(self, of: Array, register: int, value: Any) -> None:
+        first = self.mask.argmax(1)[:, None]
+        own = np.take_along_axis(np.broadcast_to(value, self.mask.shape), first, 1)
+        np.copyto(of[register], own, where=self.mask.any(1, keepdims=True), casting="unsafe")
+
     def write_float(self, register: int, value: Any) -> None:
         """The same, of a float32."""
         if register != RZ:

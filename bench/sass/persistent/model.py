@@ -17,9 +17,10 @@ from typing import NamedTuple
 from bench.sass.chips import SCHEDULERS, Chip
 from bench.sass.emulation.clocks import Phase
 
-__all__ = ["BEFORE", "LAUNCH_SECONDS", "Time", "time_of"]
+__all__ = ["BEFORE", "GAP_SECONDS", "LAUNCH_SECONDS", "Time", "time_of"]
 
-LAUNCH_SECONDS = 4.7e-6  # [A] of a launch by itself: 2.2 us of it measured on an H200 within a graph, 2.5 of its ends
+GAP_SECONDS = 2.2e-6  # from a launch's end to the next one's work, measured on an H200 within a graph
+LAUNCH_SECONDS = GAP_SECONDS + 2.5e-6  # [A] of a launch by itself: the second part is of its ends
 BEFORE = 2  # barriers before the program's first phase has begun
 
 

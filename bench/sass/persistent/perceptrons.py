@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,9 +15,13 @@ from bench.sass.chips import CHIPS
 from bench.sass.emulation.clocks import Clocks
 from bench.sass.persistent.engine import Memory, policy, run, state_of
 from bench.sass.persistent.kernel import Code, Kernel, kernel_of
+from bench.sass.persistent.tiles import RanTiles, TileLaunch
 from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.device import DeviceKernels
+from mtml_kernels.cuda.inner_loop.mlp import tile_blocks
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
+
+SUM_THREADS = 64
 
 __all__ = ["EmulatedKernels", "RanMlp", "macs_of_perceptron"]
 
@@ -32,13 +37,23 @@ class RanMlp(NamedTuple):
     clocks: Clocks
 
 
+class _One(NamedTuple):
+    """A launch of which a block is run."""
+
+    code: Code
+    shared: int
+    threads: int
+    blocks: int
+    parameters: bytes
+
+
 class EmulatedKernels(DeviceKernels):
     """Launches as if there were `tasks` of them, and runs the first."""
 
     def __init__(self, chip: str, tasks: int) -> None:
         super().__init__(lambda _: policy(chip))
         self._name, self.tasks = chip, tasks
-        self.ran: list[RanMlp] = []
+        self.ran: list[RanMlp | RanTiles] = []
 
     def chip(self, device: torch.device) -> Chip:
         """The chip; of few multiprocessors where the launch would be of more tasks than there are."""
@@ -46,10 +61,10 @@ class EmulatedKernels(DeviceKernels):
         return found if self.tasks <= found.multiprocessors else found._replace(multiprocessors=1)
 
     def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
-        """Runs the first task of a launch."""
-        shape, chip = self.shapes(torch.float32)[launch.shape], CHIPS[self._name]
-        kernel = kernel_of(code_of(shape, launch.rows), chip.capability)
-        tensors = _tensors(call, shape, call.steps * self.record(launch.shape, call))
+        """Runs the first task of a launch; of launches of tiles, each kind's first block."""
+        shape = self.shapes(torch.float32)[launch.shape]
+        record = self.record(launch.shape, call, torch.float32)
+        tensors = _tensors(call, shape, record if shape.tile else call.steps * record)
         memory = Memory(list(tensors.values()))
         moved = MlpCall.from_buffer_copy(call)
         for (name, at), address in zip(tensors, memory.addresses, strict=True):
@@ -57,14 +72,53 @@ class EmulatedKernels(DeviceKernels):
                 setattr(moved, name, address)
             else:
                 getattr(moved, name)[at] = address
+        run_launch = self._run_tiles if shape.tile else self._run_whole
+        self.ran.append(run_launch(launch, shape, moved, memory))
+        memory.back()
+
+    def _run_whole(self, launch: MlpLaunch, shape: MlpShape, call: MlpCall, memory: Memory) -> RanMlp:
         shared = self.shared_bytes(launch.shape, call, torch.float32)
-        state = state_of(kernel, shared, _padded(bytes(moved)), memory.words, launch.threads, 0, call.tasks)
+        one = _One(code_of(shape, launch.rows), shared, launch.threads, call.tasks, bytes(call))
+        kernel, resident, clocks = self._run_block(one, memory)
+        return RanMlp(kernel, _widths(shape), call, launch.threads, resident, clocks)
+
+    def _run_tiles(self, launch: MlpLaunch, shape: MlpShape, call: MlpCall, memory: Memory) -> RanTiles:
+        """The launches of `tasks` tasks, of which the call has fewer: so many blocks of a task."""
+        steps, chip = call.steps, policy(self._name)
+        there = MlpCall.from_buffer_copy(call)
+        there.wants_gradient = 0  # whose blocks have the memory of the way there
+        shared = [self.shared_bytes(launch.shape, each, torch.float32) for each in (there, call)]
+        tiles = [-(-samples // shape.tile) for samples in (call.support, call.query)]
+        back = tile_blocks(chip, self.tasks, tiles[0], shared[1])
+        sums = sum_blocks(_widths(shape))
+        kinds = [  # name, how often, k, whether back (None: sums), blocks of a task
+            ("tiles there, from the caller's parameters", min(1, steps), 0, False, tiles[0]),
+            ("tiles there", max(0, steps - 1), 1, False, tiles[0]),
+            ("sums there", steps, 0, None, sums),
+            ("tiles of the query set", 1, steps, False, tiles[1]),
+            ("sums of the query set", 1, steps, None, sums),
+        ]
+        if call.wants_gradient and not call.first_order:
+            kinds += [("tiles back", steps, 0, True, back), ("sums back", steps, 0, None, sums)]
+        found = []
+        for name, times, k, way, blocks in kinds:
+            parameters = struct.pack("<i", k) if way is not None else struct.pack("<ii", k, name == "sums back")
+            own = 0 if way is None else shared[way]
+            threads = SUM_THREADS if way is None else (launch.threads, launch.back_threads)[way]
+            one = _One(tile_code(shape, way), own, threads, blocks * call.tasks, bytes(call) + parameters)
+            if times:
+                kernel, resident, clocks = self._run_block(one, memory)
+                found.append(TileLaunch(name, times, kernel, threads, blocks * self.tasks, resident, clocks))
+        return RanTiles(_widths(shape), call, tuple(found))
+
+    def _run_block(self, one: _One, memory: Memory) -> tuple[Kernel, int, Clocks]:
+        """The first block of a launch, and how many a multiprocessor holds."""
+        chip = CHIPS[self._name]
+        kernel = kernel_of(one.code, chip.capability)
+        state = state_of(kernel, one.shared, _padded(one.parameters), memory.words, one.threads, 0, one.blocks)
         clocks = Clocks(kernel.listing, state, chip)
         run(kernel, state, clocks)
-        memory.back()
-        resident = chip.resident(kernel.registers, shared, launch.threads // 32)
-        kept = MlpCall.from_buffer_copy(call)
-        self.ran.append(RanMlp(kernel, _widths(shape), kept, launch.threads, resident, clocks))
+        return kernel, chip.resident(kernel.registers, one.shared, one.threads // 32), clocks
 
     def sum_over_tasks(self, *_: object) -> None:
         """Nothing: of the launch alone is anything said."""
@@ -92,6 +146,24 @@ def code_of(shape: MlpShape, rows: int) -> Code:
     widths = ", ".join(map(str, _widths(shape)))
     name = f"mlp_kernel<float, mtmlk::MlpShape<{str(bool(shape.bent)).lower()}, {widths}>, {rows}>"
     return Code("cuda/inner_loop/mlp/kernel.cuh", name, ctypes.sizeof(MlpCall))
+
+
+def tile_code(shape: MlpShape, back: bool | None) -> Code:
+    """The kernel of a shape's tiles, there or back; None: the one that adds up what they leave."""
+    widths, bent = ", ".join(map(str, _widths(shape))), str(bool(shape.bent)).lower()
+    of = f"float, mtmlk::MlpShape<{bent}, {widths}>, {shape.tile}"
+    folder, size = "cuda/inner_loop/mlp/", ctypes.sizeof(MlpCall)
+    if back is None:
+        return Code(f"{folder}tile_sums.cuh", f"mlp_sum_kernel<{of}>", size + 8)
+    name = f"mlp_tile_kernel<{of}, {shape.rows[back]}, {str(back).lower()}>"
+    return Code(f"{folder}tile_kernel.cuh", name, size + 4)
+
+
+def sum_blocks(widths: Sequence[int]) -> int:
+    """Of a task, as csrc/cuda/inner_loop/mlp/tile_sums.cuh has it: a thread four parameters, and one block more."""
+    rows = [i if i < 4 else 4 * (-(-i // 4) | 1) for i in widths]
+    whole = sum(-(-o * rows[at] // 4) + -(-o // 4) for at, o in enumerate(widths[1:]))
+    return -(-whole // SUM_THREADS) + 1
 
 
 def _tensors(call: MlpCall, shape: MlpShape, history: int) -> dict[tuple[str, int | None], Tensor]:

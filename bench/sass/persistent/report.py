@@ -15,6 +15,7 @@ from bench.sass.persistent.engine import Emulated, Ran
 from bench.sass.persistent.meta_steps import POLICY, call_of
 from bench.sass.persistent.model import BEFORE, Time, time_of
 from bench.sass.persistent.perceptrons import EmulatedKernels, RanMlp, macs_of_perceptron
+from bench.sass.persistent.tiles import RanTiles, time_of_tiles
 from bench.sass.persistent.where import shares
 from bench.sass.persistent.words import macs_of, phases_of
 from bench.workloads import Workload, select
@@ -60,13 +61,13 @@ class Prediction(NamedTuple):
 
     workload: Workload
     chip: str
-    ran: Ran | RanMlp
+    ran: Ran | RanMlp | RanTiles
     time: Time
 
     @property
     def phases(self) -> list[Phase]:
-        """Between barriers: `BEFORE` of them, then the program's."""
-        return self.ran.clocks.phases
+        """Between barriers: `BEFORE` of them, then the program's; of tiles those of one launch of every kind."""
+        return self.ran.phases if isinstance(self.ran, RanTiles) else self.ran.clocks.phases
 
     @property
     def peak_share(self) -> float:
@@ -81,17 +82,23 @@ class Prediction(NamedTuple):
         w, issued = self.workload, sum(phase.issued for phase in self.phases)
         fma = sum(phase.issued_fma for phase in self.phases)
         numbers = (f"{1e6 * self.time.seconds:.1f}", self.time.bound, f"{self.peak_share:.4f}")
-        launch = (str(len(self.phases) - BEFORE), str(self.ran.threads), str(self.time.blocks), f"{fma / issued:.3f}")
-        kernel = "program" if isinstance(self.ran, Ran) else "perceptron"
+        before = 0 if isinstance(self.ran, RanTiles) else BEFORE
+        launch = (str(len(self.phases) - before), str(self.ran.threads), str(self.time.blocks), f"{fma / issued:.3f}")
+        kernel = {Ran: "program", RanMlp: "perceptron", RanTiles: "tiles"}[type(self.ran)]
         return (w.name, self.chip, kernel, str(w.tasks), str(w.steps), *numbers, *launch)
 
     def worst(self, count: int) -> Iterator[str]:
-        """The longest phases, with what they do."""
+        """The longest phases, with what they do; of tiles every launch."""
+        if isinstance(self.ran, RanTiles):
+            yield from self.ran.lines(CHIPS[self.chip])
+            return
         names = self._names()
         order = sorted(range(len(names)), key=lambda i: -self.phases[i + BEFORE].clocks)
         for i in order[:count]:
             phase, done = self.phases[i + BEFORE], names[i]
             yield f"  phase {i:3d} {phase.clocks:7.0f} clocks, {phase.bound}, {phase.issued:6d} issued: {done}"
+        spent = shares(self.ran.kernel, self.ran.clocks)
+        yield f"  clocks of warps: {', '.join(f'{name} {share:.0%}' for name, share in spent)}"
 
     def _names(self) -> list[str]:
         """What the phases do."""
@@ -105,10 +112,12 @@ def predicted(w: Workload, chip: str, interpreted: bool = False) -> Prediction:
     a, kernels, engine = call_of(w), EmulatedKernels(chip, w.tasks), Emulated(chip, w.tasks)
     perceptrons = Perceptrons(kernels)
     found = None if interpreted else perceptrons.bound(a)
-    ran: Ran | RanMlp
+    ran: Ran | RanMlp | RanTiles
     if found is not None:
         perceptrons.forward(a, found)
         ran = kernels.ran[0]
+        if isinstance(ran, RanTiles):
+            return Prediction(w, chip, ran, time_of_tiles(ran.launches, CHIPS[chip]))
     else:
         Persistent(lambda: engine).forward(a)
         ran = engine.ran[0]
@@ -141,8 +150,6 @@ def report(names: Iterable[str], request: Request) -> Iterator[str]:
         yield _line(rows[-1])
         if request.worst:
             yield from found.worst(request.worst)
-            spent = shares(found.ran.kernel, found.ran.clocks)
-            yield f"  clocks of warps: {', '.join(f'{name} {share:.0%}' for name, share in spent)}"
     if request.out:
         with Path(request.out).open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])

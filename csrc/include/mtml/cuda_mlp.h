@@ -35,7 +35,7 @@ typedef struct {
   const void *query_x, *query_y;           // of Q alike
   void *loss, *output, *support_losses;    // [T], [T, Q, O], [K, T]
   void* parts;                             // [T, P + n_rates]: each task's gradient, tensor by tensor
-  void* history;                           // [blocks, K, elements of a record]
+  void* history;  // [blocks, K, elements of a record]; of tiles whatever stays between launches
 } MtmlkMlpCall;
 
 // What decides which kernel runs a call, and how.
@@ -44,17 +44,20 @@ typedef struct {
   int32_t shape;  // of the list, see mtmlk_mlp_shape
   int32_t rows;   // of a warp, one of those of the shape
   int32_t blocks, threads;
+  int32_t back_threads;  // of tiles, whose `blocks` are those of the way back, as many for every task
 } MtmlkMlpLaunch;
 
 typedef struct {
   int32_t layers, widths[MTMLK_MLP_LAYERS + 1];
   int32_t bent;     // for activations whose second derivative is not 0
-  int32_t rows[2];  // of a warp: for few tasks, for many
+  int32_t rows[2];  // of a warp: for few tasks, for many; of tiles there and back
+  int32_t tile;     // samples of a tile; 0: a block takes a whole task
 } MtmlkMlpShape;
 
 // The shape at a place of the list; 0 beyond its end.
 MTMLK_API int mtmlk_mlp_shape(int32_t index, MtmlkMlpShape* shape);
-// Of a block, and elements of a step in its history.
+// Of a block, and elements of a step in its history; of tiles those of the way back where it is gone, and of all the
+// history.
 MTMLK_API int64_t mtmlk_mlp_shared_bytes(int32_t shape, const MtmlkMlpCall* call);
 MTMLK_API int64_t mtmlk_mlp_record(int32_t shape, const MtmlkMlpCall* call);
 MTMLK_API int mtmlk_run_mlp(const MtmlkMlpLaunch* launch, const MtmlkMlpCall* call, void* stream, MtmlkReason* reason);

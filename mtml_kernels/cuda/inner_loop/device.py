@@ -99,13 +99,13 @@ class DeviceKernels(DeviceEngine):
         found: int = engine().mlp_shared_bytes(shape, ctypes.addressof(call))
         return found
 
-    def record(self, shape: int, call: MlpCall) -> int:
-        """Elements of a step in the history."""
+    def record(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
+        """Elements of a step in the history; of a shape in tiles of all of it."""
         found: int = engine().mlp_record(shape, ctypes.addressof(call))
         return found
 
     def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
-        """Launches the kernel."""
+        """Launches the kernels."""
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
             _checked(device, engine().run_mlp, ctypes.addressof(launch), ctypes.addressof(call), stream)

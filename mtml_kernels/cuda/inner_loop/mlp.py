@@ -18,9 +18,10 @@ from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of
 from mtml_kernels.memory import in_memory
 from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs, Outputs, output_shapes
 
-__all__ = ["Bound", "Kernels", "Perceptrons"]
+__all__ = ["Bound", "Kernels", "Perceptrons", "tile_blocks"]
 
 MOST = 256  # calls of given shapes that are kept
+TILE_THREADS = 256  # of a block that takes tiles on the way back; no bit of a result depends on it
 
 
 class Kernels(Protocol):
@@ -35,11 +36,11 @@ class Kernels(Protocol):
     def shared_bytes(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
         """Of a block's memory on the chip."""
 
-    def record(self, shape: int, call: MlpCall) -> int:
-        """Elements of a step in the history."""
+    def record(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
+        """Elements of a step in the history; of a shape in tiles of all of it."""
 
     def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
-        """Launches the kernel."""
+        """Launches the kernels."""
 
     def sum_over_tasks(
         self, parts: Tensor, scale: Tensor | None, results: Sequence[Tensor | None], begins: Sequence[int]
@@ -55,7 +56,7 @@ class Bound(NamedTuple):
     launch: MlpLaunch
     call: MlpCall  # all but its addresses
     parts: int  # elements of a task's gradients
-    history: int  # elements, of all blocks
+    history: int  # elements, of all blocks or tiles
     shared_bytes: int
 
 
@@ -85,8 +86,20 @@ class Perceptrons:
             return None
         for index, shape in enumerate(self._kernels.shapes(like.dtype)):
             if tuple(shape.widths[: shape.layers + 1]) == form.widths and bool(shape.bent) == form.bent:
-                return self._launched(a, form, index, shape)
+                return (self._tiled if shape.tile else self._launched)(a, form, index, shape)
         return None
+
+    def _tiled(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
+        """By launches whose blocks take tiles of samples; None where the chip has no room for a block."""
+        call, chip, dtype = _sizes(a, form), self._kernels.chip(a.params[0].device), a.params[0].dtype
+        shared = self._kernels.shared_bytes(index, call, dtype)
+        if shared > chip.block_bytes:
+            return None
+        blocks = call.tasks * tile_blocks(chip, call.tasks, _up(call.support, shape.tile), shared)
+        there = 32 * _up(shape.tile, shape.rows[0])  # a warp for its rows
+        launch = MlpLaunch(int(dtype == torch.float64), index, shape.rows[0], blocks, there, TILE_THREADS)
+        history = self._kernels.record(index, call, dtype)
+        return Bound(a.spec, form, launch, call, _weights(form) + call.n_rates, history, shared)
 
     def _launched(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
         """By which launch; None where the chip has no room for it."""
@@ -101,11 +114,10 @@ class Perceptrons:
         rows = shape.rows[0 if few else 1]
         threads = mlp_threads(form.widths, max(call.support, call.query), rows, few)
         blocks = chip.blocks(a.tasks, shared, threads, MLP_REGISTERS[not few])
-        launch = MlpLaunch(int(dtype == torch.float64), index, rows, blocks, threads)
-        weights = sum(o * (i + 1) for i, o in itertools.pairwise(form.widths))
+        launch = MlpLaunch(int(dtype == torch.float64), index, rows, blocks, threads, threads)
         back = call.wants_gradient and not call.first_order
-        history = blocks * call.steps * self._kernels.record(index, call) if back else 0
-        return Bound(a.spec, form, launch, call, weights + call.n_rates, history, shared)
+        history = blocks * call.steps * self._kernels.record(index, call, dtype) if back else 0
+        return Bound(a.spec, form, launch, call, _weights(form) + call.n_rates, history, shared)
 
     def forward(self, a: InnerLoopArgs, bound: Bound) -> Outputs:
         """The op's forward, which goes on to every task's gradients where they are wanted."""
@@ -165,6 +177,20 @@ def _sizes(a: InnerLoopArgs, form: Form) -> MlpCall:
     call.rate_at[:tensors] = [begins[i] for i in own]
     call.n_rates = begins[-1] if call.wants_rates else 0
     return call
+
+
+def _weights(form: Form) -> int:
+    """Numbers of all its parameters."""
+    return sum(o * (i + 1) for i, o in itertools.pairwise(form.widths))
+
+
+def tile_blocks(chip: Chip, tasks: int, tiles: int, shared: int) -> int:
+    """Of a task on the way back: as many as lie on the chip at once, for each reads the parameters.
+
+    All have the same number of tiles, the last one perhaps fewer: as few blocks as that takes.
+    """
+    most = max(1, chip.blocks(tasks * tiles, shared, TILE_THREADS, MLP_REGISTERS[1]) // tasks)
+    return _up(tiles, _up(tiles, most))
 
 
 def mlp_threads(widths: Sequence[int], samples: int, rows: int, few: bool) -> int:

@@ -39,7 +39,7 @@ class MlpCall(ctypes.Structure):
 class MlpLaunch(ctypes.Structure):
     """Which kernel runs a call, and how."""
 
-    _fields_ = tuple((name, ctypes.c_int32) for name in ("dtype", "shape", "rows", "blocks", "threads"))
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("dtype", "shape", "rows", "blocks", "threads", "back_threads"))
 
 
 class MlpShape(ctypes.Structure):
@@ -50,4 +50,5 @@ class MlpShape(ctypes.Structure):
         ("widths", ctypes.c_int32 * (LAYERS + 1)),
         ("bent", ctypes.c_int32),
         ("rows", ctypes.c_int32 * 2),
+        ("tile", ctypes.c_int32),
     )

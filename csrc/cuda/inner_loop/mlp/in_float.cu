@@ -5,11 +5,13 @@
 namespace mtmlk {
 namespace {
 
+bool are_warps(int threads) { return threads >= 32 && threads <= 256 && threads % 32 == 0; }
+
 bool is_sound(const MtmlkMlpLaunch& l, MtmlkReason* reason) {
-  if (l.dtype == MTMLK_F32 && l.blocks > 0 && l.threads >= 32 && l.threads <= 256 && l.threads % 32 == 0) return true;
+  if (l.dtype == MTMLK_F32 && l.blocks > 0 && are_warps(l.threads) && are_warps(l.back_threads)) return true;
   snprintf(reason->text, sizeof reason->text,
-           "run_mlp: expected float32, blocks and 32 to 256 threads in warps, got dtype %d, %d and %d", int(l.dtype),
-           int(l.blocks), int(l.threads));
+           "run_mlp: expected float32, blocks and 32 to 256 threads in warps, got dtype %d, %d, %d and %d",
+           int(l.dtype), int(l.blocks), int(l.threads), int(l.back_threads));
   return false;
 }
 
@@ -26,6 +28,7 @@ int mtmlk_mlp_shape(int32_t index, MtmlkMlpShape* shape) {
     shape->layers = S::kLayers, shape->bent = S::kBent;
     for (int l = 0; l <= S::kLayers; ++l) shape->widths[l] = S::width(l);
     for (int i = 0; i < 2; ++i) shape->rows[i] = Listed::kRows[i];
+    shape->tile = Listed::kTile;
     return 1;
   });
 }
@@ -34,7 +37,7 @@ int64_t mtmlk_mlp_shared_bytes(int32_t shape, const MtmlkMlpCall* call) {
   return mtmlk::mlp_shared_bytes<float>(shape, *call);
 }
 
-int64_t mtmlk_mlp_record(int32_t shape, const MtmlkMlpCall* call) { return mtmlk::mlp_record(shape, *call); }
+int64_t mtmlk_mlp_record(int32_t shape, const MtmlkMlpCall* call) { return mtmlk::mlp_record<float>(shape, *call); }
 
 int mtmlk_run_mlp(const MtmlkMlpLaunch* launch, const MtmlkMlpCall* call, void* stream, MtmlkReason* reason) {
   if (call->tasks == 0) return MTMLK_CUDA_OK;

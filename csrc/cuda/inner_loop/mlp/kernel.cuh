@@ -8,6 +8,7 @@
 // which stays in the second-level cache, and comes back while the step behind it is at work.
 #pragma once
 
+#include "cuda/inner_loop/mlp/io.cuh"
 #include "cuda/inner_loop/mlp/samples.cuh"
 #include "cuda/inner_loop/mlp/sums.cuh"
 #include "cuda/inner_loop/mlp/weights.cuh"
@@ -56,35 +57,12 @@ struct MlpLoop {
 
   // --- in and out ----------------------------------------------------------------------------------------------------
 
-  // [rows, kWidth] of the caller's, into rows of kRow.
-  template <int kWidth, int kRow>
-  DEV void load_rows(T* to, const void* from, int64_t first, int rows) const {
-    const T* const x = static_cast<const T*>(from) + first * kWidth;
-    for (int e = t.rank; e < rows * kWidth; e += t.threads) {
-      const int n = e / kWidth;
-      copy_async_one(to + n * kRow + e - n * kWidth, x + e);
-    }
-  }
-  template <int l = 1>
-  DEV void load_parameters() const {
-    constexpr int kI = S::width(l - 1), kO = S::width(l);
-    load_rows<kI, row_of(kI)>(step.weight(l), t.call.theta[2 * l - 2], 0, kO);
-    load_rows<kO, kO>(step.bias(l), t.call.theta[2 * l - 1], 0, 1);
-    if constexpr (l < S::kLayers) load_parameters<l + 1>();
-  }
   DEV void load() const {
-    load_parameters();
-    constexpr int kI = S::width(0), kO = S::width(S::kLayers);
-    const int64_t own = int64_t(t.task) * support.samples, of_query = int64_t(t.task) * query.samples;
-    load_rows<kI, row_of(kI)>(support.x, t.call.support_x, own, support.samples);
-    load_rows<kO, kO>(support.y, t.call.support_y, own, support.samples);
-    load_rows<kI, row_of(kI)>(query.x, t.call.query_x, of_query, query.samples);
-    load_rows<kO, kO>(query.y, t.call.query_y, of_query, query.samples);
-    for (int e = t.rank; e < t.call.steps * 2 * S::kLayers; e += t.threads) {
-      const int k = e / (2 * S::kLayers), tensor = e - k * 2 * S::kLayers;
-      copy_async_one(t.rates + e, static_cast<const T*>(t.call.rates[tensor]) + k * t.call.rate_stride[tensor]);
-    }
-    if (t.rank < 2 * kVector) t.ones[t.rank] = T(t.rank < kVector);
+    load_parameters(t, step);
+    load_samples(t, support, t.call.support_x, t.call.support_y, int64_t(t.task) * support.samples);
+    load_samples(t, query, t.call.query_x, t.call.query_y, int64_t(t.task) * query.samples);
+    load_rates(t);
+    set_ones(t);
     copy_async_wait_all();
   }
   template <int l = 1>
@@ -97,34 +75,15 @@ struct MlpLoop {
     for (int o = t.rank; o < kO; o += t.threads) to[S::plain_weight(l) + kO * kI + o] = t.lambda[S::bias(l) + o];
     if constexpr (l < S::kLayers) store_lambda<l + 1>(to);
   }
-  // Of each number of the rates, the sum over the steps and tensors that it is for.
-  DEV void store_rates(T* to) const {
-    for (int e = t.rank; e < t.call.n_rates; e += t.threads) {
-      T sum = 0;
-      for (int k = 0; k < t.call.steps; ++k)
-        for (int tensor = 0; tensor < 2 * S::kLayers; ++tensor)
-          if (t.call.rate_at[tensor] + k * t.call.rate_stride[tensor] == e)
-            sum += t.rate_grads[k * 2 * S::kLayers + tensor];
-      to[e] = sum;
-    }
-  }
 
   // --- history -------------------------------------------------------------------------------------------------------
 
   DEV bool goes_back() const { return t.call.wants_gradient && !t.call.first_order; }
   // The set's values; the parameters go where they change.
   DEV void keep_values(int k) const {
-    T* const to = record(k) + S::kParams;
-    const MlpValues<T, S> from = step.values();
-#pragma unroll 4
-    for (int e = 4 * t.rank; e < from.size(); e += 4 * t.threads)
-      *reinterpret_cast<Four<T>*>(to + e) = four(from.at + e);
+    store_vectors(t, record(k) + S::kParams, step.values().at, step.values().size());
   }
-  DEV void fetch(int k, const MlpStep<T, S>& to) const {
-    constexpr int kVector = 16 / int(sizeof(T));
-    const T* const from = record(k);
-    for (int e = kVector * t.rank; e < to.size(); e += kVector * t.threads) copy_async_16(to.at + e, from + e);
-  }
+  DEV void fetch(int k, const MlpStep<T, S>& to) const { load_vectors(t, to.at, record(k), to.size()); }
 
   // --- phases --------------------------------------------------------------------------------------------------------
 
@@ -148,12 +107,7 @@ struct MlpLoop {
     there(query, t.call.wants_gradient);
     __syncthreads();
     sum_losses(t, query, static_cast<T*>(t.call.loss) + t.task);
-    constexpr int kO = S::width(S::kLayers);
-    T* const output = static_cast<T*>(t.call.output) + int64_t(t.task) * query.samples * kO;
-    for (int e = t.rank; e < query.samples * kO; e += t.threads) {
-      const int n = e / kO;
-      output[e] = step.plane(S::kZ, S::kLayers)[n * row_of(kO) + e - n * kO];
-    }
+    store_output(t, step, int64_t(t.task) * query.samples, query.samples);
     if (t.call.wants_gradient)
       Weights<T, S, kSide>{t, step, query.x, query.samples}.template tiles<Becomes::kStart>(t.rank, 0, nullptr);
   }
@@ -199,7 +153,7 @@ struct MlpLoop {
     __syncthreads();
     T* const parts = static_cast<T*>(t.call.parts) + int64_t(t.task) * (S::kPlainParams + t.call.n_rates);
     store_lambda(parts);
-    store_rates(parts + S::kPlainParams);
+    store_rates<S>(t.call, parts + S::kPlainParams, t.rate_grads, t.rank, t.threads);
   }
 };
 

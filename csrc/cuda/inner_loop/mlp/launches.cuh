@@ -3,6 +3,7 @@
 
 #include "cuda/inner_loop/mlp/kernel.cuh"
 #include "cuda/inner_loop/mlp/list.cuh"
+#include "cuda/inner_loop/mlp/tile_launches.cuh"
 #include "cuda/launch.h"
 
 namespace mtmlk {
@@ -12,15 +13,21 @@ constexpr int kNoSuchMlp = 1;  // cudaErrorInvalidValue
 template <class T>
 int64_t mlp_shared_bytes(int32_t shape, const MtmlkMlpCall& call) {
   return with_mlp(shape, Mlps{}, int64_t(0), [&](auto listed) {
+    using Listed = decltype(listed);
+    if constexpr (Listed::kTile != 0) return int64_t(TileLaunches<T, Listed>::shared_bytes(call, goes_back(call)));
     SharedCarver carver;
-    MlpMemory<T, typename decltype(listed)::S>::of(carver, call);
+    MlpMemory<T, typename Listed::S>::of(carver, call);
     return int64_t(carver.bytes());
   });
 }
 
-inline int64_t mlp_record(int32_t shape, const MtmlkMlpCall& call) {
-  return with_mlp(shape, Mlps{}, int64_t(0),
-                  [&](auto listed) { return int64_t(decltype(listed)::S::step(room_of(call))); });
+template <class T>
+int64_t mlp_record(int32_t shape, const MtmlkMlpCall& call) {
+  return with_mlp(shape, Mlps{}, int64_t(0), [&](auto listed) {
+    using Listed = decltype(listed);
+    if constexpr (Listed::kTile != 0) return TileLaunches<T, Listed>::space(call);
+    return int64_t(Listed::S::step(room_of(call)));
+  });
 }
 
 template <class T>
@@ -30,10 +37,14 @@ int run_mlp(const MtmlkMlpLaunch& l, const MtmlkMlpCall& call, Stream stream) {
   launch.shared_bytes = size_t(mlp_shared_bytes<T>(l.shape, call));
   return with_mlp(l.shape, Mlps{}, kNoSuchMlp, [&](auto listed) {
     using Listed = decltype(listed);
-    constexpr int kFew = Listed::kRows[0], kMany = Listed::kRows[1];
-    if (l.rows == kFew) return start(mlp_kernel<T, typename Listed::S, kFew>, launch, call);
-    if (l.rows == kMany) return start(mlp_kernel<T, typename Listed::S, kMany>, launch, call);
-    return kNoSuchMlp;
+    if constexpr (Listed::kTile != 0) {
+      return TileLaunches<T, Listed>{call, launch, l.blocks, l.back_threads}.run();
+    } else {
+      constexpr int kFew = Listed::kRows[0], kMany = Listed::kRows[1];
+      if (l.rows == kFew) return start(mlp_kernel<T, typename Listed::S, kFew>, launch, call);
+      if (l.rows == kMany) return start(mlp_kernel<T, typename Listed::S, kMany>, launch, call);
+      return kNoSuchMlp;
+    }
   });
 }
 

@@ -7,6 +7,8 @@
 
 namespace mtmlk {
 
+constexpr int kVector = 4;
+
 // An array on the chip, by its distance from where the block's memory begins: so that a device's compiler knows in which
 // memory it lies.
 template <class T>

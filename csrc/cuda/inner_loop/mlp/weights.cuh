@@ -3,6 +3,7 @@
 //   step     g_l = dz_l^T a_{l-1}      W_l -= rate g_l             the way there
 //   start    lambda_l = g_l                                        of the query set
 //   back     lambda_l += dzt_l^T a_{l-1} + dz_l^T at_{l-1}         the way back
+//   part, part of back: the same sums of some of the samples, for another kernel to add up
 //
 // A bias is the weight of an input that is 1, whose tangent is 0. Samples are added up in their order.
 #pragma once
@@ -12,19 +13,20 @@
 
 namespace mtmlk {
 
-enum class Becomes { kStep, kStart, kBack };
+enum class Becomes { kStep, kStart, kBack, kPart, kPartOfBack };
 
-constexpr int kVector = 4;
+MTMLK_ANYWHERE constexpr bool of_way_back(Becomes b) { return b == Becomes::kBack || b == Becomes::kPartOfBack; }
+MTMLK_ANYWHERE constexpr bool is_part(Becomes b) { return b == Becomes::kPart || b == Becomes::kPartOfBack; }
 
-// Tiles of a layer, of kSide x kSide elements where it has so many: rows by columns, and a column more for the bias.
-template <class S, int l, int kSide>
+// Tiles of a layer, of kSide x kSide elements where it has so many: rows by columns, and with kBias a column more for it.
+template <class S, int l, int kSide, bool kBias>
 struct LayerTiles {
   static constexpr int kO = S::width(l), kI = S::width(l - 1);
   static constexpr int kHigh = kO < 4 ? kO : least(kO, kSide), kWide = kI < 4 ? kI : least(kI, kSide);
-  static constexpr int kRows = (kO + kHigh - 1) / kHigh, kCols = (kI + kWide - 1) / kWide + 1;
+  static constexpr int kRows = (kO + kHigh - 1) / kHigh, kCols = (kI + kWide - 1) / kWide + kBias;
   static constexpr int kCount = kRows * kCols;
   // Of a tile of two vectors from one to the other: those of neighbouring threads are neighbours, in different banks.
-  static constexpr int kStep = 4 * (kCols - 1);
+  static constexpr int kStep = 4 * (kCols - kBias);
 };
 
 // Whole vectors, `step` apart, or fewer than four numbers.
@@ -55,9 +57,9 @@ DEV void write(T* at, const T (&x)[kCount], int step, int end) {
 }
 
 // A tile of a layer's gradient, by one thread.
-template <class T, class S, int l, int kSide>
+template <class T, class S, int l, int kSide, bool kBias>
 struct GradientTile {
-  using Tiles = LayerTiles<S, l, kSide>;
+  using Tiles = LayerTiles<S, l, kSide, kBias>;
   static constexpr int kHigh = Tiles::kHigh, kWide = Tiles::kWide;
   static constexpr int kAhead = kSide == 4 ? 5 : 2;
   int o, i, rows, cols;  // where it begins, and what there is from there on
@@ -66,7 +68,7 @@ struct GradientTile {
 
   DEV explicit GradientTile(int tile) : sum{} {
     const int row = tile / Tiles::kCols, col = tile - row * Tiles::kCols;
-    bias = col == Tiles::kCols - 1;
+    bias = kBias && col == Tiles::kCols - 1;
     o = row * kHigh, i = bias ? 0 : col * least(kWide, 4);
     rows = least(kHigh, Tiles::kO - o), cols = Tiles::kI - i;
   }
@@ -87,7 +89,8 @@ struct GradientTile {
   }
 };
 
-template <class T, class S, int kSide>
+// kBias: whether biases are among the tiles.
+template <class T, class S, int kSide, bool kBias = true>
 struct Weights {
   const MlpTask<T, S>& t;
   const MlpStep<T, S>& step;
@@ -95,7 +98,7 @@ struct Weights {
   int samples;
 
   template <int l>
-  using Tile = GradientTile<T, S, l, kSide>;
+  using Tile = GradientTile<T, S, l, kSide, kBias>;
 
   template <int l>
   DEV const T* inputs() const {
@@ -105,14 +108,15 @@ struct Weights {
       return step.plane(S::kA, l - 1);
   }
 
-  // Some rows of a tile, from `first` on, of theta or lambda. What theta was goes to `kept`. All rows are read before the
+  // Some rows of a tile, from `first` on, of theta or lambda. What theta was goes to `kept`; there
+  // a part goes itself. All rows are read before the
   // first is written: each read would wait for the write before it.
   template <int l, Becomes kBecomes, int kFirst, int kCount>
   DEV void change(const Tile<l>& g, T* to, T* kept, T rate) const {
     constexpr int kLd = row_of(S::width(l - 1)), kWide = Tile<l>::kWide, kStep = Tile<l>::Tiles::kStep;
     const int from = g.bias ? S::bias(l) + g.o : S::weight(l) + g.o * kLd + g.i, next = g.bias ? 1 : kLd;
     T old[kCount][kWide] = {};
-    if constexpr (kBecomes != Becomes::kStart) {
+    if constexpr (kBecomes == Becomes::kStep || kBecomes == Becomes::kBack) {
 #pragma unroll
       for (int h = 0; h < kCount; ++h) {
         const T* const at = to + from + least(kFirst + h, g.rows - 1) * next;
@@ -147,23 +151,43 @@ struct Weights {
   DEV void tile(int at, int k, T* kept) const {
     constexpr int kHigh = Tile<l>::kHigh;
     Tile<l> g(at);
-    if constexpr (kBecomes == Becomes::kBack) {
+    if constexpr (of_way_back(kBecomes)) {
       g.add(t.moving.plane(S::kDz, l), inputs<l>(), t.ones, samples);
       if constexpr (l > 1) g.add(step.plane(S::kDz, l), t.moving.plane(S::kA, l - 1), t.ones + kVector, samples);
     } else {
       g.add(step.plane(S::kDz, l), inputs<l>(), t.ones, samples);
     }
-    T* const to = kBecomes == Becomes::kStep ? step.at : t.lambda;
+    T* const to = is_part(kBecomes) ? kept : static_cast<T*>(kBecomes == Becomes::kStep ? step.at : t.lambda);
     const T rate = kBecomes == Becomes::kStep ? t.rate(k, 2 * l - 2 + g.bias) : T(0);
     change<l, kBecomes, 0, least(4, kHigh)>(g, to, kept, rate);
     if constexpr (kHigh > 4) change<l, kBecomes, 4, kHigh - 4>(g, to, kept, rate);
+  }
+
+  // Biases by themselves, four of them a thread, from thread `at` on: dz (dzt on the way back) added up.
+  template <Becomes kBecomes, int l = 1>
+  DEV void biases(int at, T* to) const {
+    constexpr int kO = S::width(l), kCount = kO < 4 ? kO : 4, kVectors = (kO + 3) / 4;
+    const MlpValues<T, S> values = of_way_back(kBecomes) ? t.moving : step.values();
+    for (; at < kVectors; at += t.threads) {
+      const T* const dz = values.plane(S::kDz, l) + 4 * at;
+      T sum[kCount] = {};
+#pragma unroll 8
+      for (int n = 0; n < samples; ++n) {
+        T x[kCount];
+        read(x, dz + n * row_of(kO), 4);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) sum[i] += x[i];
+      }
+      write(to + S::bias(l) + 4 * at, sum, 4, 1);
+    }
+    if constexpr (l < S::kLayers) biases<kBecomes, l + 1>(at - kVectors, to);
   }
 
   // Layers one after the other, the tiles of all dealt to the block's threads; a layer begins with a warp, whose lanes would
   // else do two layers' tiles one after the other.
   template <Becomes kBecomes, int l = 1>
   DEV void tiles(int at, int k, T* kept) const {
-    constexpr int kCount = LayerTiles<S, l, kSide>::kCount, kWarps = (kCount + 31) / 32;
+    constexpr int kCount = LayerTiles<S, l, kSide, kBias>::kCount, kWarps = (kCount + 31) / 32;
     for (; at < 32 * kWarps; at += t.threads)
       if (at < kCount) tile<l, kBecomes>(at, k, kept);
     if constexpr (l < S::kLayers) tiles<kBecomes, l + 1>(at - 32 * kWarps, k, kept);
