@@ -92,6 +92,12 @@ class Persistent:
         """That which the op's forward launches."""
         return self.program(a, _onward(a, self._plan(a)))
 
+    def bound_for_forward(self, a: InnerLoopArgs) -> tuple[_Bound, Tensor | None]:
+        """What the op's forward launches, and the cotangents of the losses where it goes on to the gradients."""
+        plan = self._plan(a)
+        given = _onward(a, plan)
+        return self._bind(a, plan, given), None if given is None else self._one_each(a)
+
     # --- made once for calls of given shapes --------------------------------------------------------------------------
 
     def _plan(self, a: InnerLoopArgs) -> Plan:
@@ -242,7 +248,7 @@ class Persistent:
             tensor = arguments.tensor(argument.field, argument.position)
             if tensor.dtype is not argument.dtype:
                 tensor = tensor.to(argument.dtype)
-            tensor = in_memory(f"inner_loop: {argument.field}", tensor)
+            tensor = in_memory(f"inner_loop: {argument.field}", tensor, like.device.type)
             tensors.append(tensor)
             strides.append(tensor.numel() // tasks if argument.stride is None else argument.stride)
         results: list[Tensor | None] = []
