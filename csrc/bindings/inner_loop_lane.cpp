@@ -234,40 +234,35 @@ class LaneForward {
   // behind them. outputs: their shapes; written: which of them the kernel writes, the others have no elements. own:
   // shapes of gradients that each task has for itself. parts, numbers: elements of a task's shares of sums, in the dtype
   // of the call and in float64.
-  LaneForward(std::shared_ptr<Home> home, std::shared_ptr<Launch> launch, int64_t tasks, std::vector<size_t> arguments,
-              py::list constants, const std::vector<Shape>& outputs, std::vector<bool> written,
-              const std::vector<Shape>& own, int64_t parts, int64_t numbers, int64_t workspace, py::object float64)
-      : home_(std::move(home)),
+  LaneForward(const std::shared_ptr<Home>& home, std::shared_ptr<Launch> launch, int64_t tasks,
+              std::vector<size_t> arguments, py::list constants, const std::vector<Shape>& outputs,
+              std::vector<bool> written, const std::vector<Shape>& own, int64_t parts, int64_t numbers,
+              int64_t workspace, py::object float64)
+      : home_(home),
         launch_(std::move(launch)),
         arguments_(std::move(arguments)),
         constants_(std::move(constants)),
-        outputs_(home_, outputs, 16 * 1024),  // the losses of every step may be kept, and all else with them
+        outputs_(home, outputs, 16 * 1024),  // the losses of every step may be kept, and all else with them
         written_(std::move(written)),
         float64_(std::move(float64)) {
-    if (parts) parts_ = py::make_tuple(tasks, parts);
+    for (const Shape& shape : own) own_.emplace_back(home, std::vector<Shape>{shape}, kAny);
+    if (parts) parts_.emplace_back(home, std::vector<Shape>{{tasks, parts}}, kAny);
     if (numbers) numbers_ = py::make_tuple(tasks, numbers);
     if (workspace) workspace_ = py::int_(workspace);
-    for (const Shape& shape : own) own_.push_back(py::tuple(py::cast(shape)));
-    for (const py::handle t : constants_) fixed_.push_back(home_->tensors->whole(t.ptr()).data);
+    for (const py::handle t : constants_) fixed_.push_back(home->tensors->whole(t.ptr()).data);
   }
 
   py::tuple operator()(const py::bytes& addresses) const {
-    const size_t known = size_t(PyBytes_GET_SIZE(addresses.ptr())) / sizeof(Address);
-    const Address* given = reinterpret_cast<const Address*>(PyBytes_AS_STRING(addresses.ptr()));
-    std::vector<void*> tensors, at(outputs_.count() + 1);
-    tensors.reserve(arguments_.size() + at.size() + own_.size() + 2);
-    for (const size_t i : arguments_) {
-      if (i >= known + fixed_.size()) throw std::invalid_argument("addresses: expected those of a call of this form");
-      tensors.push_back(i < known ? as<void>(given[i]) : fixed_[i - known]);
-    }
+    std::vector<void*> tensors, at(outputs_.count());
+    read(addresses, tensors);
     Room::Memory outputs;
     outputs_.make(outputs, at.data());
     for (size_t i = 0; i < written_.size(); ++i)
       if (written_[i]) tensors.push_back(at[i]);
     const py::tuple carry = make_carry(tensors);
     const py::object workspace = workspace_ ? home_->empty(workspace_, home_->dtype) : py::object();
-    MtmlkReason reason = {};
     void* const room = workspace ? home_->tensors->whole(workspace.ptr()).data : nullptr;
+    MtmlkReason reason = {};
     check_cuda(launch_->run(tensors.data(), tensors.size(), room, home_->stream(), &reason), reason);
     py::tuple found(outputs_.count());
     outputs_.hand_out(outputs, at.data(), found, 0);
@@ -275,20 +270,39 @@ class LaneForward {
   }
 
  private:
-  // (parts, numbers, own gradients); to the kernel own gradients come first, and absent shares too.
+  static constexpr int64_t kAny = INT64_MAX;
+
+  void read(const py::bytes& addresses, std::vector<void*>& tensors) const {
+    const size_t known = size_t(PyBytes_GET_SIZE(addresses.ptr())) / sizeof(Address);
+    const Address* const given = reinterpret_cast<const Address*>(PyBytes_AS_STRING(addresses.ptr()));
+    tensors.reserve(arguments_.size() + written_.size() + own_.size() + 2);
+    for (const size_t i : arguments_) {
+      if (i >= known + fixed_.size()) throw std::invalid_argument("addresses: expected those of a call of this form");
+      tensors.push_back(i < known ? as<void>(given[i]) : fixed_[i - known]);
+    }
+  }
+
+  // (parts, numbers, own gradients), each in memory of its own: it goes with the graph, whoever keeps the outputs. To
+  // the kernel own gradients come first, and absent shares too.
   py::tuple make_carry(std::vector<void*>& tensors) const {
-    py::tuple carry(own_.size() + size_t(bool(parts_)) + size_t(bool(numbers_)));
+    py::tuple carry(own_.size() + parts_.size() + size_t(bool(numbers_)));
     const size_t first = carry.size() - own_.size();
-    for (size_t i = 0; i < own_.size(); ++i) tensors.push_back(put(carry, first + i, own_[i], home_->dtype));
-    tensors.push_back(parts_ ? put(carry, 0, parts_, home_->dtype) : nullptr);
-    tensors.push_back(numbers_ ? put(carry, first - 1, numbers_, float64_) : nullptr);
+    for (size_t i = 0; i < own_.size(); ++i) tensors.push_back(put(own_[i], carry, first + i));
+    tensors.push_back(parts_.empty() ? nullptr : put(parts_[0], carry, 0));
+    tensors.push_back(nullptr);
+    if (numbers_) {
+      py::object made = home_->empty(numbers_, float64_);
+      tensors.back() = home_->tensors->whole(made.ptr()).data;
+      PyTuple_SET_ITEM(carry.ptr(), py::ssize_t(parts_.size()), made.release().ptr());
+    }
     return carry;
   }
 
-  void* put(const py::tuple& carry, size_t at, const py::object& size, const py::object& dtype) const {
-    py::object made = home_->empty(size, dtype);
-    void* const data = home_->tensors->whole(made.ptr()).data;
-    PyTuple_SET_ITEM(carry.ptr(), py::ssize_t(at), made.release().ptr());
+  static void* put(const Room& room, const py::tuple& carry, size_t at) {
+    Room::Memory memory;
+    void* data = nullptr;
+    room.make(memory, &data);
+    room.hand_out(memory, &data, carry, at);
     return data;
   }
 
@@ -299,8 +313,8 @@ class LaneForward {
   std::vector<void*> fixed_;
   Room outputs_;
   std::vector<bool> written_;
-  std::vector<py::object> own_;
-  py::object parts_, numbers_, workspace_, float64_;
+  std::vector<Room> own_, parts_;  // of one tensor each; none or one of parts
+  py::object numbers_, workspace_, float64_;
 };
 
 // The way back from cotangents of the losses alone: sums over tasks of what the way there carried.
@@ -335,7 +349,7 @@ class LaneBackward {
     if (!home_->tensors->look_at(parts.ptr(), home_->device_type, home_->device_index, home_->bits, shares) ||
         shares.ndim != 2 || shares.shape[0] != sums_.tasks || shares.shape[1] != sums_.elements)
       return py::none();
-    std::vector<void*> at(room_.count() + 1), results(begins_.size());
+    std::vector<void*> at(room_.count()), results(begins_.size());
     Room::Memory memory;
     room_.make(memory, at.data());
     for (size_t i = 0; i < wanted_.size(); ++i) results[wanted_[i]] = at[i];
@@ -394,7 +408,7 @@ void bind_inner_loop_lane(py::module_& m) {
       .def(py::init<Address, const std::array<int64_t, 7>&, int64_t, py::object, Address, std::vector<int64_t>>(),
            py::kw_only(), arg("function"), arg("sizes"), arg("tasks"), arg("words"), arg("program"), arg("strides"));
   py::class_<LaneForward>(m, "LaneForward")
-      .def(py::init<std::shared_ptr<Home>, std::shared_ptr<Launch>, int64_t, std::vector<size_t>, py::list,
+      .def(py::init<const std::shared_ptr<Home>&, std::shared_ptr<Launch>, int64_t, std::vector<size_t>, py::list,
                     const std::vector<Shape>&, std::vector<bool>, const std::vector<Shape>&, int64_t, int64_t, int64_t,
                     py::object>(),
            py::kw_only(), arg("home"), arg("launch"), arg("tasks"), arg("arguments"), arg("constants"), arg("outputs"),

@@ -19,7 +19,7 @@ from mtml_kernels.checks import (
     check_target,
     shown,
 )
-from mtml_kernels.functional.inner_loop_known import Asked, answer, remember
+from mtml_kernels.functional.inner_loop_known import answer, remember
 from mtml_kernels.losses import Loss, Opaque, resolve, unfused_target
 from mtml_kernels.ops.inner_loop import BACKENDS, inner_loop_call
 from mtml_kernels.ops.inner_loop_backends import FORMS
@@ -115,15 +115,12 @@ def inner_loop(
     """
     sx = [x] if isinstance(x, Tensor) else list(x)
     qx = [] if query_x is None else [query_x] if isinstance(query_x, Tensor) else list(query_x)
-    asked = None
-    if step_weights is None and type(steps) is int and is_open():
-        told = (steps, adapted if adapted is None else tuple(adapted), bool(first_order), keep)
-        single = (y, query_y, mask, query_mask, None)
-        asked = Asked(program, params, lr, (sx, qx), single, (loss, query_loss), told, backend)
-        known = answer(asked)
-        if known is not None:
-            (found, output, support_losses, *kept), of = known
-            return _result(program, of, found, output, support_losses, kept)
+    quick = step_weights is None and type(steps) is int and is_open()
+    single = (y, query_y, mask, query_mask, None)
+    told = (loss, query_loss, steps, adapted if adapted is None else tuple(adapted), bool(first_order), keep)
+    known = answer(program, params, lr, (sx, qx), single, told, backend) if quick else None
+    if known is not None:
+        return _result(program, known[1], *known[0])
     check_choice("keep", keep, list(KEEP))
     steps = check_steps(steps)
     tensors = _parameters(program, params)
@@ -146,17 +143,15 @@ def inner_loop(
     options = InnerLoopSpec.of(program, flags, specs, steps=steps, first_order=first_order, keep=KEEP[keep])
     masks = [None if m is None else m.to(like.dtype) for m in (mask, query_mask)]
     weights = _weights(step_weights, steps, like)
-    if asked is not None:
-        targets = [(n, i, t) for i, (n, t) in enumerate([("y", y), ("query_y", query_y)]) if t is not None]
-        labels = [(n, i) for n, i, t in targets if not t.is_floating_point() and chosen not in FORMS]
-        remember(asked, resolved, options, rates, list(shapes), labels)
+    if quick:
+        remember(program, tensors, lr, (sx, qx), single, told, resolved, options, rates, list(shapes))
     result = inner_loop_call(options, tensors, sx, y, qx, query_y, masks[0], masks[1], rates, weights, backend)
     found, output, support_losses, kept = result
-    return _result(program, shapes, found, output, support_losses, kept)
+    return _result(program, shapes, found, output, support_losses, *kept)
 
 
 def _result(
-    program: Program, names: Iterable[str], loss: Tensor, output: Tensor, support_losses: Tensor, kept: list[Tensor]
+    program: Program, names: Iterable[str], loss: Tensor, output: Tensor, support_losses: Tensor, *kept: Tensor
 ) -> InnerLoopResult:
     if len(program.output_shape) != 1:
         output = output.reshape(*output.shape[:2], *program.output_shape)

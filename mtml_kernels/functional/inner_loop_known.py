@@ -13,30 +13,22 @@ from torch import Tensor
 
 from mtml_kernels.checks import check_class_ids
 from mtml_kernels.ops.inner_loop import BACKENDS, lane_of
+from mtml_kernels.ops.inner_loop_backends import FORMS
 from mtml_kernels.ops.inner_loop_lane import Lane, run
 from mtml_kernels.program import Program
 from mtml_kernels.registry import AUTO, Backend
 from mtml_kernels.schema.inner_loop import InnerLoopArgs, InnerLoopSpec
 from mtml_kernels.schema.losses import IGNORED, LossSpec
 
-__all__ = ["Asked", "answer", "remember"]
+__all__ = ["answer", "remember"]
+
+Inputs = tuple[list[Tensor], list[Tensor]]
+Single = tuple[Any, Any, Any, Any, Any]
+Options = tuple[Any, ...]
 
 _MOST = 512
 _NUMBERS = (float, int)  # True is none
 _LASTING = (str, LossSpec, type(None))  # losses that always mean the same: a module's attributes can change
-
-
-class Asked(NamedTuple):
-    """A call as the user has it, where lanes are open."""
-
-    program: Program
-    params: Any
-    lr: Any
-    inputs: tuple[list[Tensor], list[Tensor]]  # support, query
-    single: tuple[Any, Any, Any, Any, Any]  # `SINGLE` of the schema
-    losses: tuple[Any, Any]
-    options: tuple[Any, ...]  # what else there is
-    backend: str
 
 
 class _Known(NamedTuple):
@@ -48,29 +40,28 @@ class _Known(NamedTuple):
     labels: list[tuple[str, int]]  # targets that are class ids which the backend does not look at, in `single`
 
 
-def _parameters(call: Asked) -> list[Tensor]:
-    params = call.params
-    return [*map(params.__getitem__, call.program.names)] if hasattr(params, "keys") else [*params]
+def answer(
+    program: Program, params: Any, lr: Any, inputs: Inputs, single: Single, options: Options, backend: str
+) -> tuple[tuple[Tensor, ...], list[str]] | None:
+    """The results of a call, and the names of the adapted parameters; None where no such call has been remembered.
 
-
-def _chosen(backend: str, like: Tensor) -> Backend:
-    """The backend; that one asked for by name can run is known where anything is."""
-    return BACKENDS.named(backend) if backend != AUTO else BACKENDS.resolve(backend, like.device.type, like.dtype)
-
-
-def answer(call: Asked) -> tuple[tuple[Tensor, ...], list[str]] | None:
-    """The results, and the names of the adapted parameters. None where no such call has been remembered."""
-    program, _, lr, (support_x, query_x), single, losses, options, backend = call
+    inputs: support, query. single: as `SINGLE` of the schema. options: the losses, and what else is not a tensor.
+    """
     if type(lr) not in _NUMBERS:
         return None
+    support_x, query_x = inputs
     try:
-        tensors = _parameters(call)
-        lane = _chosen(backend, tensors[0]).fast_lane
+        tensors = _parameters(program, params)
+        if backend == AUTO:
+            chosen = BACKENDS.resolve(backend, tensors[0].device.type, tensors[0].dtype)
+        else:
+            chosen = BACKENDS.named(backend)  # that it can run is known where anything is
+        lane = chosen.fast_lane
         if lane is None:
             return None
         rates = lane.rates[lr]
         form, addresses = lane.read(tensors, rates, support_x, query_x, (), (), *single)
-        known: _Known = lane.checked[id(program), lr, torch.is_grad_enabled(), form, losses, options]
+        known: _Known = lane.checked[id(program), lr, torch.is_grad_enabled(), form, options]
     except (KeyError, TypeError, AttributeError, IndexError):
         return None  # not known, or the checks say what is wrong
     if known.lane is None:
@@ -80,24 +71,33 @@ def answer(call: Asked) -> tuple[tuple[Tensor, ...], list[str]] | None:
     return run(known.lane, addresses, (*tensors, *rates, *support_x, *query_x, *single)), known.names
 
 
+def _parameters(program: Program, params: Any) -> list[Tensor]:
+    return [*map(params.__getitem__, program.names)] if hasattr(params, "keys") else [*params]
+
+
 def remember(
-    call: Asked, chosen: Backend, spec: InnerLoopSpec, rates: list[Tensor], names: list[str],
-    labels: list[tuple[str, int]],
+    program: Program, tensors: list[Tensor], lr: Any, inputs: Inputs, single: Single, options: Options,
+    chosen: Backend, spec: InnerLoopSpec, rates: list[Tensor], names: list[str],
 ) -> None:  # fmt: skip
     """To be called when all checks have passed."""
-    lane, lr = chosen.fast_lane, call.lr
-    if lane is None or type(lr) not in _NUMBERS or not all(type(loss) in _LASTING for loss in call.losses):
+    lane = chosen.fast_lane
+    if lane is None or type(lr) not in _NUMBERS or not all(type(loss) in _LASTING for loss in options[:2]):
         return
-    tensors = _parameters(call)
     if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return  # the rates will be written when the graph is replayed, not before
-    plain = lane.read(tensors, rates, *call.inputs, (), (), *call.single)
+    plain = lane.read(tensors, rates, *inputs, (), (), *single)
     if plain is None:
         return
     for table in (lane.rates, lane.checked):
         if len(table) >= _MOST:
             table.clear()
-    a = InnerLoopArgs(tensors, rates, *call.inputs, [], [], *call.single, spec, 0)
-    key = id(call.program), lr, torch.is_grad_enabled(), plain[0], call.losses, call.options
-    lane.checked[key] = _Known(call.program, lane_of(chosen, a, plain[0]), names, labels)
+    a = InnerLoopArgs(tensors, rates, *inputs, [], [], *single, spec, 0)
+    labels = [(n, i) for i, n in enumerate(("y", "query_y")) if single[i] is not None and _is_ids(single[i], chosen)]
+    key = id(program), lr, torch.is_grad_enabled(), plain[0], options
+    lane.checked[key] = _Known(program, lane_of(chosen, a, plain[0]), names, labels)
     lane.rates[lr] = rates
+
+
+def _is_ids(target: Tensor, chosen: Backend) -> bool:
+    """Whether a target is class ids that the backend does not look at itself."""
+    return not target.is_floating_point() and chosen.name not in FORMS

@@ -19,7 +19,7 @@ from torch.compiler import is_compiling
 from mtml_kernels.ops.common import contiguous, resolved_name_in
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
 from mtml_kernels.ops.inner_loop_checks import check_arguments, check_cotangents, check_ranks
-from mtml_kernels.ops.inner_loop_lane import Lane, is_open, run
+from mtml_kernels.ops.inner_loop_lane import Lane, is_open, picking, run
 from mtml_kernels.ops.registration import Rules, register_op
 from mtml_kernels.registry import Backend
 from mtml_kernels.schema.inner_loop import (
@@ -294,7 +294,7 @@ def _new_lane(chosen: Backend, a: InnerLoopArgs, recording: bool) -> Lane | None
         return None
     layout = SavedLayout(a.spec, a.needs, chosen, *map(len, lists))
     wanted = [i for i, t in enumerate(tensors) if t is not None and t.requires_grad] if a.needs else []
-    return Lane(call, partial(_gradients, layout), wanted, len(tensors))
+    return Lane(call, partial(_gradients, layout), picking(wanted), len(tensors))
 
 
 def inner_loop_call(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels.schema.inner_loop_lane import LaneCall
-from mtml_kernels.transforms import under_transform
+from mtml_kernels.transforms import is_forward_mode, under_transform
 
-__all__ = ["Lane", "is_open", "run"]
+__all__ = ["Lane", "is_open", "picking", "run"]
 
 Saved = Sequence[Tensor]
 Grads = Sequence[Tensor | None]
@@ -23,13 +24,13 @@ class Lane(NamedTuple):
 
     call: LaneCall
     gradients: Callable[[Saved, Grads], Grads]  # of all that is saved but the carry, by the backend's own backward
-    wanted: list[int]  # which of the call's tensors require grad
+    wanted: Callable[[Sequence[Any]], tuple[Any, ...]] | None  # of the call's tensors those that require grad, if any
     carry: int  # where the carry begins among the saved tensors
 
 
 def is_open() -> bool:
     """Whether a call may take a lane at all: eager code, and no transform around it."""
-    return not (is_compiling() or under_transform())  # nothing is asked of the latter while a call is traced
+    return not (is_compiling() or under_transform())  # the latter asks what a tracer cannot follow
 
 
 def run(lane: Lane, addresses: bytes, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -37,10 +38,17 @@ def run(lane: Lane, addresses: bytes, tensors: Sequence[Tensor | None]) -> tuple
 
     tensors: as `InnerLoopArgs.tensors`, those behind the addresses.
     """
-    if not lane.wanted:
+    if lane.wanted is None:
         return lane.call.forward(addresses)[0]
-    found: tuple[Tensor, ...] = _ByLane.apply(lane, addresses, tensors, *[tensors[i] for i in lane.wanted])
+    found: tuple[Tensor, ...] = _ByLane.apply(lane, addresses, tensors, *lane.wanted(tensors))
     return found
+
+
+def picking(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]] | None:
+    """What takes the values at some places out of a sequence; None where there is no place."""
+    if len(places) < 2:
+        return (lambda values: (values[places[0]],)) if places else None
+    return itemgetter(*places)
 
 
 class _ByLane(torch.autograd.Function):
@@ -60,9 +68,9 @@ class _ByLane(torch.autograd.Function):
         lane: Lane = ctx.lane
         saved = ctx.saved_tensors
         back = lane.call.backward
-        if back is not None and is_open() and not torch.is_grad_enabled():  # it refuses what is no plain cotangent
+        if back is not None and not (torch.is_grad_enabled() or is_forward_mode()):  # it takes plain cotangents alone
             found = back(grads, saved[lane.carry])
             if found is not None:
                 return found
-        every = lane.gradients(saved, grads)
-        return (None, None, None, *(every[i] for i in lane.wanted))
+        assert lane.wanted is not None
+        return (None, None, None, *lane.wanted(lane.gradients(saved, grads)))
