@@ -33,7 +33,7 @@ from mtml_kernels.registry import Backend
 from mtml_kernels.schedule.devices import DEVICES
 from mtml_kernels.schema.inner_loop_lane import FastLane
 
-__all__ = ["HostTimes", "measure"]
+__all__ = ["HostTimes", "measure", "nothing_like", "runs_of", "without_kernels"]
 
 GPU = "h200"  # whose numbers decide about blocks and threads
 
@@ -92,7 +92,8 @@ def nothing_like(
     return Nothing
 
 
-def _runs(w: Workload) -> dict[str, Callable[[], Any]]:
+def runs_of(w: Workload) -> dict[str, Callable[[], Any]]:
+    """Meta-steps by backend ``cuda``, forward and backward, and the Function that does nothing."""
     import mtml
 
     net, (sx, sy, qx, qy) = make_network(w), make_data(w)
@@ -130,7 +131,7 @@ def measure(workload: str, seconds: float = 2.0) -> HostTimes:
     torch.set_num_threads(1)
     try:
         with without_kernels():
-            found = timing.interleave(_runs(w), seconds, clock=time.thread_time)
+            found = timing.interleave(runs_of(w), seconds, clock=time.thread_time)
     finally:
         torch.set_num_threads(threads)
     return HostTimes(**found)

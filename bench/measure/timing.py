@@ -18,6 +18,7 @@ import torch
 
 BURST_SECONDS = 0.02
 Run = Callable[[], Any]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ def summary(seconds: Sequence[float], count: int = 1) -> Timing:
     return Timing(statistics.median(ms), min(ms), len(ms), count, spread(ms))
 
 
-def burst(run: Run, count: int, device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> float:
+def burst(run: Run, count: int, device: str = "cpu", clock: Clock | None = None) -> float:
     """Seconds that ``count`` calls take together. Garbage collection waits until they are done."""
-    collecting = gc.isenabled()
+    clock, collecting = clock or time.perf_counter, gc.isenabled()
     gc.disable()
     try:
         start = clock()
@@ -65,9 +66,7 @@ def burst(run: Run, count: int, device: str = "cpu", clock: Callable[[], float] 
             gc.enable()
 
 
-def calibrate(
-    run: Run, device: str = "cpu", seconds: float = BURST_SECONDS, clock: Callable[[], float] = time.perf_counter
-) -> int:
+def calibrate(run: Run, device: str = "cpu", seconds: float = BURST_SECONDS, clock: Clock | None = None) -> int:
     """How many calls make a burst of at least ``seconds``; warms the provider up on the way."""
     count = 1
     while True:
@@ -79,12 +78,12 @@ def calibrate(
 
 def interleave(
     runs: Mapping[str, Run], seconds: float, device: str = "cpu", min_rounds: int = 3, max_rounds: int = 400,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock | None = None,
 ) -> dict[str, Timing]:  # fmt: skip
     """Time all runs in turn, A B C A B C, for about ``seconds`` each.
 
     At least ``min_rounds`` rounds, unless a round is so slow that the whole budget would be exceeded fourfold. clock:
-    ``time.thread_time`` for what one thread does from beginning to end, whatever else the machine has to do.
+    ``time.thread_time`` for what one thread does from beginning to end beside other work; the wall's where it is None.
     """
     counts = {name: calibrate(run, device, clock=clock) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
