@@ -5,6 +5,7 @@
 
 #include "bindings/cuda_common.h"
 #include "bindings/exchange.h"
+#include "bindings/launch.h"
 #include "mtml/cuda_inner_loop.h"
 
 namespace mtmlk {
@@ -190,13 +191,6 @@ class Room {
   std::vector<py::object> sizes_;
   int64_t elements_ = 0;
   bool together_;
-};
-
-// A kernel with all that it needs to know beside a call's tensors.
-class Launch {
- public:
-  virtual ~Launch() = default;
-  virtual int run(void* const* tensors, size_t count, void* workspace, void* stream, MtmlkReason* reason) const = 0;
 };
 
 // A program of a thread block; sizes: dtype, full, blocks, threads, first_words, chip_elements, workspace_elements.

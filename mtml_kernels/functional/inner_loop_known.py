@@ -52,10 +52,10 @@ def answer(
     support_x, query_x = inputs
     try:
         tensors = _parameters(program, params)
-        if backend == AUTO:
-            chosen = BACKENDS.resolve(backend, tensors[0].device.type, tensors[0].dtype)
-        else:
+        if backend and backend != AUTO:
             chosen = BACKENDS.named(backend)  # that it can run is known where anything is
+        else:
+            chosen = BACKENDS.resolve(backend, tensors[0].device.type, tensors[0].dtype)
         lane = chosen.fast_lane
         if lane is None:
             return None

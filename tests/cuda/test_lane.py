@@ -193,6 +193,8 @@ def test_one_number_for_all_tasks_is_a_cotangent(only_lane: Counted) -> None:
         reduce(task().loss).backward()
         expected = task.gradients(task(), torch.full((3,), share, dtype=torch.float64))
         assert all(torch.equal(p.grad, g) for p, g in zip(task.net.parameters(), expected, strict=True))
+        reduce(task().loss).backward()
+        assert all(torch.equal(p.grad, 2 * g) for p, g in zip(task.net.parameters(), expected, strict=True))
 
 
 def test_cotangents_of_other_outputs_take_the_long_way_back(engine: Counted) -> None:
