@@ -22,6 +22,7 @@ from mtml_kernels.cuda.inner_loop.device import DeviceEngine
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.functional import inner_loop
 from mtml_kernels.functional.inner_loop import InnerLoopResult
+from mtml_kernels.native import engine as native_engine
 from mtml_kernels.native.tensors import read_call
 from mtml_kernels.ops.inner_loop import BACKENDS, inner_loop_call
 from mtml_kernels.program import Program, trace
@@ -437,6 +438,21 @@ def test_errors_of_a_launch_are_said() -> None:
     task = Task()
     with registered(HostEngine(threads=33)), pytest.raises(RuntimeError, match="expected 32 to 256 threads"):
         task()
+
+
+def test_what_nobody_writes_is_nan() -> None:
+    """Memory that native code asks for is poisoned too: outputs, carry and gradients."""
+
+    class Nothing(HostEngine):
+        def functions(self) -> tuple[int, int]:
+            found: tuple[int, int] = native_engine().no_launches()
+            return found
+
+    task = Task()
+    with registered(Nothing()):
+        for keep in ("none", "steps"):
+            result = task(keep=keep)
+            assert all(t.isnan().all() for t in (*results_of(result), *task.gradients(result)))
 
 
 def test_calls_run_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
