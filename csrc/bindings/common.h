@@ -98,6 +98,7 @@ inline void finish(int status, const MtmlkHeadError& error) {
 // Each in the file of its name.
 void bind_inner_loop(py::module_& m);
 void bind_inner_loop_lane(py::module_& m);
+void bind_mlp_lane(py::module_& m);  // behind it
 void bind_head_inner_loop(py::module_& m);
 void bind_multihead_loss(py::module_& m);
 void bind_linear_multihead_loss(py::module_& m);
@@ -106,5 +107,6 @@ void bind_task_conv2d(py::module_& m);
 void bind_task_update(py::module_& m);
 void bind_cuda_device(py::module_& m);  // in builds with CUDA
 void bind_cuda_inner_loop(py::module_& m);
+void bind_cuda_mlp(py::module_& m);
 
 }  // namespace mtmlk

@@ -238,11 +238,11 @@ class LaneForward {
         constants_(std::move(constants)),
         outputs_(home, outputs, 16 * 1024),  // the losses of every step may be kept, and all else with them
         written_(std::move(written)),
+        workspace_(workspace),
         float64_(std::move(float64)) {
     for (const Shape& shape : own) own_.emplace_back(home, std::vector<Shape>{shape}, kAny);
     if (parts) parts_.emplace_back(home, std::vector<Shape>{{tasks, parts}}, kAny);
     if (numbers) numbers_ = py::make_tuple(tasks, numbers);
-    if (workspace) workspace_ = py::int_(workspace);
     for (const py::handle t : constants_) fixed_.push_back(home->tensors->whole(t.ptr()).data);
   }
 
@@ -254,8 +254,9 @@ class LaneForward {
     for (size_t i = 0; i < written_.size(); ++i)
       if (written_[i]) tensors.push_back(at[i]);
     const py::tuple carry = make_carry(tensors);
-    const py::object workspace = workspace_ ? home_->empty(workspace_, home_->dtype) : py::object();
-    void* const room = workspace ? home_->tensors->whole(workspace.ptr()).data : nullptr;
+    Room::Memory workspace;
+    if (workspace_) workspace.piece = home_->allocated(workspace_);
+    void* const room = workspace_ ? workspace.piece->view.data : nullptr;
     MtmlkReason reason = {};
     check_cuda(launch_->run(tensors.data(), tensors.size(), room, home_->stream(), &reason), reason);
     py::tuple found(outputs_.count());
@@ -308,7 +309,9 @@ class LaneForward {
   Room outputs_;
   std::vector<bool> written_;
   std::vector<Room> own_, parts_;  // of one tensor each; none or one of parts
-  py::object numbers_, workspace_, float64_;
+  py::object numbers_;
+  int64_t workspace_;
+  py::object float64_;
 };
 
 // The way back from cotangents of the losses alone: sums over tasks of what the way there carried.

@@ -70,6 +70,7 @@ PYBIND11_MODULE(_C, m) {
   py::register_exception<Malformed>(m, "Malformed", PyExc_ValueError);
   bind_inner_loop(m);
   bind_inner_loop_lane(m);
+  bind_mlp_lane(m);
   bind_head_inner_loop(m);
   bind_multihead_loss(m);
   bind_linear_multihead_loss(m);
@@ -80,6 +81,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef MTMLK_HAVE_CUDA
   bind_cuda_device(m);
   bind_cuda_inner_loop(m);
+  bind_cuda_mlp(m);
 #endif
   m.def("fma_peak", &mtmlk_fma_peak, py::call_guard<py::gil_scoped_release>());
   m.def("isa", &mtmlk_isa);

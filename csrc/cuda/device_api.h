@@ -47,6 +47,20 @@ class SharedCarver {
   size_t bytes_;
 };
 
+// A number that the compiler keeps, where it would rather read it anew from the kernel's arguments each time.
+DEV float kept(float x) {
+  asm volatile("" : "+f"(x));
+  return x;
+}
+DEV double kept(double x) {
+  asm volatile("" : "+d"(x));
+  return x;
+}
+DEV int kept(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---------------------------------------------------------------- clusters
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900  // where none can be launched
@@ -73,6 +87,12 @@ DEV T* peer_shared(T* p, int rank) {
 DEV void copy_async_16(void* shared, const void* global) {
   const uint32_t target = uint32_t(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(global) : "memory");
+}
+// One number of 4 or 8 bytes, from and to multiples of its size.
+template <class T>
+DEV void copy_async_one(T* shared, const T* global) {
+  const uint32_t target = uint32_t(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(target), "l"(global), "n"(int(sizeof(T))) : "memory");
 }
 // Copies since the last commit become a group.
 DEV void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

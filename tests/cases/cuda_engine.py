@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.backend import Persistent
 from mtml_kernels.cuda.inner_loop.lane import Lane
+from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
 from mtml_kernels.cuda.inner_loop.program import BlockProgram
 from mtml_kernels.native.tensors import read_call
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
@@ -214,9 +215,9 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def backend(engine: HostEngine, lane: bool = True) -> Backend:
+def backend(engine: HostEngine, perceptrons: Perceptrons | None = None, lane: bool = True) -> Backend:
     """`lane`: plain calls take the fast lane, as on a GPU."""
-    persistent = Persistent(lambda: engine)
+    persistent = Persistent(lambda: engine, perceptrons)
     fast_lane = FastLane(read_call, Lane(persistent, lambda: engine).make) if lane else None
 
     def supports(device: str, dtype: torch.dtype) -> str | None:
@@ -229,7 +230,7 @@ def backend(engine: HostEngine, lane: bool = True) -> Backend:
 @contextmanager
 def registered(engine: HostEngine | None = None, lane: bool = True) -> Iterator[str]:
     """`cuda-host` by an engine is a backend inside."""
-    BACKENDS.register(backend(engine or HostEngine(), lane))
+    BACKENDS.register(backend(engine or HostEngine(), lane=lane))
     try:
         yield CUDA_HOST
     finally:

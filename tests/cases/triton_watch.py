@@ -20,7 +20,7 @@ from triton.runtime import interpreter
 
 from mtml_kernels.triton import device
 
-__all__ = ["Conflict", "Watch", "permuted", "poison", "unwritten", "watched"]
+__all__ = ["Conflict", "Watch", "permuted", "poison", "products_in_order", "unwritten", "watched"]
 
 Program = tuple[int, int, int]
 _HERE: Program = (0, 0, 0)
@@ -209,6 +209,24 @@ def permuted(seed: int) -> Iterator[None]:
         old(*size)
 
     with _replaced(_BUILDER, set_grid_dim=dims, set_grid_idx=lambda old, *_: old(*order.pop())):
+        yield
+
+
+@contextlib.contextmanager
+def products_in_order() -> Iterator[None]:
+    """Products of matrices inside are added up along their depth, one after the other, as a GPU does it for every row.
+
+    NumPy's may depend on how many rows there are: its library has other code for what is left of a block, which on some
+    CPUs adds up in another order.
+    """
+
+    def dot(_: Any, a: Any, b: Any, total: Any, *__: Any) -> Any:
+        found = total.data.copy()
+        for k in range(a.data.shape[-1]):
+            found += a.data[..., :, k : k + 1] * b.data[..., k : k + 1, :]
+        return interpreter.TensorHandle(found, total.dtype.scalar)
+
+    with _replaced(_BUILDER, create_dot=dot):
         yield
 
 

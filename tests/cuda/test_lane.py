@@ -13,6 +13,7 @@ import pytest
 import torch
 from cases.call_random import random_call, weighed
 from cases.cuda_engine import CUDA_HOST, HostEngine, registered
+from cases.cuda_mlp import HostKernels, with_kernels
 from cases.engine import Evaluated, same_bits
 from cases.network_calls import NETWORKS, network_call
 from torch import Tensor, nn
@@ -215,6 +216,43 @@ def test_gradients_of_inputs_take_the_long_way_back(engine: Counted) -> None:
         losses = [task(sx=x, backend=backend).loss.sum() for backend in (CUDA_HOST, "reference")]
         found, expected = (torch.autograd.grad(loss, [x, *task.params.values()]) for loss in losses)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("own_rates", [False, True])
+def test_perceptrons_with_a_kernel_of_their_own_have_it_in_the_lane(own_rates: bool) -> None:
+    """With a rate for every parameter and a frozen one, or one for all."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+    task = Task(torch.float32)
+    task.net, task.program, task.params = net, trace(net, [(1,)]), dict(net.named_parameters())
+    task.sx, task.sy, task.qx, task.qy = (torch.randn(3, n, 1) for n in (4, 4, 5, 5))
+    net[2].bias.requires_grad_(not own_rates)
+    rates = {name: torch.tensor(0.01 * i, requires_grad=True) for i, name in enumerate(task.params, 1)}
+    lr, wanted = (rates, [*rates.values()]) if own_rates else (0.01, [])
+    wanted += [p for p in task.params.values() if p.requires_grad]
+    seed, results = torch.tensor([0.5, -2.0, 1.0]), []
+    for lane in (True, False, True):
+        with with_kernels(lane=lane) as kernels:
+            for _ in range(2):
+                found = task(lr=lr, keep="none")
+                results.append((results_of(found), list(torch.autograd.grad(found.loss, wanted, seed))))
+            chosen = BACKENDS.named(CUDA_HOST)
+            lanes = [] if chosen.fast_lane is None else [entry for _, entry in chosen.fast_lane.calls.values()]
+        assert kernels.launches == 2
+        assert all(entry is not None and entry.call.backward is not None for entry in lanes) and bool(lanes) is lane
+    assert all(same_bits(results[0], other) for other in results[1:])
+    exact = task(lr=lr, keep="none", backend="reference")
+    torch.testing.assert_close(results[0][0], results_of(exact), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[0][1], list(torch.autograd.grad(exact.loss, wanted, seed)), rtol=1e-3, atol=1e-4)
+
+
+def test_errors_of_a_perceptrons_kernel_are_said() -> None:
+    net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+    task = Task(torch.float32)
+    task.net, task.program, task.params = net, trace(net, [(1,)]), dict(net.named_parameters())
+    task.sx, task.sy, task.qx, task.qy = (torch.randn(3, n, 1) for n in (4, 4, 5, 5))
+    with with_kernels(HostKernels(threads=33)), pytest.raises(RuntimeError, match="threads"):
+        task(keep="none")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -41,11 +41,17 @@ def _imad(one: Instruction) -> Made:
 
 def _upper(one: Instruction) -> Made:
     """The upper word of a b + c, of which c has 64 bits."""
-    if "U32" not in one.opcode:
-        raise ValueError(f"{one.opcode}: not known here")
     target, a, b = register(one.operands[0]), as_int(one.operands[1]), as_int(one.operands[2])
-    added, number = number_of(one.operands[3])
-    return lambda state: state.write(target, (_long(a(state)) * _long(b(state)) + added(state, number)) >> _32)
+    (added, number), product = number_of(one.operands[3]), _unsigned_product if "U32" in one.opcode else _signed_product
+    return lambda state: state.write(target, (product(a(state), b(state)) + added(state, number)) >> _32)
+
+
+def _unsigned_product(a: Any, b: Any) -> Any:
+    return _long(a) * _long(b)
+
+
+def _signed_product(a: Any, b: Any) -> Any:
+    return (_signed(a).astype(np.int64) * _signed(b).astype(np.int64)).view(np.uint64)
 
 
 def _wide(one: Instruction, unsigned: bool) -> Made:
@@ -54,11 +60,10 @@ def _wide(one: Instruction, unsigned: bool) -> Made:
     target, a, b = register(one.operands[0]), as_int(one.operands[1]), as_int(one.operands[2])
     added, number = number_of(one.operands[3])
 
+    multiplied = _unsigned_product if unsigned else _signed_product
+
     def run(state: State) -> None:
-        if unsigned:
-            product = _long(a(state)) * _long(b(state))
-        else:
-            product = (_signed(a(state)).astype(np.int64) * _signed(b(state)).astype(np.int64)).view(np.uint64)
+        product = multiplied(a(state), b(state))
         state.write_wide(target, np.broadcast_to(product + added(state, number), state.mask.shape).copy())
 
     return run

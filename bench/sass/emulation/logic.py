@@ -145,3 +145,19 @@ def _p2r(one: Instruction) -> Made:
         state.write(target, np.asarray(bits) & np.uint32(mask))
 
     return run
+
+
+@makes("R2P")
+def _r2p(one: Instruction) -> Made:
+    """Predicates from the bits of a register, those of the mask."""
+    if one.opcode != "R2P":
+        raise ValueError(f"{one.opcode}: not known here")
+    read, mask = as_int(one.operands[1]), int(one.operands[2], 16)
+
+    def run(state: State) -> None:
+        bits = read(state)
+        for i in range(7):
+            if mask >> i & 1:
+                state.write_predicate(i, (bits >> np.uint32(i) & np.uint32(1)).astype(bool))
+
+    return run

@@ -78,15 +78,14 @@ def _store(one: Instruction) -> Made:
 
 @makes("LDGSTS")
 def _copy(one: Instruction) -> Made:
-    """From global memory, 16 bytes a thread; they are there at once."""
-    if "128" not in one.opcode:
-        raise ValueError(one.opcode)
+    """From global memory, some words a thread; they are there at once."""
+    words = words_of(one)
     to, source = address_of(one.operands[0]), address_of(one.operands[1])
 
     def run(state: State) -> None:
         at = (to.of(state) >> np.uint64(2)).astype(np.int64)
         read = ((source.of(state) - np.uint64(GLOBAL)) >> np.uint64(2)).astype(np.int64)
-        for word in range(4):
+        for word in range(words):
             state.shared[at[state.mask] + word] = state.words[read[state.mask] + word]
 
     return run

@@ -69,6 +69,12 @@ def _uniform(one: Instruction) -> Made:
     """a b + c once a warp; of a wide one c has 64 bits."""
     target, how = register(one.operands[0]), one.opcode.split(".")[1:]
     a, b, c = map(as_int, one.operands[1:4])
+    if "WIDE" not in how:
+
+        def narrow(state: State) -> None:
+            state.uniform[target] = a(state) * b(state) + c(state)
+
+        return narrow
     added, number = number_of(one.operands[3])
 
     def wide(state: State) -> None:
@@ -77,7 +83,4 @@ def _uniform(one: Instruction) -> Made:
         total = np.broadcast_to(np.asarray(x * y).view(np.uint64) + added(state, number), (state.warps, 1))
         state.uniform[target], state.uniform[target + 1] = total & _LOW, total >> _32
 
-    def narrow(state: State) -> None:
-        state.uniform[target] = a(state) * b(state) + c(state)
-
-    return wide if "WIDE" in how else narrow
+    return wide

@@ -14,12 +14,12 @@ from bench.sass.chips import CHIPS, RESERVED_SHARED
 from bench.sass.emulation.block import Block
 from bench.sass.emulation.clocks import Clocks
 from bench.sass.emulation.state import GLOBAL, LANES, WINDOW, Array, State
-from bench.sass.persistent.kernel import PARAMETER_BYTES, Kernel, kernel_of
-from mtml_kernels.cuda.inner_loop.chip import Chip
+from bench.sass.persistent.kernel import INTERPRETERS, Kernel, kernel_of
+from mtml_kernels.cuda.inner_loop.chip import REGISTERS, Chip
 from mtml_kernels.cuda.inner_loop.program import BlockProgram
 from mtml_kernels.cuda.inner_loop.words import RING_BYTES
 
-__all__ = ["Emulated", "Ran"]
+__all__ = ["Emulated", "Memory", "Ran", "policy", "run", "state_of"]
 
 _ALIGNMENT = 64  # words between tensors
 
@@ -61,17 +61,18 @@ class Emulated:
         strides: Sequence[int], tasks: int, blocks: int,
     ) -> None:  # fmt: skip
         """Launches a program on a call's tensors."""
-        kernel = kernel_of(program.words.full, CHIPS[self._name].capability)
+        kernel = kernel_of(INTERPRETERS[program.words.full], CHIPS[self._name].capability)
         threads = self._policy.threads(program.widest, self._tasks)
-        memory = _Memory([words, workspace, *tensors])
+        memory = Memory([words, workspace, *tensors])
         call = _call(program, memory.addresses, strides, tasks)
         for block in range(tasks if self._all else 1):
-            state = _state(kernel, program, call, memory.words, threads, block, tasks)
+            shared = RING_BYTES + program.placed.chip_bytes
+            state = state_of(kernel, shared, call, memory.words, threads, block, tasks)
             clocks = Clocks(kernel.listing, state, CHIPS[self._name])
-            _run(kernel, state, clocks)
+            run(kernel, state, clocks)
             if block == 0:
                 block_bytes = program.placed.chip_bytes + RING_BYTES
-                resident = self._policy.blocks(1 << 30, block_bytes, threads, program.words.full)
+                resident = self._policy.blocks(1 << 30, block_bytes, threads, REGISTERS[program.words.full])
                 self.ran.append(Ran(program, kernel, threads, resident // self._policy.multiprocessors, clocks))
         memory.back()
 
@@ -85,7 +86,7 @@ class Emulated:
                 result.copy_(total[begin : begin + result.numel()].view(result.shape))
 
 
-class _Memory:
+class Memory:
     """Tensors one after the other in one global memory."""
 
     def __init__(self, tensors: Sequence[Tensor | None]) -> None:
@@ -119,22 +120,24 @@ def _call(program: BlockProgram, addresses: Sequence[int], strides: Sequence[int
     made = struct.pack("<QQq", words, workspace, placed.workspace_bytes // size)
     made += struct.pack("<iiixxxx", program.words.first, -(-placed.chip_bytes // size), tasks)
     made += b"".join(struct.pack("<Qq", at, stride) for at, stride in zip(tensors, strides, strict=True))
-    return made.ljust(PARAMETER_BYTES, b"\0")
+    return made.ljust(INTERPRETERS[False].parameters, b"\0")
 
 
-def _state(
-    kernel: Kernel, program: BlockProgram, call: bytes, words: Array, threads: int, block: int, blocks: int
+def state_of(
+    kernel: Kernel, shared_bytes: int, call: bytes, words: Array, threads: int, block: int, blocks: int
 ) -> State:
-    bank = np.zeros((kernel.parameters + PARAMETER_BYTES) // 4, np.uint32)
+    """A block of a launch with these parameters, before its first instruction."""
+    bank = np.zeros((kernel.parameters + len(call)) // 4, np.uint32)
     bank[0], bank[3] = threads, blocks
     bank[6:8] = 0, WINDOW  # where generic addresses of shared memory begin, on chips before the H100
     bank[kernel.parameters // 4 :] = np.frombuffer(call, np.uint32)
-    shared = kernel.reserved + RING_BYTES + program.placed.chip_bytes
+    shared = kernel.reserved + shared_bytes
     nowhere = np.zeros(2, np.uint32)  # the table of 2 / pi, which only sines of huge arguments read
     return State(threads // LANES, {0: bank, 2: kernel.tables, 4: nowhere}, words, shared // 4, block)
 
 
-def _run(kernel: Kernel, state: State, clocks: Clocks) -> None:
+def run(kernel: Kernel, state: State, clocks: Clocks) -> None:
+    """A block to its end, barrier by barrier."""
     block, passed = Block(kernel.listing, state), 0
 
     def observe(at: int, lanes: Array) -> None:

@@ -21,14 +21,27 @@ from bench.sass.listing import Instruction, instructions
 from build_support.cuda import FLAGS
 from build_support.nvcc import find_nvcc
 
-__all__ = ["CSRC", "Kernel", "kernel_of"]
+__all__ = ["CSRC", "INTERPRETERS", "Code", "Kernel", "kernel_of"]
 
 CSRC = Path(__file__).parents[3] / "csrc"
-_SOURCE = """#include "cuda/inner_loop/interpreter.cuh"
-const void* kernel() { return reinterpret_cast<const void*>(mtmlk::inner_loop_kernel<float, mtmlk::%s>); }
+_SOURCE = """#include "%s"
+const void* kernel() { return reinterpret_cast<const void*>(mtmlk::%s); }
 """
-_KINDS = {False: "kPlainKernel", True: "kFullKernel"}
-PARAMETER_BYTES = 24 + 16 + 192 * 16  # of ScheduleCall, csrc/cuda/inner_loop/program.h
+
+
+class Code(NamedTuple):
+    """A kernel by its name in a header of csrc, and the bytes of its parameters."""
+
+    header: str
+    name: str
+    parameters: int
+
+
+_SCHEDULE_CALL = 24 + 16 + 192 * 16  # bytes of csrc/cuda/inner_loop/program.h
+INTERPRETERS = {
+    full: Code("cuda/inner_loop/interpreter.cuh", f"inner_loop_kernel<float, mtmlk::{kind}>", _SCHEDULE_CALL)
+    for full, kind in ((False, "kPlainKernel"), (True, "kFullKernel"))
+}
 
 
 class Kernel(NamedTuple):
@@ -69,12 +82,12 @@ def _nvcc() -> str:
         raise RuntimeError(f"predict --backend cuda compiles csrc/cuda: {why}") from why
 
 
-def _compile(full: bool, capability: int, csrc: Path) -> _Compiled:
+def _compile(code: Code, capability: int, csrc: Path) -> _Compiled:
     include = [f"-I{csrc}", f"-I{csrc / 'include'}"]
     options = [flag for flag in FLAGS if not flag.startswith("-Xcompiler")]
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
-        source.write_text(_SOURCE % _KINDS[full])
+        source.write_text(_SOURCE % (code.header, code.name))
         command = [
             str(find_nvcc(os.environ)),
             *options,
@@ -93,27 +106,27 @@ def _compile(full: bool, capability: int, csrc: Path) -> _Compiled:
         return _Compiled(sass, usage, _section(target.read_bytes(), ".nv.constant2.").hex())
 
 
-def _key(full: bool, capability: int, csrc: Path) -> str:
+def _key(code: Code, capability: int, csrc: Path) -> str:
     """Of all sources that the kernel may include."""
-    text = hashlib.sha256(f"{full} {capability} {FLAGS} {csrc}".encode())
+    text = hashlib.sha256(f"{code} {capability} {FLAGS} {csrc}".encode())
     for path in sorted([*(csrc / "cuda").rglob("*.*h"), *(csrc / "include").rglob("*.h")]):
         text.update(path.read_bytes())
     return text.hexdigest()
 
 
-def kernel_of(full: bool, capability: int, folder: Path | None = None, csrc: Path = CSRC) -> Kernel:
+def kernel_of(code: Code, capability: int, folder: Path | None = None, csrc: Path = CSRC) -> Kernel:
     """From the folder, or compiled now (half a minute) and kept there."""
-    path = (folder or cache_folder()) / f"{_key(full, capability, csrc)}.cuda.json.gz"
+    path = (folder or cache_folder()) / f"{_key(code, capability, csrc)}.cuda.json.gz"
     if path.exists():
         compiled = _Compiled(**json.loads(gzip.decompress(path.read_bytes())))
     else:
-        compiled = _compile(full, capability, csrc)
+        compiled = _compile(code, capability, csrc)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(json.dumps(compiled._asdict()).encode()))
     constant, registers = (int(found) for found in _numbers(compiled.usage))
     reserved = 1024 if capability >= 90 else 0
     tables = np.frombuffer(bytes.fromhex(compiled.tables), np.uint32)
-    return Kernel(instructions(compiled.sass), registers, constant - PARAMETER_BYTES, tables, reserved)
+    return Kernel(instructions(compiled.sass), registers, constant - code.parameters, tables, reserved)
 
 
 def _numbers(usage: str) -> tuple[str, str]:

@@ -12,18 +12,17 @@
 namespace mtmlk {
 namespace host {
 
-// 16 bytes in words that may be of any type. memcpy would become instructions that ThreadSanitizer does not see.
-typedef uint64_t __attribute__((may_alias)) AnyWord;
+// Words that may be of any type. memcpy would become instructions that ThreadSanitizer does not see.
+typedef uint32_t __attribute__((may_alias)) AnyWord;
 
 class Copies {
  public:
-  static constexpr size_t kBytes = 16;
-
-  void add(void* shared, const void* global) {
+  // bytes: a multiple of 4.
+  void add(void* shared, const void* global, size_t bytes) {
     AnyWord* words = static_cast<AnyWord*>(shared);
-    words[0] = words[1] = ~uint64_t(0);
+    for (size_t i = 0; i < bytes / sizeof(AnyWord); ++i) words[i] = ~AnyWord(0);
     tsan::Quiet quiet;
-    copies_.push_back({shared, global});
+    copies_.push_back({shared, global, bytes});
   }
   void commit() {
     tsan::Quiet quiet;
@@ -45,11 +44,12 @@ class Copies {
   struct Copy {
     void* shared;
     const void* global;
+    size_t bytes;
 
     void deliver() const {
       AnyWord* to = static_cast<AnyWord*>(shared);
       const AnyWord* from = static_cast<const AnyWord*>(global);
-      to[0] = from[0], to[1] = from[1];
+      for (size_t i = 0; i < bytes / sizeof(AnyWord); ++i) to[i] = from[i];
     }
   };
 

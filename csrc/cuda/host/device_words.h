@@ -22,15 +22,20 @@ inline char* named_shared(const void* key, size_t bytes, Place place) {
   return self().block->shared.named(key, bytes, place);
 }
 
-inline void check_copy(const void* shared, const void* global, Place place) {
+inline void check_copy(const void* shared, const void* global, size_t bytes, Place place) {
   tsan::Quiet quiet;
-  if (((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) & 15) != 0)
-    fault(place, "copy_async_16: an address that is no multiple of 16");
-  if (!self().block->shared.holds(shared, Copies::kBytes))
-    fault(place, "copy_async_16: the target is not in this block's shared memory");
+  if (((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) & (bytes - 1)) != 0)
+    fault(place, "copy_async: an address that is no multiple of %zu", bytes);
+  if (!self().block->shared.holds(shared, bytes))
+    fault(place, "copy_async: the target is not in this block's shared memory");
 }
 
 }  // namespace host
+
+template <class T>
+T kept(T x) {
+  return x;
+}
 
 inline char* dynamic_shared() { return host::self().block->shared.dynamic(); }
 
@@ -52,8 +57,14 @@ T* peer_shared(T* p, int rank, host::Place place = host::here()) {
 }
 
 inline void copy_async_16(void* shared, const void* global, host::Place place = host::here()) {
-  host::check_copy(shared, global, place);
-  host::self().copies.add(shared, global);
+  host::check_copy(shared, global, 16, place);
+  host::self().copies.add(shared, global, 16);
+}
+template <class T>
+void copy_async_one(T* shared, const T* global, host::Place place = host::here()) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "one number");
+  host::check_copy(shared, global, sizeof(T), place);
+  host::self().copies.add(shared, global, sizeof(T));
 }
 inline void copy_async_commit() { host::self().copies.commit(); }
 template <int kPending>

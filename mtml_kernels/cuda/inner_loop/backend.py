@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.lowering import Unsupported
+from mtml_kernels.cuda.inner_loop.mlp import Bound, Perceptrons
 from mtml_kernels.cuda.inner_loop.placing import TooLarge
 from mtml_kernels.cuda.inner_loop.program import BlockProgram, block_program, parts_of
 from mtml_kernels.errors import BackendUnavailable
@@ -78,8 +79,8 @@ class _Run(NamedTuple):
 class Persistent:
     """A backend of `inner_loop` by programs of a thread block."""
 
-    def __init__(self, engine: Callable[[], Engine]) -> None:
-        self._engine = engine
+    def __init__(self, engine: Callable[[], Engine], perceptrons: Perceptrons | None = None) -> None:
+        self._engine, self._perceptrons = engine, perceptrons
         self._plans: dict[Any, tuple[Any, Plan]] = {}
         self._bound: dict[Any, _Bound] = {}
         self._ones: dict[Any, Tensor] = {}
@@ -91,6 +92,11 @@ class Persistent:
     def of_forward(self, a: InnerLoopArgs) -> BlockProgram:
         """That which the op's forward launches."""
         return self.program(a, _onward(a, self._plan(a)))
+
+    def perceptron(self, a: InnerLoopArgs) -> tuple[Perceptrons, Bound] | None:
+        """The kernel that is compiled for a call's network, where there is one."""
+        bound = None if self._perceptrons is None else self._perceptrons.bound(a)
+        return None if self._perceptrons is None or bound is None else (self._perceptrons, bound)
 
     def bound_for_forward(self, a: InnerLoopArgs) -> tuple[_Bound, Tensor | None]:
         """What the op's forward launches, and the cotangents of the losses where it goes on to the gradients."""
@@ -153,6 +159,8 @@ class Persistent:
         """The op's forward; where gradients are wanted it goes on to those of every task's own loss."""
         if not a.tasks:
             return empty_outputs(a, [])
+        if self._perceptrons is not None and (perceptron := self._perceptrons.bound(a)) is not None:
+            return self._perceptrons.forward(a, perceptron)
         plan = self._plan(a)
         given = _onward(a, plan)
         onward = given is not None
@@ -192,6 +200,11 @@ class Persistent:
         if not (a.needs and a.tasks) or all(g is None for g in (*single, *grad_adapted)):
             return tuple(_group(a, at, [ABSENT] * len(tensors), []) for at, (_, tensors) in enumerate(a.groups))
         plan, given, scale = self._plan(a), cotangents.given, None
+        if self._perceptrons is not None and (perceptron := self._perceptrons.bound(a)) is not None:
+            if carry and given == plan.usually and grad_loss is not None:
+                params, lr = self._perceptrons.gradients(a, perceptron, carry[0], grad_loss)
+                return (params, lr, *([None] * len(tensors) for _, tensors in a.groups[2:]))
+            carry = ()  # which is no program's
         bound = self._bind(a, plan, given)
         if carry and given == plan.usually and grad_loss is not None:
             run, scale = self._carried(bound, carry), grad_loss.to(a.params[0].dtype).contiguous()

@@ -10,11 +10,12 @@ import torch
 from mtml_kernels.cuda.inner_loop.words import RING_BYTES
 from mtml_kernels.schedule.devices import Device
 
-__all__ = ["REGISTERS", "Chip"]
+__all__ = ["MLP_REGISTERS", "REGISTERS", "Chip"]
 
 _RESERVED = 1024  # bytes of shared memory that the driver takes of every block
 _THREADS = 2048  # of a multiprocessor
 REGISTERS = {False: 168, True: 240}  # of a thread of the plain and the full kernel: what nvcc says, rounded up
+MLP_REGISTERS = (168, 232)  # of the perceptrons' kernels with few rows a warp, and with many
 _REGISTER_FILE = 65536
 
 
@@ -60,11 +61,9 @@ class Chip(NamedTuple):
         most = 256 if tasks <= self.multiprocessors else 128
         return min(most, max(32, 1 << (max(1, widest // 2) - 1).bit_length()))
 
-    def blocks(self, tasks: int, block_bytes: int, threads: int, full: bool) -> int:
+    def blocks(self, tasks: int, block_bytes: int, threads: int, registers: int) -> int:
         """As many as lie on the chip at once: each takes tasks in turn, and has its own workspace."""
         resident = min(
-            self.bytes // (block_bytes + _RESERVED),
-            _THREADS // threads,
-            _REGISTER_FILE // (REGISTERS[full] * threads),
+            self.bytes // (block_bytes + _RESERVED), _THREADS // threads, _REGISTER_FILE // (registers * threads)
         )
         return min(tasks, self.multiprocessors * max(1, resident))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.backend import Persistent
-from mtml_kernels.cuda.inner_loop.chip import Chip
+from mtml_kernels.cuda.inner_loop.chip import REGISTERS, Chip
 from mtml_kernels.cuda.inner_loop.lane import Lane, Native
+from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
+from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
 from mtml_kernels.cuda.inner_loop.program import BlockProgram
 from mtml_kernels.cuda.inner_loop.words import RING_BYTES
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.native import engine
 from mtml_kernels.native.cuda_device import built_codes, devices, no_code
 
-__all__ = ["DeviceEngine", "backward", "forward", "make"]
+__all__ = ["DeviceEngine", "DeviceKernels", "backward", "forward", "make"]
 
 
 class DeviceEngine:
@@ -38,7 +42,7 @@ class DeviceEngine:
     def blocks(self, program: BlockProgram, tasks: int, device: torch.device) -> int:
         """How many blocks take the tasks in turn."""
         chip, threads = self._chip_of(device), self.threads(program, tasks, device)
-        return chip.blocks(tasks, program.placed.chip_bytes + RING_BYTES, threads, program.words.full)
+        return chip.blocks(tasks, program.placed.chip_bytes + RING_BYTES, threads, REGISTERS[program.words.full])
 
     def threads(self, program: BlockProgram, tasks: int, device: torch.device) -> int:
         """Of a block."""
@@ -112,6 +116,48 @@ def _unavailable(error: Exception, device: torch.device) -> BackendUnavailable:
     return BackendUnavailable(no_code(index, devices()[index], built_codes(), str(error)))
 
 
-_persistent = Persistent(DeviceEngine)
+class DeviceKernels(DeviceEngine):
+    """The perceptrons' kernels on the GPU of their tensors, on its current stream."""
+
+    def shapes(self, dtype: torch.dtype) -> Sequence[MlpShape]:
+        """The perceptrons that there are kernels for: in float32."""
+        return _shapes() if dtype == torch.float32 else ()
+
+    def chip(self, device: torch.device) -> Chip:
+        """The numbers of the device."""
+        return self._chip_of(device)
+
+    def shared_bytes(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
+        """Of a block's memory on the chip."""
+        found: int = engine().mlp_shared_bytes(shape, ctypes.addressof(call))
+        return found
+
+    def record(self, shape: int, call: MlpCall) -> int:
+        """Elements of a step in the history."""
+        found: int = engine().mlp_record(shape, ctypes.addressof(call))
+        return found
+
+    def entry(self) -> int:
+        """Address of `mtmlk_run_mlp`."""
+        found: int = engine().mlp_launch()
+        return found
+
+    def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
+        """Launches the kernel."""
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream(device).cuda_stream
+            _checked(device, engine().run_mlp, ctypes.addressof(launch), ctypes.addressof(call), stream)
+
+
+@functools.cache
+def _shapes() -> tuple[MlpShape, ...]:
+    found: list[MlpShape] = []
+    shape = MlpShape()
+    while engine().mlp_shape(len(found), ctypes.addressof(shape)):
+        found.append(MlpShape.from_buffer_copy(shape))
+    return tuple(found)
+
+
+_persistent = Persistent(DeviceEngine, Perceptrons(DeviceKernels()))
 forward, backward = _persistent.forward, _persistent.backward
 make = Lane(_persistent, DeviceEngine).make

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.backend import Persistent
-from mtml_kernels.cuda.inner_loop.program import Argument, BlockProgram
+from mtml_kernels.cuda.inner_loop.mlp import Bound, Perceptrons
+from mtml_kernels.cuda.inner_loop.mlp_form import Form
+from mtml_kernels.cuda.inner_loop.program import BlockProgram
 from mtml_kernels.native import engine
 from mtml_kernels.native.tensors import call_tensors
 from mtml_kernels.schedule.call import ABSENT
-from mtml_kernels.schema.inner_loop import LISTS, SINGLE, InnerLoopArgs, output_shapes
+from mtml_kernels.schema.inner_loop import LISTS, NEED_LR, SINGLE, InnerLoopArgs, output_shapes
 from mtml_kernels.schema.inner_loop_lane import LaneCall
 
 __all__ = ["Lane", "LaneEngine"]
@@ -51,6 +53,9 @@ class Lane:
         """For calls of this form; None where the lane does not take them."""
         if not a.tasks:
             return None
+        perceptron = self._persistent.perceptron(a)
+        if perceptron is not None:
+            return self._of_perceptron(a, *perceptron)
         bound, ones = self._persistent.bound_for_forward(a)
         program, launcher, device = bound.program, self._launcher(), a.params[0].device
         read, results = _read(a, program, ones), _written(a, program, bound.outputs)
@@ -74,6 +79,32 @@ class Lane:
                 back = engine().LaneBackward(home=home, function=add_up, tasks=a.tasks, elements=program.parts, **sums)
         return LaneCall(launcher.calling(forward, device), back and launcher.calling(back, device))
 
+    def _of_perceptron(self, a: InnerLoopArgs, perceptrons: Perceptrons, bound: Bound) -> LaneCall | None:
+        """By the kernel that is compiled for the network."""
+        launcher, device, home, places = (
+            self._launcher(),
+            a.params[0].device,
+            _home(a.params[0]),
+            _of_mlp(a, bound.form),
+        )
+        if any(t is None or t.dtype != a.params[0].dtype for t in (a.tensors[place] for place in places)):
+            return None
+        launch = engine().MlpLaunch(
+            function=perceptrons.entry(), launch=bytes(bound.launch), call=bytes(bound.call),
+            parameters=len(bound.form.tensors),
+        )  # fmt: skip
+        outputs, back = output_shapes(a)[:3], None
+        forward = engine().LaneForward(
+            home=home, launch=launch, tasks=a.tasks, arguments=places, constants=[], outputs=outputs,
+            written=[True] * 3, own=[], parts=bound.parts if a.needs else 0, numbers=0, workspace=bound.history,
+            float64=torch.float64,
+        )  # fmt: skip
+        if a.needs:
+            _, add_up = launcher.functions()
+            sums = _sums_of_mlp(a, bound.form)
+            back = engine().LaneBackward(home=home, function=add_up, tasks=a.tasks, elements=bound.parts, **sums)
+        return LaneCall(launcher.calling(forward, device), back and launcher.calling(back, device))
+
 
 def _home(like: Tensor) -> Any:
     """Where tensors like this one lie."""
@@ -94,7 +125,7 @@ def _read(a: InnerLoopArgs, program: BlockProgram, ones: Tensor | None) -> _Read
     """None where a tensor must be converted first. Behind the call's tensors stand the cotangents of the losses."""
     tensors, found = [*a.tensors, ones], _Read([], [])
     for argument in program.arguments:
-        place = _place(a, argument)
+        place = _place(a, argument.field, argument.position)
         tensor = tensors[place]
         if tensor is None or tensor.dtype != argument.dtype:
             return None
@@ -103,13 +134,30 @@ def _read(a: InnerLoopArgs, program: BlockProgram, ones: Tensor | None) -> _Read
     return found
 
 
-def _place(a: InnerLoopArgs, argument: Argument) -> int:
-    if argument.field.startswith("grad_"):
+def _place(a: InnerLoopArgs, field: str, position: int = 0) -> int:
+    if field.startswith("grad_"):
         return len(a.tensors)
     begins = [0, *accumulate(len(getattr(a, name)) for name in LISTS)]
-    if argument.field in LISTS:
-        return begins[LISTS.index(argument.field)] + argument.position
-    return begins[-1] + SINGLE.index(argument.field)
+    if field in LISTS:
+        return begins[LISTS.index(field)] + position
+    return begins[-1] + SINGLE.index(field)
+
+
+def _of_mlp(a: InnerLoopArgs, form: Form) -> list[int]:
+    """Places of what a perceptron's kernel reads: parameters, the rate of each, the two sets."""
+    rates = [_place(a, "lr", i if len(a.lr) > 1 else 0) for i in form.tensors]
+    data = [_place(a, name) for name in ("support_x", "support_y", "query_x", "query_y")]
+    return [*(_place(a, "params", i) for i in form.tensors), *rates, *data]
+
+
+def _sums_of_mlp(a: InnerLoopArgs, form: Form) -> dict[str, Any]:
+    """As `_sums`: a task's parts are the gradients of the parameters layer by layer, then of the rates."""
+    rates = a.lr if a.needs & NEED_LR else []
+    tensors = [*(a.params[i] for i in form.tensors), *rates]
+    places = [*(form.tensors.index(i) for i in range(len(a.params))), *range(len(form.tensors), len(tensors))]
+    wanted = [(place, list(t.shape)) for place, t in zip(places, [*a.params, *rates], strict=True) if t.requires_grad]
+    begins = [0, *accumulate(t.numel() for t in tensors)][: len(tensors)]
+    return {"begins": begins, "wanted": [place for place, _ in wanted], "shapes": [shape for _, shape in wanted]}
 
 
 class _Written(NamedTuple):

@@ -13,7 +13,7 @@ from cases.engine import check, cotangents_of, draft_case, mlp, outputs_of
 from cases.engine_random import random_case
 from cases.images import random_image_case
 from cases.inner_loop import make_case
-from cases.triton_watch import permuted, poison, unwritten, watched
+from cases.triton_watch import permuted, poison, products_in_order, unwritten, watched
 from torch import Tensor, nn
 
 import mtml
@@ -129,7 +129,8 @@ def test_half_precision() -> None:
 
 @pytest.mark.parametrize("name", ["mse", "images", "pooled"])
 def test_a_task_depends_on_no_other(name: str) -> None:
-    together, alone = (step(name, "triton", torch.float32, tasks)[0] for tasks in (3, 1))
+    with products_in_order():
+        together, alone = (step(name, "triton", torch.float32, tasks)[0] for tasks in (3, 1))
     assert torch.equal(together[:1], alone)
 
 
@@ -186,7 +187,9 @@ def test_a_batch_in_pieces_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
         inputs = [*case.support_x, *case.query_x]
         return [loss, output, support_losses, *torch.autograd.grad(loss.square().sum(), inputs)]
 
-    whole, sizes, forward = run(), [], Scheduled._forward
+    with products_in_order():
+        whole = run()
+    sizes, forward = [], Scheduled._forward
 
     def there(self: Scheduled, a: InnerLoopArgs, *rest: Any, **options: Any) -> Any:
         sizes.append(a.tasks)
@@ -195,6 +198,7 @@ def test_a_batch_in_pieces_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Scheduled, "_forward", there)
     monkeypatch.setattr(scheduled, "fits", lambda needed, device: False)
     monkeypatch.setattr(scheduled, "tasks_at_a_time", lambda *_: 2)
-    for got, expected in zip(run(), whole, strict=True):
-        assert torch.equal(got, expected)
+    with products_in_order():
+        pieces = run()
+    assert all(torch.equal(got, expected) for got, expected in zip(pieces, whole, strict=True))
     assert sizes == [2, 1]

@@ -1,0 +1,224 @@
+// The inner loop of a multi-layer perceptron, a block a task, there and back:
+//
+//   for k = 0 .. K-1:   samples of the support set there and back | W -= rate g
+//   the query set likewise                                        | lambda = g
+//   for k = K-1 .. 0:   tangents along -rate lambda               | lambda += H (-rate lambda)
+//
+// | is a barrier of the block; what is left of it needs none between layers. What a step has left goes to the history,
+// which stays in the second-level cache, and comes back while the step behind it is at work.
+#pragma once
+
+#include "cuda/inner_loop/mlp/samples.cuh"
+#include "cuda/inner_loop/mlp/sums.cuh"
+#include "cuda/inner_loop/mlp/weights.cuh"
+
+namespace mtmlk {
+
+MTMLK_ANYWHERE constexpr int room_for(int samples) { return whole_vectors(samples); }
+
+// Samples that a plane has room for.
+MTMLK_ANYWHERE int room_of(const MtmlkMlpCall& c) { return c.support > c.query ? c.support : c.query; }
+
+// A block's arrays on the chip.
+template <class T, class S>
+struct MlpMemory {
+  T *steps[2], *lambda, *moving, *support_x, *query_x, *support_y, *query_y, *each, *dots, *rates, *rate_grads, *ones;
+
+  __host__ __device__ static MlpMemory of(SharedCarver& carver, const MtmlkMlpCall& c) {
+    const int room = room_of(c);
+    const size_t step = size_t(S::step(room)), rates = size_t(c.steps) * 2 * S::kLayers;
+    MlpMemory m = {};
+    m.steps[0] = carver.take<T>(step);
+    m.steps[1] = c.sets > 1 ? carver.take<T>(step) : m.steps[0];
+    m.lambda = carver.take<T>(S::kParams);
+    m.moving = carver.take<T>(size_t(S::values(room)));
+    m.support_x = carver.take<T>(size_t(c.support) * row_of(S::width(0)));
+    m.query_x = carver.take<T>(size_t(c.query) * row_of(S::width(0)));
+    m.support_y = carver.take<T>(size_t(c.support) * S::width(S::kLayers));
+    m.query_y = carver.take<T>(size_t(c.query) * S::width(S::kLayers));
+    m.each = carver.take<T>(size_t(room));
+    m.dots = carver.take<T>(size_t(c.wants_rates ? room * S::kDots : 0));
+    m.rates = carver.take<T>(rates);
+    m.rate_grads = carver.take<T>(rates);
+    m.ones = carver.take<T>(8);
+    return m;
+  }
+};
+
+template <class T, class S, int kR>
+struct MlpLoop {
+  MlpTask<T, S> t;
+  MlpStep<T, S> step, other;  // the one at work, and the one that comes next on the way back
+  MlpSet<T> support, query;
+
+  DEV T* record(int k) const { return t.history + int64_t(k) * step.size(); }
+
+  // --- in and out ----------------------------------------------------------------------------------------------------
+
+  // [rows, kWidth] of the caller's, into rows of kRow.
+  template <int kWidth, int kRow>
+  DEV void load_rows(T* to, const void* from, int64_t first, int rows) const {
+    const T* const x = static_cast<const T*>(from) + first * kWidth;
+    for (int e = t.rank; e < rows * kWidth; e += t.threads) {
+      const int n = e / kWidth;
+      copy_async_one(to + n * kRow + e - n * kWidth, x + e);
+    }
+  }
+  template <int l = 1>
+  DEV void load_parameters() const {
+    constexpr int kI = S::width(l - 1), kO = S::width(l);
+    load_rows<kI, row_of(kI)>(step.weight(l), t.call.theta[2 * l - 2], 0, kO);
+    load_rows<kO, kO>(step.bias(l), t.call.theta[2 * l - 1], 0, 1);
+    if constexpr (l < S::kLayers) load_parameters<l + 1>();
+  }
+  DEV void load() const {
+    load_parameters();
+    constexpr int kI = S::width(0), kO = S::width(S::kLayers);
+    const int64_t own = int64_t(t.task) * support.samples, of_query = int64_t(t.task) * query.samples;
+    load_rows<kI, row_of(kI)>(support.x, t.call.support_x, own, support.samples);
+    load_rows<kO, kO>(support.y, t.call.support_y, own, support.samples);
+    load_rows<kI, row_of(kI)>(query.x, t.call.query_x, of_query, query.samples);
+    load_rows<kO, kO>(query.y, t.call.query_y, of_query, query.samples);
+    for (int e = t.rank; e < t.call.steps * 2 * S::kLayers; e += t.threads) {
+      const int k = e / (2 * S::kLayers), tensor = e - k * 2 * S::kLayers;
+      copy_async_one(t.rates + e, static_cast<const T*>(t.call.rates[tensor]) + k * t.call.rate_stride[tensor]);
+    }
+    if (t.rank < 8) t.ones[t.rank] = T(t.rank < 4);
+    copy_async_wait_all();
+  }
+  template <int l = 1>
+  DEV void store_lambda(T* to) const {
+    constexpr int kI = S::width(l - 1), kO = S::width(l);
+    for (int e = t.rank; e < kO * kI; e += t.threads) {
+      const int o = e / kI;
+      to[S::plain_weight(l) + e] = t.lambda[S::weight(l) + o * row_of(kI) + e - o * kI];
+    }
+    for (int o = t.rank; o < kO; o += t.threads) to[S::plain_weight(l) + kO * kI + o] = t.lambda[S::bias(l) + o];
+    if constexpr (l < S::kLayers) store_lambda<l + 1>(to);
+  }
+  // Of each number of the rates, the sum over the steps and tensors that it is for.
+  DEV void store_rates(T* to) const {
+    for (int e = t.rank; e < t.call.n_rates; e += t.threads) {
+      T sum = 0;
+      for (int k = 0; k < t.call.steps; ++k)
+        for (int tensor = 0; tensor < 2 * S::kLayers; ++tensor)
+          if (t.call.rate_at[tensor] + k * t.call.rate_stride[tensor] == e) sum += t.rate_grads[k * 2 * S::kLayers + tensor];
+      to[e] = sum;
+    }
+  }
+
+  // --- history -------------------------------------------------------------------------------------------------------
+
+  DEV bool goes_back() const { return t.call.wants_gradient && !t.call.first_order; }
+  // The set's values; the parameters go where they change.
+  DEV void keep_values(int k) const {
+    T* const to = record(k) + S::kParams;
+    const MlpValues<T, S> from = step.values();
+#pragma unroll 4
+    for (int e = 4 * t.rank; e < from.size(); e += 4 * t.threads) put_some<4>(to + e, four(from.at + e));
+  }
+  DEV void fetch(int k, const MlpStep<T, S>& to) const {
+    constexpr int kVector = 16 / int(sizeof(T));
+    const T* const from = record(k);
+    for (int e = kVector * t.rank; e < to.size(); e += kVector * t.threads) copy_async_16(to.at + e, from + e);
+  }
+
+  // --- phases --------------------------------------------------------------------------------------------------------
+
+  DEV void there(const MlpSet<T>& set, bool back) const {
+    each_rows<kR>(t, step, set, [&](const Samples<T, S, kR>& rows) {
+      rows.forward();
+      rows.losses();
+      if (back) rows.backward();
+    });
+  }
+  DEV void inner_step(int k) const {
+    there(support, true);
+    __syncthreads();
+    T* const kept = goes_back() ? record(k) : nullptr;
+    if (kept) keep_values(k);
+    sum_losses(t, support, static_cast<T*>(t.call.support_losses) + int64_t(k) * t.call.tasks + t.task);
+    Weights<T, S>{t, step, support.x, support.samples}.template tiles<Becomes::kStep>(t.rank, k, kept);
+    __syncthreads();
+  }
+  DEV void query_set() const {
+    there(query, t.call.wants_gradient);
+    __syncthreads();
+    sum_losses(t, query, static_cast<T*>(t.call.loss) + t.task);
+    constexpr int kO = S::width(S::kLayers);
+    T* const output = static_cast<T*>(t.call.output) + int64_t(t.task) * query.samples * kO;
+    for (int e = t.rank; e < query.samples * kO; e += t.threads) {
+      const int n = e / kO;
+      output[e] = step.plane(S::kZ, S::kLayers)[n * row_of(kO) + e - n * kO];
+    }
+    if (t.call.wants_gradient)
+      Weights<T, S>{t, step, query.x, query.samples}.template tiles<Becomes::kStart>(t.rank, 0, nullptr);
+  }
+  DEV void step_back(int k) const {
+    each_rows<kR>(t, step, support, [&](const Samples<T, S, kR>& rows) {
+      rows.forward_tangent(k);
+      rows.loss_tangents();
+      rows.backward_tangent(k);
+    });
+    __syncthreads();
+    if (t.call.wants_rates) {
+      rate_gradients(t, step, support.samples, k);
+      __syncthreads();  // lambda is read no more
+    }
+    Weights<T, S>{t, step, support.x, support.samples}.template tiles<Becomes::kBack>(t.rank, k, nullptr);
+  }
+  DEV void way_back() {
+    const bool ahead = t.call.sets > 1;
+    for (int k = t.call.steps - 1; k >= 0; --k) {
+      if (!ahead) {
+        __syncthreads();  // what the step behind has left is read no more
+        fetch(k, other);
+      }
+      copy_async_wait_all();
+      __syncthreads();
+      const MlpStep<T, S> before = step;
+      step = other, other = ahead ? before : step;
+      if (ahead && k > 0) fetch(k - 1, other);
+      step_back(k);
+    }
+  }
+
+  DEV void run() {
+    __syncthreads();  // what the task before left is read no more
+    load();
+    __syncthreads();
+    for (int k = 0; k < t.call.steps; ++k) inner_step(k);
+    const bool back = goes_back() && t.call.steps > 0;
+    if (back && t.call.sets > 1) fetch(t.call.steps - 1, other);
+    query_set();
+    if (back) way_back();
+    if (!t.call.wants_gradient) return;
+    __syncthreads();
+    T* const parts = static_cast<T*>(t.call.parts) + int64_t(t.task) * (S::kPlainParams + t.call.n_rates);
+    store_lambda(parts);
+    store_rates(parts + S::kPlainParams);
+  }
+};
+
+template <class T, class S, int kR>
+__global__ void __launch_bounds__(256, 1) mlp_kernel(const __grid_constant__ MtmlkMlpCall call) {
+  SharedCarver carver(dynamic_shared());
+  const MlpMemory<T, S> m = MlpMemory<T, S>::of(carver, call);
+  const int room = room_of(call);
+  T* const history = static_cast<T*>(call.history) + int64_t(blockIdx.x) * call.steps * S::step(room);
+  for (int task = int(blockIdx.x); task < call.tasks; task += int(gridDim.x)) {
+    const auto on = [](T* p) { return OnChip<T>::of(p); };
+    const T low = kept(call.act == kRelu ? T(0) : T(call.c0));
+    const MlpTask<T, S> t = {call, int(threadIdx.x), int(blockDim.x), task, low, on(m.lambda), {on(m.moving), room},
+                             on(m.each), on(m.dots), on(m.rates), on(m.rate_grads), on(m.ones), history};
+    const auto set = [&](T* x, T* y, const MtmlkMlpLoss& loss, int samples) {
+      return MlpSet<T>{on(x), on(y), kept(loss.kind), kept(T(loss.p0)), kept(T(loss.weight)), kept(samples)};
+    };
+    MlpLoop<T, S, kR>{t, {on(m.steps[0]), room}, {on(m.steps[1]), room},
+                      set(m.support_x, m.support_y, call.support_loss, call.support),
+                      set(m.query_x, m.query_y, call.query_loss, call.query)}
+        .run();
+  }
+}
+
+}  // namespace mtmlk

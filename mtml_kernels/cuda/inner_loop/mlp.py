@@ -1,0 +1,183 @@
+"""Calls whose network is a perceptron of known widths, by a kernel that is compiled for them: forward, and backward where
+the cotangent is that of the losses. Whatever else a call wants the program of a block does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mtml_kernels.cuda.inner_loop.chip import MLP_REGISTERS, Chip
+from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
+from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of
+from mtml_kernels.memory import in_memory
+from mtml_kernels.schema.inner_loop import NEED_LR, InnerLoopArgs, Outputs, output_shapes
+
+__all__ = ["Bound", "Kernels", "Perceptrons"]
+
+MOST = 256  # calls of given shapes that are kept
+
+
+class Kernels(Protocol):
+    """What runs the perceptrons' kernels: a device, or the CPU in its place."""
+
+    def shapes(self, dtype: torch.dtype) -> Sequence[MlpShape]:
+        """The perceptrons that there are kernels for."""
+
+    def chip(self, device: torch.device) -> Chip:
+        """The numbers of the device."""
+
+    def shared_bytes(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
+        """Of a block's memory on the chip."""
+
+    def record(self, shape: int, call: MlpCall) -> int:
+        """Elements of a step in the history."""
+
+    def entry(self) -> int:
+        """Address of `mtmlk_run_mlp`, or of what is in its place."""
+
+    def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
+        """Launches the kernel."""
+
+    def sum_over_tasks(
+        self, parts: Tensor, scale: Tensor | None, results: Sequence[Tensor | None], begins: Sequence[int]
+    ) -> None:
+        """Each result = its elements, from `begins` on, of sum over tasks of scale [T] parts [T, P], in their order."""
+
+
+class Bound(NamedTuple):
+    """What calls of given shapes share: made once."""
+
+    spec: Any  # keeps its id from being another's
+    form: Form
+    launch: MlpLaunch
+    call: MlpCall  # all but its addresses
+    parts: int  # elements of a task's gradients
+    history: int  # elements, of all blocks
+    shared_bytes: int
+
+
+class Perceptrons:
+    """Runs calls by the kernels of perceptrons, where there is one."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._bound: dict[Any, Bound | None] = {}
+
+    def bound(self, a: InnerLoopArgs) -> Bound | None:
+        """The kernel of a call and how it is launched; None where it has none."""
+        like, y = a.params[0], a.query_y
+        absent = (a.support_mask is None, a.query_mask is None, a.step_weights is None)
+        shapes = [t.shape for t in (*a.support_x, *a.query_x, a.support_y, *a.lr)], None if y is None else y.shape
+        key = (id(a.spec), a.needs, like.dtype, like.device, str(shapes), absent)
+        if key not in self._bound:
+            if len(self._bound) >= MOST:
+                self._bound.clear()
+            self._bound[key] = self._make(a)
+        return self._bound[key]
+
+    def _make(self, a: InnerLoopArgs) -> Bound | None:
+        like = a.params[0]
+        form = form_of(a)
+        if form is None or a.support_y.dtype != like.dtype:
+            return None
+        for index, shape in enumerate(self._kernels.shapes(like.dtype)):
+            if tuple(shape.widths[: shape.layers + 1]) == form.widths and bool(shape.bent) == form.bent:
+                return self._launched(a, form, index, shape)
+        return None
+
+    def _launched(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
+        """By which launch; None where the chip has no room for it."""
+        call, chip, dtype = _sizes(a, form), self._kernels.chip(a.params[0].device), a.params[0].dtype
+        few = a.tasks <= chip.multiprocessors
+        room = chip.block_bytes if few else min(chip.block_bytes, chip.bytes // 3)
+        call.sets = 2
+        shared = self._kernels.shared_bytes(index, call, dtype)
+        if shared > room:
+            call.sets = 1
+            shared = self._kernels.shared_bytes(index, call, dtype)
+        if shared > chip.block_bytes:
+            return None
+        rows = shape.rows[0 if few else 1]
+        threads = mlp_threads(form.widths, max(call.support, call.query), rows, few)
+        blocks = chip.blocks(a.tasks, shared, threads, MLP_REGISTERS[not few])
+        launch = MlpLaunch(int(dtype == torch.float64), index, rows, blocks, threads)
+        weights = sum(o * (i + 1) for i, o in zip(form.widths, form.widths[1:], strict=False))
+        back = call.wants_gradient and not call.first_order
+        history = blocks * call.steps * self._kernels.record(index, call) if back else 0
+        return Bound(a.spec, form, launch, call, weights + call.n_rates, history, shared)
+
+    def entry(self) -> int:
+        """Address of what launches the kernels."""
+        return self._kernels.entry()
+
+    def forward(self, a: InnerLoopArgs, bound: Bound) -> Outputs:
+        """The op's forward, which goes on to every task's gradients where they are wanted."""
+        like, tasks = a.params[0], a.tasks
+        loss, output, support_losses = (like.new_empty(shape) for shape in output_shapes(a)[:3])
+        parts = like.new_empty((tasks, bound.parts)) if bound.call.wants_gradient else None
+        history = like.new_empty(bound.history) if bound.history else None
+        call = MlpCall.from_buffer_copy(bound.call)
+        where = like.device.type
+        theta = [in_memory("inner_loop: params", a.params[i], where) for i in bound.form.tensors]
+        rates = [in_memory("inner_loop: lr", rate, where) for rate in a.lr]
+        call.theta[: len(theta)] = [t.data_ptr() for t in theta]
+        call.rates[: len(theta)] = [rates[i if len(rates) > 1 else 0].data_ptr() for i in bound.form.tensors]
+        data = {"support_x": a.support_x[0], "support_y": a.support_y, "query_x": a.query_x[0], "query_y": a.query_y}
+        kept = {name: in_memory(f"inner_loop: {name}", t, where) for name, t in data.items() if t is not None}
+        made = {"loss": loss, "output": output, "support_losses": support_losses, "parts": parts, "history": history}
+        for name, t in (kept | made).items():
+            setattr(call, name, None if t is None else t.data_ptr())
+        self._kernels.run_mlp(bound.launch, call, like.device)
+        return loss, output, support_losses, [], [] if parts is None else [parts]
+
+    def gradients(
+        self, a: InnerLoopArgs, bound: Bound, parts: Tensor, scale: Tensor
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Of the parameters and of the rates: the tasks' parts, scaled and added up."""
+        params = [parts.new_empty(t.shape) for t in a.params]
+        rates = [parts.new_empty(t.shape) for t in a.lr] if bound.call.wants_rates else []
+        results: list[Tensor | None] = [*(params[i] for i in bound.form.tensors), *rates]
+        begins, at = [], 0
+        for result in results:
+            begins.append(at)
+            at += 0 if result is None else result.numel()
+        self._kernels.sum_over_tasks(parts, scale.to(parts.dtype).contiguous(), results, begins)
+        return list(params), list(rates) or [None] * len(a.lr)
+
+
+def _sizes(a: InnerLoopArgs, form: Form) -> MlpCall:
+    """All of a call but its addresses."""
+    spec, tensors = a.spec, len(form.tensors)
+    call = MlpCall(
+        tasks=a.tasks, support=a.support_x[0].shape[1], query=a.query_x[0].shape[1], steps=spec.steps,
+        first_order=spec.first_order, wants_gradient=bool(a.needs), wants_rates=bool(a.needs & NEED_LR),
+        act=int(form.act), c0=form.constants[0], c1=form.constants[1],
+    )  # fmt: skip
+    for loss, (kind, total), p0, samples in (
+        (call.support_loss, spec.support_loss, spec.loss_args[0], call.support),
+        (call.query_loss, spec.query_loss, spec.loss_args[1], call.query),
+    ):
+        loss.kind, loss.p0 = kind, p0
+        loss.weight = 1.0 if total else 1.0 / (samples * form.widths[-1])
+    begins = [0]
+    for rate in a.lr:
+        begins.append(begins[-1] + rate.shape[0])
+    own = [i if len(a.lr) > 1 else 0 for i in form.tensors]
+    call.rate_stride[:tensors] = [int(a.lr[i].shape[0] > 1) for i in own]
+    call.rate_at[:tensors] = [begins[i] for i in own]
+    call.n_rates = begins[-1] if call.wants_rates else 0
+    return call
+
+
+def mlp_threads(widths: Sequence[int], samples: int, rows: int, few: bool) -> int:
+    """Of a block: a warp for every `rows` samples, and where a task has a multiprocessor to itself a thread for every tile
+    of 4 x 4 weights; 32 to 256. No bit of a result depends on it. By the predictions in bench/LADDER.md, not measured.
+    """
+    layers = zip(widths, widths[1:], strict=False)
+    tiles = sum(-(-(-(-o // 4) * (-(-i // 4) + 1)) // 32) for i, o in layers)  # warps: a layer begins with one
+    warps = max(-(-samples // rows), tiles if few else 1)
+    return 32 * min(8, warps)

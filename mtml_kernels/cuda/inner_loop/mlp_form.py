@@ -1,0 +1,81 @@
+"""Which calls are those of a multi-layer perceptron that has a kernel of its own (csrc/cuda/inner_loop/mlp/list.cuh)."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from mtml_kernels.program.activations import Act
+from mtml_kernels.program.encoding import LAYOUT_LINEAR, Encoded, Node, constants_of, decode
+from mtml_kernels.program.ops import Op
+from mtml_kernels.schema.inner_loop import KEEP_NONE, NEED_LR, NEED_PARAMS, PLAIN, InnerLoopArgs
+from mtml_kernels.schema.losses import KINDS
+
+__all__ = ["Form", "form_of"]
+
+_STRAIGHT = (Act.RELU, Act.LEAKY_RELU)
+_OF_ELEMENTS = tuple(KINDS.index(name) for name in ("mse", "bce_with_logits", "huber", "l1"))
+
+
+class Form(NamedTuple):
+    """A perceptron: its widths, the positions of W_1, b_1, W_2, ... among the parameters, and its activation."""
+
+    widths: tuple[int, ...]
+    tensors: tuple[int, ...]
+    act: Act
+    constants: tuple[float, float]
+
+    @property
+    def bent(self) -> bool:
+        """Whether f'' is not 0 everywhere."""
+        return self.act not in _STRAIGHT
+
+
+def form_of(a: InnerLoopArgs) -> Form | None:
+    """The perceptron that a call is of, where its options are those of the kernels."""
+    spec = a.spec
+    plain = spec.update == PLAIN and not spec.axes and spec.keep == KEEP_NONE and all(spec.adapted)
+    absent = (a.support_mask, a.query_mask, a.step_weights)
+    if not plain or any(t is not None for t in absent) or a.needs & ~(NEED_PARAMS | NEED_LR):
+        return None
+    if a.query_y is None or len(a.support_x) != 1 or len(a.query_x) != 1 or any(rate.ndim != 1 for rate in a.lr):
+        return None
+    if not {spec.support_loss[0], spec.query_loss[0]} <= set(_OF_ELEMENTS):
+        return None
+    if not a.support_y.numel() or not a.query_y.numel():
+        return None
+    return _form(tuple(spec.program), tuple(spec.consts))
+
+
+@functools.lru_cache(maxsize=256)
+def _form(ints: tuple[int, ...], consts: tuple[float, ...]) -> Form | None:
+    """Linear layers, each with a bias, with one activation between them; the output last."""
+    program = decode(ints)
+    nodes, widths, tensors, acts = list(program.nodes), list(program.input_sizes), list[int](), list[tuple[int, tuple[float, ...]]]()
+    if len(widths) != 1 or program.output != len(nodes) - 1 or any(node.rows != 1 for node in nodes):
+        return None
+    if nodes[0].op != Op.INPUT or nodes[0].features != widths[0]:
+        return None
+    for at, node in enumerate(nodes[1:], 1):
+        wanted = Op.LINEAR if at % 2 else Op.ACT
+        if node.op != wanted or node.a != at - 1:
+            return None
+        if at % 2 and not _is_whole(program, node):
+            return None
+        if at % 2:
+            widths.append(node.features)
+            tensors += [node.weight, node.bias]
+        else:
+            acts.append((node.b, constants_of(node, consts)))
+    if len(nodes) % 2 or len(set(tensors)) < len(tensors) or len(tensors) < len(program.params) or len(set(acts)) > 1:
+        return None
+    kind, constants = acts[0] if acts else (int(Act.RELU), ())
+    c0, c1 = constants or (1.0, 0.0)
+    if kind == Act.LEAKY_RELU and c0 <= 0:  # the sign of what it gives is not that of what it takes
+        return None
+    return Form(tuple(widths), tuple(tensors), Act(kind), (c0, c1))
+
+
+def _is_whole(program: Encoded, node: Node) -> bool:
+    """Whether a linear layer has a weight as PyTorch lays it out, and a bias."""
+    return node.bias >= 0 and program.params[node.weight][0] == LAYOUT_LINEAR

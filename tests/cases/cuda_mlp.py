@@ -1,0 +1,107 @@
+"""The perceptrons' kernels on the CPU: compiled by a C++ compiler, as `Kernels` of the backend `cuda-host`."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from cases.cuda_engine import CUDA_HOST, HostEngine, Reason, TESTS, backend, in_order
+from cases.cuda_host import build
+from torch import Tensor
+
+from mtml_kernels.cuda.inner_loop.chip import Chip
+from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
+from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
+from mtml_kernels.ops.inner_loop_backends import BACKENDS
+
+KB = 1024
+ENTRY = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)  # mtmlk_run_mlp
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    found = ctypes.CDLL(str(build(TESTS / "cuda" / "inner_loop" / "mlp.cu", "plain", "-shared")))
+    for name in ("mtmlk_mlp_shared_bytes", "mlp_shared_bytes_in_double", "mtmlk_mlp_record", "mlp_call_bytes"):
+        getattr(found, name).restype = ctypes.c_int64
+    return found
+
+
+@dataclass
+class HostKernels:
+    """Kernels whose device is the CPU; `rows` and `threads` of a launch, where they are not those of the policy."""
+
+    multiprocessors: int = 132
+    threads: int | None = None
+    rows: int | None = None  # 0: for few tasks, 1: for many
+    blocks: int = 2
+    sets: int | None = None
+    order: int | None = None
+    launches: int = 0
+    entries: list[Any] = field(default_factory=list)  # which native code calls as long as it likes
+
+    def shapes(self, dtype: torch.dtype) -> list[MlpShape]:
+        found: list[MlpShape] = []
+        shape = MlpShape()
+        while library().mtmlk_mlp_shape(len(found), ctypes.byref(shape)):
+            found.append(MlpShape.from_buffer_copy(shape))
+        return found
+
+    def chip(self, device: torch.device) -> Chip:
+        return Chip(self.multiprocessors, 227 * KB, 228 * KB)
+
+    def shared_bytes(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
+        name = "mlp_shared_bytes_in_double" if dtype == torch.float64 else "mtmlk_mlp_shared_bytes"
+        return int(getattr(library(), name)(shape, ctypes.byref(call)))
+
+    def record(self, shape: int, call: MlpCall) -> int:
+        return int(library().mtmlk_mlp_record(shape, ctypes.byref(call)))
+
+    def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
+        launch = MlpLaunch.from_buffer_copy(launch)
+        launch.blocks = min(self.blocks, launch.blocks)
+        launch.threads = self.threads or launch.threads
+        if self.rows is not None:
+            launch.rows = self.shapes(torch.float32)[launch.shape].rows[self.rows]
+        call.sets = self.sets or call.sets
+        name = "run_mlp_in_double" if launch.dtype else "mtmlk_run_mlp"
+        reason = Reason()
+        with in_order(self.order):
+            status = getattr(library(), name)(ctypes.byref(launch), ctypes.byref(call), None, ctypes.byref(reason))
+        if status != 0:
+            raise RuntimeError(reason.text.decode())
+        self.launches += 1
+
+    def entry(self) -> int:
+        def run(launch: int, call: int, stream: int, reason: int) -> int:
+            try:
+                self.run_mlp(MlpLaunch.from_address(launch), MlpCall.from_address(call), torch.device("cpu"))
+            except RuntimeError as error:
+                Reason.from_address(reason).text = str(error).encode()[:239]
+                return 33  # MTMLK_CUDA_FAILED
+            return 0
+
+        self.entries.append(ENTRY(run))
+        found = ctypes.cast(self.entries[-1], ctypes.c_void_p).value
+        assert found is not None
+        return found
+
+    def sum_over_tasks(
+        self, parts: Tensor, scale: Tensor | None, results: Sequence[Tensor | None], begins: Sequence[int]
+    ) -> None:
+        HostEngine().sum_over_tasks(parts, scale, results, begins)
+
+
+@contextmanager
+def with_kernels(kernels: HostKernels | None = None, lane: bool = True) -> Iterator[HostKernels]:
+    """`cuda-host` is a backend inside, which runs perceptrons by these kernels."""
+    kernels = kernels or HostKernels()
+    BACKENDS.register(backend(HostEngine(), Perceptrons(kernels), lane))
+    try:
+        yield kernels
+    finally:
+        BACKENDS.unregister(CUDA_HOST)
