@@ -42,13 +42,13 @@ class Siren(nn.Module):
         return self.last(x)
 
 
-class Fields(mtml.MAML):
+class Fields(mtml.CAVIA):
     """Fits latents to many fields at once: `meta_loss` trains, `latents` encodes, `decode` draws."""
 
     def __init__(self, width: int = 64, depth: int = 4, latent: int = 64, steps: int = 3, lr: float = 0.1) -> None:
         siren = Siren(width, depth, latent)
         rates = mtml.InnerLR(siren, lr, per="element", params="latent")
-        super().__init__(siren, rates, steps=steps, loss="mse", params="latent")
+        super().__init__(siren, rates, "latent", steps=steps, loss="mse")
 
     def latents(self, points: Tensor, colours: Tensor) -> Tensor:
         """[T, N, 2] and [T, N, 3] -> [T, L]."""

@@ -12,6 +12,7 @@ from mtml_kernels._version import __version__
 if TYPE_CHECKING:
     from mtml_kernels.errors import BackendUnavailable, DeviceMemoryError, FallbackWarning
     from mtml_kernels.functional.head_inner_loop import head_inner_loop
+    from mtml_kernels.functional.hvp import hvp
     from mtml_kernels.functional.inner_loop import inner_loop
     from mtml_kernels.functional.linear_multihead_loss import linear_multihead_gram, linear_multihead_loss
     from mtml_kernels.functional.multihead_loss import multihead_loss
@@ -30,6 +31,7 @@ _HOME = {
     "Program": "program",
     "Unfusable": "program",
     "head_inner_loop": "functional.head_inner_loop",
+    "hvp": "functional.hvp",
     "inner_loop": "functional.inner_loop",
     "linear_multihead_gram": "functional.linear_multihead_loss",
     "linear_multihead_loss": "functional.linear_multihead_loss",
@@ -50,6 +52,7 @@ __all__ = [
     "Unfusable",
     "__version__",
     "head_inner_loop",
+    "hvp",
     "inner_loop",
     "linear_multihead_gram",
     "linear_multihead_loss",

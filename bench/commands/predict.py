@@ -38,9 +38,20 @@ def _first(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _sass(args: argparse.Namespace) -> Iterator[str]:
-    """By compiled kernels."""
+    """By compiled kernels; those of heads by programs that run."""
     from bench.report import predict as predicting
     from bench.sass import report
+    from bench.sass.heads import report as heads
+
+    of_heads = [name in (heads.GROUP, *heads.NAMES) for name in args.workloads]
+    if any(of_heads):
+        if not all(of_heads) or args.precision != ("fp32",) or args.launches:
+            raise ValueError(
+                f"workloads: expected {heads.GROUP}, or some of {', '.join(heads.NAMES)}, in a call of their own, "
+                f"in fp32 and without --launches; got {', '.join(args.workloads)}"
+            )
+        yield from heads.report(args.workloads, args.device, 10**6 if args.calls else args.worst, args.out)
+        return
 
     worst = 10**6 if args.calls else args.worst
     request = report.Request(args.device, args.precision, worst, args.out, args.launches)
@@ -51,7 +62,7 @@ def _persistent(args: argparse.Namespace) -> Iterator[str]:
     """By the persistent kernel."""
     from bench.sass.persistent import report
 
-    request = report.Request(args.device, args.tasks, args.steps, args.worst, args.out)
+    request = report.Request(args.device, args.tasks, args.steps, args.worst, args.out, args.interpreted)
     yield from report.report(args.workloads or report.DEFAULT, request)
 
 
@@ -62,8 +73,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("out: expected with --sass or --backend cuda, whose table it is")
     if args.launches and not counted:
         raise ValueError("launches: expected with --sass, whose table it is")
-    if (args.tasks or args.steps) and not persistent:
-        raise ValueError("tasks, steps: expected with --backend cuda")
+    if (args.tasks or args.steps or args.interpreted) and not persistent:
+        raise ValueError("tasks, steps, interpreted: expected with --backend cuda")
     if persistent and (counted or args.precision != ("fp32",)):
         raise ValueError("backend: cuda is one kernel in fp32, which knows neither --sass nor --precision")
 
@@ -84,7 +95,8 @@ def add(commands: Commands) -> None:
         help="calls, FLOPs, bytes and predicted time of a meta-step on a GPU",
         description="By the schedule: its calls, FLOPs and bytes. With --sass by the kernels that Triton makes of it, "
         "compiled for the chip, which need not be there, and counted instruction by instruction: about a second for "
-        "each distinct kernel the first time, which are kept under XDG_CACHE_HOME. With --backend cuda by the "
+        "each distinct kernel the first time, which are kept under XDG_CACHE_HOME; of `heads` (linear heads and "
+        "multi-head losses) some programs of each launch run, instruction by instruction. With --backend cuda by the "
         "persistent kernel: nvcc compiles it for the chip, and a task runs through its instructions, one by one.",
     )
     p.add_argument(
@@ -101,6 +113,7 @@ def add(commands: Commands) -> None:
     p.add_argument("--backend", choices=("triton", "cuda"), default="triton", help="whose launches (default triton)")
     p.add_argument("--tasks", type=_numbers, default=(), help="with --backend cuda: some numbers of tasks")
     p.add_argument("--steps", type=_numbers, default=(), help="with --backend cuda: some numbers of inner steps")
+    p.add_argument("--interpreted", action="store_true", help="with --backend cuda: perceptrons by a program too")
     p.add_argument("--sass", action="store_true", help="of the compiled launches, beside the first prediction")
     p.add_argument("--worst", type=positive, default=5, help="longest launches or phases (default %(default)s)")
     p.add_argument("--out", default="", metavar="CSV", help="the table as a file")

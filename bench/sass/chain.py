@@ -55,7 +55,7 @@ def results_of(one: Instruction) -> tuple[int, int]:
     count = 1
     while count < len(one.operands) and re.fullmatch(r"U?P(\d+|T)", one.operands[count]):
         count += 1
-    if one.base == "SHFL":  # whether the lane was there, and its value
+    if one.base in ("SHFL", "ATOMG"):  # whether the lane was there, and its value
         return 2, 1
     pair = one.base == "CS2R" or one.base in _DOUBLE or one.opcode.startswith("F2F.F64")
     width = _ACCUMULATOR if one.base == "HMMA" else 2 if pair else words_of(one)
@@ -68,7 +68,10 @@ def latency_of(one: Instruction, pipe: str, chip: Chip, far: int) -> float:
     by_opcode = {
         "LDG": far,
         "LDGSTS": far,
+        "ATOMG": far,
+        "MEMBAR": times.memory,
         "SHFL": times.shuffle,
+        "REDUX": times.shuffle,
         "BAR": times.barrier,
         "S2R": times.special_register,
         "S2UR": times.special_register,

@@ -41,7 +41,7 @@ def pipe_of(one: Instruction) -> str:
 def words_of(one: Instruction) -> int:
     """Words of 32 bits that each lane moves, or writes."""
     if "LDSM" in one.base or "STSM" in one.base:
-        return int(one.opcode[-1])
+        return int(one.opcode[-1]) if one.opcode[-2] == "." else 1  # STSM.16.M88 is of one matrix
     how = one.opcode.split(".")
     return 4 if "128" in how else 2 if "64" in how or "WIDE" in how else 1
 

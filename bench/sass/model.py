@@ -8,7 +8,8 @@
 
 A wave is as many programs as the chip holds by registers and shared memory. Programs are spread evenly over
 multiprocessors, or over the places of a wave, of which the one with most counts; where jobs differ, each has the mean
-of them. PyTorch's own kernels have launch and bytes alone. Left out: bank conflicts and reads that do not use whole
+of them. PyTorch's own kernels have launch and bytes alone, its
+products the first prediction. Left out: bank conflicts and reads that do not use whole
 sectors, rare branches, long programs that start last, what a cold L2 costs, the host.
 """
 
@@ -23,9 +24,11 @@ from bench.sass.code import Code
 from bench.sass.counting import LANES, Counts, check, count
 from bench.sass.paths import Path, paths_of
 from bench.sass.recording import Move, Recorded
+from mtml_kernels.schedule.cost import Cost
 from mtml_kernels.schedule.devices import LAUNCH_SECONDS
+from mtml_kernels.schedule.predict import predict
 
-__all__ = ["BOUNDS", "Launch", "launch_of", "move_of"]
+__all__ = ["BOUNDS", "Launch", "bytes_seconds", "launch_of", "move_of"]
 
 BOUNDS = ("launch", "issue", "matrix", "bytes", "latency")
 
@@ -68,7 +71,8 @@ class Launch(NamedTuple):
         return f"{1e6 * self.seconds:9.2f} us {self.bound:8s} {work}, {counted}, {longest}  {self.name}"
 
 
-def _bytes_seconds(size: int, chip: Chip) -> float:
+def bytes_seconds(size: int, chip: Chip) -> float:
+    """Of so many bytes, from the L2 cache where it holds them."""
     device = chip.device
     return size / (device.l2_bandwidth if size <= device.l2_bytes else device.bandwidth)
 
@@ -121,7 +125,7 @@ def launch_of(launch: Recorded, code: Code, chip: Chip) -> Launch:
         launch=LAUNCH_SECONDS,
         issue=issue / hertz,
         matrix=matrix / hertz,
-        bytes=_bytes_seconds(moved, chip),
+        bytes=bytes_seconds(moved, chip),
         latency=_busiest(paths, chains, processors * resident) / hertz,
         programs=launch.programs,
         resident=resident,
@@ -134,6 +138,10 @@ def launch_of(launch: Recorded, code: Code, chip: Chip) -> Launch:
 
 
 def move_of(move: Move, chip: Chip) -> Launch:
-    """One of PyTorch's own kernels: of its bytes."""
-    seconds = _bytes_seconds(move.bytes, chip)
-    return Launch(f"torch {move.name}", LAUNCH_SECONDS, 0.0, 0.0, seconds, 0.0, moved=move.bytes)
+    """One of PyTorch's own kernels: of its bytes, or by the first prediction of a product of float32."""
+    seconds, name = bytes_seconds(move.bytes, chip), f"torch {move.name}"
+    if move.product is None:
+        return Launch(name, LAUNCH_SECONDS, 0.0, 0.0, seconds, 0.0, moved=move.bytes)
+    times, product = predict(Cost((move.product,), 0, 0, 0), chip.device), move.product
+    shape = f"{product.batch} x [{product.rows}, {product.cols}] of {product.depth}"
+    return Launch(f"{name} {shape}", LAUNCH_SECONDS, times.arithmetic, 0.0, seconds, times.latency, moved=move.bytes)

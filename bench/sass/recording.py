@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
-__all__ = ["Move", "Recorded", "moved", "recorded", "started"]
+from mtml_kernels.schedule.cost import Product
+
+__all__ = ["Move", "Moves", "Recorded", "launches_into", "moved", "recorded", "started"]
 
 TYPES = {
     torch.float64: "fp64",
@@ -45,6 +47,7 @@ class Recorded(NamedTuple):
     programs: int
     tensors: dict[int, Tensor]
     numbers: dict[str, Any]
+    values: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -61,10 +64,11 @@ class Recorded(NamedTuple):
 
 
 class Move(NamedTuple):
-    """One kernel of PyTorch: its operation, and the bytes of its operands and results."""
+    """One kernel of PyTorch: its operation, the bytes of its operands and results, and the product that it is."""
 
     name: str
     bytes: int
+    product: Product | None = None
 
 
 def moved(tensor: Tensor) -> int:
@@ -81,6 +85,8 @@ def _typed(value: Any, what: str) -> tuple[str, int]:
     """The type of an argument, and the number that 16 may divide."""
     if isinstance(value, Tensor):
         return "*" + TYPES[value.dtype], value.data_ptr()
+    if isinstance(value, float):
+        return "fp32", 1
     if isinstance(value, int):
         return "i32" if -(2**31) <= value < 2**31 else "i64", value
     raise TypeError(f"{what} is {value!r}")
@@ -108,30 +114,52 @@ def _launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: An
                 attributes[(*at, i) if several else at] = DIVISIBLE
     tensors = {i: value for i, value in enumerate(passed) if isinstance(value, Tensor)}
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float | str | bool)}
-    return Recorded(kernel, signature, constants, attributes, options, _programs(grid, values), tensors, numbers)
+    programs = _programs(grid, values)
+    return Recorded(kernel, signature, constants, attributes, options, programs, tensors, numbers, values)
 
 
-class _Moves(TorchDispatchMode):
-    """Writes down PyTorch's operations, views and allocations left out."""
+_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "addmm_": 1, "baddbmm_": 1}
+"""PyTorch's products, and which of their operands is the left factor."""
 
-    def __init__(self, found: list[Recorded | Move]) -> None:
+
+def _product(name: str, args: Sequence[Any], result: Tensor) -> Product | None:
+    """What a kernel of PyTorch multiplies."""
+    if name not in _PRODUCTS:
+        return None
+    rows, cols = result.shape[-2:]
+    batch = result.numel() // max(rows * cols, 1)
+    return Product(batch, rows, cols, result.numel() * args[_PRODUCTS[name]].shape[-1])
+
+
+class Moves(TorchDispatchMode):
+    """Writes down PyTorch's operations, views and allocations left out. `tensors`: that are there before."""
+
+    def __init__(self, found: list[Any], tensors: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self.found = found
+        self._made = list(tensors)
+
+    def every(self) -> list[Tensor]:
+        """All tensors that are there, or were."""
+        return self._made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if isinstance(result, Tensor):
+            self._made.append(result)
         if isinstance(result, Tensor) and not (func.is_view or name in NO_KERNELS):
             operands = torch.utils._pytree.tree_leaves((args, kwargs, result))
             tensors = {id(t): t for t in operands if isinstance(t, Tensor)}
-            self.found.append(Move(name, sum(map(moved, tensors.values()))))
+            self.found.append(Move(name, sum(map(moved, tensors.values())), _product(name, args, result)))
         return result
 
 
 @contextlib.contextmanager
-def _launches_into(found: list[Any]) -> Iterator[None]:
+def launches_into(take: Callable[[Recorded], None]) -> Iterator[None]:
+    """Triton's launches within it go there instead of to a GPU."""
     before = JITFunction.run
-    JITFunction.run = lambda self, *args, grid, warmup, **kwargs: found.append(_launch(self, args, kwargs, grid))
+    JITFunction.run = lambda self, *args, grid, warmup, **kwargs: take(_launch(self, args, kwargs, grid))
     try:
         yield
     finally:
@@ -142,7 +170,7 @@ def _launches_into(found: list[Any]) -> Iterator[None]:
 def recorded() -> Iterator[list[Recorded]]:
     """Launches within it are written down, and nothing runs."""
     found: list[Recorded] = []
-    with _launches_into(found):
+    with launches_into(found.append):
         yield found
 
 
@@ -150,5 +178,5 @@ def recorded() -> Iterator[list[Recorded]]:
 def started() -> Iterator[list[Recorded | Move]]:
     """The same, and PyTorch's own kernels among them, in their order."""
     found: list[Recorded | Move] = []
-    with _launches_into(found), _Moves(found):
+    with launches_into(found.append), Moves(found):
         yield found

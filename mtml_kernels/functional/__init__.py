@@ -1,6 +1,7 @@
 """The documented functions of the engine: tensors in, tensors out, everything checked."""
 
 from mtml_kernels.functional.head_inner_loop import HeadResult, head_inner_loop
+from mtml_kernels.functional.hvp import hvp
 from mtml_kernels.functional.inner_loop import InnerLoopResult, inner_loop
 from mtml_kernels.functional.linear_multihead_loss import linear_multihead_gram, linear_multihead_loss
 from mtml_kernels.functional.multihead_loss import multihead_loss
@@ -12,6 +13,7 @@ __all__ = [
     "HeadResult",
     "InnerLoopResult",
     "head_inner_loop",
+    "hvp",
     "inner_loop",
     "linear_multihead_gram",
     "linear_multihead_loss",

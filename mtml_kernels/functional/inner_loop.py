@@ -26,7 +26,7 @@ from mtml_kernels.ops.inner_loop_backends import FORMS
 from mtml_kernels.ops.inner_loop_lane import is_open
 from mtml_kernels.program import Program
 from mtml_kernels.rates import op_rates
-from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_NONE, KEEP_STEPS, InnerLoopSpec
+from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_NONE, KEEP_STEPS, STARTS, InnerLoopSpec
 from mtml_kernels.schema.losses import IGNORED, LossSpec
 
 __all__ = ["InnerLoopResult", "inner_loop"]
@@ -68,6 +68,7 @@ def inner_loop(
     step_weights: Tensor | Sequence[float] | None = None,
     first_order: bool = False,
     keep: str = "last",
+    start: Mapping[str, Tensor] | None = None,
     backend: str = "auto",
 ) -> InnerLoopResult:
     """K steps of gradient descent for every task, from the same start, as one operation.
@@ -92,6 +93,8 @@ def inner_loop(
         step_weights: [K+1], of the query loss at theta_0 .. theta_K; None for theta_K alone.
         first_order: treat inner gradients as constants.
         keep: which adapted parameters to return: "last", "steps" (theta_0 .. theta_K) or "none".
+        start: {name: [T, *shape]} of adapted parameters, where each task starts from its own; those that it does not
+            name start from `params`. Differentiable.
         backend: "auto", "cpu", "triton" (CUDA tensors), "torch" or "reference".
 
     Raises:
@@ -115,7 +118,7 @@ def inner_loop(
     """
     sx = [x] if isinstance(x, Tensor) else list(x)
     qx = [] if query_x is None else [query_x] if isinstance(query_x, Tensor) else list(query_x)
-    quick = step_weights is None and type(steps) is int and is_open()
+    quick = step_weights is None and start is None and type(steps) is int and is_open()
     single = (y, query_y, mask, query_mask, None)
     told = (loss, query_loss, steps, adapted if adapted is None else tuple(adapted), bool(first_order), keep)
     known = answer(program, params, lr, (sx, qx), single, told, backend) if quick else None
@@ -140,7 +143,10 @@ def inner_loop(
     shapes = {n: t.shape for n, t, flag in zip(names, tensors, flags, strict=True) if flag}
     rates = op_rates(lr, shapes, steps, like.dtype, like.device, names)
     specs = specs[0].fitting(y), specs[1].fitting(query_y)
-    options = InnerLoopSpec.of(program, flags, specs, steps=steps, first_order=first_order, keep=KEEP[keep])
+    axes = 0 if start is None else STARTS
+    options = InnerLoopSpec.of(program, flags, specs, steps=steps, first_order=first_order, keep=KEEP[keep], axes=axes)
+    if start is not None:
+        tensors = _starts(start, dict(zip(names, tensors, strict=True)), shapes, y.shape[0])
     masks = [None if m is None else m.to(like.dtype) for m in (mask, query_mask)]
     weights = _weights(step_weights, steps, like)
     if quick:
@@ -182,6 +188,25 @@ def _parameters(program: Program, params: Mapping[str, Tensor] | Sequence[Tensor
     check_devices(tensors[0].device, iter(named))
     check_dtypes(tensors[0].dtype, iter(named), "the dtype of the first parameter")
     return tensors
+
+
+def _starts(
+    start: Mapping[str, Tensor], tensors: Mapping[str, Tensor], adapted: Mapping[str, torch.Size], tasks: int
+) -> list[Tensor]:
+    """The program's parameters where every task starts: [T, *shape] of the adapted ones."""
+    like = next(iter(tensors.values()))
+    for name, own in start.items():
+        label = f"start[{name!r}]"
+        if name not in adapted:
+            raise ValueError(f"start: expected names of adapted parameters, {', '.join(adapted)}; got {name!r}")
+        if not isinstance(own, Tensor) or list(own.shape) != [tasks, *adapted[name]]:
+            raise ValueError(f"{label}: expected [T, *shape] = {[tasks, *adapted[name]]}, got {shown(own)}")
+        check_devices(like.device, iter([(label, own)]))
+        check_dtypes(like.dtype, iter([(label, own)]), "the dtype of the parameters")
+    return [
+        t if name not in adapted else start[name] if name in start else t.expand(tasks, *t.shape)
+        for name, t in tensors.items()
+    ]
 
 
 def _losses(*losses: Loss) -> tuple[LossSpec, LossSpec]:

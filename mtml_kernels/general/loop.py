@@ -115,7 +115,7 @@ def general_inner_loop(
             # what no task changed comes out as one tensor repeated with stride 0: the caller's own
             result["adapted"] = {n: v if v.stride(0) else v.clone() for n, v in result["adapted"].items()}
         else:
-            functional = _in_transform()
+            functional = _in_transform() or torch.is_inference_mode_enabled()  # where autograd records nothing
             result = _stack([one(task, functional) for task in _unbind(dict(data))])
     forward.release()
     adapted, moments = result["adapted"], result["moments"]

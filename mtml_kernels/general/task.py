@@ -108,6 +108,15 @@ class _Steps:
             return {name: value.detach().requires_grad_() for name, value in theta.items()}
         return {name: v if v.requires_grad else v.detach().requires_grad_() for name, v in theta.items()}
 
+    def first(self, theta: Params) -> Params:
+        """theta_0, apart from all else: starts and inputs that were made of the model's parameters are no part of the
+        inner gradient.
+        """
+        theta = self.start(theta)
+        if self.functional or not self.recording:  # there they are apart already
+            return theta
+        return {name: value.view_as(value) for name, value in theta.items()}
+
     def step(self, k: int, theta: Params, data: Mapping[str, Any]) -> tuple[Params, Tensor]:
         """(theta_{k+1}, support loss at theta_k)."""
         grads, loss = self._gradients(k, theta, data)
@@ -178,7 +187,7 @@ def run_task(
     moments = data.get("moments")
     state = None if moments is None else {"step": rule.taken, **moments}
     steps = _Steps(rule, fixed, rates, functional, forward, state)
-    theta = steps.start({**theta, **data.get("start", {})})
+    theta = steps.first({**theta, **data.get("start", {})})
     history, losses = [theta], []
     total: Any = None
     judged = "qy" in data or rule.query_loss.alone

@@ -17,12 +17,21 @@ from typing import TYPE_CHECKING, Any
 from mtml_kernels._version import __version__
 
 if TYPE_CHECKING:
-    from mtml import balance, inner, tasks, weighting
+    from mtml import balance, distributed, inner, tasks, weighting
     from mtml.adapted import Adapted
     from mtml.algorithms.anil import ANIL
     from mtml.algorithms.base import MetaOutput
+    from mtml.algorithms.boil import BOIL
+    from mtml.algorithms.cavia import CAVIA, Context
+    from mtml.algorithms.fomaml import FOMAML
+    from mtml.algorithms.imaml import IMAML
     from mtml.algorithms.maml import MAML
+    from mtml.algorithms.maml_plus_plus import MAMLPlusPlus
+    from mtml.algorithms.meta_curvature import MetaCurvature
     from mtml.algorithms.meta_sgd import MetaSGD
+    from mtml.algorithms.proto_maml import ProtoMAML
+    from mtml.algorithms.r2d2 import R2D2
+    from mtml.algorithms.reptile import Reptile
     from mtml.balance.affinity import task_affinity
     from mtml.head_losses import HeadLosses
     from mtml.inner_lr import InnerLR
@@ -35,26 +44,37 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANIL",
+    "BOIL",
+    "CAVIA",
+    "FOMAML",
+    "IMAML",
     "MAML",
+    "R2D2",
     "Adapted",
     "BackendUnavailable",
     "Classification",
+    "Context",
     "DeviceMemoryError",
     "Explanation",
     "FallbackWarning",
     "HeadLosses",
     "InnerLR",
+    "MAMLPlusPlus",
+    "MetaCurvature",
     "MetaOutput",
     "MetaSGD",
     "MultiHead",
     "MultiLabel",
     "PerStepBatchNorm",
+    "ProtoMAML",
     "Regression",
+    "Reptile",
     "Segmentation",
     "TaskBatch",
     "Tokens",
     "__version__",
     "balance",
+    "distributed",
     "inner",
     "task_affinity",
     "tasks",
@@ -63,12 +83,22 @@ __all__ = [
 
 _WHERE = {
     "ANIL": "mtml.algorithms.anil",
+    "BOIL": "mtml.algorithms.boil",
+    "CAVIA": "mtml.algorithms.cavia",
+    "Context": "mtml.algorithms.cavia",
+    "FOMAML": "mtml.algorithms.fomaml",
+    "IMAML": "mtml.algorithms.imaml",
     "MAML": "mtml.algorithms.maml",
+    "MAMLPlusPlus": "mtml.algorithms.maml_plus_plus",
+    "MetaCurvature": "mtml.algorithms.meta_curvature",
     "MetaOutput": "mtml.algorithms.base",
+    "MetaSGD": "mtml.algorithms.meta_sgd",
+    "ProtoMAML": "mtml.algorithms.proto_maml",
+    "R2D2": "mtml.algorithms.r2d2",
+    "Reptile": "mtml.algorithms.reptile",
     "Adapted": "mtml.adapted",
     "Explanation": "mtml.paths.explain",
     "InnerLR": "mtml.inner_lr",
-    "MetaSGD": "mtml.algorithms.meta_sgd",
     "MultiHead": "mtml.multihead",
     "HeadLosses": "mtml.head_losses",
     "Classification": "mtml.multihead.heads",
@@ -83,7 +113,7 @@ _WHERE = {
     "DeviceMemoryError": "mtml_kernels.errors",
     "FallbackWarning": "mtml_kernels.errors",
 }
-_MODULES = ("balance", "inner", "tasks", "train", "weighting")
+_MODULES = ("balance", "distributed", "inner", "tasks", "train", "weighting")
 
 
 def __getattr__(name: str) -> Any:

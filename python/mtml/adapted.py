@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from mtml.notices import warn_of_statistics
+from mtml.paths.judge import check_targets, task_losses
 from mtml_kernels.batch_norm import step_rows
-from mtml_kernels.checks import check_class_ids, check_devices, check_leading, check_target, leaves
+from mtml_kernels.checks import check_devices, check_leading, leaves
 from mtml_kernels.general import GeneralPlan, forward_tasks
-from mtml_kernels.losses import IGNORED, LossSpec, Opaque, resolve
-from mtml_kernels.losses.task import TaskLoss, refuse_several
+from mtml_kernels.losses import LossSpec, Opaque, resolve
+from mtml_kernels.losses.task import TaskLoss
 
 __all__ = ["Adapted"]
 
@@ -128,26 +128,14 @@ class Adapted:
         output = self(qx, step)
         if qy is not None:
             self._check_targets(resolved, qx, output, qy)
-        if isinstance(resolved, LossSpec):
-            result: Tensor = vmap(loss)(*((output, qy) if query_mask is None else (output, qy, query_mask)))
-            return result
-        rows = [self._of_task(t, (output, qy, query_mask)) for t in range(self.tasks)]
-        return torch.stack([loss(*row) for row in rows])
-
-    def _of_task(self, t: int, parts: tuple[Any, ...]) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda part: part[t], parts)
-        return found
+        return task_losses(loss, output, qy, query_mask, self.tasks)
 
     def _check_targets(self, loss: LossSpec | Opaque, qx: Any, output: Any, qy: Any) -> None:
-        if isinstance(loss, LossSpec):
-            refuse_several("loss", loss.kind, output)
-            check_target("qy", loss.kind, qy, tuple(output.shape))
+        check_targets("qy", loss, output, qy)
         _, first = next(leaves("qx", qx))
         for label, tensor in leaves("qy", qy):
             check_leading(label, tensor, tuple(first.shape[:2]), "[T, Q]")
         check_devices(self.support_losses.device, leaves("qy", qy))
-        if isinstance(loss, LossSpec) and loss.kind == "cross_entropy" and not qy.is_floating_point():
-            check_class_ids("qy", qy, output.shape[2], IGNORED)
 
     def task(self, t: int, step: int = -1) -> nn.Module:
         """Task t's model as a module of its own: a deep copy holding the adapted values, cut off from the graph.

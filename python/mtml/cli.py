@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mtml.train.failures import line_of
+from mtml.train.job import say_why
 
 __all__ = ["main"]
 
@@ -65,7 +66,7 @@ def _run(given: list[str]) -> int:
 
 
 def _end(line: str, status: int) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
+    say_why(line)
     sys.exit(status)
 
 

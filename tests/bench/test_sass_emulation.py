@@ -85,6 +85,11 @@ def clocks_of(*lines: str, warps: int = 1, **registers: Any) -> Clocks:
         ("LDC R9, c[0x0][R2+0x1]", 1),
         ("FLO.U32 R9, R7", 3),
         ("F2I.FTZ.U32.TRUNC.NTZ R9, R8", 2),
+        ("IMAD.HI R9, R4, R2, RZ", 2**32 - 1),
+        ("SGXT R9, R4, 0x1", 2**32 - 1),
+        ("SGXT.U32 R9, R1, 0x2", 3),
+        ("REDUX.SUM.S32 R9, R1", 7 * 32),
+        ("SHFL.IDX PT, R9, R1, RZ, 0x1f", 7),
     ],
 )  # fmt: skip
 def test_an_instruction_on_integers(line: str, value: int) -> None:
@@ -166,6 +171,58 @@ def test_a_shuffle_sums_over_lanes() -> None:
     lines = [f"SHFL.BFLY PT, R1, R0, {hex(by)}, 0x1f\n" for by in (16, 8, 4, 2, 1)]
     steps = [part for line in lines for part in (line.strip(), "FADD R0, R0, R1")]
     assert ran(*steps, R0=LANES.astype(np.float32)).floats[0].tolist() == [[496.0] * 32]
+
+
+def test_a_difference_carries_where_it_is_not_negative() -> None:
+    lines = ("LEA R4, P1, -R0, R1, 0x4", "IMAD.X R5, RZ, RZ, ~R2, P1")
+    assert (ran(*lines, R0=0, R1=5, R2=0).wide(4) == 5).all()
+    assert (ran(*lines, R0=1, R1=5, R2=0).wide(4) == 2**64 - 11).all()
+
+
+def test_bits_become_predicates() -> None:
+    state = ran("R2P PR, R0, 0x6", "SEL R1, R2, RZ, P1", "SEL R3, R2, RZ, P2", R0=0b1101, R2=9)
+    assert (state.registers[1] == 0).all() and (state.registers[3] == 9).all()
+
+
+def test_predicates_of_a_warp() -> None:
+    lines = ("UPLOP3.LUT UP1, UPT, UPT, UPT, UPT, 0x80, 0x0", "USEL UR3, UR2, URZ, UP1", "MOV R0, UR3")
+    assert (ran("R2UR UR2, R1", *lines, R1=9).registers[0] == 9).all()
+
+
+def test_a_carry_may_be_a_warps_own() -> None:
+    lines = ("UIADD3 UR4, UP1, UR2, UR3, URZ", "UIADD3.X UR5, URZ, URZ, URZ, UP1, !UPT", "MOV R0, UR5")
+    assert (ran("R2UR UR2, R1", "R2UR UR3, R1", *lines, R1=2**31).registers[0] == 1).all()
+
+
+def test_matrices_are_rows_of_16_bytes() -> None:
+    """Each lane stores a word of its row; read back with the addresses of the rows in another order."""
+    order = np.concatenate([LANES[:8][::-1], LANES[8:]])
+    lines = ("STSM.16.M88 [R2], R0", "LDSM.16.M88 R4, [R3]")
+    state = ran(*lines, R0=LANES + 100, R2=16 * LANES, R3=16 * order.astype(np.uint32))
+    assert state.registers[4].ravel().tolist() == [100 + 4 * (7 - lane // 4) + lane % 4 for lane in range(32)]
+    (phase,) = clocks_of("LDSM.16.M88.4 R4, [R3]", R3=16 * LANES).phases
+    assert phase.units["shared memory"] == 4
+
+
+def test_a_thread_has_memory_of_its_own() -> None:
+    state = ran("STL [R1+0x8], R0", "IADD3 R0, R0, 0x1, RZ", "STL [R1+0xc], R0", "LDL.64 R4, [R1+0x8]", R0=LANES)
+    assert (state.registers[4] == LANES).all() and (state.registers[5] == LANES + 1).all()
+
+
+def test_an_atomic_sum_gives_what_was_there() -> None:
+    """Word 8 of global memory holds 8, and 9 above it."""
+    place = {"R4": (GLOBAL & 0xFFFFFFFF) + 32, "R5": GLOBAL >> 32, "R6": 2, "R7": 0}
+    lines = ("ISETP.EQ.AND P0, PT, R0, RZ, PT", "@P0 ATOMG.E.ADD.64.STRONG.GPU PT, R2, [R4.64], R6", "LD.E R8, [R4.64]")
+    state = ran(*lines, R0=LANES, **place)
+    assert state.registers[2][0, 0] == 8 and state.registers[3][0, 0] == 9 and (state.registers[8] == 10).all()
+    with pytest.raises(ValueError, match="of several lanes"):
+        ran(lines[1].removeprefix("@P0 "), **place)
+
+
+def test_sectors_are_counted_once() -> None:
+    lane = {"R4": (GLOBAL & 0xFFFFFFFF) + 4 * LANES, "R5": GLOBAL >> 32}
+    kept = clocks_of("LD.E R8, [R4.64]", "LD.E R8, [R4.64]", "ST.E [R4.64+0x20], R8", **lane)
+    assert kept.read == {0, 1, 2, 3} and kept.written == {1, 2, 3, 4}
 
 
 def test_warps_wait_for_each_other() -> None:

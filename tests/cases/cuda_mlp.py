@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from cases.cuda_engine import CUDA_HOST, HostEngine, Reason, TESTS, backend, in_order
+from cases.cuda_engine import CUDA_HOST, TESTS, HostEngine, Reason, backend, in_order
 from cases.cuda_host import build
 from torch import Tensor
 

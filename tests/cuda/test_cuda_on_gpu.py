@@ -204,7 +204,7 @@ def test_workloads_are_those_that_a_block_can_run() -> None:
     """The one that is to spill does so on the largest chip."""
     for name in WORKLOADS:
         launch = launch_of(meta_step(SMALL[name]), Chip.named(DEVICES["h200"]))
-        assert launch.phases > 0 and (launch.workspace_bytes > 0 or name != SPILLS)
+        assert launch.threads > 0 and (launch.workspace_bytes > 0 or name != SPILLS)
 
 
 def test_a_lane_that_is_right_passes() -> None:

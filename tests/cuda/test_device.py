@@ -14,11 +14,11 @@ from mtml_kernels.cuda import backends
 from mtml_kernels.cuda.inner_loop import chip as chips
 from mtml_kernels.cuda.inner_loop import device as device_module
 from mtml_kernels.cuda.inner_loop.chip import Chip
-from mtml_kernels.cuda.inner_loop.describe import launch_of
+from mtml_kernels.cuda.inner_loop.describe import Launch, PerceptronLaunch, launch_of
 from mtml_kernels.cuda.inner_loop.device import DeviceEngine
 from mtml_kernels.cuda.inner_loop.words import RING_BYTES
 from mtml_kernels.errors import BackendUnavailable
-from mtml_kernels.native.cuda_device import Device
+from mtml_kernels.native.cuda_device import Device, built_codes
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
 from mtml_kernels.program import trace
 from mtml_kernels.schedule.devices import DEVICES
@@ -57,11 +57,40 @@ def test_blocks_are_powers_of_two_of_threads_that_stay_on_the_chip(name: str, ta
         assert threads in (32, 64, 128, 256) and (threads >= min(widest // 2, 128) or threads == 256)
         for full in (False, True):
             for asked in (RING_BYTES + 16, chip.planes(tasks) + RING_BYTES):
-                blocks = chip.blocks(tasks, asked, threads, full)
+                blocks = chip.blocks(tasks, asked, threads, chips.REGISTERS[full])
                 assert 1 <= blocks <= tasks
                 each = -(-blocks // chip.multiprocessors)  # resident on one
                 assert each * (asked + 1024) <= chip.bytes and each * threads <= 2048
                 assert each * threads * chips.REGISTERS[full] <= 65536
+
+
+# What the backend starts for a call is one of two.
+def program_of(a: InnerLoopArgs, chip: Chip) -> Launch:
+    found = launch_of(a, chip)
+    assert isinstance(found, Launch)
+    return found
+
+
+@pytest.mark.skipif(not built_codes(), reason="built without CUDA")
+def test_a_perceptron_of_known_widths_is_said() -> None:
+    net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+    program, loss = trace(net, [(1,)]), LossSpec("mse")
+    spec = InnerLoopSpec.of(program, [True] * 6, (loss, loss), steps=5)
+    tensors = dict(net.named_parameters())
+    params = [tensors[p.name].detach() for p in program.params]
+    for tasks, rows in ((25, 2), (4096, 10)):
+        x = torch.empty(tasks, 10, 1)
+        a = InnerLoopArgs(params, [torch.ones(1)], [x], [x], [], [], x, x, None, None, None, spec, NEED_PARAMS)
+        found = launch_of(a, of("h200"))
+        assert isinstance(found, PerceptronLaunch) and found.rows == rows
+        assert str(found).startswith("the kernel of perceptrons 1-40-40-1, ")
+        assert 0 < found.shared_bytes <= 232448 and found.blocks <= tasks and found.workspace_bytes > 5 * 4 * 1761
+        assert isinstance(launch_of(in_double(a), of("h200")), Launch)
+
+
+def in_double(a: InnerLoopArgs) -> InnerLoopArgs:
+    params, lr, x = ([t.double() for t in group] for group in (a.params, a.lr, a.support_x))
+    return a._replace(params=params, lr=lr, support_x=x, query_x=x, support_y=x[0], query_y=x[0])
 
 
 def call(case: Case, needs: int = NEED_PARAMS) -> InnerLoopArgs:
@@ -73,17 +102,17 @@ def test_a_launch_has_no_more_than_the_chip() -> None:
     small = Chip(3, 12 * 1024, 13 * 1024)
     for dtype in (torch.float32, torch.float64):
         a = call(make_case(tasks=3, support=40, query=50, dtype=dtype))
-        roomy, tight = launch_of(a, of("h200")), launch_of(a, small)
+        roomy, tight = program_of(a, of("h200")), program_of(a, small)
         assert roomy.workspace_bytes == 0 < tight.workspace_bytes
         assert tight.shared_bytes <= small.block_bytes and roomy.shared_bytes <= 232448
         assert roomy.blocks == tight.blocks == 3 and roomy.phases == tight.phases
 
 
 def test_the_kernel_with_all_instructions_is_said() -> None:
-    plain, full = (launch_of(call(make_case(update=update)), of("h200")) for update in (None, UpdateSpec("adam")))
+    plain, full = (program_of(call(make_case(update=update)), of("h200")) for update in (None, UpdateSpec("adam")))
     assert (plain.full, full.full) == (False, True)
     assert str(plain).startswith("plain kernel, ") and str(full).startswith("full kernel, ")
-    values = launch_of(call(make_case(), needs=0), of("h200"))
+    values = program_of(call(make_case(), needs=0), of("h200"))
     assert values.phases < plain.phases  # a call without gradients ends with the loss
 
 

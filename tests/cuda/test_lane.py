@@ -332,7 +332,8 @@ def same_as_reference(task: Task, **options: Any) -> None:
     torch.testing.assert_close(results_of(ours), results_of(theirs), rtol=1e-9, atol=1e-12)
     if ours.loss.requires_grad:
         wanted = [p for p in task.params.values() if p.requires_grad]
-        found, expected = (torch.autograd.grad(r.loss.sum(), wanted) for r in (ours, theirs))
+        unused: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+        found, expected = (torch.autograd.grad(r.loss.sum(), wanted, **unused) for r in (ours, theirs))
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -340,12 +341,13 @@ def test_every_call_is_what_it_says(engine: Counted) -> None:
     task, other = Task(), Task()
     mask = torch.rand(3, 4).double()
     some = list(task.params)[:2]
+    starts = {some[0]: torch.randn(3, 8, 3).double()}
     calls: list[dict[str, Any]] = [
         {}, {"lr": 0.2}, {"lr": 1}, {"steps": 3}, {"loss": "huber"}, {"query_loss": "l1"}, {"first_order": True},
         {"mask": mask}, {"mask": mask.float()}, {"adapted": some}, {"adapted": some[:1]}, {"keep": "none"},
         {"lr": torch.tensor(0.3)}, {"lr": dict.fromkeys(task.params, 0.1)}, {"step_weights": [0.1, 0.2, 0.3]},
         {"query_y": None}, {"query_x": None, "query_y": None}, {"loss": nn.MSELoss(reduction="sum")},
-        {"params": list(task.params.values())}, {"sx": [task.sx]}, {"program": other.program},
+        {"params": list(task.params.values())}, {"sx": [task.sx]}, {"start": starts}, {"program": other.program},
     ]  # fmt: skip
     for _ in range(2):
         for options in calls:

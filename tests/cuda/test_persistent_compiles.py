@@ -44,3 +44,15 @@ def test_kernels_keep_what_they_compute_in_registers(capability: int, precision:
             print(f"{each.registers:4} {each.stack:4} {each.spilled:4} {each.shared:6}  {each.name}")
     assert len([each for each in found if "inner_loop_kernel" in each.name]) == 2  # a plain and a full one
     assert {each.name: (each.stack, each.spilled) for each in found if each.stack or each.spilled} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_KB)
+def test_perceptrons_keep_what_they_compute_in_registers(capability: int, tmp_path: Path) -> None:
+    source = CSRC / "cuda" / "inner_loop" / "mlp" / "in_float.cu"
+    verbose = compile_for(capability, source, tmp_path / "kernel.o", "-O3", "-Xptxas", "-v", "-c")
+    found = [each for each in usage(verbose) if "mlp_kernel" in each.name and each.registers is not None]
+    print(f"sm_{capability}: registers", *(f"{each.registers:4} {each.name}" for each in sorted(found)), sep="\n")
+    assert len(found) == 8  # straight and bent, of two widths, for few tasks and for many
+    every = {each.name: (each.stack, each.spilled) for each in usage(verbose) if each.stack or each.spilled}
+    assert {name: taken for name, taken in every.items() if not name.startswith("__internal")} == {}

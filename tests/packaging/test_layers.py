@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mtml_kernels.ops",),
     ("mtml_kernels.functional",),
     ("mtml_kernels.doctor", "mtml_kernels"),
-    ("mtml.params", "mtml.inner", "mtml.inner_lr", "mtml.notices", "mtml.tasks"),
+    ("mtml.params", "mtml.inner", "mtml.inner_lr", "mtml.notices", "mtml.tasks", "mtml.wrappers"),
     ("mtml.paths",),
     ("mtml.adapted", "mtml.clone"),
     ("mtml.algorithms", "mtml.head_losses", "mtml.multihead.heads"),

@@ -25,7 +25,8 @@ def test_through_the_interpreter(marked: str) -> None:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_compiles_without_a_gpu(capability: int, tmp_path: Path) -> None:
     kernels = compiled_by("head_inner_loop.py", capability, tmp_path)
-    assert {k["name"] for k in kernels} == ({"few_shot", "widest"} if capability in (80, 120) else {"few_shot"})
+    names = {"products", "chain", "sums", "few_shot", *(("widest",) if capability in (80, 120) else ())}
+    assert {k["name"] for k in kernels} == names
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_KB[capability] * 1024, kernel
         if kernel["usage"] is not None:  # else this triton comes without cuobjdump
@@ -33,11 +34,13 @@ def test_compiles_without_a_gpu(capability: int, tmp_path: Path) -> None:
 
 
 def test_the_launch_policy() -> None:
-    assert launch_of(25, 5, 4) == (32, 16, 16, 4, True)
-    assert launch_of(0, 1, 4) == (16, 16, 16, 4, True)
-    assert launch_of(33, 5, 4) == (64, 16, 16, 8, False)
-    assert launch_of(25, 5, 8) == (32, 16, 16, 8, False)
-    assert launch_of(100, 20, 4) == (128, 32, 16, 16, False)
+    assert launch_of(25, 5, 4) == (32, 8, 16, 4, True, True)
+    assert launch_of(0, 1, 4) == (16, 8, 16, 4, True, True)
+    assert launch_of(28, 5, 4) == (32, 8, 16, 4, True, False)  # 33 columns of products
+    assert launch_of(20, 9, 4) == (32, 16, 16, 4, True, False)
+    assert launch_of(33, 5, 4) == (64, 8, 16, 4, False, False)
+    assert launch_of(25, 5, 8) == (32, 8, 16, 4, False, False)
+    assert launch_of(100, 20, 4) == (128, 32, 16, 16, False, False)
     assert refusal(128, 32, 4) is None and refusal(256, 16, 4) is None
     assert "got S = 129, C = 32: 256 x 32" in str(refusal(129, 32, 4)) and refusal(128, 32, 8) is not None
     with pytest.raises(ValueError, match=r"features_support: expected S x C of at most 4096.*Way out: backend='ref"):

@@ -14,7 +14,9 @@ from mtml_kernels.triton.backends import MULTIHEAD_LOSS
 
 pytest.importorskip("triton", reason="triton is required on Linux only")
 
-REGISTERS, RESIDENT = 65536, {"heads": 4, "vocabulary": 2}  # programs a multiprocessor must hold: see tile_of
+REGISTERS = 65536
+# Programs that a multiprocessor must hold: see tile_of.
+RESIDENT = {"heads": 4, "labels": 4, "vocabulary": 2, "vocabulary_labels": 2}
 
 
 @pytest.mark.parametrize("marked", MARKS)
@@ -25,12 +27,14 @@ def test_through_the_interpreter(marked: str) -> None:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_compiles_without_a_gpu(capability: int, tmp_path: Path) -> None:
     kernels = compiled_by("multihead_loss.py", capability, tmp_path)
-    assert {k["name"] for k in kernels} == {"norm", "finish", "scale", "heads", "vocabulary"}
+    assert {k["name"] for k in kernels} == {"norm", "empty", "scale", *RESIDENT}
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_KB[capability] * 1024, kernel
         if kernel["usage"] is None:  # this triton comes without cuobjdump
             continue
-        assert kernel["usage"]["STACK"] <= 64 and kernel["usage"]["LOCAL"] == 0, kernel
+        # "heads" has every kind of head in one launch: what lives around its tiles is spilled
+        stack = 96 if kernel["name"] == "heads" else 0
+        assert kernel["usage"]["STACK"] <= stack and kernel["usage"]["LOCAL"] == 0, kernel
         programs = RESIDENT.get(kernel["name"], 1)
         assert kernel["usage"]["REG"] * 32 * kernel["warps"] * programs <= REGISTERS, kernel
 

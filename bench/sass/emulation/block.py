@@ -19,7 +19,12 @@ from bench.sass.listing import Instruction
 
 __all__ = ["Block", "Observer"]
 
-_IGNORED = frozenset({"NOP", "WARPSYNC", "LDGDEPBAR", "DEPBAR", "ENDCOLLECTIVE"})
+_IGNORED = frozenset(
+    {
+        *("NOP", "YIELD", "WARPSYNC", "LDGDEPBAR", "DEPBAR", "ENDCOLLECTIVE"),
+        *("MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL"),  # programs run one after the other
+    }
+)
 INSTRUCTION_BYTES = 16
 _BLOCK_BARRIER, _WARP_BARRIER = 100, 99
 Observer = Callable[[int, Array], None]
@@ -102,7 +107,9 @@ class Block:
 
     def _go(self, flow: _Flow, one: Instruction, at: int, mask: Array) -> None:
         if flow.kind == "BRA":
-            if one.base == "BRA" and len(one.operands) > 1:  # and a predicate
+            if one.opcode == "BRA.CONV" and not (mask.all(1) | ~mask.any(1)).all():  # taken by warps that are whole
+                raise ValueError(f"{one.address:#x} {one.opcode}: lanes that have parted")
+            if one.opcode != "BRA.CONV" and one.base == "BRA" and len(one.operands) > 1:  # and a predicate
                 mask = mask & predicate(one.operands[0])(self.state)
             self._at[mask] = flow.target
         elif flow.kind == "BRX":

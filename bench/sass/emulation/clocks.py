@@ -25,10 +25,12 @@ from bench.sass.emulation.operands import predicate
 from bench.sass.emulation.state import LANES, Array, State
 from bench.sass.listing import Instruction
 
-__all__ = ["Clocks", "Phase"]
+__all__ = ["SECTOR", "Clocks", "Phase"]
 
 _DOUBLE = ("DADD", "DMUL", "DFMA", "F2F")
 _MEMORY = ("LD", "LDS", "LDG", "ST", "STS", "STG")
+_MATRICES = ("LDSM", "STSM")
+SECTOR = 8  # words of 32 bits, of which global memory moves all or none
 
 
 class _Form(NamedTuple):
@@ -74,6 +76,8 @@ class Clocks:
         self._clock = np.zeros(state.warps)
         self._conflicts: dict[bytes, int] = {}
         self._lines_held: set[int] = set()
+        self.read: set[int] = set()  # sectors of global memory
+        self.written: set[int] = set()
         self.lines: Counter[int] = Counter()
         self.stalls: defaultdict[int, float] = defaultdict(float)
         self.phases: list[Phase] = []
@@ -101,9 +105,11 @@ class Clocks:
         wait: Array | float = form.latency
         if form.memory:
             wait = self._moved(one, form, lanes)[warps]
+        elif one.base in _MATRICES:  # whole rows, without conflicts
+            self._units["wavefronts"] += form.words * many
         for name in form.writes:
             self._ready[name][warps] = start + wait
-        self._clock[warps] = start + 1
+        self._clock[warps] = start + (wait if one.base == "MEMBAR" else 1)
         self.stalls[at] += float((start + 1 - before).sum())
         if one.base == "FFMA":
             self._fma += int(lanes.sum())
@@ -142,12 +148,14 @@ class Clocks:
                 waves = self._wavefronts(at[warp][own], form.words)
                 found[warp] = self._chip.latencies.shared + waves - 1
             else:
-                waves, found[warp] = form.words, self._global(at[warp][own & ~shared[warp]])
+                waves, found[warp] = form.words, self._global(at[warp][own & ~shared[warp]], one.base)
             self._units["wavefronts"] += waves
         return found
 
-    def _global(self, at: Array) -> float:
-        """Clocks of a warp's access to global memory."""
+    def _global(self, at: Array, how: str) -> float:
+        """Clocks of a warp's access to global memory; an access of several words is to one sector."""
+        touched = self.written if how in ("ST", "STG") else self.read
+        touched.update((at // SECTOR).tolist())
         lines = set((at // LANES).tolist())
         cold = lines - self._lines_held
         self._lines_held |= cold

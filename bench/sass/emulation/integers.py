@@ -13,6 +13,7 @@ from bench.sass.listing import Instruction
 
 __all__: list[str] = []
 
+_OVER: dict[str, Any] = {"SUM": np.sum, "MIN": np.min, "MAX": np.max}
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
@@ -41,16 +42,16 @@ def _imad(one: Instruction) -> Made:
 
 def _upper(one: Instruction) -> Made:
     """The upper word of a b + c, of which c has 64 bits."""
+    unsigned = "U32" in one.opcode
     target, a, b = register(one.operands[0]), as_int(one.operands[1]), as_int(one.operands[2])
-    (added, number), product = number_of(one.operands[3]), _unsigned_product if "U32" in one.opcode else _signed_product
-    return lambda state: state.write(target, (product(a(state), b(state)) + added(state, number)) >> _32)
+    added, number = number_of(one.operands[3])
+    return lambda state: state.write(target, (_product(a(state), b(state), unsigned) + added(state, number)) >> _32)
 
 
-def _unsigned_product(a: Any, b: Any) -> Any:
-    return _long(a) * _long(b)
-
-
-def _signed_product(a: Any, b: Any) -> Any:
+def _product(a: Any, b: Any, unsigned: bool) -> Any:
+    """Of 64 bits."""
+    if unsigned:
+        return _long(a) * _long(b)
     return (_signed(a).astype(np.int64) * _signed(b).astype(np.int64)).view(np.uint64)
 
 
@@ -60,10 +61,8 @@ def _wide(one: Instruction, unsigned: bool) -> Made:
     target, a, b = register(one.operands[0]), as_int(one.operands[1]), as_int(one.operands[2])
     added, number = number_of(one.operands[3])
 
-    multiplied = _unsigned_product if unsigned else _signed_product
-
     def run(state: State) -> None:
-        product = multiplied(a(state), b(state))
+        product = _product(a(state), b(state), unsigned)
         state.write_wide(target, np.broadcast_to(product + added(state, number), state.mask.shape).copy())
 
     return run
@@ -73,8 +72,8 @@ def _wide(one: Instruction, unsigned: bool) -> Made:
 def _iadd3(one: Instruction) -> Made:
     """Up to two carries out in front, two in behind (.X)."""
     texts, outs = list(one.operands[1:]), []
-    while texts[0].lstrip("!")[0] == "P":
-        outs.append(int(texts.pop(0)[1].replace("T", "7")))
+    while texts[0].lstrip("U")[0] == "P":
+        outs.append(flag(texts.pop(0)))
     terms, extended = texts[: 2 if one.base == "VIADD" else 3], ".X" in one.opcode
     carries = [predicate(text) for text in texts[3:]] if extended else []
     negative = [text.startswith("-") and not text.startswith("-0x") for text in terms]
@@ -89,7 +88,7 @@ def _iadd3(one: Instruction) -> Made:
         for carry in carries:
             total = total + _long(carry(state))
         for at, out in enumerate(outs):
-            state.write_predicate(out, total >> _32 > at)
+            out(state, total >> _32 > at)
         write(state, total & _LOW)
 
     return run
@@ -100,12 +99,14 @@ def _lea(one: Instruction) -> Made:
     """(a << s) + b, or with .HI of the upper word of (c a) << s."""
     how, texts = one.opcode.split(".")[1:], list(one.operands[1:])
     out = flag(texts.pop(0) if texts[0].lstrip("U")[0] == "P" else "PT")
-    write, a, b = result(one.operands[0]), as_int(texts[0]), as_int(texts[1])
+    minus = texts[0].startswith("-") and "HI" not in how
+    write, a, b = result(one.operands[0]), as_int(texts[0][minus:]), as_int(texts[1])
     if "HI" not in how:
         shift = np.uint64(int(texts[2], 16))
 
         def low(state: State) -> None:
-            total = ((_long(a(state)) << shift) & _LOW) + _long(b(state))
+            shifted = (_long(a(state)) << shift) & _LOW
+            total = (np.uint64(1 << 32) - shifted if minus else shifted) + _long(b(state))
             out(state, total >> _32 > 0)
             write(state, total & _LOW)
 
@@ -129,6 +130,36 @@ def _lea(one: Instruction) -> Made:
 def _iabs(one: Instruction) -> Made:
     target, a = register(one.operands[0]), as_int(one.operands[1])
     return lambda state: state.write(target, np.abs(_signed(a(state))).view(np.uint32))
+
+
+@makes("REDUX")
+def _over_lanes(one: Instruction) -> Made:
+    """Of all lanes of a warp, in one register for all of them."""
+    how, write, a = one.opcode.split(".")[1:], result(one.operands[0]), as_int(one.operands[1])
+    if how[0] not in _OVER or (len(how) > 1 and how[1] != "S32"):
+        raise ValueError(f"{one.opcode}: not known here")
+
+    def run(state: State) -> None:
+        if not (state.mask.all(1) | ~state.mask.any(1)).all():
+            raise ValueError("a sum of some lanes")
+        found = _OVER[how[0]](np.broadcast_to(_signed(a(state)), state.mask.shape), axis=1, keepdims=True)
+        write(state, np.broadcast_to(found, state.mask.shape).astype(np.int32).view(np.uint32))
+
+    return run
+
+
+@makes("SGXT", "USGXT")
+def _sign_extended(one: Instruction) -> Made:
+    """The lowest bits, of which the last is the sign."""
+    write, a, bits = result(one.operands[0]), as_int(one.operands[1]), as_int(one.operands[2])
+    unsigned = "U32" in one.opcode
+
+    def run(state: State) -> None:
+        unused = np.int64(64) - np.asarray(bits(state)).astype(np.int64)
+        upper = np.asarray(a(state)).astype(np.int64) << unused
+        write(state, (upper.view(np.uint64) >> unused.view(np.uint64)) if unsigned else (upper >> unused))
+
+    return run
 
 
 @makes("FLO", "UFLO")

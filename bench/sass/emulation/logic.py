@@ -73,16 +73,16 @@ def _lop3(one: Instruction) -> Made:
     return run
 
 
-@makes("PLOP3")
+@makes("PLOP3", "UPLOP3")
 def _plop3(one: Instruction) -> Made:
-    target, table = int(one.operands[0][1].replace("T", "7")), int(one.operands[5], 16)
-    if one.operands[1] != "PT":
+    write, table = flag(one.operands[0]), int(one.operands[5], 16)
+    if one.operands[1] not in ("PT", "UPT"):
         raise ValueError("two results")
     a, b, c = map(predicate, one.operands[2:5])
 
     def run(state: State) -> None:
         row = 4 * a(state).astype(np.int64) + 2 * b(state) + c(state)
-        state.write_predicate(target, (table >> row & 1).astype(bool))
+        write(state, (table >> row & 1).astype(bool))
 
     return run
 
@@ -149,15 +149,15 @@ def _p2r(one: Instruction) -> Made:
 
 @makes("R2P")
 def _r2p(one: Instruction) -> Made:
-    """Predicates from the bits of a register, those of the mask."""
-    if one.opcode != "R2P":
-        raise ValueError(f"{one.opcode}: not known here")
-    read, mask = as_int(one.operands[1]), int(one.operands[2], 16)
+    """Bits into the predicates that the mask names."""
+    if one.operands[0] != "PR":
+        raise ValueError(f"{one.operands[0]}: not known here")
+    bits, mask = as_int(one.operands[1]), int(one.operands[2], 16)
 
     def run(state: State) -> None:
-        bits = read(state)
+        value = bits(state)
         for i in range(7):
             if mask >> i & 1:
-                state.write_predicate(i, (bits >> np.uint32(i) & np.uint32(1)).astype(bool))
+                state.write_predicate(i, (value >> np.uint32(i) & np.uint32(1)).astype(bool))
 
     return run

@@ -76,6 +76,46 @@ def _store(one: Instruction) -> Made:
     return run
 
 
+@makes("ATOMG")
+def _atomic(one: Instruction) -> Made:
+    """Of one lane: a sum, or the smaller of two numbers of 64 bits with signs."""
+    how = one.opcode.split(".")[2:4]
+    if how not in (["ADD", "64"], ["MIN", "S64"]):
+        raise ValueError(f"{one.opcode}: not known here")
+    target, source = register(one.operands[1]), register(one.operands[3])
+
+    def run(state: State) -> None:
+        if state.mask.sum() != 1:
+            raise ValueError("an atomic operation of several lanes")
+        _, at = where(one, state)
+        words = state.words[at[state.mask][0] :][:2].view(np.int64)
+        before, value = int(words[0]), int(state.wide(source).view(np.int64)[state.mask][0])
+        words[0] = before + value if how[0] == "ADD" else min(before, value)
+        state.write_wide(target, np.full(state.mask.shape, before, np.int64))
+
+    return run
+
+
+@makes("LDL", "STL")
+def _local(one: Instruction) -> Made:
+    """A thread's own memory, where registers are spilled to."""
+    load, words = one.base == "LDL", words_of(one)
+    memory, own = one.operands[::-1] if load else one.operands
+    read, first = address_of(memory), register(own)
+
+    def run(state: State) -> None:
+        at = ((read.of(state) & np.uint64(0xFFFFFFFF)) >> np.uint64(2)).astype(np.int64)
+        for word in range(words):
+            place = at + word
+            if load:
+                state.write(first + word, np.take_along_axis(state.local, place[None] % len(state.local), 0)[0])
+                continue
+            warps, lanes = np.nonzero(state.mask)
+            state.local[place[state.mask] % len(state.local), warps, lanes] = state.registers[first + word][state.mask]
+
+    return run
+
+
 @makes("LDGSTS")
 def _copy(one: Instruction) -> Made:
     """From global memory, some words a thread; they are there at once."""
@@ -93,14 +133,39 @@ def _copy(one: Instruction) -> Made:
 
 @makes("SHFL")
 def _shuffle(one: Instruction) -> Made:
-    if "BFLY" not in one.opcode:
-        raise ValueError(one.opcode)
+    how = one.opcode.split(".")[1]
+    if how not in ("BFLY", "IDX") or one.operands[4] != "0x1f":
+        raise ValueError(f"{one.opcode} {one.operands[4]}: not known here")
     target, source, by = register(one.operands[1]), register(one.operands[2]), as_int(one.operands[3])
 
     def run(state: State) -> None:
         if not (state.mask.all(1) | ~state.mask.any(1)).all():
             raise ValueError("a shuffle of some lanes")
-        lanes = np.arange(LANES) ^ np.broadcast_to(by(state), state.mask.shape)
+        number = np.broadcast_to(by(state), state.mask.shape)
+        lanes = (number if how == "IDX" else np.arange(LANES) ^ number) % LANES
         state.write(target, np.take_along_axis(state.registers[source], lanes.astype(np.int64), 1))
+
+    return run
+
+
+@makes("LDSM", "STSM")
+def _matrices(one: Instruction) -> Made:
+    """8 rows of 16 bytes a matrix, each lane a word of a row; lane 8 m + r has the address of row r of matrix m."""
+    if one.opcode.split(".")[1:3] != ["16", "M88"]:
+        raise ValueError(f"{one.opcode}: not known here")
+    load, count = one.base == "LDSM", words_of(one)
+    memory, own = one.operands if not load else one.operands[::-1]
+    read, first, lanes = address_of(memory), register(own), np.arange(LANES)
+
+    def run(state: State) -> None:
+        if not (state.mask.all(1) | ~state.mask.any(1)).all():
+            raise ValueError("matrices of some lanes")
+        at = (np.broadcast_to(read.of(state), state.mask.shape) >> np.uint64(2)).astype(np.int64)
+        for matrix in range(count):
+            places = at[:, 8 * matrix + lanes // 4] + lanes % 4
+            if load:
+                state.write(first + matrix, state.shared[np.where(state.mask, places, 0)])
+            else:
+                state.shared[places[state.mask]] = state.registers[first + matrix][state.mask]
 
     return run

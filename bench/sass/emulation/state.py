@@ -19,6 +19,7 @@ LANES = 32
 RZ = 255
 GLOBAL = 1 << 36
 WINDOW = 0x7F00
+LOCAL_WORDS = 1024  # of a thread's own memory, for spills
 
 
 class State:
@@ -39,6 +40,7 @@ class State:
         self.uniform_predicates[7] = True
         self.words = words
         self.shared = np.full(shared_words, 0x7FC00000, np.uint32)  # NaN
+        self.local = np.full((LOCAL_WORDS, *shape), 0x7FC00000, np.uint32)
         self.mask = np.ones(shape, bool)  # of the instruction at hand
 
     def write(self, register: int, value: Any) -> None:

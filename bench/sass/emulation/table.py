@@ -43,6 +43,9 @@ def number_of(text: str) -> tuple[Callable[[State, int], Any], int]:
     if text.startswith("c["):
         bank, _, at = constant(text)
         return lambda state, number: state.constants[bank][number : number + 2].view(np.uint64)[0], at // 4
+    if text.lstrip("-").startswith("0x"):
+        value = np.uint64(int(text, 16) & 0xFFFFFFFFFFFFFFFF)
+        return lambda state, number: value, 0
     if not text.startswith("U"):
         return lambda state, number: state.wide(number), register(text)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,14 +18,16 @@ from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.device import DeviceKernels
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
 
-__all__ = ["EmulatedKernels", "RanMlp"]
+__all__ = ["EmulatedKernels", "RanMlp", "macs_of_perceptron"]
 
 
 class RanMlp(NamedTuple):
     """A launch: its kernel, threads of a block, blocks that a multiprocessor holds, clocks of its first task."""
 
     kernel: Kernel
-    launch: MlpLaunch
+    widths: tuple[int, ...]
+    call: MlpCall
+    threads: int
     blocks: int
     clocks: Clocks
 
@@ -59,10 +63,24 @@ class EmulatedKernels(DeviceKernels):
         run(kernel, state, clocks)
         memory.back()
         resident = chip.resident(kernel.registers, shared, launch.threads // 32)
-        self.ran.append(RanMlp(kernel, MlpLaunch.from_buffer_copy(launch), resident, clocks))
+        kept = MlpCall.from_buffer_copy(call)
+        self.ran.append(RanMlp(kernel, _widths(shape), kept, launch.threads, resident, clocks))
 
     def sum_over_tasks(self, *_: object) -> None:
         """Nothing: of the launch alone is anything said."""
+
+
+def macs_of_perceptron(widths: Sequence[int], call: MlpCall) -> int:
+    """Multiply-adds of a task's products, there and back of second order. The inputs have no tangent."""
+    all_layers = sum(i * o for i, o in itertools.pairwise(widths))
+    first = widths[0] * widths[1]
+    there = 3 * all_layers - first  # forward, of weights, of inputs
+    back = 6 * all_layers - 4 * first
+    return (call.steps * call.support + call.query) * there + call.steps * call.support * back
+
+
+def _widths(shape: MlpShape) -> tuple[int, ...]:
+    return tuple(shape.widths[: shape.layers + 1])
 
 
 def _padded(call: bytes) -> bytes:
@@ -71,17 +89,18 @@ def _padded(call: bytes) -> bytes:
 
 def code_of(shape: MlpShape, rows: int) -> Code:
     """The kernel of a shape with so many rows a warp."""
-    widths = ", ".join(str(width) for width in shape.widths[: shape.layers + 1])
+    widths = ", ".join(map(str, _widths(shape)))
     name = f"mlp_kernel<float, mtmlk::MlpShape<{str(bool(shape.bent)).lower()}, {widths}>, {rows}>"
     return Code("cuda/inner_loop/mlp/kernel.cuh", name, ctypes.sizeof(MlpCall))
 
 
 def _tensors(call: MlpCall, shape: MlpShape, history: int) -> dict[tuple[str, int | None], Tensor]:
     """What a call's addresses lead to, by field and place in it."""
-    widths, t, s, q, k = shape.widths[: shape.layers + 1], call.tasks, call.support, call.query, call.steps
-    weights = sum(o * (i + 1) for i, o in zip(widths, widths[1:], strict=False))
+    widths, t, s, q, k = _widths(shape), call.tasks, call.support, call.query, call.steps
+    layers = list(itertools.pairwise(widths))
+    weights = sum(o * (i + 1) for i, o in layers)
     sizes: dict[tuple[str, int | None], int] = {}
-    for layer, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (i, o) in enumerate(layers):
         sizes["theta", 2 * layer], sizes["theta", 2 * layer + 1] = o * i, o
         for tensor in (2 * layer, 2 * layer + 1):
             sizes["rates", tensor] = k if call.rate_stride[tensor] else 1

@@ -14,10 +14,12 @@ from bench.sass.emulation.clocks import Phase
 from bench.sass.persistent.engine import Emulated, Ran
 from bench.sass.persistent.meta_steps import POLICY, call_of
 from bench.sass.persistent.model import BEFORE, Time, time_of
+from bench.sass.persistent.perceptrons import EmulatedKernels, RanMlp, macs_of_perceptron
 from bench.sass.persistent.where import shares
 from bench.sass.persistent.words import macs_of, phases_of
 from bench.workloads import Workload, select
 from mtml_kernels.cuda.inner_loop.backend import Persistent
+from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
 from mtml_kernels.errors import BackendUnavailable
 
 __all__ = ["COLUMNS", "DEFAULT", "Prediction", "Request", "predicted", "report"]
@@ -26,6 +28,7 @@ DEFAULT = ("sinusoid", "policy")  # larger ones take many minutes
 COLUMNS = (
     "workload",
     "chip",
+    "kernel",
     "tasks",
     "steps",
     "us",
@@ -39,13 +42,17 @@ COLUMNS = (
 
 
 class Request(NamedTuple):
-    """What a report is to say: chips, numbers of tasks and of steps (empty: the workload's), phases, a file or ""."""
+    """What a report is to say: chips, numbers of tasks and of steps (empty: the workload's), phases, a file or "".
+
+    interpreted: by a program also where a perceptron has a kernel of its own.
+    """
 
     chips: Sequence[str]
     tasks: Sequence[int]
     steps: Sequence[int]
     worst: int
     out: str = ""
+    interpreted: bool = False
 
 
 class Prediction(NamedTuple):
@@ -53,7 +60,7 @@ class Prediction(NamedTuple):
 
     workload: Workload
     chip: str
-    ran: Ran
+    ran: Ran | RanMlp
     time: Time
 
     @property
@@ -64,7 +71,9 @@ class Prediction(NamedTuple):
     @property
     def peak_share(self) -> float:
         """FLOPs of products a second, of the chip's peak."""
-        flops = 2 * macs_of(self.ran.program.words) * self.workload.tasks
+        ran = self.ran
+        macs = macs_of(ran.program.words) if isinstance(ran, Ran) else macs_of_perceptron(ran.widths, ran.call)
+        flops = 2 * macs * self.workload.tasks
         return flops / self.time.seconds / CHIPS[self.chip].device.fp32
 
     def row(self) -> tuple[str, ...]:
@@ -73,23 +82,36 @@ class Prediction(NamedTuple):
         fma = sum(phase.issued_fma for phase in self.phases)
         numbers = (f"{1e6 * self.time.seconds:.1f}", self.time.bound, f"{self.peak_share:.4f}")
         launch = (str(len(self.phases) - BEFORE), str(self.ran.threads), str(self.time.blocks), f"{fma / issued:.3f}")
-        return (w.name, self.chip, str(w.tasks), str(w.steps), *numbers, *launch)
+        kernel = "program" if isinstance(self.ran, Ran) else "perceptron"
+        return (w.name, self.chip, kernel, str(w.tasks), str(w.steps), *numbers, *launch)
 
     def worst(self, count: int) -> Iterator[str]:
         """The longest phases, with what they do."""
-        works = phases_of(self.ran.program.words)
-        order = sorted(range(len(works)), key=lambda i: -self.phases[i + BEFORE].clocks)
+        names = self._names()
+        order = sorted(range(len(names)), key=lambda i: -self.phases[i + BEFORE].clocks)
         for i in order[:count]:
-            phase = self.phases[i + BEFORE]
-            done = "; ".join(map(str, works[i]))
+            phase, done = self.phases[i + BEFORE], names[i]
             yield f"  phase {i:3d} {phase.clocks:7.0f} clocks, {phase.bound}, {phase.issued:6d} issued: {done}"
 
+    def _names(self) -> list[str]:
+        """What the phases do."""
+        if isinstance(self.ran, Ran):
+            return ["; ".join(map(str, works)) for works in phases_of(self.ran.program.words)]
+        return ["see csrc/cuda/inner_loop/mlp/kernel.cuh"] * (len(self.phases) - BEFORE)
 
-def predicted(w: Workload, chip: str) -> Prediction:
-    """Compile where that is needed, run a task, and predict. Raises BackendUnavailable for what has no program."""
-    engine = Emulated(chip, w.tasks)
-    Persistent(lambda: engine).forward(call_of(w))
-    ran = engine.ran[0]
+
+def predicted(w: Workload, chip: str, interpreted: bool = False) -> Prediction:
+    """Compile where that is needed, run a task, and predict. Raises BackendUnavailable for what has no kernel."""
+    a, kernels, engine = call_of(w), EmulatedKernels(chip, w.tasks), Emulated(chip, w.tasks)
+    perceptrons = Perceptrons(kernels)
+    found = None if interpreted else perceptrons.bound(a)
+    ran: Ran | RanMlp
+    if found is not None:
+        perceptrons.forward(a, found)
+        ran = kernels.ran[0]
+    else:
+        Persistent(lambda: engine).forward(a)
+        ran = engine.ran[0]
     return Prediction(w, chip, ran, time_of(ran.clocks.phases, CHIPS[chip], w.tasks, ran.blocks))
 
 
@@ -111,7 +133,7 @@ def report(names: Iterable[str], request: Request) -> Iterator[str]:
     yield _line(COLUMNS)
     for w, chip in itertools.product(_workloads(names, request), request.chips):
         try:
-            found = predicted(w, chip)
+            found = predicted(w, chip, request.interpreted)
         except BackendUnavailable as why:
             yield f"{w.name:14s} {chip:>13s}: {why}"
             continue
@@ -119,7 +141,8 @@ def report(names: Iterable[str], request: Request) -> Iterator[str]:
         yield _line(rows[-1])
         if request.worst:
             yield from found.worst(request.worst)
-            yield f"  clocks of warps: {', '.join(f'{name} {share:.0%}' for name, share in shares(found.ran))}"
+            spent = shares(found.ran.kernel, found.ran.clocks)
+            yield f"  clocks of warps: {', '.join(f'{name} {share:.0%}' for name, share in spent)}"
     if request.out:
         with Path(request.out).open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])

@@ -7,8 +7,9 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from bench.sass.emulation.clocks import Clocks
 from bench.sass.listing import Frame
-from bench.sass.persistent.engine import Ran
+from bench.sass.persistent.kernel import Kernel
 
 __all__ = ["function_of", "shares"]
 
@@ -33,11 +34,11 @@ def function_of(frames: tuple[Frame, ...]) -> str:
     return ""
 
 
-def shares(ran: Ran, most: int = 12) -> list[tuple[str, float]]:
+def shares(kernel: Kernel, clocks: Clocks, most: int = 12) -> list[tuple[str, float]]:
     """The functions in which warps spend most clocks, waiting included, and their shares of all."""
     found: defaultdict[str, float] = defaultdict(float)
-    for at, clocks in ran.clocks.stalls.items():
-        found[function_of(ran.kernel.listing[at].frames) or "elsewhere"] += clocks
+    for at, stalled in clocks.stalls.items():
+        found[function_of(kernel.listing[at].frames) or "elsewhere"] += stalled
     total = sum(found.values())
     ordered = sorted(found, key=lambda name: -found[name])
     return [(name, found[name] / total) for name in ordered[:most]]

@@ -22,34 +22,34 @@ typedef struct {
 typedef struct {
   int32_t tasks, support, query, steps;
   int32_t first_order, wants_gradient, wants_rates;
-  int32_t act;   // Act
-  int32_t sets;  // how many steps' values lie on the chip: 2 where there is room, else 1
+  int32_t act;    // Act
+  int32_t sets;   // how many steps' values lie on the chip: 2 where there is room, else 1
   double c0, c1;  // of the activation
   MtmlkMlpLoss support_loss, query_loss;
-  const void* theta[MTMLK_MLP_TENSORS];        // W_1 [O, I], b_1 [O], W_2, ...
-  const void* rates[MTMLK_MLP_TENSORS];        // of each of them: [1] or [K]
-  int32_t rate_stride[MTMLK_MLP_TENSORS];      // from a step's to the next: 0 or 1
-  int32_t rate_at[MTMLK_MLP_TENSORS];          // where its gradient begins behind the parameters' in a task's parts
-  int32_t n_rates;                             // numbers of all gradients of rates
-  const void *support_x, *support_y;           // [T, S, I] and [T, S, O]
-  const void *query_x, *query_y;               // of Q alike
-  void *loss, *output, *support_losses;        // [T], [T, Q, O], [K, T]
-  void* parts;                                 // [T, P + n_rates]: each task's gradient, tensor by tensor
-  void* history;                               // [blocks, K, elements of a record]
+  const void* theta[MTMLK_MLP_TENSORS];    // W_1 [O, I], b_1 [O], W_2, ...
+  const void* rates[MTMLK_MLP_TENSORS];    // of each of them: [1] or [K]
+  int32_t rate_stride[MTMLK_MLP_TENSORS];  // from a step's to the next: 0 or 1
+  int32_t rate_at[MTMLK_MLP_TENSORS];      // where its gradient begins behind the parameters' in a task's parts
+  int32_t n_rates;                         // numbers of all gradients of rates
+  const void *support_x, *support_y;       // [T, S, I] and [T, S, O]
+  const void *query_x, *query_y;           // of Q alike
+  void *loss, *output, *support_losses;    // [T], [T, Q, O], [K, T]
+  void* parts;                             // [T, P + n_rates]: each task's gradient, tensor by tensor
+  void* history;                           // [blocks, K, elements of a record]
 } MtmlkMlpCall;
 
 // What decides which kernel runs a call, and how.
 typedef struct {
-  int32_t dtype;           // MtmlkDtype
-  int32_t shape;           // of the list, see mtmlk_mlp_shape
-  int32_t rows;            // of a warp, one of those of the shape
+  int32_t dtype;  // MtmlkDtype
+  int32_t shape;  // of the list, see mtmlk_mlp_shape
+  int32_t rows;   // of a warp, one of those of the shape
   int32_t blocks, threads;
 } MtmlkMlpLaunch;
 
 typedef struct {
   int32_t layers, widths[MTMLK_MLP_LAYERS + 1];
-  int32_t bent;            // for activations whose second derivative is not 0
-  int32_t rows[2];         // of a warp: for few tasks, for many
+  int32_t bent;     // for activations whose second derivative is not 0
+  int32_t rows[2];  // of a warp: for few tasks, for many
 } MtmlkMlpShape;
 
 // The shape at a place of the list; 0 beyond its end.

@@ -203,7 +203,8 @@ class Persistent:
         if self._perceptrons is not None and (perceptron := self._perceptrons.bound(a)) is not None:
             if carry and given == plan.usually and grad_loss is not None:
                 params, lr = self._perceptrons.gradients(a, perceptron, carry[0], grad_loss)
-                return (params, lr, *([None] * len(tensors) for _, tensors in a.groups[2:]))
+                others: list[Grads] = [[None] * len(tensors) for _, tensors in a.groups[2:]]
+                return (params, lr, *others)
             carry = ()  # which is no program's
         bound = self._bind(a, plan, given)
         if carry and given == plan.usually and grad_loss is not None:

@@ -6,11 +6,12 @@ import dataclasses
 
 from mtml_kernels.cuda.inner_loop.backend import Persistent
 from mtml_kernels.cuda.inner_loop.chip import Chip
-from mtml_kernels.cuda.inner_loop.device import DeviceEngine
+from mtml_kernels.cuda.inner_loop.device import DeviceEngine, DeviceKernels
+from mtml_kernels.cuda.inner_loop.mlp import Bound, Perceptrons
 from mtml_kernels.cuda.inner_loop.words import RING_BYTES
 from mtml_kernels.schema.inner_loop import InnerLoopArgs
 
-__all__ = ["Launch", "launch_of"]
+__all__ = ["Launch", "PerceptronLaunch", "launch_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,26 @@ class Launch:
         )
 
 
-def launch_of(a: InnerLoopArgs, chip: Chip) -> Launch:
+@dataclasses.dataclass(frozen=True)
+class PerceptronLaunch:
+    """The same of a perceptron that has a kernel of its own. rows: samples that a warp takes through all layers."""
+
+    widths: tuple[int, ...]
+    rows: int
+    threads: int
+    blocks: int
+    shared_bytes: int
+    workspace_bytes: int  # of what the steps leave for the way back
+
+    def __str__(self) -> str:
+        return (
+            f"the kernel of perceptrons {'-'.join(map(str, self.widths))}, {self.rows} samples a warp; {self.blocks} "
+            f"{'block' if self.blocks == 1 else 'blocks'} of {self.threads} threads; a task takes "
+            f"{self.shared_bytes:,} bytes of shared memory and {self.workspace_bytes:,} of workspace"
+        )
+
+
+def launch_of(a: InnerLoopArgs, chip: Chip) -> Launch | PerceptronLaunch:
     """The launch of a call's forward, which goes on to the gradients where they are wanted.
 
     Args:
@@ -44,6 +64,9 @@ def launch_of(a: InnerLoopArgs, chip: Chip) -> Launch:
         BackendUnavailable: no block can run it; names the operation and the way out.
         ValueError: the schedule does not know an operation of the program.
     """
+    perceptron = Perceptrons(DeviceKernels(lambda _: chip)).bound(a)
+    if perceptron is not None:
+        return _of_perceptron(perceptron)
     engine = DeviceEngine(lambda _: chip)
     program, device = Persistent(lambda: engine).of_forward(a), a.params[0].device
     return Launch(
@@ -54,4 +77,13 @@ def launch_of(a: InnerLoopArgs, chip: Chip) -> Launch:
         blocks=engine.blocks(program, a.tasks, device),
         shared_bytes=program.placed.chip_bytes + RING_BYTES,
         workspace_bytes=program.placed.workspace_bytes,
+    )
+
+
+def _of_perceptron(bound: Bound) -> PerceptronLaunch:
+    launch = bound.launch
+    size = 8 if launch.dtype else 4
+    own = bound.history * size // launch.blocks
+    return PerceptronLaunch(
+        bound.form.widths, launch.rows, launch.threads, launch.blocks, bound.shared_bytes, workspace_bytes=own
     )

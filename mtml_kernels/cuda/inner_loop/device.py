@@ -121,7 +121,7 @@ class DeviceKernels(DeviceEngine):
 
     def shapes(self, dtype: torch.dtype) -> Sequence[MlpShape]:
         """The perceptrons that there are kernels for: in float32."""
-        return _shapes() if dtype == torch.float32 else ()
+        return _shapes() if dtype == torch.float32 and built_codes() else ()
 
     def chip(self, device: torch.device) -> Chip:
         """The numbers of the device."""

@@ -1,9 +1,11 @@
-"""Calls whose network is a perceptron of known widths, by a kernel that is compiled for them: forward, and backward where
-the cotangent is that of the losses. Whatever else a call wants the program of a block does.
+"""Calls whose network is a perceptron of known widths, by a kernel that is compiled for them.
+
+Forward, and backward where the cotangent is that of the losses; what else a call wants the program of a block does.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +16,7 @@ from mtml_kernels.cuda.inner_loop.chip import MLP_REGISTERS, Chip
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
 from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of
 from mtml_kernels.memory import in_memory
-from mtml_kernels.schema.inner_loop import NEED_LR, InnerLoopArgs, Outputs, output_shapes
+from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs, Outputs, output_shapes
 
 __all__ = ["Bound", "Kernels", "Perceptrons"]
 
@@ -93,19 +95,17 @@ class Perceptrons:
         """By which launch; None where the chip has no room for it."""
         call, chip, dtype = _sizes(a, form), self._kernels.chip(a.params[0].device), a.params[0].dtype
         few = a.tasks <= chip.multiprocessors
-        room = chip.block_bytes if few else min(chip.block_bytes, chip.bytes // 3)
-        call.sets = 2
-        shared = self._kernels.shared_bytes(index, call, dtype)
-        if shared > room:
-            call.sets = 1
+        for call.sets in (2, 1) if few else (1,):  # two hide the history's way back, one leaves room for more blocks
             shared = self._kernels.shared_bytes(index, call, dtype)
-        if shared > chip.block_bytes:
+            if shared <= chip.block_bytes:
+                break
+        else:
             return None
         rows = shape.rows[0 if few else 1]
         threads = mlp_threads(form.widths, max(call.support, call.query), rows, few)
         blocks = chip.blocks(a.tasks, shared, threads, MLP_REGISTERS[not few])
         launch = MlpLaunch(int(dtype == torch.float64), index, rows, blocks, threads)
-        weights = sum(o * (i + 1) for i, o in zip(form.widths, form.widths[1:], strict=False))
+        weights = sum(o * (i + 1) for i, o in itertools.pairwise(form.widths))
         back = call.wants_gradient and not call.first_order
         history = blocks * call.steps * self._kernels.record(index, call) if back else 0
         return Bound(a.spec, form, launch, call, weights + call.n_rates, history, shared)
@@ -138,15 +138,17 @@ class Perceptrons:
         self, a: InnerLoopArgs, bound: Bound, parts: Tensor, scale: Tensor
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Of the parameters and of the rates: the tasks' parts, scaled and added up."""
-        params = [parts.new_empty(t.shape) for t in a.params]
-        rates = [parts.new_empty(t.shape) for t in a.lr] if bound.call.wants_rates else []
-        results: list[Tensor | None] = [*(params[i] for i in bound.form.tensors), *rates]
-        begins, at = [], 0
-        for result in results:
-            begins.append(at)
-            at += 0 if result is None else result.numel()
+        sizes = [a.params[i].numel() for i in bound.form.tensors] + [t.numel() for t in a.lr]
+        begins = [sum(sizes[:i]) for i in range(len(sizes))]
+        params: list[Tensor | None] = [None] * len(a.params)
+        if a.needs & NEED_PARAMS:
+            params = [parts.new_empty(t.shape) for t in a.params]
+        rates: list[Tensor | None] = [None] * len(a.lr)
+        if a.needs & NEED_LR:
+            rates = [parts.new_empty(t.shape) for t in a.lr]
+        results = [*(params[i] for i in bound.form.tensors), *rates]
         self._kernels.sum_over_tasks(parts, scale.to(parts.dtype).contiguous(), results, begins)
-        return list(params), list(rates) or [None] * len(a.lr)
+        return params, rates
 
 
 def _sizes(a: InnerLoopArgs, form: Form) -> MlpCall:
@@ -174,10 +176,18 @@ def _sizes(a: InnerLoopArgs, form: Form) -> MlpCall:
 
 
 def mlp_threads(widths: Sequence[int], samples: int, rows: int, few: bool) -> int:
-    """Of a block: a warp for every `rows` samples, and where a task has a multiprocessor to itself a thread for every tile
-    of 4 x 4 weights; 32 to 256. No bit of a result depends on it. By the predictions in bench/LADDER.md, not measured.
+    """Of a block, 32 to 256: a warp for every `rows` samples.
+
+    Where a task has a multiprocessor to itself, also a thread for every tile of 4 x 4 weights or four of a bias,
+    of which a layer begins with a warp. No bit of a result depends on it. By the predictions in bench/LADDER.md, not
+    measured.
     """
-    layers = zip(widths, widths[1:], strict=False)
-    tiles = sum(-(-(-(-o // 4) * (-(-i // 4) + 1)) // 32) for i, o in layers)  # warps: a layer begins with one
-    warps = max(-(-samples // rows), tiles if few else 1)
+    warps = _up(samples, rows)
+    if few:
+        warps = max(warps, sum(_up(_up(o, 4) * (_up(i, 4) + 1), 32) for i, o in itertools.pairwise(widths)))
     return 32 * min(8, warps)
+
+
+def _up(n: int, of: int) -> int:
+    """How many of so many it takes."""
+    return -(-n // of)

@@ -1,4 +1,4 @@
-"""Which calls are those of a multi-layer perceptron that has a kernel of its own (csrc/cuda/inner_loop/mlp/list.cuh)."""
+"""Which calls are those of a multi-layer perceptron, as the kernels of csrc/cuda/inner_loop/mlp take it."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def form_of(a: InnerLoopArgs) -> Form | None:
     absent = (a.support_mask, a.query_mask, a.step_weights)
     if not plain or any(t is not None for t in absent) or a.needs & ~(NEED_PARAMS | NEED_LR):
         return None
+    if spec.first_order and a.needs & NEED_LR:  # whose gradients are made on the way back of second order
+        return None
     if a.query_y is None or len(a.support_x) != 1 or len(a.query_x) != 1 or any(rate.ndim != 1 for rate in a.lr):
         return None
     if not {spec.support_loss[0], spec.query_loss[0]} <= set(_OF_ELEMENTS):
@@ -51,7 +53,9 @@ def form_of(a: InnerLoopArgs) -> Form | None:
 def _form(ints: tuple[int, ...], consts: tuple[float, ...]) -> Form | None:
     """Linear layers, each with a bias, with one activation between them; the output last."""
     program = decode(ints)
-    nodes, widths, tensors, acts = list(program.nodes), list(program.input_sizes), list[int](), list[tuple[int, tuple[float, ...]]]()
+    nodes, widths = program.nodes, list(program.input_sizes)
+    tensors: list[int] = []
+    acts: list[tuple[int, tuple[float, ...]]] = []
     if len(widths) != 1 or program.output != len(nodes) - 1 or any(node.rows != 1 for node in nodes):
         return None
     if nodes[0].op != Op.INPUT or nodes[0].features != widths[0]:

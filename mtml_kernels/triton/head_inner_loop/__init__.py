@@ -1,8 +1,10 @@
 """K steps of a linear head on given features for every task, in one launch, in the Gram matrix of the support features.
 
-Products of the features go to cuBLAS, before the launch and after it; no weight of a task [T, C, D] is formed. Samples
-are rows and classes columns; F_s [S, D], F_q [Q, D] are the features of a task, W [C, D] and bias the head's start,
-1 a row or column of ones, m = decay + proximal, and w, y, l, predictions, curvature those of `_head_losses`.
+No weight of a task [T, C, D] is formed. Products of the features go to cuBLAS, before the launch and after it; up to 8
+classes and S + C = 32 they are launches of `features.py`, one before and two after, which add up dW as a share for
+every task: C D numbers beside the (S + Q) D of its features. Samples are rows and classes columns; F_s [S, D], F_q
+[Q, D] are the features of a task, W [C, D] and bias the head's start, 1 a row or column of ones, m = decay + proximal,
+and w, y, l, predictions, curvature those of `losses.py`.
 
 Before:   gram = F_s F_s^T [S, S];  zs = F_s W^T [S, C];  cross = F_q F_s^T [Q, S];  zq = F_q W^T [Q, C]
 
@@ -32,8 +34,8 @@ After, with dcross = -dq a^T [Q, S] and all tasks summed for what they share:
 The forward goes all the way back with seed 1, while the task is on chip. Its carry, [dgram + dgram^T, dzs, -a] of
 [S, S + 2 C], dq, u, dbias and drates, is linear in seed but for a and u: the backward scales it, and launches again,
 from the products on, only where other cotangents than the loss's come in. Sums have a fixed order: equal calls give
-equal bits. In the launch a task's bits do not depend on the tasks beside it; cuBLAS may take another kernel for more of
-them, and computes in TF32 where PyTorch is told to (torch.set_float32_matmul_precision).
+equal bits. In the launches a task's bits do not depend on the tasks beside it; cuBLAS may take another kernel for more
+of them, and computes in TF32 where PyTorch is told to (torch.set_float32_matmul_precision); the launches never do.
 """
 
 from __future__ import annotations
@@ -42,13 +44,22 @@ import functools
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtml_kernels.schema.head_inner_loop import Cotangents, HeadArgs, HeadOutputs, carry_size, parse_options
+from mtml_kernels.schema.head_inner_loop import (
+    NEEDS_RATES,
+    Cotangents,
+    HeadArgs,
+    HeadOutputs,
+    carry_size,
+    parse_options,
+)
 from mtml_kernels.triton.device import on
+from mtml_kernels.triton.head_inner_loop.features import chain_kernel, products_kernel, sums_kernel
 from mtml_kernels.triton.head_inner_loop.kernel import head_kernel
-from mtml_kernels.triton.head_inner_loop.policy import launch_of
+from mtml_kernels.triton.head_inner_loop.policy import NARROW, WIDTH, Launch, launch_of
 from mtml_kernels.triton.head_inner_loop.steps import APART, NONE, SHARED
 
 __all__ = ["backward", "forward"]
@@ -101,7 +112,7 @@ def _launch(a: HeadArgs, outputs: tuple[Tensor, ...] | None, carry: Tensor, cota
         return
     options, going_back = parse_options(a.options), carry.numel() > 0
     with _full_precision(a), on(a.weight.device):
-        products = _products(a)
+        products = _products(a, launch)
         history = (1 + groups) * support * classes + groups * classes
         optional = (a.query_labels, a.support_mask, a.query_mask)
         unused = products[0]  # stands where there is no tensor: never read
@@ -127,6 +138,8 @@ def _launch(a: HeadArgs, outputs: tuple[Tensor, ...] | None, carry: Tensor, cota
             classes,
             steps,
             carry_size(a),
+            *(t.stride(0) for t in products),
+            *(t.stride(1) for t in products[2:]),
             *_numbers(a.options),
             TYPE=TYPES[dtype],
             KIND=options.support_loss.encode()[0],
@@ -145,6 +158,7 @@ def _launch(a: HeadArgs, outputs: tuple[Tensor, ...] | None, carry: Tensor, cota
             HAS_GRAD_LOGITS=grad_logits is not None,
             HAS_GRAD_LOSSES=grad_losses is not None,
             HAS_GRAD_COEFFICIENTS=grad_coefficients is not None,
+            RATES=bool(a.needs & NEEDS_RATES),
             ON_CHIP=launch.on_chip,
             SP=launch.support,
             CP=launch.classes,
@@ -160,10 +174,42 @@ def _full_precision(a: HeadArgs) -> Any:
     return torch.autocast(a.weight.device.type, enabled=False)
 
 
-def _products(a: HeadArgs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """gram, zs, cross, zq of every task, contiguous."""
+def _products(a: HeadArgs, launch: Launch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """gram, zs, cross, zq of every task; rows of gram and of cross are equally far apart, those of zs and of zq too."""
+    if launch.narrow and a.support.shape[1] + a.query.shape[1]:
+        return _narrow_products(a)
     rows = a.support.mT
     return a.support @ rows, a.support @ a.weight.T, a.query @ rows, a.query @ a.weight.T
+
+
+def _narrow_products(a: HeadArgs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_products` by one launch (`features.py`), as parts of one matrix."""
+    (tasks, support, features), classes = a.support.shape, a.weight.shape[0]
+    query, columns = a.query.shape[1], WIDTH if support + classes > WIDTH // 2 else WIDTH // 2
+    rows = 64 * WIDTH // (columns * a.weight.dtype.itemsize)  # of which a thread holds 512 bytes
+    every = a.weight.new_empty((tasks, support + query, support + classes))
+    sx, qx = _rows(a.support), _rows(a.query)
+    products_kernel[(tasks * -(-(support + query) // rows),)](
+        sx,
+        qx,
+        a.weight.contiguous(),
+        every,
+        support,
+        query,
+        classes,
+        features,
+        sx.stride(0),
+        qx.stride(0),
+        TYPE=TYPES[a.weight.dtype],
+        ROWS=rows,
+        COLS=columns,
+        LANES=32,
+        num_warps=4,
+        num_stages=1,
+        enable_fp_fusion=True,
+    )
+    above, below = every.split((support, query), 1)
+    return (*above.split((support, classes), 2), *below.split((support, classes), 2))
 
 
 @functools.lru_cache(maxsize=256)
@@ -178,6 +224,9 @@ def _numbers(options: str) -> list[float]:
 def _chain(a: HeadArgs, carry: Tensor, scale: Tensor | None) -> list[Tensor | None]:
     """The gradients that `needs` asks for, of a carry and the cotangent [T] of the loss that it is multiplied by."""
     tasks, support, _ = a.support.shape
+    launch = launch_of(support, a.weight.shape[0], a.weight.dtype.itemsize)
+    if launch.narrow and tasks and a.weight.numel():
+        return _narrow_chain(a, carry, scale, launch)
     query, classes = a.query.shape[1], a.weight.shape[0]
     matrices, dq, u, dbias, drates = carry.split(_sizes(a), 1)
     dgram, dzs, minus_a = matrices.view(tasks, support, support + 2 * classes).split((support, classes, classes), 2)
@@ -196,6 +245,75 @@ def _chain(a: HeadArgs, carry: Tensor, scale: Tensor | None) -> list[Tensor | No
             lambda: drates.sum(0).view(a.rates.shape),
         )
         return [make() if asked else None for make, asked in zip(gradients, a.asks(), strict=True)]
+
+
+def _narrow_chain(a: HeadArgs, carry: Tensor, scale: Tensor | None, launch: Launch) -> list[Tensor | None]:
+    """`_chain` by two launches (`features.py`)."""
+    (tasks, support, features), classes = a.support.shape, a.weight.shape[0]
+    asked, new = a.asks(), a.weight.new_empty
+    results = [new(t.shape) if one and t is not None else None for one, t in zip(asked, a.differentiable, strict=True)]
+    dsupport, dquery, *summed = results
+    rest = classes + (a.rates.numel() if asked[4] else 0)
+    own = [a.weight.numel() if asked[2] else 0, rest if any(asked[3:]) else 0]
+    shares, columns, sums = new((tasks, sum(own))), 256 // a.weight.dtype.itemsize, 128
+    sx, qx = _rows(a.support), _rows(a.query)
+    with on(a.weight.device):
+        chain_kernel[(tasks * -(-features // columns),)](
+            sx,
+            qx,
+            a.weight.contiguous(),
+            carry,
+            carry if scale is None else scale.contiguous(),
+            carry if dsupport is None else dsupport,
+            carry if dquery is None else dquery,
+            shares,
+            support,
+            a.query.shape[1],
+            features,
+            sx.stride(0),
+            qx.stride(0),
+            carry.shape[1],
+            sum(own),
+            own[1],
+            C=classes,
+            TYPE=TYPES[a.weight.dtype],
+            SCALED=scale is not None,
+            OF_SUPPORT=asked[0],
+            OF_QUERY=asked[1],
+            OF_WEIGHT=asked[2],
+            SP=launch.support,
+            CP=NARROW,
+            COLS=columns,
+            BLOCK=8,
+            REST=triton.next_power_of_2(rest),
+            num_warps=1,
+            num_stages=1,
+            enable_fp_fusion=True,
+        )
+        if shares.numel():
+            sums_kernel[(-(-shares.shape[1] // sums),)](
+                shares,
+                *(shares if t is None else t for t in summed),
+                tasks,
+                *shares.shape[1:],
+                own[0],
+                classes,
+                OF_BIAS=asked[3],
+                OF_RATES=asked[4],
+                TYPE=TYPES[a.weight.dtype],
+                ROWS=16,
+                COLS=sums,
+                num_warps=4,
+                num_stages=1,
+                enable_fp_fusion=False,
+            )
+    return results
+
+
+def _rows(features: Tensor) -> Tensor:
+    """[T, N, D] whose rows lie one after the other; tasks may be apart."""
+    _, _, size = features.shape
+    return features if features.stride()[1:] == (size, 1) else features.contiguous()
 
 
 def _over_tasks(left: Tensor, features: Tensor) -> Tensor:

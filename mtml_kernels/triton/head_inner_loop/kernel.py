@@ -7,19 +7,32 @@ import triton.language as tl
 
 from mtml_kernels.schema.losses import KINDS
 from mtml_kernels.triton.head_inner_loop.losses import scale_of, targets
-from mtml_kernels.triton.head_inner_loop.reverse import gram_cotangent, reverse
+from mtml_kernels.triton.head_inner_loop.reverse import gram_cotangent, narrow_gram_cotangent, reverse
 from mtml_kernels.triton.head_inner_loop.steps import APART, NONE, SHARED, adapt, judge
-from mtml_kernels.triton.head_inner_loop.tiles import get, get_row, get_transposed, number, put, put_row, put_transposed
+from mtml_kernels.triton.head_inner_loop.tiles import (
+    CHUNK,
+    get,
+    get_row,
+    get_transposed,
+    number,
+    put,
+    put_row,
+    put_transposed,
+)
 
 __all__ = ["head_kernel"]
 
 IDS = tl.constexpr(KINDS.index("cross_entropy"))
 
 
-@triton.jit(do_not_specialize=["tasks", "S", "Q", "C", "K", "carry_size"])
+SIZES = ["tasks", "S", "Q", "C", "K", "carry_size"]
+STRIDES = ["gram_task", "zs_task", "cross_task", "zq_task", "wide", "narrow"]
+
+
+@triton.jit(do_not_specialize=[*SIZES, *STRIDES])
 def head_kernel(
-    gram,  # [T, S, S]
-    zs,  # [T, S, C]
+    gram,  # [T, S, S], tasks `gram_task` elements apart, rows `wide`, as those of cross
+    zs,  # [T, S, C], rows `narrow` elements apart, as those of zq
     cross,  # [T, Q, S]
     zq,  # [T, Q, C]
     bias,  # [C]
@@ -44,6 +57,12 @@ def head_kernel(
     C,
     K,
     carry_size,
+    gram_task,
+    zs_task,
+    cross_task,
+    zq_task,
+    wide,
+    narrow,
     smoothing,  # label smoothing; each number with what float32 leaves of it
     smoothing_low,
     query_smoothing,
@@ -69,6 +88,7 @@ def head_kernel(
     HAS_GRAD_LOGITS: tl.constexpr,
     HAS_GRAD_LOSSES: tl.constexpr,
     HAS_GRAD_COEFFICIENTS: tl.constexpr,
+    RATES: tl.constexpr,  # their gradients are asked for; else nobody reads that part of the carry
     ON_CHIP: tl.constexpr,  # gram stays in registers, else it is read from memory, a few columns at a time
     SP: tl.constexpr,  # S and C padded
     CP: tl.constexpr,
@@ -82,7 +102,7 @@ def head_kernel(
     support_mask += t * S
     query_mask += t * Q
     coefficients += t * GROUPS * plane
-    gram += t * S * S
+    gram += t * gram_task
     step = (1 + GROUPS) * plane + GROUPS * C
     history += t * (K + 1) * step
     smoothing = number(smoothing, smoothing_low, TYPE)
@@ -92,8 +112,8 @@ def head_kernel(
 
     g = tl.zeros([1, 1], TYPE)
     if ON_CHIP:
-        g = get(gram, 0, S, S, S, SP, SP) + (1.0 if SHIFT == SHARED else 0.0)  # padding meets rows of 0
-    z = get(zs + t * plane, 0, S, C, C, SP, CP)
+        g = get(gram, 0, S, S, wide, SP, SP) + (1.0 if SHIFT == SHARED else 0.0)  # padding meets rows of 0
+    z = get(zs + t * zs_task, 0, S, C, narrow, SP, CP)
     shift = tl.zeros([CP], TYPE)
     if SHIFT != NONE:
         shift = get_row(bias, C, CP)
@@ -102,7 +122,7 @@ def head_kernel(
     scale = scale_of(labels, support_mask, S, C, KIND, MEAN, MASKED, SP, TYPE)
     y, w = targets(labels, support_mask, tl.arange(0, SP), S, C, smoothing, scale, KIND, MASKED, CP, TYPE)
     a, b, u, v = adapt(
-        g, gram, z, shift, y, w, rates, losses, history, t, tasks, S, C, K, m, proximal,
+        g, gram, z, shift, y, w, rates, losses, history, t, tasks, S, C, K, wide, m, proximal,
         TYPE, KIND, SHIFT, DECAYS, OUTPUTS, CARRY, ON_CHIP, SP, CP,
     )  # fmt: skip
 
@@ -119,10 +139,10 @@ def head_kernel(
     carry += t * carry_size
     dq = carry + S * (S + 2 * C)
     total, da, db, du, dv, dbias = judge(
-        cross + t * Q * S, zq + t * Q * C, shift, query_labels, query_mask, logits + t * Q * C,
-        grad_logits + t * Q * C, dq, a, history + K * step + plane, b, u, v, da, db, seed, query_smoothing, S, Q, C,
-        TYPE, QUERY_KIND, QUERY_MEAN, QUERY_MASKED, TARGETS, SHIFT, OUTPUTS, CARRY, HAS_GRAD_LOGITS,
-        ON_CHIP, SP, CP, BLOCK,
+        cross + t * cross_task, zq + t * zq_task, shift, query_labels, query_mask, logits + t * Q * C,
+        grad_logits + t * Q * C, dq, a, history + K * step + plane, b, u, v, da, db, seed, query_smoothing,
+        S, Q, C, wide, narrow, TYPE, QUERY_KIND, QUERY_MEAN, QUERY_MASKED, TARGETS, SHIFT, OUTPUTS, CARRY,
+        HAS_GRAD_LOGITS, ON_CHIP, SP, CP, BLOCK,
     )  # fmt: skip
     if OUTPUTS:
         put_transposed(coefficients, a, C, S, CP, SP)
@@ -139,8 +159,10 @@ def head_kernel(
         tl.debug_barrier()  # a thread may read what another wrote to the history
         dgram, dzs, dbias = reverse(
             g, gram, z, shift, y, w, rates, history, grad_losses, rest + 2 * C, da, db, du, dv, dbias,
-            t, tasks, S, C, K, m, proximal, TYPE, KIND, SHIFT, DECAYS, HAS_GRAD_LOSSES, ON_CHIP, SP, CP,
+            t, tasks, S, C, K, wide, m, proximal, TYPE, KIND, SHIFT, DECAYS, HAS_GRAD_LOSSES, RATES, ON_CHIP, SP, CP,
         )  # fmt: skip
+        if ON_CHIP and CP < CHUNK:
+            dgram = narrow_gram_cotangent(history, S, C, K, GROUPS, TYPE, SP)
         if ON_CHIP:
             put(carry, dgram + tl.trans(dgram), 0, S, S, width, SP, SP)
         else:

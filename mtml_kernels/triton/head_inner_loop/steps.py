@@ -35,6 +35,7 @@ def adapt(
     S,
     C,
     K,
+    wide,
     m,
     proximal,
     TYPE: tl.constexpr,
@@ -59,7 +60,7 @@ def adapt(
         if CARRY or not ON_CHIP:
             put(history + plane, a, 0, S, C, C, SP, CP)
         z = u[None, :] * zs
-        z -= times(gram, gram_at, 0, S, a, history + plane, S, C, ONES, TYPE, ON_CHIP, SP, CP)
+        z -= times(gram, gram_at, 0, S, wide, a, history + plane, S, C, ONES, TYPE, ON_CHIP, SP, CP)
         if SHIFT == APART:
             z += (v * bias - tl.sum(b, 0))[None, :]
         p, each = predictions(z, y, C, KIND, CP)
@@ -112,6 +113,8 @@ def judge(
     S,
     Q,
     C,
+    wide,
+    narrow,
     TYPE: tl.constexpr,
     KIND: tl.constexpr,
     MEAN: tl.constexpr,
@@ -136,11 +139,11 @@ def judge(
     if TARGETS:
         scale = scale_of(labels, mask, Q, C, KIND, MEAN, MASKED, BLOCK, TYPE)
     for first in range(0, Q, BLOCK):
-        h = get(cross, first, Q, S, S, BLOCK, SP) + ONES
-        z0 = get(zq, first, Q, C, C, BLOCK, CP)
+        h = get(cross, first, Q, S, wide, BLOCK, SP) + ONES
+        z0 = get(zq, first, Q, C, narrow, BLOCK, CP)
         if SHIFT == SHARED:
             z0 += bias[None, :]
-        z = u[None, :] * z0 - times(h, cross, first, Q, a, a_at, S, C, ONES, TYPE, ON_CHIP, BLOCK, CP)
+        z = u[None, :] * z0 - times(h, cross, first, Q, wide, a, a_at, S, C, ONES, TYPE, ON_CHIP, BLOCK, CP)
         if SHIFT == APART:
             z += (v * bias - tl.sum(b, 0))[None, :]
         if OUTPUTS:

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 __all__ = [
+    "CHUNK",
     "get",
     "get_row",
     "get_transposed",
@@ -81,12 +82,12 @@ def product(a, b, TYPE: tl.constexpr):
 
 @triton.jit
 def times(
-    left, left_at, first, rows, right, right_at, S, C, ones: tl.constexpr, TYPE: tl.constexpr, ON_CHIP: tl.constexpr,
-    ROWS: tl.constexpr, CP: tl.constexpr,
+    left, left_at, first, rows, stride, right, right_at, S, C, ones: tl.constexpr, TYPE: tl.constexpr,
+    ON_CHIP: tl.constexpr, ROWS: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """left right [ROWS, CP], of blocks [ROWS, SP] and [SP, CP]; or of what stands in memory, CHUNK of the S at a time.
 
-    In memory `left_at` has rows of S, to whose elements `ones` is added, and `right_at` has rows of C.
+    In memory `left_at` has rows `stride` apart, to whose elements `ones` is added, and `right_at` has rows of C.
     """
     if ON_CHIP:
         result = product(left, right, TYPE)
@@ -94,7 +95,7 @@ def times(
         tl.debug_barrier()  # other threads wrote what this one reads
         result = tl.zeros([ROWS, CP], TYPE)
         for j in range(0, S, CHUNK):
-            piece = get(left_at + j, first, rows, S - j, S, ROWS, CHUNK) + ones
+            piece = get(left_at + j, first, rows, S - j, stride, ROWS, CHUNK) + ones
             result += product(piece, get(right_at, j, S, C, C, CHUNK, CP), TYPE)
     return result
 

@@ -2,9 +2,10 @@
 
 With l_i, s_i, v_i of `reference.multihead_loss`:
     norm_h = sum_i s_i v_i (mean; 1 for "sum")      loss_h = sum_i s_i l_i / norm_h      dz_h = d loss_h / d logits_h
-The formulas of a head are in `softmax` and `elements`. Three launches in all: partial sums of the norms
-(left out where none depends on the data), losses and gradients, the sum of the losses' partial sums. A vocabulary's
-heads, and heads of another dtype, take launches of their own (`tile_of` says why). The backward is one launch more:
+The formulas of a head are in `softmax` and `elements`. At most two launches: partial sums of the norms (left out where
+none depends on the data, or the heads are small), then losses and gradients, where the last of a head's programs adds
+up the partial sums. All tables come in one copy, those of the backward too. A vocabulary's heads, and heads of another
+dtype, take launches of their own (`tile_of` says why). The backward is one launch more:
     grad_h = cotangent_h dz_h
 """
 
@@ -20,11 +21,10 @@ from torch import Tensor
 
 from mtml_kernels.schema.losses import HeadLoss
 from mtml_kernels.triton.device import on
-from mtml_kernels.triton.multihead_loss.kernels import finish_kernel, loss_kernel, norm_kernel, scale_kernel
+from mtml_kernels.triton.multihead_loss.kernels import empty_kernel, loss_kernel, norm_kernel, scale_kernel
 from mtml_kernels.triton.multihead_loss.launches import Group, HeadShape, launches
 from mtml_kernels.triton.multihead_loss.table import (
     FIELDS,
-    FINISH_BLOCK,
     INTEGERS,
     NORM_BLOCK,
     REGISTERS,
@@ -34,7 +34,7 @@ from mtml_kernels.triton.multihead_loss.table import (
 __all__ = ["backward", "call_backward", "call_forward", "call_hand_out", "forward", "forward_in_place"]
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-SCALE_BLOCK = 4096
+SCALE_BLOCK, SCALE_EACH = 4096, 4  # elements at a time, times a program: most only find out that their factor is 1
 OptionalTensors = Sequence[Tensor | None] | None
 
 
@@ -66,7 +66,8 @@ def forward(
     none: list[Tensor | None] = [None] * len(logits)
     columns = (sample_weights or none, class_weights or none, pos_weights or none, gradients or none)
     heads = [_head(*row) for row in zip(kinds, logits, targets, *columns, strict=True)]
-    return _run(heads, logits[0].device, want_grad, check_labels), gradients
+    losses, scalings = _run(heads, logits[0].device, want_grad, check_labels, hand_out=want_grad)
+    return losses, HandOut(gradients, scalings)
 
 
 def forward_in_place(
@@ -85,7 +86,7 @@ def forward_in_place(
     program each, whose second pass over the classes writes a chunk after it has read it again.
     """
     columns = (kinds, logits, targets, sample_weights, class_weights, pos_weights, logits)
-    return _run([_head(*row) for row in zip(*columns, strict=True)], logits[0].device, want_grad)
+    return _run([_head(*row) for row in zip(*columns, strict=True)], logits[0].device, want_grad)[0]
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -111,7 +112,8 @@ class Head(NamedTuple):
         own, hard = self.sample_weights, self.target.dtype == torch.int64
         aligned = not any(a % 16 for a in self.addresses())
         numbers = -1 if own is None else own.numel()
-        return HeadShape(self.spec, self.logits.shape, self.logits.dtype, hard, numbers, aligned)
+        weighted = self.weights is not None
+        return HeadShape(self.spec, self.logits.shape, self.logits.dtype, hard, numbers, aligned, weighted)
 
 
 ADDRESSES = ("logits", "target", "grad", "sample_weights", "weights")
@@ -145,24 +147,36 @@ def _plain(t: Tensor) -> Tensor:
     return t.resolve_neg().contiguous()
 
 
-def _run(heads: Sequence[Head], device: torch.device, want_grad: bool, check_labels: bool = False) -> Tensor:
-    """Losses [heads]; gradients go where the heads say."""
+def _run(
+    heads: Sequence[Head], device: torch.device, want_grad: bool, check_labels: bool = False, hand_out: bool = False
+) -> tuple[Tensor, list[Scaling]]:
+    """Losses [heads]; gradients go where the heads say. `hand_out`: what scales them in place later."""
     losses = torch.empty(len(heads), dtype=torch.float32, device=device)
+    groups = launches(tuple(head.shape() for head in heads))
+    every = [[heads[slot] for slot in group.members] for group in groups]
+    tables = [_addressed(group, members) for group, members in zip(groups, every, strict=True)]
+    gradients = [head.grad for head in heads if head.grad is not None] if hand_out else []
+    scalings = _scaling_tables(gradients, gradients)
     with on(device):
-        for group in launches(tuple(head.shape() for head in heads)):
-            members = [heads[slot] for slot in group.members]
-            table = _launch(group, members, losses, want_grad)
+        uploaded = upload([*tables, *(table for _, table, _ in scalings)], device)  # in one piece
+        for group, members, table in zip(groups, every, uploaded, strict=False):
+            _launch(group, members, table, losses, want_grad)
             if check_labels:
                 _raise_for_labels(group, members, table)
-    return losses
+    pairs = zip(scalings, uploaded[len(groups) :], strict=True)
+    return losses, [Scaling(dtype, table, programs) for (dtype, _, programs), table in pairs]
 
 
-def _launch(group: Group, heads: Sequence[Head], losses: Tensor, want_grad: bool) -> Tensor:
-    """Writes the losses and gradients of a group's heads; returns their table on the device."""
-    host = group.table.copy()
+def _addressed(group: Group, heads: Sequence[Head]) -> Any:
+    """The group's table with its heads' addresses."""
+    table = group.table.copy()
     for name, column in zip(ADDRESSES, zip(*(head.addresses() for head in heads), strict=True), strict=True):
-        host[name] = column
-    table = upload(host, losses.device)
+        table[name] = column
+    return table
+
+
+def _launch(group: Group, heads: Sequence[Head], table: Tensor, losses: Tensor, want_grad: bool) -> None:
+    """Writes the losses and gradients of a group's heads."""
     norms = torch.empty(group.norm_programs, dtype=torch.float32, device=losses.device)
     partial = torch.empty(group.programs, dtype=torch.float32, device=losses.device)
     if group.norm_programs:
@@ -174,6 +188,7 @@ def _launch(group: Group, heads: Sequence[Head], losses: Tensor, want_grad: bool
             len(heads),
             norms,
             partial,
+            losses,
             DTYPES[heads[0].logits.dtype],
             group.used,
             group.wide_loads,
@@ -182,8 +197,8 @@ def _launch(group: Group, heads: Sequence[Head], losses: Tensor, want_grad: bool
             maxnreg=REGISTERS,
             enable_fp_fusion=False,
         )
-    finish_kernel[(len(heads),)](table, partial, losses, FINISH_BLOCK, num_warps=4, enable_fp_fusion=False)
-    return table
+    if group.empty:
+        empty_kernel[(len(heads),)](table, losses, num_warps=1, enable_fp_fusion=False)
 
 
 def _raise_for_labels(group: Group, heads: Sequence[Head], table: Tensor) -> None:
@@ -208,31 +223,59 @@ def backward(gradients: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
     return results
 
 
+class Scaling(NamedTuple):
+    """A launch that multiplies gradients of one dtype by their heads' cotangents: its table on the device."""
+
+    dtype: torch.dtype
+    table: Tensor
+    programs: int
+
+    def run(self, factors: Tensor, in_place: bool) -> None:
+        """factors [heads], contiguous float32. In place memory whose factor is 1 is left alone."""
+        scale_kernel[(self.programs,)](
+            self.table,
+            len(self.table),
+            factors,
+            DTYPES[self.dtype],
+            in_place,
+            SCALE_BLOCK,
+            SCALE_EACH,
+            num_warps=8,
+            enable_fp_fusion=False,
+        )
+
+
+class HandOut(list[Tensor]):
+    """Gradients for cotangents 1, and the launches that scale them where they are; their tables have come already."""
+
+    def __init__(self, gradients: Sequence[Tensor], scalings: Sequence[Scaling]) -> None:
+        super().__init__(gradients)
+        self.scalings = scalings
+
+
+def _scaling_tables(gradients: Sequence[Tensor], results: Sequence[Tensor]) -> list[tuple[torch.dtype, Any, int]]:
+    """(dtype, table, programs) of the launches that scale the gradients of all heads."""
+    found = []
+    for dtype in dict.fromkeys(g.dtype for g in gradients):
+        slots = [h for h, g in enumerate(gradients) if g.dtype == dtype]
+        table = np.zeros(len(slots), FIELDS)
+        table["slot"] = slots
+        table["logits"] = [gradients[h].data_ptr() for h in slots]
+        table["grad"] = [results[h].data_ptr() for h in slots]
+        table["rows"] = [gradients[h].numel() for h in slots]
+        blocks = -(-table["rows"] // (SCALE_BLOCK * SCALE_EACH))
+        table["first"] = np.cumsum(blocks) - blocks
+        if blocks.sum():
+            found.append((dtype, table, int(blocks.sum())))
+    return found
+
+
 def _scale(gradients: Sequence[Tensor], results: Sequence[Tensor], cotangents: Tensor) -> None:
     factors = _plain(cotangents.to(torch.float32))
+    made = _scaling_tables(gradients, results)
     with on(cotangents.device):
-        for dtype in dict.fromkeys(g.dtype for g in gradients):
-            slots = [h for h, g in enumerate(gradients) if g.dtype == dtype]
-            host = np.zeros(len(slots), FIELDS)
-            host["slot"] = slots
-            host["logits"] = [gradients[h].data_ptr() for h in slots]
-            host["grad"] = [results[h].data_ptr() for h in slots]
-            host["rows"] = [gradients[h].numel() for h in slots]
-            blocks = -(-host["rows"] // SCALE_BLOCK)
-            host["first"] = np.cumsum(blocks) - blocks
-            if blocks.sum():
-                table = upload(host, cotangents.device)
-                grid = (int(blocks.sum()),)
-                scale_kernel[grid](
-                    table,
-                    len(slots),
-                    factors,
-                    DTYPES[dtype],
-                    gradients is results,
-                    SCALE_BLOCK,
-                    num_warps=8,
-                    enable_fp_fusion=False,
-                )
+        for (dtype, _, programs), table in zip(made, upload([t for _, t, _ in made], cotangents.device), strict=True):
+            Scaling(dtype, table, programs).run(factors, gradients is results)
 
 
 def call_forward(call: Any, tensors: Any, differentiate: bool) -> tuple[Tensor, list[Tensor]]:
@@ -249,7 +292,8 @@ def call_forward(call: Any, tensors: Any, differentiate: bool) -> tuple[Tensor, 
             z, *rest = (t[i] if stacked and t is not None else t for t in entry)
             heads.append(_head(spec, z, *rest))
     like = tensors.logits[0]
-    return _run(heads, like.device, differentiate).to(like.dtype), gradients
+    losses, scalings = _run(heads, like.device, differentiate, hand_out=differentiate)
+    return losses.to(like.dtype), HandOut(gradients, scalings)
 
 
 def call_backward(gradients: Sequence[Tensor], cotangent: Tensor, counts: Sequence[int]) -> list[Tensor]:
@@ -261,8 +305,14 @@ def call_backward(gradients: Sequence[Tensor], cotangent: Tensor, counts: Sequen
 
 def call_hand_out(gradients: Sequence[Tensor], cotangent: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """`call_backward`, written over the gradients: no memory, and no traffic for those whose cotangent is 1."""
-    heads = _unstack(gradients, counts)
-    _scale(heads, heads, cotangent)
+    if isinstance(gradients, HandOut):
+        factors = _plain(cotangent.to(torch.float32))
+        with on(cotangent.device):
+            for scaling in gradients.scalings:
+                scaling.run(factors, True)
+    else:
+        heads = _unstack(gradients, counts)
+        _scale(heads, heads, cotangent)
     return list(gradients)
 
 

@@ -11,13 +11,18 @@ import torch
 
 from mtml_kernels.schema.losses import CLASS_KINDS, HeadLoss
 from mtml_kernels.schema.losses import HEAD_KINDS as KINDS
-from mtml_kernels.triton.multihead_loss.table import FIELDS, LARGEST, NORM_BLOCK, TILES, VOCABULARY, tile_of
+from mtml_kernels.triton.multihead_loss.table import FIELDS, LABELS, LARGEST, NORM_BLOCK, TILES, VOCABULARY, tile_of
 
 __all__ = ["Group", "HeadShape", "launches"]
 
+# A head of so few samples and programs sums its norm in each of them: cheaper than a launch before theirs.
+ALONE_SAMPLES, ALONE_PROGRAMS = 512, 4
+
 
 class HeadShape(NamedTuple):
-    """What of a head decides its launch. `aligned`: all its addresses are multiples of 16 bytes."""
+    """What of a head decides its launch. `aligned`: all its addresses are multiples of 16 bytes. `weighted`: its
+    classes have weights.
+    """
 
     spec: HeadLoss
     shape: tuple[int, ...]
@@ -25,6 +30,7 @@ class HeadShape(NamedTuple):
     hard: bool  # the target is class ids
     sample_weights: int  # how many there are; -1: none
     aligned: bool
+    weighted: bool = False
 
     def layout(self) -> tuple[int, int, int, int]:
         """(rows, classes, inner, samples) as in the table."""
@@ -41,12 +47,14 @@ class HeadShape(NamedTuple):
     @property
     def tile(self) -> int:
         _, classes, inner, _ = self.layout()
-        return tile_of(self.spec, classes, inner, self.dtype.itemsize)
+        tile = tile_of(self.spec, classes, inner, self.dtype.itemsize)
+        labels_alone = self.hard and not (self.weighted or self.spec.label_smoothing)
+        return tile + LABELS if labels_alone else tile
 
     @property
     def wide_loads(self) -> bool:
         """True where a vocabulary's rows may be read 16 bytes at a time."""
-        return self.tile == VOCABULARY and self.aligned and self.layout()[1] % 8 == 0
+        return self.tile % LABELS == VOCABULARY and self.aligned and self.layout()[1] % 8 == 0
 
     def fill(self, slot: int, row: Any) -> None:
         """Writes everything but addresses and the places in the launch into its row of the table."""
@@ -70,7 +78,8 @@ class HeadShape(NamedTuple):
         row["each"], row["tiles"] = tile.each, -(-rows // tile.rows)
         row["blocks"] = -(-row["tiles"] // tile.each)
         if mean and (self.hard or self.sample_weights >= 0):
-            row["norm_blocks"] = -(-samples // NORM_BLOCK)
+            row["alone"] = samples <= ALONE_SAMPLES and row["blocks"] <= ALONE_PROGRAMS
+            row["norm_blocks"] = 0 if row["alone"] else -(-samples // NORM_BLOCK)
 
 
 class Group(NamedTuple):
@@ -83,6 +92,7 @@ class Group(NamedTuple):
     used: int  # bit i: a head takes tile i
     warps: int
     wide_loads: bool
+    empty: bool  # some head has no programs
 
 
 @functools.lru_cache(256)
@@ -104,4 +114,5 @@ def _group(heads: tuple[HeadShape, ...], members: list[int], warps: int, wide_lo
     for first, blocks in (("first", "blocks"), ("norm_first", "norm_blocks")):
         table[first] = np.cumsum(table[blocks]) - table[blocks]
     used = sum(1 << tile for tile in {heads[slot].tile for slot in members})
-    return Group(members, table, int(table["norm_blocks"].sum()), int(table["blocks"].sum()), used, warps, wide_loads)
+    programs, empty = int(table["blocks"].sum()), bool((table["blocks"] == 0).any())
+    return Group(members, table, int(table["norm_blocks"].sum()), programs, used, warps, wide_loads, empty)

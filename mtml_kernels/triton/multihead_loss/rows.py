@@ -7,7 +7,7 @@ import triton.language as tl
 
 from mtml_kernels.triton.multihead_loss.table import FLOATS, INTEGERS, word
 
-__all__ = ["WORDS", "head_of", "label_rows", "norm_scale", "split"]
+__all__ = ["WORDS", "head_of", "label_rows", "norm_of", "norm_scale", "split"]
 
 WORDS = tl.constexpr(len(INTEGERS) + len(FLOATS))
 FIRST = word("first")
@@ -22,6 +22,8 @@ NORM_FIRST = word("norm_first")
 NORM_BLOCKS = word("norm_blocks")
 NORM = word("norm")
 SEARCH = tl.constexpr(64)  # table rows looked at together
+WEIGHTS = word("weights")
+ALONE = word("alone")
 PARTS = tl.constexpr(128)  # partial sums of a norm added together
 
 
@@ -67,13 +69,28 @@ def label_rows(head, first, lanes):
 
 
 @triton.jit
+def norm_of(head, first, lanes):
+    """The sum of s_i v_i over the samples first + lanes."""
+    s, y, counted, bad = label_rows(head, first, lanes)
+    c_at = tl.load(head + WEIGHTS)
+    limit = tl.where(c_at == 0, 0, tl.load(head + CLASSES) * tl.load(head + HARD))
+    c = tl.load(c_at.to(tl.pointer_type(tl.float32)) + y, mask=counted & (y >= 0) & (y < limit), other=1.0)
+    return tl.sum(tl.where(bad, float("nan"), tl.where(counted, s * c, 0.0)), 0)
+
+
+@triton.jit
 def norm_scale(head, options, norms):
-    """1 / norm, the norm's partial sums added in a fixed order; 0 where the norm is 0, NaN where it is infinite."""
-    first = tl.load(head + NORM_FIRST)
-    blocks = tl.load(head + NORM_BLOCKS)
+    """1 / norm, its parts added in a fixed order; 0 where the norm is 0, NaN where it is infinite."""
     lanes = tl.arange(0, PARTS)
-    parts = tl.zeros([PARTS], tl.float32)
-    for b in range(0, blocks, PARTS):
-        parts += tl.load(norms + first + b + lanes, mask=b + lanes < blocks, other=0.0)
-    norm = tl.where(blocks == 0, tl.load(options + NORM).to(tl.float32), tl.sum(parts, 0))
+    if tl.load(head + ALONE) != 0:
+        norm = tl.zeros([], tl.float32)
+        for sample in range(0, tl.load(head + SAMPLES).to(tl.int32), PARTS):
+            norm += norm_of(head, sample, lanes)
+    else:
+        first = tl.load(head + NORM_FIRST)
+        blocks = tl.load(head + NORM_BLOCKS)
+        parts = tl.zeros([PARTS], tl.float32)
+        for b in range(0, blocks, PARTS):
+            parts += tl.load(norms + first + b + lanes, mask=b + lanes < blocks, other=0.0)
+        norm = tl.where(blocks == 0, tl.load(options + NORM).to(tl.float32), tl.sum(parts, 0))
     return tl.where(norm == 0, 0.0, 1.0 / tl.where(norm == 0, 1.0, norm) + 0.0 * norm)  # 1 / inf would be 0

@@ -5,6 +5,9 @@ Row i with logits z over C classes, target t (one-hot for a class id), smoothing
     loss_i = a sum_j (-q_j log p_j)          kl: e = 0, c = 1, and t_j log t_j is added (0 log 0 = 0)
     dz_j   = a (p_j sum_k q_k - q_j)
 The first pass over the classes finds max z, the sum of exponentials and sum q, the second writes dz.
+
+Where the target is a class id y, and nothing is smoothed or weighted by class, q is one-hot (`label_tile`):
+    loss_i = a (log sum_j exp(z_j - max z) + max z - z_y)        dz_j = a (p_j - [j = y])
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from mtml_kernels.schema.losses import HEAD_KINDS as KINDS
 from mtml_kernels.triton.multihead_loss.rows import label_rows
 from mtml_kernels.triton.multihead_loss.table import word
 
-__all__ = ["softmax_tile"]
+__all__ = ["label_tile", "softmax_tile"]
 
 KL = tl.constexpr(KINDS.index("kl"))
 LOGITS = word("logits")
@@ -45,28 +48,16 @@ def softmax_tile(
     ALIGNED: tl.constexpr,
     WANT_GRAD: tl.constexpr,
 ):
-    lanes = tl.arange(0, ROWS)
-    first = block * ROWS
-    a, y = _factors(head, first, lanes, scale)
-    classes = tl.load(head + CLASSES)
-    step = tl.load(head + INNER)
+    a, y, first, near = _factors(head, block, scale, ROWS, CLASS_AXIS)
+    classes, step, start, live = _places(head, first, near, ROWS, CLASS_AXIS)
     # a tile's offsets fit 32 bits from the first of its elements on: half the registers of addresses
-    near = first // step * step if CLASS_AXIS == 0 else first
-    z_at = tl.load(head + LOGITS).to(tl.pointer_type(TYPE)) + near * classes
-    dz_at = tl.load(head + GRAD).to(tl.pointer_type(TYPE)) + near * classes
-    t_at = tl.load(head + TARGET).to(tl.pointer_type(tl.float32)) + near * classes
-    classes, step = classes.to(tl.int32), step.to(tl.int32)
+    wide = near * tl.load(head + CLASSES)
+    z_at = tl.load(head + LOGITS).to(tl.pointer_type(TYPE)) + wide
+    dz_at = tl.load(head + GRAD).to(tl.pointer_type(TYPE)) + wide
+    t_at = tl.load(head + TARGET).to(tl.pointer_type(tl.float32)) + wide
     if ALIGNED:
         classes = tl.multiple_of(classes, 8)
         z_at, dz_at, t_at = tl.multiple_of(z_at, 16), tl.multiple_of(dz_at, 16), tl.multiple_of(t_at, 16)
-    if CLASS_AXIS == 1:
-        step = 1
-        start = lanes * classes
-    else:
-        pixel = (first - near).to(tl.int32) + lanes
-        start = pixel // step * (classes * step) + pixel % step
-    start = tl.expand_dims(start, CLASS_AXIS)
-    live = tl.expand_dims(first + lanes < tl.load(head + SAMPLES), CLASS_AXIS)
     label = tl.expand_dims(y.to(tl.int32), CLASS_AXIS)
 
     top = tl.full([ROWS], float("-inf"), tl.float32)
@@ -108,15 +99,89 @@ def softmax_tile(
 
 
 @triton.jit
-def _factors(head, first, lanes, scale):
-    """Factor a and label of every row. A label out of range makes a NaN, and the head's first one goes to the table."""
+def label_tile(
+    head,
+    block,
+    scale,
+    TYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CLASS_AXIS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WANT_GRAD: tl.constexpr,
+):
+    """`softmax_tile` of class ids alone: half of its instructions."""
+    a, y, first, near = _factors(head, block, scale, ROWS, CLASS_AXIS)
+    classes, step, start, live = _places(head, first, near, ROWS, CLASS_AXIS)
+    wide = near * tl.load(head + CLASSES)
+    z_at = tl.load(head + LOGITS).to(tl.pointer_type(TYPE)) + wide
+    dz_at = tl.load(head + GRAD).to(tl.pointer_type(TYPE)) + wide
+    if ALIGNED:
+        classes = tl.multiple_of(classes, 8)
+        z_at, dz_at = tl.multiple_of(z_at, 16), tl.multiple_of(dz_at, 16)
+    label = tl.where((y >= 0) & (y < classes), y.to(tl.int32), -1)
+    label = tl.expand_dims(label, CLASS_AXIS)
+    own = tl.load(z_at + start + label * step, mask=live & (label >= 0), other=0.0).to(tl.float32)
+
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for c in range(0, classes, CHUNK):
+        j = tl.expand_dims(c + tl.arange(0, CHUNK), 1 - CLASS_AXIS)
+        z = tl.load(z_at + start + j * step, mask=live & (j < classes), other=float("-inf")).to(tl.float32)
+        above = tl.maximum(top, tl.max(z, CLASS_AXIS))
+        shift = tl.where(above == float("-inf"), 0.0, above)
+        total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - tl.expand_dims(shift, CLASS_AXIS)), CLASS_AXIS)
+        top = above
+
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    losses = tl.log(total) + (shift - tl.sum(own, CLASS_AXIS))
+    if WANT_GRAD:
+        tl.debug_barrier()  # all have read the label's logit, over which its gradient may be written
+        shift = tl.expand_dims(shift, CLASS_AXIS)
+        factor = tl.expand_dims(a, CLASS_AXIS)
+        share = tl.expand_dims(a / total, CLASS_AXIS)
+        for c in range(0, classes, CHUNK):
+            j = tl.expand_dims(c + tl.arange(0, CHUNK), 1 - CLASS_AXIS)
+            inside = live & (j < classes)
+            z = tl.load(z_at + start + j * step, mask=inside, other=float("-inf")).to(tl.float32)
+            dz = tl.exp(z - shift) * share - tl.where(j == label, factor, 0.0)
+            tl.store(dz_at + start + j * step, tl.where(factor == 0, 0.0, dz).to(TYPE), mask=inside)
+    return tl.sum(tl.where(a == 0, 0.0, a * losses), 0)
+
+
+@triton.jit
+def _factors(head, block, scale, ROWS: tl.constexpr, CLASS_AXIS: tl.constexpr):
+    """Factor a and label of every row, the first row, and the one whose offset the others' are counted from.
+
+    A label out of range makes a NaN, and the head's first one goes to the table.
+    """
+    lanes = tl.arange(0, ROWS)
+    first = block * ROWS
     s, y, counted, bad = label_rows(head, first, lanes)
     samples = tl.load(head + SAMPLES)
     bad_row = tl.min(tl.where(bad, first + lanes, samples), 0)
     if bad_row < samples:
         tl.atomic_min(head + BAD_ROW, bad_row)
     a = tl.where(bad, float("nan"), tl.where(counted & (s != 0), s * scale, 0.0))
-    return a, y
+    step = tl.load(head + INNER)
+    near = first // step * step if CLASS_AXIS == 0 else first
+    return a, y, first, near
+
+
+@triton.jit
+def _places(head, first, near, ROWS: tl.constexpr, CLASS_AXIS: tl.constexpr):
+    """Classes, their distance, where each row begins, and whether it is there; from row `near` on, in 32 bits."""
+    lanes = tl.arange(0, ROWS)
+    classes = tl.load(head + CLASSES).to(tl.int32)
+    step = tl.load(head + INNER).to(tl.int32)
+    if CLASS_AXIS == 1:
+        step = 1
+        start = lanes * classes
+    else:
+        pixel = (first - near).to(tl.int32) + lanes
+        start = pixel // step * (classes * step) + pixel % step
+    live = tl.expand_dims(first + lanes < tl.load(head + SAMPLES), CLASS_AXIS)
+    return classes, step, tl.expand_dims(start, CLASS_AXIS), live
 
 
 @triton.jit

@@ -12,6 +12,7 @@ from mtml.algorithms.base import Loss, MetaLearner
 from mtml.inner_lr import InnerLR
 from mtml.paths.head import HeadFinder, fold, fused_loss, head_rate, rows_of
 from mtml.paths.path import Outcome, Path
+from mtml.wrappers import refuse_data_parallel, refuse_sharded
 from mtml_kernels.checks import check_finite, shown
 from mtml_kernels.general import GeneralPlan
 
@@ -77,6 +78,9 @@ class ANIL(MetaLearner):
         super().__init__(steps=steps, loss=loss, query_loss=query_loss, backend=backend, backends=BACKENDS)
         if not isinstance(features, nn.Module):
             raise TypeError(f"features: expected an nn.Module, got {shown(features)}")
+        refuse_data_parallel("features", features)
+        if isinstance(head, nn.Module):
+            refuse_sharded("head", head)
         if type(head) is not nn.Linear:
             raise TypeError(
                 f"head: expected an nn.Linear, got {type(head).__name__}; for any other head use mtml.MAML(head, ...) "
@@ -103,18 +107,19 @@ class ANIL(MetaLearner):
 
 
 class AdaptedHead(Adapted):
-    """What `ANIL.adapt_tasks` returns: an `Adapted` whose tasks share the trunk, which runs once."""
+    """What `ANIL.adapt_tasks` returns: an `Adapted` whose tasks share the trunk (`features`), which runs once."""
 
     def __call__(self, x: Any, step: int = -1) -> Tensor:
         """Each task's head on its own inputs: x [T, N, ...] (or a tuple or dict of such) -> [T, N, C]."""
         self._check_tasks("x", x)
         params = self.params_at(step)
-        assert isinstance(self.model, ANIL)
-        logits = fold(self.model.features, x) @ params["head.weight"].mT
+        features = self.model.features
+        assert isinstance(features, nn.Module)
+        logits = fold(features, x) @ params["head.weight"].mT
         return logits + params["head.bias"][:, None] if "head.bias" in params else logits
 
     def detach(self) -> AdaptedHead:
         """The same values without their history."""
         tensors = {name: t.detach() for name, t in self._tensors.items()}
         losses = self.support_losses.detach()
-        return AdaptedHead(self.model, tensors, losses, self._loss, self.keep_steps, self._plan)
+        return type(self)(self.model, tensors, losses, self._loss, self.keep_steps, self._plan)

@@ -8,33 +8,25 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from mtml.adapted import Adapted
-from mtml.algorithms.base import CallOptions, Loss, MetaLearner
+from mtml.algorithms.base import CallOptions, Loss
 from mtml.algorithms.gram import gram_of_tasks, some_tasks
+from mtml.algorithms.learner import ModelLearner, Rate
 from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
 from mtml.inner_lr import InnerLR
 from mtml.params import ParamsArg, aliases, by_first_name, select
 from mtml.paths.batch import Batch, Parts, unpacked, weights_list
-from mtml.paths.cache import PathCache
 from mtml.paths.fused import Fused
-from mtml.paths.general import General
-from mtml.paths.path import Outcome, Path
-from mtml_kernels.batch_norm import check_batch_norm, per_step_batch_norm, per_step_names, step_rows
-from mtml_kernels.checks import check_finite, check_steps, shown
-from mtml_kernels.general import GeneralPlan
+from mtml.paths.path import Path
+from mtml_kernels.batch_norm import per_step_names, step_rows
+from mtml_kernels.checks import check_steps
 from mtml_kernels.general.task import apply_update
 from mtml_kernels.general.twin import twin
-from mtml_kernels.losses import resolve
 from mtml_kernels.rates import op_rates, rate_at
 
 __all__ = ["MAML"]
 
-BACKENDS = ("auto", "cpu", "cpu:weights", "cpu:low_rank", "torch", "triton", "cuda", "reference", "general")
 
-Rate = float | Tensor | Mapping[str, Any] | InnerLR
-
-
-class MAML(MetaLearner):
+class MAML(ModelLearner):
     """Model-agnostic meta-learning: adapt a model to each task by K gradient steps, and learn where to start.
 
     Each call takes a batch of T tasks at once: support sets sx [T, S, ...], sy [T, S, ...] to adapt on, query sets
@@ -94,7 +86,8 @@ class MAML(MetaLearner):
         ValueError: an unknown name in loss, backend or batch_norm; params that match nothing; rates that are not
             finite, are missing, or are fewer than the steps; shapes that disagree; labels out of range; no task at all.
         RuntimeError: the inner loss does not depend on a parameter (see allow_unused).
-        TypeError: an argument or a tensor of the wrong type, such as integers where the first layer needs floats.
+        TypeError: an argument or a tensor of the wrong type, such as integers where the first layer needs floats; a
+            model in DistributedDataParallel (`mtml.distributed` wraps the learner instead).
         BackendUnavailable: the backend asked for by name cannot run the model, the loss, or on this machine.
 
     Example:
@@ -126,35 +119,21 @@ class MAML(MetaLearner):
         backend: str = "auto",
         update: Callable[..., Any] | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: expected an nn.Module, got {shown(model)}")
-        super().__init__(steps=steps, loss=loss, query_loss=query_loss, backend=backend, backends=BACKENDS)
-        if batch_norm == "per_step":
-            model = per_step_batch_norm(model, self.steps)
-        check_batch_norm(model, batch_norm)
-        resolve(loss)  # raises for what is no loss at all
-        if query_loss is not None:
-            resolve(query_loss)
-        if update is not None and not callable(update):
-            raise TypeError(f"update: expected a callable or None, got {shown(update)}")
-        if params is not None:
-            select(model, params)
-        _check_rate(lr)
-        self.module = model
-        self.lr = lr
-        self.first_order = first_order
+        super().__init__(
+            model,
+            lr,
+            first_order,
+            allow_nograd if allow_unused is None else allow_unused,
+            steps=steps,
+            loss=loss,
+            query_loss=query_loss,
+            params=params,
+            batch_norm=batch_norm,
+            backend=backend,
+            update=update,
+        )
         self.allow_nograd = allow_nograd
-        self.allow_unused = allow_nograd if allow_unused is None else allow_unused
-        self.params, self.batch_norm, self.update = params, batch_norm, update
         self._taken, self._rule_state = 0, None  # of the per-task loop: inner steps so far, the update rule's state
-        self._paths = PathCache(self)
-
-    def _adapted(self, path: Path, result: Outcome, keep_steps: bool, taken: int) -> Adapted:
-        # layers of the fused engine batch well, the rest runs as it was adapted
-        plan = path.plan if isinstance(path, General) else GeneralPlan("vmap", "", self.batch_norm)
-        loss = self.loss if self.query_loss is None else self.query_loss
-        state = None if result.moments is None else {"step": taken, **result.moments}
-        return Adapted(self.module, result.adapted, result.support_losses, loss, keep_steps, plan, state)
 
     def task_gradients(
         self, sx: Any, sy: Any = None, qx: Any = None, qy: Any = None, **options: Unpack[CallOptions]
@@ -323,20 +302,7 @@ class MAML(MetaLearner):
                 raise
             return getattr(super().__getattr__("module"), name)
 
-    def extra_repr(self) -> str:
-        lr = self.lr if isinstance(self.lr, float | int) else type(self.lr).__name__
-        return f"lr={lr}, steps={self.steps}, first_order={self.first_order}, backend={self.backend!r}"
-
 
 def _names_of(lr: Any) -> list[str]:
     """Names in a dict of rates: in the per-task loop a tensor may have a rate and no gradient."""
     return list(lr) if isinstance(lr, Mapping) else []
-
-
-def _check_rate(lr: Any) -> None:
-    """Raise for what can be no learning rate of any model; whether it fits this one is known at the first call."""
-    if isinstance(lr, InnerLR):
-        return
-    items = lr.items() if hasattr(lr, "items") else [(None, lr)]
-    for name, rate in items:
-        check_finite("lr" if name is None else f"lr[{name!r}]", rate)

@@ -27,6 +27,7 @@ from mtml.paths.finder import GENERAL, PathFinder
 from mtml.paths.loss_reads import LossReads, Verdicts, tokens_of
 from mtml.paths.path import Options, Path
 from mtml.paths.reach import Reach
+from mtml.wrappers import refuse_sharded
 from mtml_kernels.checks import check_batch, check_initialised, check_steps
 from mtml_kernels.neutral import uncompiled
 
@@ -39,7 +40,7 @@ NO_EXTRAS = Extras()
 _TABLES = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = [vars(module_hooks)[f"_global{name}"] for name in _HOOKS]
-_OWN = ("_paths", "_taken", "_rule_state")  # of a MAML: what it writes itself
+_OWN = ("_paths", "_long", "_taken", "_rule_state")  # of a learner: what it writes itself
 _traits = attrgetter("requires_grad", "dtype", "shape", "device")
 
 
@@ -109,6 +110,7 @@ class PathCache:
         """The finder of the module as it stands."""
         owner = self.owner
         check_initialised(owner.module)
+        refuse_sharded("model", owner.module)
         verdicts = {} if owner.backend == GENERAL else self.reads.look((owner.loss, owner.query_loss))
         options = _options(owner, verdicts)
         words = (owner.batch_norm, owner.backend, owner.allow_unused)

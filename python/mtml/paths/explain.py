@@ -29,7 +29,7 @@ class Explanation:
     """How calls run; printable, and `to_dict()` has the same as plain data.
 
     Attributes:
-        path: "fused", "general" or (of ANIL) "head".
+        path: "fused", "general", or "head" (of ANIL), "ridge" (of R2D2).
         kernel: the engine's backend, or "vmap" or "loop".
         reason: why, in one line.
         reasons: what stands in the way of fusing; empty where nothing does.

@@ -14,6 +14,7 @@ from mtml.paths.batch import Batch
 from mtml.paths.explain import Explanation, Subject, loss_names
 from mtml.paths.path import Options, Outcome, in_our_words
 from mtml.paths.trunk import TrunkOnce
+from mtml.wrappers import is_sharded, refuse_sharded
 from mtml_kernels.checks import (
     Sizes,
     check_batch,
@@ -55,6 +56,8 @@ class HeadFinder:
             if batch.extras is not None:
                 name = "per_step, query_steps and start"
             raise ValueError(f"{name}: ANIL has none; use mtml.MAML(model, params='head.*'), which takes it")
+        if is_sharded(self.owner.head.weight):
+            refuse_sharded("head", self.owner.head)
         check_batch(*batch.parts(), check_steps(steps))
         return HeadPath(self.owner, Options(steps, False, keep))
 

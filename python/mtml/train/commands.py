@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mtml.tasks.errors import DataError
 from mtml.train.failures import line_of, missing, with_notes
+from mtml.train.job import say_why
 from mtml.train.options import Backend, Iterations, Minutes, Out, PlainSeconds, Resume, Seed, Threads, count, number
+
+if TYPE_CHECKING:
+    from mtml.train.ranks import Ranks
 
 __all__ = ["app"]
 
@@ -22,7 +26,11 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich" if find_spec("rich") else None,
 )
-train = typer.Typer(help="Run a published experiment in the fused engine.", no_args_is_help=True)
+train = typer.Typer(
+    help="Run a published experiment in the fused engine. `torchrun --nproc_per_node N -m mtml train ...` shares the "
+    "tasks of every meta-batch among N processes.",
+    no_args_is_help=True,
+)
 app.add_typer(train, name="train")
 
 
@@ -32,6 +40,7 @@ def _clear_errors() -> Iterator[list[str]]:
 
     Gives a list to which the command adds what the line shall end with, such as what is already saved.
     """
+    from mtml.distributed import RankLost
     from mtml.train.loop import Diverged
     from mtml_kernels.errors import BackendUnavailable
 
@@ -43,11 +52,11 @@ def _clear_errors() -> Iterator[list[str]]:
     except (Exception, KeyboardInterrupt) as error:
         for note in notes:
             error.add_note(note)
-        known = isinstance(error, DataError | Diverged | BackendUnavailable)
+        known = isinstance(error, DataError | Diverged | BackendUnavailable | RankLost)
         line = with_notes(str(error), error) if known else line_of(error)
         if line is None:
             raise
-        typer.echo(f"error: {line}", err=True)
+        say_why(line)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 2) from error
 
 
@@ -57,17 +66,23 @@ def _need(*modules: str) -> None:
         raise DataError(missing(*gone))
 
 
-def _threads(count: int | None) -> int:
-    """Set the number of threads where one was asked for; say how many there are."""
+def _announce(title: str, threads: int | None, ranks: Ranks) -> None:
+    """Set the number of threads where one was asked for, and say what is trained and by how many."""
     import torch
 
-    if count is not None:
-        torch.set_num_threads(count)
-    return torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if ranks.main:
+        several = f"{ranks.count} ranks of " if ranks.count > 1 else ""
+        typer.echo(f"{title}, {several}{torch.get_num_threads()} thread(s)")
 
 
-def _trained(progress: Any, folder: Path, command: str, notes: list[str]) -> None:
-    """Say how far training came; after Ctrl-C leave with the status of an interrupted program."""
+def _trained(progress: Any, ranks: Ranks, folder: Path, command: str, notes: list[str]) -> None:
+    """Say how far training came; after Ctrl-C leave with the status of an interrupted program. Of several ranks the
+    main one goes on alone."""
+    ranks.leave()
+    if not ranks.main:
+        raise typer.Exit(130 if progress.stopped else 0)
     notes.append(f"what was trained is saved in {folder}: `{command} --out {folder} --resume` goes on from there")
     rate = progress.iteration / max(progress.seconds, 1e-9)
     typer.echo(f"{progress.iteration} meta-iterations in {progress.seconds:.1f} s ({rate:.0f}/s)")
@@ -107,6 +122,7 @@ def sinusoid(
 ) -> None:
     """Sinusoid regression as in the MAML paper (--demo: as in the published table of the Meta-SGD paper)."""
     from mtml.train.models import INITS
+    from mtml.train.ranks import join
     from mtml.train.sinusoid import FREQUENCY, SinusoidRun, SinusoidSettings, table_text
 
     for option, value, known in (("--init", init, INITS), ("--tasks", tasks, tuple(FREQUENCY))):
@@ -115,7 +131,7 @@ def sinusoid(
     folder = out or Path("runs/sinusoid")
     with _clear_errors() as notes:
         _need("matplotlib", "tqdm")
-        used = _threads(threads)
+        ranks = join()
         settings = SinusoidSettings(
             iterations=iterations,
             minutes=minutes,
@@ -132,13 +148,14 @@ def sinusoid(
             plain_seconds=plain_seconds,
         )
         settings = settings.demo() if demo else settings
-        typer.echo(
+        title = (
             f"sinusoid ({settings.tasks}): {settings.iterations} meta-iterations of {meta_batch} tasks, "
-            f"{settings.shots} shots, {steps} inner step(s) at {inner_lr:g}, {used} thread(s)"
+            f"{settings.shots} shots, {steps} inner step(s) at {inner_lr:g}"
         )
-        run = SinusoidRun(settings, folder)
+        _announce(title, threads, ranks)
+        run = SinusoidRun(settings, folder, ranks)
         progress = run.train(resume)
-        _trained(progress, folder, "mtml train sinusoid", notes)
+        _trained(progress, ranks, folder, "mtml train sinusoid", notes)
         table = run.table()
         typer.echo("\n" + table_text(table, settings, progress.iteration))
         picture = run.plot()
@@ -208,6 +225,7 @@ def omniglot(
     """
     from mtml.train.omniglot import OmniglotRun, OmniglotSettings, table_text
     from mtml.train.presets import default_preset, resolve
+    from mtml.train.ranks import join
 
     with _clear_errors() as notes:
         _need("matplotlib", "sklearn", "tqdm")
@@ -246,11 +264,11 @@ def omniglot(
             plain_seconds=plain_seconds,
         )
         folder = out or Path("runs/digits" if data is None else "runs/omniglot")
-        used = _threads(threads)
-        typer.echo(f"{settings.title}, {used} thread(s)")
-        run = OmniglotRun(settings, folder)
+        ranks = join()
+        _announce(settings.title, threads, ranks)
+        run = OmniglotRun(settings, folder, ranks)
         progress = run.train(resume)
-        _trained(progress, folder, "mtml train omniglot", notes)
+        _trained(progress, ranks, folder, "mtml train omniglot", notes)
         found, wide = run.evaluate(), run.evaluate_wide()
         classes = run.per_class(wide or found)
         typer.echo("\n" + table_text(run, found, wide, classes))

@@ -16,16 +16,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from mtml.tasks.errors import DataError
 from mtml.tasks.files import remove_stale
 from mtml.train.checkpoint import load_checkpoint, save_checkpoint
 from mtml.train.log import CsvLog
+from mtml.train.ranks import ALONE, Ranks
 
 __all__ = ["Budget", "Diverged", "Loop", "Progress"]
 
+TOGETHER = 0.05  # seconds between two looks of several ranks at one clock
 PATIENCE = 0.5  # seconds an iteration may last before who presses Ctrl-C is told that it is waited for
 
 
@@ -78,6 +79,8 @@ class Loop:
         evaluate: gives the values of those columns; called every `evaluate_seconds` of training.
         log_every, log_seconds: a row of the log after so many iterations, or so much time, whichever is first.
         schedule: called before every iteration with the share of the budget that is used, to set learning rates.
+        ranks: the processes that run this loop together, each with its own `step`. All see the main one's clock and so
+            take every turn together; the main one alone evaluates and writes.
     """
 
     step: Callable[[], Tensor]
@@ -92,6 +95,7 @@ class Loop:
     log_every: int = 100
     log_seconds: float = 10.0
     save_seconds: float = 20.0
+    ranks: Ranks = ALONE
     progress: Progress = field(default_factory=Progress)
     _pending: list[Tensor] = field(default_factory=list)
     _saved: int | None = None  # the iteration that the checkpoint holds, of this run
@@ -107,28 +111,24 @@ class Loop:
         Raises:
             DataError: where there is no checkpoint to resume that fits.
             Diverged: where the loss is no longer finite.
+            RankLost: where another rank has ended.
             OSError: where the folder cannot be written to.
             KeyboardInterrupt: at a second Ctrl-C. These say in a note what the checkpoint holds.
         """
-        remove_stale(self.folder)
-        if resume:
-            self._load()
-        elif self.checkpoint.is_dir():  # which saving would find only after some training
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.checkpoint))
-        elif self.checkpoint.exists():
-            print(f"{self.checkpoint} of an earlier run will be replaced (--resume would continue it)", file=sys.stderr)
+        self._begin(resume)
         keep = self.progress.iteration if resume else None
         self._saved = keep
-        log = CsvLog(self.folder / "log.csv", ["iteration", "seconds", "loss", *self.columns], keep)
+        columns = ["iteration", "seconds", "loss", *self.columns]
+        log = CsvLog(self.folder / "log.csv", columns, keep) if self.ranks.main else None
         try:
-            with _interrupts(self.progress) as stop, _bar(self.budget, self.progress) as bar:
+            with _interrupts(self.progress) as stop, _bar(self.budget, self.progress, self.ranks.main) as bar:
                 self._train(log, bar, stop)
-                self._save()
+                self._save_together()
                 self.progress.stopped = stop.asked
         except OSError as error:
             with suppress(OSError, Diverged):  # where the log could not be written, perhaps this still can
                 if self._pending:
-                    self._mean_loss()  # raises where there is nothing worth saving
+                    self._mean_loss(ALONE)  # raises where there is nothing worth saving
                 self._save()
             error.add_note(self._kept())
             raise
@@ -136,8 +136,24 @@ class Loop:
             error.add_note(self._kept())
             raise
         finally:
-            log.close()
+            if log is not None:
+                log.close()
         return self.progress
+
+    def _begin(self, resume: bool) -> None:
+        """Start from the checkpoint, or look whether the folder can take one; all ranks start from the main one's
+        state."""
+        if self.ranks.main:
+            remove_stale(self.folder)
+            if resume:
+                self._load(load_checkpoint(self.checkpoint, self.config))
+            elif self.checkpoint.is_dir():  # which saving would find only after some training
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.checkpoint))
+            elif self.checkpoint.exists():
+                again = "will be replaced (--resume would continue it)"
+                print(f"{self.checkpoint} of an earlier run {again}", file=sys.stderr)
+        if self.ranks.count > 1:
+            self._load(self.ranks.same(self._state()))
 
     def _kept(self) -> str:
         """What a run that ends early leaves behind."""
@@ -145,38 +161,45 @@ class Loop:
             return "nothing was saved yet"
         return f"{self.checkpoint} holds iteration {self._saved}, from which --resume continues"
 
-    def _train(self, log: CsvLog, bar: Any, stop: _Stop) -> None:
-        """The iterations; everything but the step itself happens once per row of the log."""
+    def _train(self, log: CsvLog | None, bar: Any, stop: _Stop) -> None:
+        """The iterations; everything but the step itself happens once per row of the log.
+
+        Ranks take every turn here by what they all know: one that took another would wait for the others for ever.
+        """
         saved = evaluated = reported = self.progress.seconds
         offset = time.perf_counter() - self.progress.seconds
         limit = math.inf if self.budget.iterations is None else self.budget.iterations
         deadline = math.inf if self.budget.minutes is None else 60.0 * self.budget.minutes
-        progress = self.progress
-        while progress.iteration < limit and progress.seconds < deadline and not stop.asked:
+        progress, clock = self.progress, _Clock(self.ranks, self.progress, stop)
+        clock.look(progress.seconds)
+        while progress.iteration < limit and progress.seconds < deadline and not clock.asked:
             if self.schedule is not None:
                 self.schedule(self.budget.share(progress))
             self._pending.append(self.step())
             progress.iteration += 1
-            progress.seconds = time.perf_counter() - offset
+            clock.look(time.perf_counter() - offset)
             if progress.iteration % self.log_every and progress.seconds - reported < self.log_seconds:
                 continue
             reported = progress.seconds
-            loss = self._mean_loss()
+            loss = self._mean_loss(self.ranks)
             due = self.evaluate is not None and progress.seconds - evaluated >= self.evaluate_seconds
             pause = time.perf_counter()
             values = self._evaluated(stop) if due else {}
             if progress.seconds - saved >= self.save_seconds:
-                self._save()
+                self._save_together()
                 saved = progress.seconds
             offset += time.perf_counter() - pause  # neither evaluating nor saving is training time
             evaluated = progress.seconds if due else evaluated
             self._report(log, bar, loss, values)
+        if self.ranks.count > 1:
+            clock.look(time.perf_counter() - offset, last=True)
+            stop.asked |= clock.asked
         if self._pending:
-            self._report(log, bar, self._mean_loss(), self._evaluated(stop))
+            self._report(log, bar, self._mean_loss(self.ranks), self._evaluated(stop))
 
     def _evaluated(self, stop: _Stop) -> dict[str, float]:
         """The values of the log's own columns; none once the user wants to stop, who need not wait for them."""
-        if self.evaluate is None or stop.asked:
+        if self.evaluate is None or stop.asked or not self.ranks.main:
             return {}
         try:
             stop.at_once = True
@@ -187,9 +210,9 @@ class Loop:
             return {}
         return values
 
-    def _mean_loss(self) -> float:
+    def _mean_loss(self, ranks: Ranks) -> float:
         """Over the iterations since it was last asked for; raises before a diverged state could be saved."""
-        loss = float(torch.stack(self._pending).mean())
+        loss = ranks.mean(self._pending)
         self._pending.clear()
         if not math.isfinite(loss):
             raise Diverged(
@@ -197,8 +220,10 @@ class Loop:
             )
         return loss
 
-    def _report(self, log: CsvLog, bar: Any, loss: float, values: dict[str, float]) -> None:
+    def _report(self, log: CsvLog | None, bar: Any, loss: float, values: dict[str, float]) -> None:
         """Write a row of the log and move the bar."""
+        if log is None:
+            return
         progress = self.progress
         log.write(iteration=progress.iteration, seconds=progress.seconds, loss=loss, **values)
         shown = {k: f"{v:.3f}" for k, v in values.items()}
@@ -207,14 +232,23 @@ class Loop:
         bar.set_postfix(loss=f"{loss:.4f}", **shown, refresh=False)
         bar.update(_position(self.budget, progress) - bar.n)
 
-    def _save(self) -> None:
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state["progress"] = {"iteration": self.progress.iteration, "seconds": self.progress.seconds}
-        save_checkpoint(self.checkpoint, state, self.config)
+        return state | {"progress": {"iteration": self.progress.iteration, "seconds": self.progress.seconds}}
+
+    def _save(self) -> None:
+        if self.ranks.main:
+            save_checkpoint(self.checkpoint, self._state(), self.config)
+            self._saved = self.progress.iteration
+
+    def _save_together(self) -> None:
+        """`_save`, after which every rank may say that the checkpoint is there."""
+        self._save()
+        self.ranks.wait()
         self._saved = self.progress.iteration
 
-    def _load(self) -> None:
-        state = load_checkpoint(self.checkpoint, self.config)
+    def _load(self, state: dict[str, Any]) -> None:
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
@@ -226,6 +260,37 @@ class Loop:
             ) from error
 
 
+class _Clock:
+    """Sets a run's seconds, and knows whether to stop, by what all ranks know.
+
+    One rank asks its own clock and its own user. Several look at the main one's clock together, and at all users'
+    wishes, every `TOGETHER` seconds and not at every iteration: a message may take as long as an iteration does.
+    Between two looks time stands still.
+    """
+
+    def __init__(self, ranks: Ranks, progress: Progress, stop: _Stop) -> None:
+        self.ranks, self.progress, self.stop = ranks, progress, stop
+        self._last = self._next = progress.iteration
+        self._every, self._agreed = 1, False
+
+    @property
+    def asked(self) -> bool:
+        """Whether to stop before the next iteration."""
+        return self.stop.asked if self.ranks.count == 1 else self._agreed
+
+    def look(self, seconds: float, last: bool = False) -> None:
+        """Take the time, of which this rank's own clock says `seconds`. The `last` look finds the run's whole time."""
+        progress = self.progress
+        if self.ranks.count == 1:
+            progress.seconds = seconds
+        elif last or progress.iteration >= self._next:
+            before = progress.seconds
+            progress.seconds, self._agreed = self.ranks.clock(seconds, self.stop.asked)
+            each = (progress.seconds - before) / max(progress.iteration - self._last, 1)
+            self._every = max(1, min(2 * self._every, int(TOGETHER / max(each, 1e-6))))
+            self._last, self._next = progress.iteration, progress.iteration + self._every
+
+
 def _position(budget: Budget, progress: Progress) -> float:
     """Where the bar stands: in iterations where their number is given, else in seconds, of which the last iteration may
     need a few more than there are (tqdm forgets its total when it is exceeded)."""
@@ -235,7 +300,7 @@ def _position(budget: Budget, progress: Progress) -> float:
 
 
 @contextmanager
-def _bar(budget: Budget, progress: Progress) -> Iterator[Any]:
+def _bar(budget: Budget, progress: Progress, shown: bool) -> Iterator[Any]:
     """A progress bar on the terminal; in a file, a line now and then."""
     from tqdm import tqdm
 
@@ -249,6 +314,7 @@ def _bar(budget: Budget, progress: Progress) -> Iterator[Any]:
         mininterval=0.5 if sys.stderr.isatty() else 15.0,
         miniters=1,
         dynamic_ncols=True,
+        disable=not shown,
         bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s, {remaining} left{postfix}" if in_seconds else None,
     ) as bar:
         yield bar

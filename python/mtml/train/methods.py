@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtml
+from mtml.distributed import MetaLoss, no_losses
 from mtml.params import select
 from mtml.tasks.task_batch import TaskBatch
+from mtml.train.ranks import ALONE, Ranks
 from mtml_kernels.batch_norm import step_rows
 
 __all__ = ["engine_step", "inner_rates", "make_maml", "plain_losses", "plain_step"]
@@ -48,17 +50,32 @@ def _last_alone() -> None:
 
 
 def engine_step(
-    maml: mtml.MAML, optimizer: Any, stream: Iterator[TaskBatch], weights: Weights = _last_alone
+    maml: mtml.MAML, optimizer: Any, stream: Iterator[TaskBatch], weights: Weights = _last_alone, ranks: Ranks = ALONE
 ) -> Callable[[], Tensor]:
-    """A function that trains on the next meta-batch and returns its losses [T].
+    """A function that trains on the next meta-batch and returns its losses [T]; of several ranks, those of its share.
 
     `weights` is asked before each for the weights of the losses after each step, None for the last alone.
     """
+    meta: Callable[..., Tensor] = maml.meta_loss if ranks.count == 1 else MetaLoss(maml)
+
+    def losses_of(share: TaskBatch) -> Tensor:
+        return meta(share, step_weights=weights())
+
+    return _step(losses_of, maml, optimizer, stream, ranks)
+
+
+def _step(
+    losses_of: Callable[[TaskBatch], Tensor], maml: mtml.MAML, optimizer: Any, stream: Iterator[TaskBatch], ranks: Ranks
+) -> Callable[[], Tensor]:
+    """One update by the mean of the losses [t] of every rank's share of the next meta-batch."""
+    params = list(maml.parameters())
 
     def step() -> Tensor:
-        losses = maml.meta_loss(next(stream), step_weights=weights())  # [T]
+        batch = next(stream)
+        losses = losses_of(ranks.share(batch))
         optimizer.zero_grad()
-        losses.mean().backward()
+        ranks.loss(losses, batch.tasks).backward()
+        ranks.average(params)
         optimizer.step()
         return losses.detach()
 
@@ -113,17 +130,19 @@ def _rate_at(rate: Tensor | float, parameter: Tensor, step: int) -> Tensor | flo
 
 
 def plain_step(
-    maml: mtml.MAML, optimizer: Any, stream: Iterator[TaskBatch], loss: str, weights: Weights = _last_alone
+    maml: mtml.MAML,
+    optimizer: Any,
+    stream: Iterator[TaskBatch],
+    loss: str,
+    weights: Weights = _last_alone,
+    ranks: Ranks = ALONE,
 ) -> Callable[[], Tensor]:
     """As `engine_step`, on the same learner, the plain way."""
 
-    def step() -> Tensor:
-        losses = plain_losses(
-            maml.module, next(stream), rates=inner_rates(maml), steps=maml.steps, loss=loss, weights=weights()
-        )
-        optimizer.zero_grad()
-        losses.mean().backward()
-        optimizer.step()
-        return losses.detach()
+    def losses_of(share: TaskBatch) -> Tensor:
+        if not share.tasks:
+            return no_losses(maml)
+        rates = inner_rates(maml)
+        return plain_losses(maml.module, share, rates=rates, steps=maml.steps, loss=loss, weights=weights())
 
-    return step
+    return _step(losses_of, maml, optimizer, stream, ranks)

@@ -28,6 +28,7 @@ from mtml.train.omniglot_data import load_images
 from mtml.train.plots import ImageTask, plot_classes, plot_images, plot_tasks
 from mtml.train.presets import Preset, step_weights
 from mtml.train.published import published
+from mtml.train.ranks import ALONE, Ranks
 
 __all__ = ["MIN_TEST_TASKS", "OmniglotRun", "OmniglotSettings", "table_text"]
 
@@ -97,8 +98,8 @@ class OmniglotRun:
         DataError: where data are missing, broken, or too few for the tasks asked; before anything is trained.
     """
 
-    def __init__(self, settings: OmniglotSettings, folder: Path) -> None:
-        self.settings, self.folder = settings, folder
+    def __init__(self, settings: OmniglotSettings, folder: Path, ranks: Ranks = ALONE) -> None:
+        self.settings, self.folder, self.ranks = settings, folder, ranks
         preset = settings.preset
         self.images = load_images(settings.data, settings.split, settings.validation)
         side = self.images.side
@@ -189,9 +190,9 @@ class OmniglotRun:
             return self._weights
 
         if s.plain:
-            step = plain_step(self.maml, self.optimizer, self.tasks, "cross_entropy", weights)
+            step = plain_step(self.maml, self.optimizer, self.tasks, "cross_entropy", weights, self.ranks)
         else:
-            step = engine_step(self.maml, self.optimizer, self.tasks, weights)
+            step = engine_step(self.maml, self.optimizer, self.tasks, weights, self.ranks)
         loop = Loop(
             step=step,
             parts={"model": self.maml, "optimizer": self.optimizer, "tasks": self.tasks},
@@ -203,6 +204,7 @@ class OmniglotRun:
             evaluate_seconds=5.0 if s.data is None else 20.0,
             schedule=self._schedule if p.cosine or p.multi_step else None,
             log_every=5 if s.plain else 50,
+            ranks=self.ranks,
         )
         with self.tasks:
             return loop.run(resume=resume)
@@ -296,6 +298,7 @@ class OmniglotRun:
             "published": self.published(),
             "comparison": None if comparison is None else comparison._asdict(),
             "environment": {
+                "ranks": self.ranks.count,
                 "threads": torch.get_num_threads(),
                 "cpus": os.cpu_count(),
                 "torch": str(torch.__version__),

@@ -22,7 +22,7 @@ def finite(value: float | None) -> float | None:
 
 def backend(value: str) -> str:
     """The name, if it is one; so must be that in MTML_BACKEND, which stands in for "auto"."""
-    from mtml.algorithms.maml import BACKENDS
+    from mtml.algorithms.learner import BACKENDS
 
     for name, origin in ((value, ""), (os.environ.get("MTML_BACKEND") or "auto", "the variable MTML_BACKEND: ")):
         if name not in BACKENDS:

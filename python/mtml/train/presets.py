@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mtml.algorithms.maml_plus_plus import multi_step_weights
 from mtml.tasks.errors import DataError
 from mtml.train.models import INITS, NORMS
 
@@ -194,11 +195,6 @@ def _together(preset: Preset, given: dict[str, Any]) -> Preset:
 def step_weights(preset: Preset, used: float) -> list[float] | None:
     """The weights of the query losses after each step when the share `used` of the training is over (MAML++).
 
-    All are equal at first; all but the last then fall linearly to almost nothing, and the last takes what they lose.
-    None once the last alone counts.
+    None where the last alone counts.
     """
-    if used >= preset.multi_step or preset.steps < 2:
-        return None
-    equal = 1.0 / preset.steps
-    weight = max(equal * (1.0 - used / preset.multi_step), 0.03 * equal)
-    return [weight] * (preset.steps - 1) + [1.0 - weight * (preset.steps - 1)]
+    return multi_step_weights(preset.steps, used, preset.multi_step)

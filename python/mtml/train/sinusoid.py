@@ -21,6 +21,7 @@ from mtml.train.loop import Budget, Loop, Progress
 from mtml.train.methods import engine_step, make_maml
 from mtml.train.models import mlp
 from mtml.train.plots import AdaptedTask, plot_sinusoids
+from mtml.train.ranks import ALONE, Ranks
 
 __all__ = ["PUBLISHED", "SinusoidRun", "SinusoidSettings"]
 
@@ -62,8 +63,8 @@ class SinusoidSettings:
 class SinusoidRun:
     """Training, evaluation, picture and comparison, in the order in which `mtml train sinusoid` does them."""
 
-    def __init__(self, settings: SinusoidSettings, folder: Path) -> None:
-        self.settings, self.folder = settings, folder
+    def __init__(self, settings: SinusoidSettings, folder: Path, ranks: Ranks = ALONE) -> None:
+        self.settings, self.folder, self.ranks = settings, folder, ranks
         model = mlp((1, 40, 40, 1), init=settings.init, seed=settings.seed)
         per = "element" if settings.meta_sgd else None
         self.maml: mtml.MAML = make_maml(
@@ -80,11 +81,12 @@ class SinusoidRun:
     def train(self, resume: bool = False) -> Progress:
         """Train by the settings; raises as `Loop.run`."""
         loop = Loop(
-            step=engine_step(self.maml, self.optimizer, self.tasks),
+            step=engine_step(self.maml, self.optimizer, self.tasks, ranks=self.ranks),
             parts={"model": self.maml, "optimizer": self.optimizer, "tasks": self.tasks},
             budget=Budget(self.settings.iterations, self.settings.minutes),
             folder=self.folder,
             config=self.settings.config(),
+            ranks=self.ranks,
         )
         return loop.run(resume=resume)
 
@@ -141,6 +143,7 @@ class SinusoidRun:
         """Write results.json."""
         results = {
             "settings": asdict(self.settings),
+            "ranks": self.ranks.count,
             "iterations": progress.iteration,
             "seconds": progress.seconds,
             "mse": {str(shots): value._asdict() for shots, value in table.items()},

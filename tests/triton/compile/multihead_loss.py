@@ -21,24 +21,27 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mtml_kernels.triton.multihead_loss import SCALE_BLOCK, kernels
-from mtml_kernels.triton.multihead_loss.table import FINISH_BLOCK, NORM_BLOCK, REGISTERS, TILES, VOCABULARY
+from mtml_kernels.triton.multihead_loss import SCALE_BLOCK, SCALE_EACH, kernels
+from mtml_kernels.triton.multihead_loss.table import LABELS, NORM_BLOCK, REGISTERS, TILES, VOCABULARY
 
 TABLE = {"table": "*i64", "heads": "i32"}
-ALL = sum(1 << tile for tile in range(len(TILES)) if tile != VOCABULARY)
+ALL = sum(1 << tile for tile in range(len(TILES)) if tile % LABELS != VOCABULARY)
+ALL_LABELS = ALL >> LABELS << LABELS
 
 
 def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int]]:
     """Name, kernel, types of the run-time arguments, constants, warps."""
     yield "norm", kernels.norm_kernel, TABLE | {"norms": "*fp32"}, {"BLOCK": NORM_BLOCK}, 4
-    finish = {"table": "*i64", "partial": "*fp32", "losses": "*fp32"}
-    yield "finish", kernels.finish_kernel, finish, {"BLOCK": FINISH_BLOCK}, 4
-    loss = TABLE | {"options": "*fp64", "norms": "*fp32", "partial": "*fp32"}
-    scale = {"TYPE": tl.float16, "IN_PLACE": True, "BLOCK": SCALE_BLOCK}
+    yield "empty", kernels.empty_kernel, {"table": "*i64", "losses": "*fp32"}, {}, 1
+    loss = TABLE | {"options": "*fp64", "norms": "*fp32", "partial": "*fp32", "losses": "*fp32"}
+    scale = {"TYPE": tl.float16, "IN_PLACE": True, "BLOCK": SCALE_BLOCK, "EACH": SCALE_EACH}
     yield "scale", kernels.scale_kernel, TABLE | {"cotangents": "*fp32"}, scale, 8
-    for name, used, dtype in (("heads", ALL, tl.float32), ("vocabulary", 1 << VOCABULARY, tl.bfloat16)):
-        constants = {"TYPE": dtype, "USED": used, "ALIGNED": used != ALL, "WANT_GRAD": True}
-        yield name, kernels.loss_kernel, loss, constants, TILES[VOCABULARY].warps if used != ALL else 4
+    words, label_words = VOCABULARY, VOCABULARY + LABELS
+    cases = {"heads": ALL, "labels": ALL_LABELS, "vocabulary": 1 << words, "vocabulary_labels": 1 << label_words}
+    for name, used in cases.items():
+        wide = used in (1 << words, 1 << label_words)
+        constants = {"TYPE": tl.bfloat16 if wide else tl.float32, "USED": used, "ALIGNED": wide, "WANT_GRAD": True}
+        yield name, kernels.loss_kernel, loss, constants, TILES[used.bit_length() - 1].warps
 
 
 def usage(cubin: bytes) -> dict[str, int] | None:

@@ -49,6 +49,15 @@ def test_launches_go_to_the_device_of_the_tensors() -> None:
     assert watch.launches and "unguarded" not in {conflict.kind for conflict in watch.conflicts}
 
 
+def test_programs_do_not_meet() -> None:
+    """No byte is written by two programs, written by one and read by another, or outside of what a launch is given."""
+    a = make_head_case(tasks=2, support=6, query=11, features=70, classes=3, steps=2).args._replace(needs=31)
+    with watched(reused=False) as watch:
+        loss, *_, carry = kernel.forward(a)
+        kernel.backward((torch.full_like(loss, 2.0), None, None, None), a, carry)
+    assert watch.launches == 4 and not watch.conflicts
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_every_loss(loss: LossSpec) -> None:
     check_equal_to_weight_space(make_head_case(loss=loss, masks=True, tasks=1, steps=2), "triton")
@@ -79,6 +88,23 @@ def test_gram_in_memory(options: dict[str, Any]) -> None:
 def test_any_size(sizes: tuple[int, ...], **options: Any) -> None:
     names = ("tasks", "support", "query", "features", "classes")
     check_equal_to_weight_space(make_head_case(**dict(zip(names, sizes, strict=True)), **options), "triton")
+
+
+def test_on_chip_with_products_of_cublas() -> None:
+    case = make_head_case(tasks=1, support=9, classes=9, steps=2)
+    launch = launch_of(9, 9, 8)
+    assert launch.on_chip and not launch.narrow
+    check_equal_to_weight_space(case, "triton")
+
+
+def test_features_wider_than_a_block_and_tasks_apart() -> None:
+    """Of the launches around the steps: several blocks of rows and of columns, tasks that are views of one tensor."""
+    case = make_head_case(tasks=2, support=6, query=11, features=70, classes=3, steps=2)
+    assert launch_of(6, 3, 8).narrow
+    both = torch.cat([case.args.support, case.args.query], 1)
+    sets = both.split((6, 11), 1)
+    assert not any(t.is_contiguous() for t in sets)
+    check_equal_to_weight_space(case.replace(support=sets[0], query=sets[1]), "triton")
 
 
 def test_masks_of_zeros_and_ignored_labels() -> None:
@@ -198,13 +224,27 @@ def test_bits_do_not_depend_on_the_tasks_beside(monkeypatch: pytest.MonkeyPatch)
     """Those of the launch: the products of the features are another library's."""
     case = single(make_head_case(tasks=3, **EVERYTHING))
     a = case.args._replace(needs=31)
-    products = kernel._products(a)
+    products = kernel._products(a, launch_of(a.support.shape[1], len(a.weight), 4))
     together = kernel.forward(a)
-    monkeypatch.setattr(kernel, "_products", lambda _: tuple(p[1:2] for p in products))
+    monkeypatch.setattr(kernel, "_products", lambda *_: tuple(p[1:2] for p in products))
     per_task = ("support", "query", "labels", "query_labels", "support_mask", "query_mask")
     alone = kernel.forward(a._replace(**{name: getattr(a, name)[1:2] for name in per_task}))
     for i, (both, one) in enumerate(zip(together, alone, strict=True)):
         assert torch.equal(both[:, 1:2] if i == 2 else both[1:2], one)
+
+
+def test_bits_of_few_shot_heads_do_not_depend_on_the_tasks_beside() -> None:
+    """Those of the products and of the features' gradients too, which are launches of this project there."""
+    a = single(make_head_case(tasks=3)).args._replace(needs=15)
+    assert launch_of(a.support.shape[1], len(a.weight), 4).narrow
+    per_task = ("support", "query", "labels", "query_labels", "support_mask", "query_mask")
+    one = {name: t if (t := getattr(a, name)) is None else t[1:2] for name in per_task}
+    found = []
+    for call in (a, a._replace(**one)):
+        loss, *_, carry = kernel.forward(call)
+        found.append((loss, *kernel.backward((torch.full_like(loss, 2.0), None, None, None), call, carry)[:2]))
+    for both, alone in zip(*found, strict=True):
+        assert both is not None and torch.equal(both[1:2], alone)
 
 
 def test_views_and_expanded_cotangents() -> None:

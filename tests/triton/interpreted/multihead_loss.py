@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from cases.triton_watch import watched
+from cases.triton_watch import permuted, watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -30,7 +30,7 @@ from mtml_kernels.triton.multihead_loss import (
     forward_in_place,
 )
 from mtml_kernels.triton.multihead_loss.launches import HeadShape, launches
-from mtml_kernels.triton.multihead_loss.table import ELEMENTS, NARROW, PIXELS, TINY, VOCABULARY, WIDE, tile_of
+from mtml_kernels.triton.multihead_loss.table import ELEMENTS, LABELS, NARROW, PIXELS, TINY, VOCABULARY, WIDE, tile_of
 
 sys.path.append(str(Path(__file__).resolve().parents[3]))  # bench/ is not installed
 from bench.gpu import multihead_loss as gpu_heads
@@ -148,6 +148,34 @@ def test_every_tile_with_more_than_one_program_and_chunk() -> None:
         PIXELS,
     ]
     agree(heads, atol=5e-6)
+
+
+def test_labels_alone_in_every_tile() -> None:
+    """Without smoothing and class weights a head takes the kernel's shorter way, with the same losses."""
+    shapes = [(70, 10), (40, 161), (3, 2500), (2, 8200), (2, 21, 9, 11)]
+    heads = [make(HeadLoss(ignore_index=1), *shape) for shape in shapes]
+    weighted = [dataclasses.replace(h, class_weights=torch.ones(h.logits.shape[1])) for h in heads]
+    general = [shape_of(h).tile for h in weighted]
+    assert general == [TINY, NARROW, WIDE, VOCABULARY, PIXELS]
+    assert [shape_of(h).tile for h in heads] == [tile + LABELS for tile in general]
+    agree(heads, atol=5e-6)
+    torch.testing.assert_close(run(heads), run(weighted), rtol=1e-5, atol=1e-7)
+
+
+def shape_of(head: Head) -> HeadShape:
+    hard, weighted = not head.target.is_floating_point(), head.class_weights is not None
+    return HeadShape(head.spec, head.logits.shape, head.logits.dtype, hard, -1, True, weighted)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_any_program_may_be_the_last(seed: int) -> None:
+    """Equal bits whatever the order of programs, of which the last adds up the losses of its head."""
+    heads = [make(HeadLoss(), 700, 3), make(HeadLoss("mse"), 9, 1100), make(HeadLoss(), 6, 5)]
+    assert [int(group.table["blocks"].max()) for group in launches(tuple(shape_of(h) for h in heads))] == [6]
+    expected = run(heads)
+    with permuted(seed):
+        found = run(heads)
+    assert torch.equal(found[0], expected[0]) and all(map(torch.equal, found[1], expected[1]))
 
 
 @st.composite

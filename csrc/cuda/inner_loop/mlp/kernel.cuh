@@ -40,13 +40,14 @@ struct MlpMemory {
     m.dots = carver.take<T>(size_t(c.wants_rates ? room * S::kDots : 0));
     m.rates = carver.take<T>(rates);
     m.rate_grads = carver.take<T>(rates);
-    m.ones = carver.take<T>(8);
+    m.ones = carver.take<T>(2 * kVector);
     return m;
   }
 };
 
 template <class T, class S, int kR>
 struct MlpLoop {
+  static constexpr int kSide = kR < 8 ? 4 : 8;  // of tiles: one for each of many threads, or few that read less
   MlpTask<T, S> t;
   MlpStep<T, S> step, other;  // the one at work, and the one that comes next on the way back
   MlpSet<T> support, query;
@@ -83,7 +84,7 @@ struct MlpLoop {
       const int k = e / (2 * S::kLayers), tensor = e - k * 2 * S::kLayers;
       copy_async_one(t.rates + e, static_cast<const T*>(t.call.rates[tensor]) + k * t.call.rate_stride[tensor]);
     }
-    if (t.rank < 8) t.ones[t.rank] = T(t.rank < 4);
+    if (t.rank < 2 * kVector) t.ones[t.rank] = T(t.rank < kVector);
     copy_async_wait_all();
   }
   template <int l = 1>
@@ -102,7 +103,8 @@ struct MlpLoop {
       T sum = 0;
       for (int k = 0; k < t.call.steps; ++k)
         for (int tensor = 0; tensor < 2 * S::kLayers; ++tensor)
-          if (t.call.rate_at[tensor] + k * t.call.rate_stride[tensor] == e) sum += t.rate_grads[k * 2 * S::kLayers + tensor];
+          if (t.call.rate_at[tensor] + k * t.call.rate_stride[tensor] == e)
+            sum += t.rate_grads[k * 2 * S::kLayers + tensor];
       to[e] = sum;
     }
   }
@@ -115,7 +117,8 @@ struct MlpLoop {
     T* const to = record(k) + S::kParams;
     const MlpValues<T, S> from = step.values();
 #pragma unroll 4
-    for (int e = 4 * t.rank; e < from.size(); e += 4 * t.threads) put_some<4>(to + e, four(from.at + e));
+    for (int e = 4 * t.rank; e < from.size(); e += 4 * t.threads)
+      *reinterpret_cast<Four<T>*>(to + e) = four(from.at + e);
   }
   DEV void fetch(int k, const MlpStep<T, S>& to) const {
     constexpr int kVector = 16 / int(sizeof(T));
@@ -138,7 +141,7 @@ struct MlpLoop {
     T* const kept = goes_back() ? record(k) : nullptr;
     if (kept) keep_values(k);
     sum_losses(t, support, static_cast<T*>(t.call.support_losses) + int64_t(k) * t.call.tasks + t.task);
-    Weights<T, S>{t, step, support.x, support.samples}.template tiles<Becomes::kStep>(t.rank, k, kept);
+    Weights<T, S, kSide>{t, step, support.x, support.samples}.template tiles<Becomes::kStep>(t.rank, k, kept);
     __syncthreads();
   }
   DEV void query_set() const {
@@ -152,7 +155,7 @@ struct MlpLoop {
       output[e] = step.plane(S::kZ, S::kLayers)[n * row_of(kO) + e - n * kO];
     }
     if (t.call.wants_gradient)
-      Weights<T, S>{t, step, query.x, query.samples}.template tiles<Becomes::kStart>(t.rank, 0, nullptr);
+      Weights<T, S, kSide>{t, step, query.x, query.samples}.template tiles<Becomes::kStart>(t.rank, 0, nullptr);
   }
   DEV void step_back(int k) const {
     each_rows<kR>(t, step, support, [&](const Samples<T, S, kR>& rows) {
@@ -165,7 +168,7 @@ struct MlpLoop {
       rate_gradients(t, step, support.samples, k);
       __syncthreads();  // lambda is read no more
     }
-    Weights<T, S>{t, step, support.x, support.samples}.template tiles<Becomes::kBack>(t.rank, k, nullptr);
+    Weights<T, S, kSide>{t, step, support.x, support.samples}.template tiles<Becomes::kBack>(t.rank, k, nullptr);
   }
   DEV void way_back() {
     const bool ahead = t.call.sets > 1;
@@ -183,8 +186,8 @@ struct MlpLoop {
     }
   }
 
+  // Of what is loaded the task before, if there was one, has read nothing since its last barrier.
   DEV void run() {
-    __syncthreads();  // what the task before left is read no more
     load();
     __syncthreads();
     for (int k = 0; k < t.call.steps; ++k) inner_step(k);
@@ -209,12 +212,16 @@ __global__ void __launch_bounds__(256, 1) mlp_kernel(const __grid_constant__ Mtm
   for (int task = int(blockIdx.x); task < call.tasks; task += int(gridDim.x)) {
     const auto on = [](T* p) { return OnChip<T>::of(p); };
     const T low = kept(call.act == kRelu ? T(0) : T(call.c0));
-    const MlpTask<T, S> t = {call, int(threadIdx.x), int(blockDim.x), task, low, on(m.lambda), {on(m.moving), room},
-                             on(m.each), on(m.dots), on(m.rates), on(m.rate_grads), on(m.ones), history};
+    const MlpTask<T, S> t = {call,       int(threadIdx.x), int(blockDim.x),      task,
+                             low,        on(m.lambda),     {on(m.moving), room}, on(m.each),
+                             on(m.dots), on(m.rates),      on(m.rate_grads),     on(m.ones),
+                             history};
     const auto set = [&](T* x, T* y, const MtmlkMlpLoss& loss, int samples) {
       return MlpSet<T>{on(x), on(y), kept(loss.kind), kept(T(loss.p0)), kept(T(loss.weight)), kept(samples)};
     };
-    MlpLoop<T, S, kR>{t, {on(m.steps[0]), room}, {on(m.steps[1]), room},
+    MlpLoop<T, S, kR>{t,
+                      {on(m.steps[0]), room},
+                      {on(m.steps[1]), room},
                       set(m.support_x, m.support_y, call.support_loss, call.support),
                       set(m.query_x, m.query_y, call.query_loss, call.query)}
         .run();

@@ -19,7 +19,8 @@ int64_t mlp_shared_bytes(int32_t shape, const MtmlkMlpCall& call) {
 }
 
 inline int64_t mlp_record(int32_t shape, const MtmlkMlpCall& call) {
-  return with_mlp(shape, Mlps{}, int64_t(0), [&](auto listed) { return int64_t(decltype(listed)::S::step(room_of(call))); });
+  return with_mlp(shape, Mlps{}, int64_t(0),
+                  [&](auto listed) { return int64_t(decltype(listed)::S::step(room_of(call))); });
 }
 
 template <class T>

@@ -18,10 +18,10 @@ struct ListedMlp {
 template <class... Entries>
 struct MlpList {};
 
-using Mlps = MlpList<ListedMlp<MlpShape<false, 1, 40, 40, 1>, 2, 10>,      // the MAML paper's sinusoids
-                     ListedMlp<MlpShape<true, 1, 40, 40, 1>, 2, 10>,       //
-                     ListedMlp<MlpShape<false, 2, 100, 100, 2>, 2, 6>,    // its policies
-                     ListedMlp<MlpShape<true, 2, 100, 100, 2>, 2, 6>>;    //
+using Mlps = MlpList<ListedMlp<MlpShape<false, 1, 40, 40, 1>, 2, 10>,   // the MAML paper's sinusoids
+                     ListedMlp<MlpShape<true, 1, 40, 40, 1>, 2, 10>,    //
+                     ListedMlp<MlpShape<false, 2, 100, 100, 2>, 2, 6>,  // its policies
+                     ListedMlp<MlpShape<true, 2, 100, 100, 2>, 2, 6>>;  //
 
 // body(entry) of the entry at `index`, or `otherwise` beyond the end.
 template <class R, class Body>

@@ -31,8 +31,7 @@ DEV T sample_loss(const MlpSet<T>& set, const T* z, const T* y, T* dz) {
 // dzt = weight d2l zt
 template <class T, int kWidth>
 DEV void sample_loss_tangent(const MlpSet<T>& set, const T* z, const T* y, const T* zt, T* dzt) {
-  for (int j = 0; j < kWidth; ++j)
-    dzt[j] = set.weight * element_of(set.kind, z[j], y[j], set.p0).curvature * zt[j];
+  for (int j = 0; j < kWidth; ++j) dzt[j] = set.weight * element_of(set.kind, z[j], y[j], set.p0).curvature * zt[j];
 }
 
 }  // namespace mtmlk

@@ -90,8 +90,7 @@ struct Samples {
     z.template add_nt<S::width(l - 1)>(inputs<l>(), step.weight(l));
     z.elements().each([&](int row, int col, T value, int, int) {
       if constexpr (S::has(S::kZ, l)) of<l>(S::kZ)[at<l>(row, col)] = value;
-      if constexpr (l < S::kLayers)
-        of<l>(S::kA)[at<l>(row, col)] = value_of(value);
+      if constexpr (l < S::kLayers) of<l>(S::kA)[at<l>(row, col)] = value_of(value);
     });
     __syncwarp();
     if constexpr (l < S::kLayers) forward<l + 1>();
@@ -102,7 +101,8 @@ struct Samples {
     const int row = first + t.lane();
     if (t.lane() < kR && row < set.samples) {
       const int e = at<kL>(row, 0);
-      t.each[row] = sample_loss<T, S::width(kL)>(set, of<kL>(S::kZ) + e, set.target(row, S::width(kL)), of<kL>(S::kDz) + e);
+      t.each[row] =
+          sample_loss<T, S::width(kL)>(set, of<kL>(S::kZ) + e, set.target(row, S::width(kL)), of<kL>(S::kDz) + e);
     }
     __syncwarp();
   }
@@ -146,8 +146,8 @@ struct Samples {
     const int row = first + t.lane();
     if (t.lane() < kR && row < set.samples) {
       const int e = at<kL>(row, 0);
-      sample_loss_tangent<T, S::width(kL)>(set, of<kL>(S::kZ) + e, set.target(row, S::width(kL)),
-                                           moved<kL>(S::kZ) + e, moved<kL>(S::kDz) + e);
+      sample_loss_tangent<T, S::width(kL)>(set, of<kL>(S::kZ) + e, set.target(row, S::width(kL)), moved<kL>(S::kZ) + e,
+                                           moved<kL>(S::kDz) + e);
     }
     __syncwarp();
   }

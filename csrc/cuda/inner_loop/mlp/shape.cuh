@@ -70,9 +70,7 @@ struct MlpShape {
   static constexpr int kPerSample = plane(kA, kLayers + 1);  // of none: behind all
 
   // Numbers of a sample whose sum is <dz_l, a_{l-1} lambda_l^T>: one of each lane that has a part of it.
-  MTMLK_ANYWHERE static constexpr int dots_of(int l) {
-    return width(l) < 8 ? width(l) : width(l - 1) < 4 ? 16 : 32;
-  }
+  MTMLK_ANYWHERE static constexpr int dots_of(int l) { return width(l) < 8 ? width(l) : width(l - 1) < 4 ? 16 : 32; }
   MTMLK_ANYWHERE static constexpr int dots(int l) {
     int at = 0;
     for (int i = 1; i < l; ++i) at += dots_of(i);

@@ -46,15 +46,15 @@ struct MlpTask {
   const MtmlkMlpCall& call;
   int rank, threads;
   int task;
-  T low;  // the slope of an activation that does not bend, below 0
-  OnChip<T> lambda;                // like the parameters
-  MlpValues<T, S> moving;          // tangents of values
-  OnChip<T> each;                  // [samples]: losses
-  OnChip<T> dots;                  // [samples, S::kDots]: <dz, a lambda> by columns of lanes
-  OnChip<T> rates;                 // [K, 2 L]
-  OnChip<T> rate_grads;            // [K, 2 L]
-  OnChip<T> ones;                  // four of them, then four zeros
-  T* history;                      // of this block, a step after the other
+  T low;                   // the slope of an activation that does not bend, below 0
+  OnChip<T> lambda;        // like the parameters
+  MlpValues<T, S> moving;  // tangents of values
+  OnChip<T> each;          // [samples]: losses
+  OnChip<T> dots;          // [samples, S::kDots]: <dz, a lambda> by columns of lanes
+  OnChip<T> rates;         // [K, 2 L]
+  OnChip<T> rate_grads;    // [K, 2 L]
+  OnChip<T> ones;          // four of them, then four zeros
+  T* history;              // of this block, a step after the other
 
   DEV int lane() const { return rank % 32; }
   DEV int warp() const { return rank / 32; }

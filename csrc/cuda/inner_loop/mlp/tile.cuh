@@ -285,8 +285,7 @@ struct NarrowTile {
   DEV void dot(const T* plane, T* dots, int stride) const {
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
-      if (own.row_lives[i])
-        dots[own.row[i] * stride + group] = total(i) * plane[own.row[i] * row_of(kN) + group];
+      if (own.row_lives[i]) dots[own.row[i] * stride + group] = total(i) * plane[own.row[i] * row_of(kN) + group];
   }
   DEV const Elements& elements() {
 #pragma unroll

@@ -1,4 +1,4 @@
-// What all samples of a set share: gradients of weights in tiles of 4 x 4, and what becomes of them.
+// What all samples of a set share: gradients of weights in tiles of 4 x 4 or 8 x 8, and what becomes of them.
 //
 //   step     g_l = dz_l^T a_{l-1}      W_l -= rate g_l             the way there
 //   start    lambda_l = g_l                                        of the query set
@@ -14,74 +14,88 @@ namespace mtmlk {
 
 enum class Becomes { kStep, kStart, kBack };
 
-// Tiles of a layer: rows by columns, and a column more for the bias.
-template <class S, int l>
+constexpr int kVector = 4;
+
+// Tiles of a layer, of kSide x kSide elements where it has so many: rows by columns, and a column more for the bias.
+template <class S, int l, int kSide>
 struct LayerTiles {
   static constexpr int kO = S::width(l), kI = S::width(l - 1);
-  static constexpr int kHigh = least(kO, 4), kWide = least(kI, 4);
+  static constexpr int kHigh = kO < 4 ? kO : least(kO, kSide), kWide = kI < 4 ? kI : least(kI, kSide);
   static constexpr int kRows = (kO + kHigh - 1) / kHigh, kCols = (kI + kWide - 1) / kWide + 1;
   static constexpr int kCount = kRows * kCols;
+  // Of a tile of two vectors from one to the other: those of neighbouring threads are neighbours, in different banks.
+  static constexpr int kStep = 4 * (kCols - 1);
 };
 
-// Up to four numbers that follow each other.
+// Whole vectors, `step` apart, or fewer than four numbers.
 template <int kCount, class T>
-DEV Four<T> some(const T* at) {
-  if constexpr (kCount == 4) {
-    return four(at);
-  } else {
-    Four<T> found = {};
+DEV void read(T (&to)[kCount], const T* at, int step) {
+  if constexpr (kCount < 4) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) found.v[i] = at[i];
-    return found;
+    for (int i = 0; i < kCount; ++i) to[i] = at[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      const Four<T> x = four(at + i / 4 * step);
+      to[i] = x.v[0], to[i + 1] = x.v[1], to[i + 2] = x.v[2], to[i + 3] = x.v[3];
+    }
   }
 }
+// Those of them that begin before `end`.
 template <int kCount, class T>
-DEV void put_some(T* at, const Four<T>& x) {
-  if constexpr (kCount == 4) {
-    *reinterpret_cast<Four<T>*>(at) = x;
+DEV void write(T* at, const T (&x)[kCount], int step, int end) {
+  if constexpr (kCount < 4) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) at[i] = x[i];
   } else {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) at[i] = x.v[i];
+    for (int i = 0; i < kCount; i += 4)
+      if (i / 4 * step < end) *reinterpret_cast<Four<T>*>(at + i / 4 * step) = {x[i], x[i + 1], x[i + 2], x[i + 3]};
   }
 }
 
 // A tile of a layer's gradient, by one thread.
-template <class T, class S, int l>
+template <class T, class S, int l, int kSide>
 struct GradientTile {
-  using Tiles = LayerTiles<S, l>;
+  using Tiles = LayerTiles<S, l, kSide>;
   static constexpr int kHigh = Tiles::kHigh, kWide = Tiles::kWide;
-  int o, i;
+  static constexpr int kAhead = kSide == 4 ? 5 : 2;
+  int o, i, rows, cols;  // where it begins, and what there is from there on
   bool bias;
-  T sum[kHigh][4];
+  T sum[kHigh][kWide];
 
   DEV explicit GradientTile(int tile) : sum{} {
     const int row = tile / Tiles::kCols, col = tile - row * Tiles::kCols;
     bias = col == Tiles::kCols - 1;
-    o = row * kHigh, i = col * kWide;
+    o = row * kHigh, i = bias ? 0 : col * least(kWide, 4);
+    rows = least(kHigh, Tiles::kO - o), cols = Tiles::kI - i;
   }
   // sum += d^T a; of the bias a is `constant`, the same for every sample.
   DEV void add(const T* d, const T* a, const T* constant, int samples) {
     constexpr int kLdD = row_of(Tiles::kO), kLdA = row_of(Tiles::kI);
     const T *left = d + o, *right = bias ? constant : a + i;
-    const int next = bias ? 0 : kLdA;
-#pragma unroll 5
+    const int next = bias ? 0 : kLdA, step = bias ? 0 : Tiles::kStep;
+#pragma unroll kAhead
     for (int n = 0; n < samples; ++n, left += kLdD, right += next) {
-      const Four<T> x = some<kHigh>(left), y = some<kWide>(right);
+      T x[kHigh], y[kWide];
+      read(x, left, 4), read(y, right, step);
 #pragma unroll
       for (int h = 0; h < kHigh; ++h)
 #pragma unroll
-        for (int w = 0; w < kWide; ++w) sum[h][w] += x.v[h] * y.v[w];
+        for (int w = 0; w < kWide; ++w) sum[h][w] += x[h] * y[w];
     }
   }
-  DEV Four<T> values(int h) const { return {sum[h][0], sum[h][1], sum[h][2], sum[h][3]}; }
 };
 
-template <class T, class S>
+template <class T, class S, int kSide>
 struct Weights {
   const MlpTask<T, S>& t;
   const MlpStep<T, S>& step;
   OnChip<T> x;
   int samples;
+
+  template <int l>
+  using Tile = GradientTile<T, S, l, kSide>;
 
   template <int l>
   DEV const T* inputs() const {
@@ -91,58 +105,65 @@ struct Weights {
       return step.plane(S::kA, l - 1);
   }
 
-  // Row h of a tile of theta or lambda; of the bias one number.
-  template <int kWide>
-  DEV static Four<T> read(const T* at, bool bias) {
-    return bias ? some<1>(at) : some<kWide>(at);
-  }
-  template <int kWide>
-  DEV static void write(T* at, bool bias, const Four<T>& x) {
-    if (bias)
-      put_some<1>(at, x);
-    else
-      put_some<kWide>(at, x);
+  // Some rows of a tile, from `first` on, of theta or lambda. What theta was goes to `kept`. All rows are read before the
+  // first is written: each read would wait for the write before it.
+  template <int l, Becomes kBecomes, int kFirst, int kCount>
+  DEV void change(const Tile<l>& g, T* to, T* kept, T rate) const {
+    constexpr int kLd = row_of(S::width(l - 1)), kWide = Tile<l>::kWide, kStep = Tile<l>::Tiles::kStep;
+    const int from = g.bias ? S::bias(l) + g.o : S::weight(l) + g.o * kLd + g.i, next = g.bias ? 1 : kLd;
+    T old[kCount][kWide] = {};
+    if constexpr (kBecomes != Becomes::kStart) {
+#pragma unroll
+      for (int h = 0; h < kCount; ++h) {
+        const T* const at = to + from + least(kFirst + h, g.rows - 1) * next;
+        if (g.bias)
+          old[h][0] = *at;
+        else
+          read(old[h], at, kStep);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < kCount; ++h) {
+      if (kFirst + h >= g.rows) break;
+      const int e = from + (kFirst + h) * next;
+      T value[kWide];
+#pragma unroll
+      for (int w = 0; w < kWide; ++w) {
+        value[w] = g.sum[kFirst + h][w];
+        if constexpr (kBecomes == Becomes::kStep) value[w] = old[h][w] - rate * value[w];
+        if constexpr (kBecomes == Becomes::kBack) value[w] += old[h][w];
+      }
+      if (g.bias) {
+        if (kBecomes == Becomes::kStep && kept) kept[e] = old[h][0];
+        to[e] = value[0];
+      } else {
+        if (kBecomes == Becomes::kStep && kept) write(kept + e, old[h], kStep, g.cols);
+        write(to + e, value, kStep, g.cols);
+      }
+    }
   }
 
-  // What theta was goes to `kept`. What is there is read before the sums, of all rows: each read would wait for the write
-  // before it.
   template <int l, Becomes kBecomes>
   DEV void tile(int at, int k, T* kept) const {
-    GradientTile<T, S, l> g(at);
-    constexpr int kLd = row_of(S::width(l - 1)), kHigh = g.kHigh, kWide = g.kWide;
-    const int from = g.bias ? S::bias(l) + g.o : S::weight(l) + g.o * kLd + g.i, next = g.bias ? 1 : kLd;
-    const int rows = least(kHigh, S::width(l) - g.o);
-    T* const to = (kBecomes == Becomes::kStep ? step.at : t.lambda) + from;
-    Four<T> old[kHigh];
-    if constexpr (kBecomes != Becomes::kStart)
-#pragma unroll
-      for (int h = 0; h < kHigh; ++h) old[h] = read<kWide>(to + least(h, rows - 1) * next, g.bias);
+    constexpr int kHigh = Tile<l>::kHigh;
+    Tile<l> g(at);
     if constexpr (kBecomes == Becomes::kBack) {
       g.add(t.moving.plane(S::kDz, l), inputs<l>(), t.ones, samples);
-      if constexpr (l > 1) g.add(step.plane(S::kDz, l), t.moving.plane(S::kA, l - 1), t.ones + 4, samples);
+      if constexpr (l > 1) g.add(step.plane(S::kDz, l), t.moving.plane(S::kA, l - 1), t.ones + kVector, samples);
     } else {
       g.add(step.plane(S::kDz, l), inputs<l>(), t.ones, samples);
     }
+    T* const to = kBecomes == Becomes::kStep ? step.at : t.lambda;
     const T rate = kBecomes == Becomes::kStep ? t.rate(k, 2 * l - 2 + g.bias) : T(0);
-#pragma unroll
-    for (int h = 0; h < kHigh; ++h) {
-      if (h >= rows) break;
-      Four<T> value = g.values(h);
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        if constexpr (kBecomes == Becomes::kStep) value.v[w] = old[h].v[w] - rate * value.v[w];
-        if constexpr (kBecomes == Becomes::kBack) value.v[w] += old[h].v[w];
-      }
-      if (kBecomes == Becomes::kStep && kept) write<kWide>(kept + from + h * next, g.bias, old[h]);
-      write<kWide>(to + h * next, g.bias, value);
-    }
+    change<l, kBecomes, 0, least(4, kHigh)>(g, to, kept, rate);
+    if constexpr (kHigh > 4) change<l, kBecomes, 4, kHigh - 4>(g, to, kept, rate);
   }
 
   // Layers one after the other, the tiles of all dealt to the block's threads; a layer begins with a warp, whose lanes would
   // else do two layers' tiles one after the other.
   template <Becomes kBecomes, int l = 1>
   DEV void tiles(int at, int k, T* kept) const {
-    constexpr int kCount = LayerTiles<S, l>::kCount, kWarps = (kCount + 31) / 32;
+    constexpr int kCount = LayerTiles<S, l, kSide>::kCount, kWarps = (kCount + 31) / 32;
     for (; at < 32 * kWarps; at += t.threads)
       if (at < kCount) tile<l, kBecomes>(at, k, kept);
     if constexpr (l < S::kLayers) tiles<kBecomes, l + 1>(at - 32 * kWarps, k, kept);
