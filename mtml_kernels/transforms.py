@@ -19,6 +19,7 @@ __all__ = [
     "no_rule",
     "tensors_in",
     "tracked",
+    "under_transform",
 ]
 
 _transformed = torch._C._are_functorch_transforms_active
@@ -29,6 +30,12 @@ def is_forward_mode() -> bool:
     """Whether a dual level is entered, by forward_ad or by torch.func's jvp, jacfwd or hessian at any depth."""
     level: int = forward_ad._current_level
     return level >= 0
+
+
+def under_transform() -> bool:
+    """Whether any transform, dual level or dispatch mode is around."""
+    level: int = forward_ad._current_level
+    return level >= 0 or _transformed() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def has_tangents(values: Iterable[Any]) -> bool:

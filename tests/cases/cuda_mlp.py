@@ -6,7 +6,8 @@ import ctypes
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from cases.cuda_engine import CUDA_HOST, TESTS, HostEngine, Reason, backend, in_order
@@ -19,6 +20,7 @@ from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
 
 KB = 1024
+ENTRY = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)  # mtmlk_run_mlp
 
 
 @functools.cache
@@ -40,6 +42,7 @@ class HostKernels:
     sets: int | None = None
     order: int | None = None
     launches: int = 0
+    entries: list[Any] = field(default_factory=list)  # which native code calls as long as it likes
 
     def shapes(self, dtype: torch.dtype) -> list[MlpShape]:
         found: list[MlpShape] = []
@@ -73,6 +76,20 @@ class HostKernels:
             raise RuntimeError(reason.text.decode())
         self.launches += 1
 
+    def entry(self) -> int:
+        def run(launch: int, call: int, stream: int, reason: int) -> int:
+            try:
+                self.run_mlp(MlpLaunch.from_address(launch), MlpCall.from_address(call), torch.device("cpu"))
+            except RuntimeError as error:
+                Reason.from_address(reason).text = str(error).encode()[:239]
+                return 33  # MTMLK_CUDA_FAILED
+            return 0
+
+        self.entries.append(ENTRY(run))
+        found = ctypes.cast(self.entries[-1], ctypes.c_void_p).value
+        assert found is not None
+        return found
+
     def sum_over_tasks(
         self, parts: Tensor, scale: Tensor | None, results: Sequence[Tensor | None], begins: Sequence[int]
     ) -> None:
@@ -80,10 +97,10 @@ class HostKernels:
 
 
 @contextmanager
-def with_kernels(kernels: HostKernels | None = None) -> Iterator[HostKernels]:
+def with_kernels(kernels: HostKernels | None = None, lane: bool = True) -> Iterator[HostKernels]:
     """`cuda-host` is a backend inside, which runs perceptrons by these kernels."""
     kernels = kernels or HostKernels()
-    BACKENDS.register(backend(HostEngine(), Perceptrons(kernels)))
+    BACKENDS.register(backend(HostEngine(), Perceptrons(kernels), lane))
     try:
         yield kernels
     finally:

@@ -38,6 +38,9 @@ class Kernels(Protocol):
     def record(self, shape: int, call: MlpCall) -> int:
         """Elements of a step in the history."""
 
+    def entry(self) -> int:
+        """Address of `mtmlk_run_mlp`, or of what is in its place."""
+
     def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
         """Launches the kernel."""
 
@@ -107,6 +110,10 @@ class Perceptrons:
         history = blocks * call.steps * self._kernels.record(index, call) if back else 0
         return Bound(a.spec, form, launch, call, weights + call.n_rates, history, shared)
 
+    def entry(self) -> int:
+        """Address of what launches the kernels."""
+        return self._kernels.entry()
+
     def forward(self, a: InnerLoopArgs, bound: Bound) -> Outputs:
         """The op's forward, which goes on to every task's gradients where they are wanted."""
         like, tasks = a.params[0], a.tasks
@@ -114,12 +121,13 @@ class Perceptrons:
         parts = like.new_empty((tasks, bound.parts)) if bound.call.wants_gradient else None
         history = like.new_empty(bound.history) if bound.history else None
         call = MlpCall.from_buffer_copy(bound.call)
-        theta = [in_memory("inner_loop: params", a.params[i]) for i in bound.form.tensors]
-        rates = [in_memory("inner_loop: lr", rate) for rate in a.lr]
+        where = like.device.type
+        theta = [in_memory("inner_loop: params", a.params[i], where) for i in bound.form.tensors]
+        rates = [in_memory("inner_loop: lr", rate, where) for rate in a.lr]
         call.theta[: len(theta)] = [t.data_ptr() for t in theta]
         call.rates[: len(theta)] = [rates[i if len(rates) > 1 else 0].data_ptr() for i in bound.form.tensors]
         data = {"support_x": a.support_x[0], "support_y": a.support_y, "query_x": a.query_x[0], "query_y": a.query_y}
-        kept = {name: in_memory(f"inner_loop: {name}", t) for name, t in data.items() if t is not None}
+        kept = {name: in_memory(f"inner_loop: {name}", t, where) for name, t in data.items() if t is not None}
         made = {"loss": loss, "output": output, "support_losses": support_losses, "parts": parts, "history": history}
         for name, t in (kept | made).items():
             setattr(call, name, None if t is None else t.data_ptr())
