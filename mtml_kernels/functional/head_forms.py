@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtml_kernels.checks import check_finite, shown
 from mtml_kernels.program import Program, trace
+from mtml_kernels.rates import number_as_rates
 from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions
 
 __all__ = ["gram_is_cheaper", "head_rates", "weight_form"]
@@ -38,9 +39,9 @@ WEIGHT_COST_NARROW, WEIGHT_COST = 2.3, 0.9
 def _rate_table(name: str, rate: Any, steps: int, weight: Tensor) -> Tensor:
     """A rate in any of its forms as [K, C]."""
     classes = weight.shape[0]
-    check_finite(name, rate)
     if not isinstance(rate, Tensor):
-        return torch.full((steps, classes), float(rate), dtype=weight.dtype, device=weight.device)
+        return number_as_rates(name, rate, (steps, classes), weight.dtype, weight.device)
+    check_finite(name, rate)
     rate = rate.to(weight.device, weight.dtype)
     if rate.ndim > 2 or (rate.ndim == 2 and rate.shape[1] not in (1, classes)):
         raise ValueError(

@@ -17,7 +17,6 @@ from mtml.params import ParamsArg, aliases, by_first_name, select
 from mtml.paths.batch import Batch, Parts, unpacked, weights_list
 from mtml.paths.cache import PathCache
 from mtml.paths.fused import Fused
-from mtml.paths.general import General
 from mtml.paths.path import Outcome, Path
 from mtml_kernels.batch_norm import check_batch_norm, per_step_batch_norm, per_step_names, step_rows
 from mtml_kernels.checks import check_finite, check_steps, shown
@@ -151,7 +150,7 @@ class MAML(MetaLearner):
 
     def _adapted(self, path: Path, result: Outcome, keep_steps: bool, taken: int) -> Adapted:
         # layers of the fused engine batch well, the rest runs as it was adapted
-        plan = path.plan if isinstance(path, General) else GeneralPlan("vmap", "", self.batch_norm)
+        plan = getattr(path, "plan", None) or GeneralPlan("vmap", "", self.batch_norm)
         loss = self.loss if self.query_loss is None else self.query_loss
         state = None if result.moments is None else {"step": taken, **result.moments}
         return Adapted(self.module, result.adapted, result.support_losses, loss, keep_steps, plan, state)
@@ -184,7 +183,7 @@ class MAML(MetaLearner):
         path, batch = self._apart(unpacked(sx, sy, qx, qy, *masks, self), options)
         if isinstance(path, Fused):
             found = path(batch).adapted
-            tasks = len(batch)
+            tasks = batch.tasks
             return {n: found[n] if n in found else p.new_zeros(tasks, *p.shape) for n, p in named.items()}
         start = self._extras(False, False, options.get("start")).start or {}
         own = {name: tensor.detach().requires_grad_() for name, tensor in start.items()}

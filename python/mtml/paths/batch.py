@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
 from mtml.tasks.task_batch import TaskBatch
@@ -113,9 +114,14 @@ class Batch:
         """The parts that there are, by name."""
         return {name: value for name, value in zip(NAMES, self.parts(), strict=True) if value is not None}
 
-    def __len__(self) -> int:
-        """T."""
+    @property
+    def tasks(self) -> int:
+        """T, which a graph may know by a symbol."""
         return next(iter(leaves("sx", self.sx)))[1].shape[0]
+
+    def __len__(self) -> int:
+        """T, as a number."""
+        return self.tasks
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         """Every tensor of the parts with its name."""
@@ -136,14 +142,15 @@ def signature(value: Any) -> Hashable:
 
 
 def weights_list(weights: Any, steps: int) -> Any:
-    """Step weights as K+1 numbers, or as a tensor [K+1] where they require grad or lie on another device.
+    """Step weights as K+1 numbers, or as a tensor [K+1] where they require grad, lie on another device or are traced.
 
     Raises ValueError unless there are K or K+1 of them, TypeError for what is no sequence of numbers.
     """
     if isinstance(weights, Tensor):
         if weights.ndim != 1:
             raise ValueError(f"step_weights: expected [K] or [K+1] numbers, got {shown(weights)}")
-        numbers: Any = weights if weights.requires_grad or weights.device.type != "cpu" else weights.tolist()
+        stays = weights.requires_grad or weights.device.type != "cpu" or is_compiling()
+        numbers: Any = weights if stays else weights.tolist()
     else:
         try:
             numbers = [float(w) for w in weights]
