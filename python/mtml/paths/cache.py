@@ -169,9 +169,7 @@ class Watch:
     def reads(self, holder: Any, name: str) -> bool:
         """Whether an attribute is among what is compared."""
         namespace = getattr(holder, "__dict__", None)
-        if any(owner is namespace and key == name for owner, key in zip(self.owners, self.keys, strict=True)):
-            return True
-        return any(holder is module for module in self.modules) and any(name in vars(holder)[t] for t in _TABLES)
+        return any(owner is namespace and key == name for owner, key in zip(self.owners, self.keys, strict=True))
 
     def containers(self) -> Iterator[Any]:
         """What is compared by what it contains."""
