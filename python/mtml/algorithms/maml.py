@@ -25,6 +25,7 @@ from mtml_kernels.general.task import apply_update
 from mtml_kernels.general.twin import twin
 from mtml_kernels.losses import resolve
 from mtml_kernels.rates import op_rates, rate_at
+from mtml_kernels.transforms import refuse_transforms
 
 __all__ = ["MAML"]
 
@@ -168,6 +169,7 @@ class MAML(MetaLearner):
 
         Raises:
             ValueError: query_steps, which give a loss no single gradient.
+            RuntimeError: within a transform of torch.func.
 
         Example:
             >>> import torch, mtml
@@ -176,6 +178,7 @@ class MAML(MetaLearner):
             >>> maml.task_gradients(x, y, x, y)["weight"].shape
             torch.Size([4, 1, 2])
         """
+        refuse_transforms("task_gradients", "torch.func.jacrev of meta_loss, by torch.func.functional_call")
         if options.get("query_steps"):
             raise ValueError("query_steps: expected False, a loss for every task; call meta_loss and differentiate it")
         named = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -278,7 +281,7 @@ class MAML(MetaLearner):
 
         Raises:
             RuntimeError: the loss does not depend on a parameter (unless `allow_unused`), or a parameter requires no
-                grad (unless `allow_nograd`).
+                grad (unless `allow_nograd`); or the call is within a transform of torch.func.
             ValueError: the loss is no scalar, or there is no learning rate for this step.
         """
         allow_nograd = self.allow_nograd if allow_nograd is None else allow_nograd
