@@ -37,6 +37,10 @@ def forward(model: nn.Module, x: Any) -> Tensor:
     return found
 
 
+def by_row(output: Tensor) -> Tensor:
+    return output.reshape(output.shape[0], -1)
+
+
 class Flat(nn.Module):
     """A model as a trunk: features [N, D]."""
 
@@ -45,7 +49,7 @@ class Flat(nn.Module):
         self.model = model
 
     def forward(self, *x: Tensor, **named: Tensor) -> Tensor:
-        return self.model(*x, **named).flatten(1) if x or named else torch.empty(0)
+        return by_row(self.model(*x, **named))
 
 
 def as_maml(model: nn.Module, case: Case, width: tuple[int, ...], warm: bool) -> None:
@@ -86,7 +90,7 @@ def as_trunk_of_heads(model: nn.Module, case: Case, width: tuple[int, ...]) -> N
     heads = mtml.MultiHead(features, {"kind": mtml.Classification(3), "size": mtml.Regression(2)}).double()
 
     def step(x: Any, kind: Tensor, size: Tensor) -> Any:
-        found = heads.loss(forward(model, x).flatten(1), {"kind": kind, "size": size})
+        found = heads.loss(by_row(forward(model, x)), {"kind": kind, "size": size})
         return found.total, found.per_head
 
     data = inputs(case.shapes, 6), torch.randint(3, (6,)), torch.randn(6, 2, dtype=torch.float64)

@@ -51,6 +51,9 @@ class MAML(MetaLearner):
     name in the forward's code shows (a file, the environment, thread-local state) is noticed late, by tracing the model
     again after 64 calls, then after 4 times as many, and so on.
 
+    In a function that torch.compile compiles, a call is part of the graph where the model is fused. The graph follows
+    such changes too; those that the function itself makes before the call are refused.
+
     Args:
         model: any module. It is registered as ``module``: state_dict keys start with "module.".
         lr: the inner learning rate: a number; a scalar tensor; [K], one per step; {name: rate} with each rate a scalar,
