@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import mtml
 from mtml import ANIL, MAML, FallbackWarning, InnerLR, TaskBatch, inner
+from mtml.paths.form import form_of
 
 
 class Net(nn.Module):
@@ -178,6 +179,18 @@ def test_learned_rates_and_numbers_of_rules_are_inputs() -> None:
         assert found[0] == 1 and found[2:] == [found[1]] * 3, learner  # a second graph, where a number is first changed
 
 
+def test_one_tensor_in_two_places_is_not_two_tensors() -> None:
+    """A graph has one input for both; it is no graph for two."""
+    one, two = torch.ones(2), torch.zeros(2)
+    assert form_of([one, one]) == form_of([two, two]) != form_of([one, two]) == form_of([two, one])
+    data, rates = batch(), [torch.tensor(rate, dtype=torch.float64) for rate in (0.1, 0.2)]
+    learner = maml({name: rates[0] for name, _ in Net().named_parameters()})
+    compiled, _ = whole_graph(learner.meta_loss, "eager")
+    check(compiled, learner, data)
+    learner.lr = {**learner.lr, "last.weight": rates[1]}
+    check(compiled, learner, data)
+
+
 def test_anil_follows_its_model() -> None:
     learner, data = anil(), batch()
     compiled, _ = whole_graph(learner.meta_loss, "eager")
@@ -319,6 +332,15 @@ def test_the_general_path_is_no_graph() -> None:
     for tasks in (3, 4):
         data = batch(tasks)
         assert_as_eager(compiled, lambda data: 2 * learner.meta_loss(data), [data], list(learner.parameters()))
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_compiled_transforms_are_no_graph(transform: Any) -> None:
+    learner, data = maml(), batch()
+    function = transform(lambda x: learner.meta_loss(x, data.sy, data.qx, data.qy).sum())
+    x = torch.stack([data.sx, data.sx]) if transform is torch.func.vmap else data.sx
+    with pytest.raises(Exception, match=r"inside a transform.*Way out: the transform outside torch\.compile"):
+        whole_graph(function, "eager")[0](x)
 
 
 def test_adapting_on_the_general_path_between_graphs() -> None:

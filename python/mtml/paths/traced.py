@@ -27,6 +27,7 @@ from mtml.paths.form import form_of
 from mtml.paths.path import Outcome, Path
 from mtml.paths.stand_in import Description, describe, stand_in
 from mtml_kernels.checks import check_steps
+from mtml_kernels.transforms import is_forward_mode
 
 if TYPE_CHECKING:
     from mtml.paths.cache import PathCache, Watch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Traces", "traced_path"]
 
 CALL = "call_"
+FUSED_ONLY = "a model of fused layers (MAML.explain says which are not), or torch.compile without fullgraph=True"
 _counter = itertools.count(1)
 _traces: weakref.WeakValueDictionary[str, Traces] = weakref.WeakValueDictionary()
 
@@ -52,6 +54,8 @@ class Traces:
         """The name of such a call with the path that it has now."""
         cache = self.cache()
         assert cache is not None
+        if torch._C._are_functorch_transforms_active() or is_forward_mode():
+            return self._transformed(cache, (steps, first_order, keep))
         call = TracedCall(cache, stand_in(description, steps), (steps, first_order, keep))
         assert cache.now is not None
         _refuse_changes(cast("Watch", cache.now.fresh))
@@ -59,6 +63,13 @@ class Traces:
         name = self.names.setdefault(key, f"{CALL}{len(self.names)}")
         known = self.calls.__dict__.setdefault(name, call)
         known.path = call.path
+        return name
+
+    def _transformed(self, cache: PathCache, options: tuple[int, bool, int]) -> str:
+        """The name of a call in a transform, where nothing can stand in for its batch."""
+        why, way_out = "it is inside a transform of torch.func (grad, vmap, ...)", "the transform outside torch.compile"
+        name = f"{CALL}transformed_{len(vars(self.calls))}"
+        setattr(self.calls, name, types.SimpleNamespace(path=Uncompiled(cache, options, why, way_out)))
         return name
 
 
@@ -107,7 +118,9 @@ class TracedCall(OpaqueBase):
         if path.kind != GENERAL:
             return path
         last = getattr(self, "path", None)
-        return last if isinstance(last, Uncompiled) else Uncompiled(cache, self.options, path.notice)
+        if isinstance(last, Uncompiled):
+            return last
+        return Uncompiled(cache, self.options, "backend='general'" if path.notice is None else path.notice[1])
 
     def holds(self) -> bool:
         """Whether a graph of the path is one of the path as it is now, too."""
@@ -126,15 +139,11 @@ class Uncompiled:
 
     kind = GENERAL
 
-    def __init__(self, cache: PathCache, options: tuple[int, bool, int], notice: tuple[str, str] | None) -> None:
+    def __init__(self, cache: PathCache, options: tuple[int, bool, int], why: str, way_out: str = FUSED_ONLY) -> None:
         self.cache, self.options = weakref.ref(cache), options
         self.plan: Any = None  # of the path that ran
-        why = "backend='general' was asked for" if notice is None else notice[1]
-        self.run = torch._dynamo.disable(
-            self._run,
-            reason=f"the call takes the general path, which torch.compile does not compile: {why}. Way out: a model of "
-            "fused layers (MAML.explain says which are not), or torch.compile without fullgraph=True",
-        )
+        reason = f"the call takes the general path, which torch.compile does not compile: {why}. Way out: {way_out}"
+        self.run = torch._dynamo.disable(self._run, reason=reason)
 
     def __call__(self, batch: Batch) -> Outcome:
         return self.run(batch)
