@@ -131,7 +131,9 @@ class Adapted:
         if qy is not None:
             self._check_targets(resolved, qx, output, qy)
         if isinstance(resolved, LossSpec):
-            result: Tensor = vmap(loss)(*((output, qy) if query_mask is None else (output, qy, query_mask)))
+            result: Tensor = vmap(lambda *row: loss(*row))(
+                *((output, qy) if query_mask is None else (output, qy, query_mask))
+            )
             return result
         rows = [self._of_task(t, (output, qy, query_mask)) for t in range(self.tasks)]
         return torch.stack([loss(*row) for row in rows])

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils import _pytree as pytree
 
 Step = Callable[..., Any]
+copies_traced = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="Dynamo traces and saves no copies of modules"
+)
 
 
 def whole_graph(step: Step, backend: str = "aot_eager", **options: Any) -> tuple[Step, Callable[[], int]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases.compiled import assert_as_eager, results, whole_graph
+from cases.compiled import assert_as_eager, copies_traced, results, whole_graph
 from torch import Tensor, nn
 
 import mtml
@@ -138,7 +138,11 @@ def gone_on(learner: Any) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     ("make", "steps"),
-    [(maml, adapted), (anil, adapted), (lambda: maml(0.01, update=inner.Adam()), gone_on)],
+    [
+        pytest.param(maml, adapted, marks=copies_traced),
+        (anil, adapted),
+        (lambda: maml(0.01, update=inner.Adam()), gone_on),
+    ],
     ids=["MAML", "ANIL", "further"],
 )
 def test_adapted_models_within_a_graph(make: Any, steps: Any) -> None:

@@ -269,6 +269,30 @@ def test_modes_within_the_function_are_those_of_its_call() -> None:
     assert graphs() == 2  # around it autocast is on, and off
 
 
+def test_what_others_do_meanwhile_needs_no_graph() -> None:
+    """Tables that calls are remembered in grow by the calls of others."""
+
+    def of_heads(n: int) -> Callable[[], Tensor]:
+        heads = mtml.MultiHead(3, {"a": mtml.Regression(n), "b": mtml.Segmentation(n)}).double()
+        features = {"a": torch.ones(2, 3, dtype=torch.float64), "b": torch.ones(2, 3, 2, 2, dtype=torch.float64)}
+        targets = {"a": torch.zeros(2, n, dtype=torch.float64), "b": torch.zeros(2, 2, 2, dtype=torch.long)}
+        return lambda: heads.loss(features, targets).total
+
+    def of_learner(learner: Any, n: int) -> Callable[[], Tensor]:
+        data = batch(3, n + 1)
+        return lambda: learner.meta_loss(data, steps=n)
+
+    makers = (of_heads, lambda n: of_learner(maml(), n), lambda n: of_learner(anil(), n))
+    for make in makers:
+        compiled, graphs = whole_graph(make(2), "eager")
+        compiled()
+        for n in (3, 4):
+            make(n)()
+        torch.compile(make(5), backend="eager", fullgraph=True)()
+        compiled()
+        assert graphs() == 2  # its own, and the one of the other
+
+
 def test_several_learners_in_one_function() -> None:
     learners = [maml(), maml(0.3, steps=1)]
     data = batch()

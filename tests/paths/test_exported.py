@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases.compiled import copies_traced
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
@@ -82,6 +83,7 @@ def test_the_model_of_one_task_is_plain_pytorch(strict: bool) -> None:
     torch.testing.assert_close(loaded(program)(more), model(more))
 
 
+@copies_traced
 @strictness
 def test_models_of_all_tasks(strict: bool) -> None:
     data = batch()
@@ -90,6 +92,7 @@ def test_models_of_all_tasks(strict: bool) -> None:
     torch.testing.assert_close(program.module()(2 * data.qx), adapted(2 * data.qx))
 
 
+@copies_traced
 @strictness
 def test_adapting_for_any_number_of_tasks(strict: bool) -> None:
     module, data = Adapts(learner()), batch()
@@ -120,6 +123,7 @@ def test_meta_losses(make: Any, warm: bool, strict: bool) -> None:
     torch.testing.assert_close(program.module()(*other[:4]), module(*other[:4]))
 
 
+@copies_traced
 @strictness
 def test_a_saved_program_adapts(strict: bool) -> None:
     module, data = Adapts(learner()), batch()

@@ -143,12 +143,9 @@ class MultiHead(nn.Module):
         for name, x in features.items():
             check_target(name, self.heads[name], x, targets[name], masks.get(name))
         maps = [name for name in features if self.heads[name].channels == 1]
-        groups: dict[int, list[str]] = {}
-        for name, source in sources.items():
-            if name not in maps:
-                groups.setdefault(id(source), []).append(name)
+        rest = {name: source for name, source in sources.items() if name not in maps}
         losses: dict[str, Tensor] = {}
-        for names in groups.values():
+        for names in _by_tensor(rest):
             one = features[names[0]] is sources[names[0]]  # no copies: all heads of the group read the same tensor
             own = [features[name].flatten(0, -2) for name in (names[:1] if one else names)]
             each = linear_multihead_loss(
@@ -188,3 +185,15 @@ class MultiHead(nn.Module):
                 "before them; give the features of a trunk that is trained, or choose another weighting"
             )
         return gram(losses, shared).diagonal().sqrt()
+
+
+def _by_tensor(features: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of each tensor; by comparing them, for a tensor that a graph computes has no id."""
+    groups: list[tuple[Tensor, list[str]]] = []
+    for name, x in features.items():
+        known = next((names for first, names in groups if first is x), None)
+        if known is None:
+            groups.append((x, [name]))
+        else:
+            known.append(name)
+    return [names for _, names in groups]
