@@ -284,6 +284,7 @@ def test_what_others_do_meanwhile_needs_no_graph() -> None:
 
     makers = (of_heads, lambda n: of_learner(maml(), n), lambda n: of_learner(anil(), n))
     for make in makers:
+        make(1)()
         compiled, graphs = whole_graph(make(2), "eager")
         compiled()
         for n in (3, 4):
