@@ -194,7 +194,30 @@ def test_multi_head(weighting: Any) -> None:
     assert graphs() == 1
 
 
-@pytest.mark.parametrize("make", [maml, anil])
+def test_gradnorm_runs_between_graphs() -> None:
+    """It takes gradients itself."""
+
+    def make() -> tuple[nn.Module, mtml.MultiHead]:
+        torch.manual_seed(1)
+        return mlp(), mtml.MultiHead(2, {"a": mtml.Regression(2), "b": mtml.Regression(3)}, "gradnorm").double()
+
+    def step_of(trunk: nn.Module, heads: mtml.MultiHead) -> Callable[..., Any]:
+        return lambda x, a, b: 2 * heads.loss(trunk(x), {"a": a, "b": b}).total
+
+    pairs = [make(), make()]
+    data = [torch.randn(6, n, dtype=torch.float64) for n in (3, 2, 3)]
+    with pytest.raises(Exception, match=r"gradnorm.*Way out: another weighting"):
+        whole_graph(step_of(*pairs[0]))[0](*data)
+    torch._dynamo.reset()
+    compiled = torch.compile(step_of(*pairs[0]), backend="aot_eager")
+    for _ in range(3):
+        leaves = [[*trunk.parameters(), *heads.parameters()] for trunk, heads in pairs]
+        expected = results(step_of(*pairs[1]), data, leaves[1])
+        torch.testing.assert_close(results(compiled, data, leaves[0]), expected)
+        data = [torch.randn_like(t) for t in data]
+
+
+@pytest.mark.parametrize("make", [maml, pytest.param(anil, marks=pytest.mark.slow)])
 def test_inductor(make: Any) -> None:
     learner = make()
     compiled, _ = whole_graph(learner.meta_loss, "inductor")
@@ -209,6 +232,8 @@ def test_without_gradients() -> None:
         assert not compiled(data).requires_grad
     assert compiled(data).requires_grad
     assert graphs() == 2
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(data), learner.meta_loss(data))
 
 
 def test_a_graph_takes_tensors_that_it_computes() -> None:
