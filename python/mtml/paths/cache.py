@@ -82,7 +82,8 @@ class PathCache:
         try:
             path = finder.calls.get(key)
         except TypeError:  # sizes that torch.export traces have no hash
-            return self.find(stand_in(describe(batch), steps), steps, first_order, keep, quiet)
+            batch = stand_in(describe(batch), check_steps(steps))
+            return self.find(batch, steps, bool(first_order), keep, quiet)
         if path is None:
             extras = batch.extras or NO_EXTRAS
             options = Options(check_steps(steps), bool(first_order), keep, extras.axes, extras.taken)

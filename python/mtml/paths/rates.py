@@ -58,11 +58,9 @@ class Rates:
         return found
 
     def read_by_calls(self) -> dict[str, Any]:
-        """What calls depend on; numbers alone were read in advance."""
-        made = {"steps": self.steps, "factor": self.factor, "dtype": self.dtype, "device": self.device}
-        if self.constant is not None:
-            return made | {"constant": self.constant}
-        return made | {"lr": self.lr, "shapes": self.shapes, "known": self.known, "others": self.others}
+        """What calls depend on: not on numbers, of which `constant` was made."""
+        unread = {"_checked"} if self.constant is None else {"_checked", "lr"}
+        return {name: value for name, value in vars(self).items() if name not in unread}
 
     def _read(self) -> list[Tensor]:
         if not isinstance(self.lr, InnerLR):
