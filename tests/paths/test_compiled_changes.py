@@ -327,6 +327,16 @@ def test_bad_input_is_named(wrong: dict[str, Tensor], message: str) -> None:
         torch.compile(learner.meta_loss, backend="eager")(data)
 
 
+def test_missing_targets() -> None:
+    """A loss of the output alone goes without them, on the general path; any other names them."""
+    data, alone = batch(), maml(loss=lambda output: output.square().mean())
+    cases = ((alone, "general path.*output alone"), (maml(), "sy: expected"), (anil(), "sy: expected"))
+    for learner, message in (*cases, (maml(loss=nn.MSELoss()), "sy: expected")):
+        compiled, _ = whole_graph(lambda x, learner=learner: learner.meta_loss(x, None, x, None), "eager")
+        with pytest.raises(Exception, match=message):
+            compiled(data.sx)
+
+
 def test_values_are_checked_when_a_graph_runs() -> None:
     rate = torch.tensor(0.1, dtype=torch.float64)
     learner, data = maml(rate), batch()

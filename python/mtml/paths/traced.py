@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from mtml.paths.batch import Batch
+from mtml.paths.batch import Batch, check_parts
 from mtml.paths.path import Path
 from mtml.paths.stand_in import Description, describe, stand_in
 from mtml_kernels.checks import check_steps
@@ -52,7 +52,9 @@ class Traces:
         assert cache is not None
         if torch._C._are_functorch_transforms_active() or is_forward_mode():
             return self._transformed(cache, (steps, first_order, keep))
-        call = TracedCall(cache, stand_in(description, steps), (steps, first_order, keep))
+        batch = stand_in(description, steps)
+        check_parts(batch.sx, batch.sy, batch.qx, batch.qy, keep != 0, cache.owner)
+        call = TracedCall(cache, batch, (steps, first_order, keep))
         assert cache.now is not None
         refuse_changes(cast("Watch", cache.now.fresh))
         key = description, call.options, call.modes, call.form
