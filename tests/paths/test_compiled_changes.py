@@ -316,10 +316,11 @@ def test_several_learners_in_one_function() -> None:
         ({"sy": torch.randn(3, 4, 3, dtype=torch.float64)}, r"sy: .*\[3, 4, 2\]"),
         ({"sx": torch.randn(3, 4, 3)}, r"sx: expected float64"),
         ({n: torch.zeros(0, 4, w, dtype=torch.float64) for n, w in (("sx", 3), ("sy", 2))}, "T = 0"),
+        (dict.fromkeys(("sx", "sy", "qx", "qy"), 1.0), "sx: expected a tensor"),
     ],
-    ids=["tasks", "targets", "dtype", "none"],
+    ids=["tasks", "targets", "dtype", "none", "numbers"],
 )
-def test_bad_input_is_named(wrong: dict[str, Tensor], message: str) -> None:
+def test_bad_input_is_named(wrong: dict[str, Any], message: str) -> None:
     learner, data = maml(), batch()._replace(**wrong)
     with pytest.raises(Exception, match=message):
         whole_graph(learner.meta_loss, "eager")[0](data)

@@ -29,7 +29,7 @@ def describe(batch: Batch, every: bool = False) -> Description:
     tasked = (batch.parts(), extras.start, extras.moments)
     tasks = list(_tasks(tasked))
     # without a task, or with tensors that disagree, there is an error to be raised, which names the numbers
-    every = every or tasks[0] == 0 or any(count != tasks[0] for count in tasks)
+    every = every or not tasks or tasks[0] == 0 or any(count != tasks[0] for count in tasks)
     weights = "numbers" if isinstance(batch.weights, list) else _describe(batch.weights, True)
     flags = (extras.per_step, extras.query_steps, operator.index(extras.taken), extras.apart)
     return batch.extras is not None, _describe(tasked, every), weights, flags
