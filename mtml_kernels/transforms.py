@@ -17,6 +17,7 @@ __all__ = [
     "has_tangents",
     "is_forward_mode",
     "no_rule",
+    "refuse_transforms",
     "tensors_in",
     "tracked",
     "under_transform",
@@ -87,6 +88,18 @@ def no_rule(op: str, way_out: str) -> str:
         f"mtml::{op} has no rule for forward mode (torch.func.jvp, jacfwd, forward_ad) and for torch.func's transforms "
         f"(grad, vmap, ...). Way out: {way_out}"
     )
+
+
+def refuse_transforms(what: str, way_out: str) -> None:
+    """Raise RuntimeError within torch.func's transforms, where torch.autograd.grad sees nothing of what they follow.
+
+    `what` is called, `way_out` is what can be called instead.
+    """
+    if _transformed():
+        raise RuntimeError(
+            f"{what}: it differentiates by torch.autograd.grad, which has no place in torch.func's transforms (grad, "
+            f"vmap, jvp, ...). Way out: {way_out}"
+        )
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:

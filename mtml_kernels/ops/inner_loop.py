@@ -369,8 +369,22 @@ def task_gradients_call(a: InnerLoopArgs, backend: str = "auto") -> tuple[Tensor
     The spec has TASKS_APART. Nothing of the result can be differentiated again.
     """
     a = a._replace(needs=NEED_PARAMS)
-    chosen = BACKENDS.resolve(backend, a.params[0].device.type, a.params[0].dtype)
+    like = a.params[0]
+    if is_compiling():
+        name = _resolved_name(backend, like.device.type, like.dtype)
+        return _task_gradients_by_op(a, name)
+    chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
     with torch.no_grad():
         loss, _, _, _, carry = chosen.forward(a)
         found = chosen.backward(torch.ones_like(loss), None, None, [], a, carry)
     return loss, [grad for grad in found[0] if grad is not None]
+
+
+def _task_gradients_by_op(a: InnerLoopArgs, backend: str) -> tuple[Tensor, list[Tensor]]:
+    """The same by the registered ops, for what traces."""
+    arguments = a.in_schema(parse_spec(a.spec.text))
+    with torch.no_grad():
+        loss, *_, carry = torch.ops.mtml.inner_loop(*arguments, backend)
+        cotangents: tuple[Any, ...] = (torch.ones_like(loss), None, None, [], [])
+        found = torch.ops.mtml.inner_loop_backward(*cotangents, *arguments, carry, backend)
+    return loss, list(found)
