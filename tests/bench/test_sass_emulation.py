@@ -179,6 +179,14 @@ def test_a_difference_carries_where_it_is_not_negative() -> None:
     assert (ran(*lines, R0=1, R1=5, R2=0).wide(4) == 2**64 - 11).all()
 
 
+def test_a_vote_is_of_the_lanes_at_work() -> None:
+    lines = ("ISETP.LT.U32.AND P1, PT, R0, 0x20, PT", "ISETP.LT.U32.AND P2, PT, R0, 0x1f, PT")
+    state = ran(*lines, "VOTEU.ALL UP0, P1", "VOTEU.ALL UP1, P2", "VOTEU.ANY UP2, P2", R0=LANES)
+    assert state.uniform_predicates[:3, 0, 0].tolist() == [True, False, True]
+    some = ran(*lines, "@P2 VOTEU.ALL UP0, P2", R0=LANES)
+    assert some.uniform_predicates[0, 0, 0]
+
+
 def test_bits_become_predicates() -> None:
     state = ran("R2P PR, R0, 0x6", "SEL R1, R2, RZ, P1", "SEL R3, R2, RZ, P2", R0=0b1101, R2=9)
     assert (state.registers[1] == 0).all() and (state.registers[3] == 9).all()
@@ -300,16 +308,43 @@ def test_the_kernel_as_compiled_gives_the_reference(chip: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chip", ["h200", "a100"])
+@pytest.mark.parametrize("tasks", [25, 4096])
+def test_perceptrons_as_compiled_give_the_reference(chip: str, tasks: int) -> None:
+    """The first task through the kernel for few tasks, and through that for many."""
+    from bench.sass.persistent.meta_steps import call_of
+    from bench.sass.persistent.perceptrons import EmulatedKernels, macs_of_perceptron
+    from bench.workloads import WORKLOADS
+    from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
+    from mtml_kernels.schedule.backend import torch_schedule
+
+    a, kernels = call_of(replace(WORKLOADS["sinusoid"], steps=2)), EmulatedKernels(chip, tasks)
+    perceptrons = Perceptrons(kernels)
+    bound = perceptrons.bound(a)
+    assert bound is not None
+    loss, output, _, _, (parts,) = perceptrons.forward(a, bound)
+    there = torch_schedule.forward(a)
+    params = torch_schedule.backward(torch.tensor([1.0, 0.0]), None, None, (), a, there[4])[0]
+    torch.testing.assert_close(loss[0], there[0][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output[0], there[1][0], rtol=1e-4, atol=1e-5)
+    expected = torch.cat([g.flatten() for g in params if g is not None])
+    torch.testing.assert_close(parts[0], expected, rtol=1e-4, atol=1e-5)
+    (found,) = kernels.ran
+    assert sum(phase.fma for phase in found.clocks.phases) >= macs_of_perceptron(found.widths, found.call) > 0
+
+
+@pytest.mark.slow
 def test_the_command_says_what_bounds_a_launch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from bench.__main__ import main
 
     table = tmp_path / "table.csv"
-    options = ["--backend", "cuda", "--steps", "1", "--tasks", "25", "--worst", "1", "--out"]
+    options = ["--backend", "cuda", "--interpreted", "--steps", "1", "--tasks", "25", "--worst", "1", "--out"]
     line = ["predict", "sinusoid", *options, str(table)]
     assert main(line) == 0
     head, row = table.read_text().splitlines()
     found = dict(zip(head.split(","), row.split(","), strict=True))
     assert (found["workload"], found["chip"], found["bound"]) == ("sinusoid", "h200", "latency")
+    assert found["kernel"] == "program"
     assert 10 < float(found["us"]) < 200 and 0 < float(found["peak_share"]) < 0.02
     out = capsys.readouterr().out
     assert "clocks of warps: " in out and out.count("  phase ") == 1
