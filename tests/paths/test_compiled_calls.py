@@ -111,6 +111,18 @@ def test_every_call_is_one_graph(name: str) -> None:
     assert graphs() == 1
 
 
+@pytest.mark.parametrize("name", ["a written loss", "the head alone", "one linear layer", "Adam", "the schedule"])
+def test_rates_are_inputs_on_every_path(name: str) -> None:
+    make, (method, options, form) = CALLS[name]
+    learner = make()
+    step = call(learner, method, options)
+    compiled, graphs = whole_graph(step, "eager")
+    for _ in range(3):
+        assert_as_eager(compiled, step, [batch(**form)], list(learner.parameters()))
+        learner.lr *= 0.9
+    assert graphs() == 1
+
+
 def test_second_order_is_in_the_graph() -> None:
     """The control: without it the gradient is another."""
     data, gradients = batch(), []

@@ -162,6 +162,26 @@ def test_switching_back_needs_no_graph() -> None:
     assert graphs() == 2
 
 
+def test_changes_are_followed_after_many_runs() -> None:
+    """Dynamo leaves out guards of modules that have not changed for a while: ours it must not."""
+
+    class Trainer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.learner = maml()
+
+        def forward(self, data: TaskBatch) -> Tensor:
+            return self.learner.meta_loss(data)
+
+    trainer, data = Trainer(), batch()
+    compiled, _ = whole_graph(trainer, "eager")
+    for _ in range(100):
+        before = compiled(data)
+    trainer.learner.module.settings["scale"] = 3.0
+    assert not torch.equal(compiled(data), before)
+    torch.testing.assert_close(compiled(data), trainer(data))
+
+
 def test_learned_rates_and_numbers_of_rules_are_inputs() -> None:
     net = Net().double()
     for learner, change in (

@@ -20,7 +20,7 @@ MODELS: dict[str, Case] = {**FUSED, **SPATIAL}
 TASKS, SUPPORT, QUERY = 3, 4, 5
 IN_SHORT = (
     "mlp", "points per sample", "film", "residual", "tied weights", "in-place", "latent expand", "slices", "softmax",
-    "RMSNorm", "two inputs", "keyword inputs", "conv", "max pool", "group norm", "functions",
+    "RMSNorm", "two inputs", "keyword inputs", "conv", "conv1d", "group norm", "functions",
 )  # fmt: skip
 
 
