@@ -134,10 +134,30 @@ def host(args: argparse.Namespace) -> int:
 
     from bench.measure import host as hosting
 
+    if args.backend == "cuda":
+        return _host_of_cuda(args)
     t = hosting.measure(args.workload, args.threads or torch.get_num_threads(), args.seconds)
     print(
         f"{args.workload}: meta-step {t.wall_us:.1f} us, inside native code {t.native_us:.1f} us, "
         f"host {t.host_us:.1f} us (medians of {t.n} bursts)"
+    )
+    return 0
+
+
+def _host_of_cuda(args: argparse.Namespace) -> int:
+    from bench.measure import host_cuda
+    from bench.report import record
+
+    t, where = host_cuda.measure(args.workload, args.seconds), record.environment()
+    for name, took in (("mtml_kernels.inner_loop", t.function), ("mtml.MAML", t.module)):
+        print(
+            f"{args.workload}, {name} by backend cuda without its kernels: {1e3 * took.ms:.1f} us (best "
+            f"{1e3 * took.best_ms:.1f}), {took.ms / t.nothing.ms:.2f} times an autograd.Function that does nothing"
+        )
+    print(
+        f"the Function: {1e3 * t.nothing.ms:.1f} us (best {1e3 * t.nothing.best_ms:.1f}); forward and backward, the "
+        f"thread's own time, medians of {t.nothing.n} rounds in turn; {where['machine']}, torch {where['torch']}, "
+        f"{where['sha']}"
     )
     return 0
 
@@ -240,6 +260,12 @@ def _add_costs(commands: Commands) -> None:
     p.set_defaults(call=memory)
     p = commands.add_parser("host", help="host time of a meta-step: what is spent outside native code")
     p.add_argument("workload", nargs="?", default="sinusoid")
+    p.add_argument(
+        "--backend",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: with its kernels replaced by nothing, on any machine",
+    )
     _add_threads(p, 2.0)
     p.set_defaults(call=host)
     p = commands.add_parser("checksum", help="sha256 of loss and gradients: does a change keep every bit?")

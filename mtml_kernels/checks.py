@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.parameter import is_lazy
 
 from mtml_kernels.memory import in_memory, lost
@@ -22,6 +23,7 @@ __all__ = [
     "check_dtypes",
     "check_finite",
     "check_ids",
+    "check_in_graph",
     "check_initialised",
     "check_leading",
     "check_steps",
@@ -34,6 +36,10 @@ __all__ = [
 # integers that hold class ids as well as int64, which kernels take
 NARROW = frozenset({torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64})
 NAMES = ("sx", "sy", "qx", "qy", "support_mask", "query_mask")
+
+
+_RELABEL = "relabel the classes of each task from 0, and weigh padding out with a mask instead of a negative label"
+_LOWER = "lower the outer learning rate or bound the inner one"
 
 
 class Sizes(NamedTuple):
@@ -93,6 +99,9 @@ def check_finite(name: str, value: Any) -> None:
     if isinstance(value, Tensor):
         if value.is_meta:
             return
+        if is_compiling():
+            check_in_graph(torch.isfinite(value.detach()).all(), f"{name}: expected finite rates; {_LOWER}")
+            return
         if lost(value):
             in_memory(name, value)
         # a sum is one small kernel; it may overflow where every element is finite, hence the second look
@@ -101,11 +110,16 @@ def check_finite(name: str, value: Any) -> None:
         bad = value.detach()[~torch.isfinite(value.detach())].flatten()[0].item()
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number or a tensor, got {shown(value)}")
-    elif math.isfinite(value):
+    elif -math.inf < value < math.inf:  # which torch.compile traces, unlike math.isfinite of a number that changes
         return
     else:
         bad = float(value)
-    raise ValueError(f"{name}: expected finite rates, got {bad}; lower the outer learning rate or bound the inner one")
+    raise ValueError(f"{name}: expected finite rates, got {bad}; {_LOWER}")
+
+
+def check_in_graph(right: Tensor, message: str) -> None:
+    """The check of a value by a graph that is being traced: RuntimeError, or on a GPU an assertion, when it runs."""
+    torch._assert_async(right, message)
 
 
 def check_leading(name: str, tensor: Tensor, expected: tuple[int, ...], letters: str) -> None:
@@ -233,6 +247,11 @@ def check_class_ids(name: str, target: Tensor, classes: int, ignored: int | None
     if target.numel() == 0 or target.is_meta:
         return
     target = widened(target)
+    if is_compiling():
+        inside = (target >= 0) & (target < classes)
+        right = inside if ignored is None else inside | (target == ignored)
+        check_in_graph(right.all(), f"{name}: expected class ids in [0, {classes}), the model's outputs; {_RELABEL}")
+        return
     low, high = (int(bound) for bound in target.aminmax())
     if low == ignored:  # look again without them; rare, and only then
         check_class_ids(name, target[target != ignored], classes)
@@ -240,7 +259,7 @@ def check_class_ids(name: str, target: Tensor, classes: int, ignored: int | None
         bad = low if low < 0 else high
         raise ValueError(
             f"{name}: expected class ids in [0, {classes}) because the model has {classes} outputs, got {bad}; "
-            "relabel the classes of each task from 0, and weigh padding out with a mask instead of a negative label"
+            f"{_RELABEL}"
         )
 
 

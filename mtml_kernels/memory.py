@@ -14,13 +14,13 @@ __all__ = ["LARGE", "in_memory", "lost"]
 LARGE = 1 << 20  # bytes from which memory is recycled: PyTorch's own comes with fresh pages
 
 
-def in_memory(name: str, t: Tensor) -> Tensor:
-    """The tensor, or a contiguous copy of its values.
+def in_memory(name: str, t: Tensor, device: str = "cpu") -> Tensor:
+    """The tensor, or a contiguous copy of its values, on a type of device whose addresses are read.
 
     Raises:
         TypeError: there is no memory that holds them.
     """
-    why = _absent(t)
+    why = _absent(t, device)
     if why is not None:
         raise TypeError(
             f"{name}: expected a tensor with memory of its own, got {type(t).__name__} "
@@ -33,14 +33,14 @@ def in_memory(name: str, t: Tensor) -> Tensor:
     return t if t.is_contiguous() and not t.is_neg() else t.detach().resolve_neg().contiguous()
 
 
-def _absent(t: Tensor) -> str | None:
+def _absent(t: Tensor, device: str) -> str | None:
     """What lies behind a tensor instead of its values, in words, or None where they are there."""
     if t.is_nested:
         return "which is nested"
     if t.layout is not torch.strided:
         return f"whose layout is {t.layout}"
-    if t.device.type != "cpu":
-        return "which the CPU engine cannot read"
+    if t.device.type != device:
+        return "which the CPU engine cannot read" if device == "cpu" else f"which does not lie on {device!r}"
     if t.numel() == 0 or t._is_zerotensor():
         return None
     try:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from mtml_kernels.checks import check_finite, shown
 
-__all__ = ["Shapes", "op_rates", "rate_at"]
+__all__ = ["Shapes", "number_as_rates", "op_rates", "rate_at"]
 
 Shapes = Mapping[str, torch.Size]
 
@@ -59,6 +60,19 @@ def _for_one(name: str, rates: Tensor, shape: torch.Size, steps: int) -> Tensor:
     )
 
 
+def number_as_rates(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A rate that is a number in a tensor of this shape. Raises as `check_finite`."""
+    if not is_dynamo_compiling():
+        check_finite(name, value)
+        return torch.full(shape, float(value), dtype=dtype, device=device)
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        check_finite(name, value)  # which raises
+    # as a factor a number is an input of the graph; anywhere else every other number would make a graph of its own
+    rates = torch.ones(shape, dtype=dtype, device=device) * value
+    check_finite(name, rates)
+    return rates
+
+
 def op_rates(
     lr: Any, shapes: Shapes, steps: int, dtype: torch.dtype, device: torch.device, known: Sequence[str] = ()
 ) -> list[Tensor]:
@@ -75,17 +89,18 @@ def op_rates(
     if isinstance(lr, Tensor):
         check_finite("lr", lr)
         return [_for_all(lr.to(device, dtype), steps)]
-    if not hasattr(lr, "items"):
-        check_finite("lr", lr)
-        return [torch.full((1,), float(lr), dtype=dtype, device=device)]
+    if isinstance(lr, float | int) or not hasattr(lr, "items"):
+        return [number_as_rates("lr", lr, (1,), dtype, device)]
     table = dict(lr.items())
     _check_names(table, shapes, known)
     rates = []
     for name, shape in shapes.items():
         value = table[name]
-        check_finite(f"lr[{name!r}]", value)
-        tensor = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=dtype)
-        rates.append(_for_one(name, tensor.to(device, dtype), shape, steps))
+        if isinstance(value, Tensor):
+            check_finite(f"lr[{name!r}]", value)
+            rates.append(_for_one(name, value.to(device, dtype), shape, steps))
+        else:
+            rates.append(number_as_rates(f"lr[{name!r}]", value, (1,), dtype, device))
     return rates
 
 

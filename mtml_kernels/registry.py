@@ -59,7 +59,8 @@ class Backend:
     called with fake tensors and symbolic sizes, so it may only do arithmetic on sizes.
     `hand_out` (multi-head losses): as `backward`, but the gradients that `forward` gave are written over and handed
     out. A backend has it whose tensors lie on a device, where a look at the cotangents would wait for all its work.
-    `fast_lane` (multi-head losses): a way for small calls that looks at the tensors itself (`FastLane` in the schema).
+    `fast_lane` (multi-head losses, inner loop): a way for small calls that looks at the tensors itself (`FastLane` in
+    the schema).
     """
 
     name: str

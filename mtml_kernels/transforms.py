@@ -17,8 +17,10 @@ __all__ = [
     "has_tangents",
     "is_forward_mode",
     "no_rule",
+    "refuse_transforms",
     "tensors_in",
     "tracked",
+    "under_transform",
 ]
 
 _transformed = torch._C._are_functorch_transforms_active
@@ -29,6 +31,12 @@ def is_forward_mode() -> bool:
     """Whether a dual level is entered, by forward_ad or by torch.func's jvp, jacfwd or hessian at any depth."""
     level: int = forward_ad._current_level
     return level >= 0
+
+
+def under_transform() -> bool:
+    """Whether any transform, dual level or dispatch mode is around."""
+    level: int = forward_ad._current_level
+    return level >= 0 or _transformed() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def has_tangents(values: Iterable[Any]) -> bool:
@@ -80,6 +88,18 @@ def no_rule(op: str, way_out: str) -> str:
         f"mtml::{op} has no rule for forward mode (torch.func.jvp, jacfwd, forward_ad) and for torch.func's transforms "
         f"(grad, vmap, ...). Way out: {way_out}"
     )
+
+
+def refuse_transforms(what: str, way_out: str) -> None:
+    """Raise RuntimeError within torch.func's transforms, where torch.autograd.grad sees nothing of what they follow.
+
+    `what` is called, `way_out` is what can be called instead.
+    """
+    if _transformed():
+        raise RuntimeError(
+            f"{what}: it differentiates by torch.autograd.grad, which has no place in torch.func's transforms (grad, "
+            f"vmap, jvp, ...). Way out: {way_out}"
+        )
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ import torch
 
 BURST_SECONDS = 0.02
 Run = Callable[[], Any]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -49,40 +50,42 @@ def summary(seconds: Sequence[float], count: int = 1) -> Timing:
     return Timing(statistics.median(ms), min(ms), len(ms), count, spread(ms))
 
 
-def burst(run: Run, count: int, device: str = "cpu") -> float:
+def burst(run: Run, count: int, device: str = "cpu", clock: Clock | None = None) -> float:
     """Seconds that ``count`` calls take together. Garbage collection waits until they are done."""
-    collecting = gc.isenabled()
+    clock, collecting = clock or time.perf_counter, gc.isenabled()
     gc.disable()
     try:
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             run()
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
     finally:
         if collecting:
             gc.enable()
 
 
-def calibrate(run: Run, device: str = "cpu", seconds: float = BURST_SECONDS) -> int:
+def calibrate(run: Run, device: str = "cpu", seconds: float = BURST_SECONDS, clock: Clock | None = None) -> int:
     """How many calls make a burst of at least ``seconds``; warms the provider up on the way."""
     count = 1
     while True:
-        elapsed = burst(run, count, device)
+        elapsed = burst(run, count, device, clock)
         if elapsed >= seconds:
             return count
         count = max(count + 1, min(math.ceil(count * 1.2 * seconds / max(elapsed, 1e-7)), count * 100))
 
 
 def interleave(
-    runs: Mapping[str, Run], seconds: float, device: str = "cpu", min_rounds: int = 3, max_rounds: int = 400
-) -> dict[str, Timing]:
+    runs: Mapping[str, Run], seconds: float, device: str = "cpu", min_rounds: int = 3, max_rounds: int = 400,
+    clock: Clock | None = None,
+) -> dict[str, Timing]:  # fmt: skip
     """Time all runs in turn, A B C A B C, for about ``seconds`` each.
 
-    At least ``min_rounds`` rounds, unless a round is so slow that the whole budget would be exceeded fourfold.
+    At least ``min_rounds`` rounds, unless a round is so slow that the whole budget would be exceeded fourfold. clock:
+    ``time.thread_time`` for what one thread does from beginning to end beside other work; the wall's where it is None.
     """
-    counts = {name: calibrate(run, device) for name, run in runs.items()}
+    counts = {name: calibrate(run, device, clock=clock) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     budget, rounds = seconds * len(runs), 0
     gc.collect()
@@ -90,7 +93,7 @@ def interleave(
     start = time.perf_counter()
     while runs and rounds < max_rounds:
         for name, run in runs.items():
-            times[name].append(burst(run, counts[name], device) / counts[name])
+            times[name].append(burst(run, counts[name], device, clock) / counts[name])
         gc.collect()
         rounds += 1
         spent = time.perf_counter() - start

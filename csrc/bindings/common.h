@@ -97,6 +97,8 @@ inline void finish(int status, const MtmlkHeadError& error) {
 
 // Each in the file of its name.
 void bind_inner_loop(py::module_& m);
+void bind_inner_loop_lane(py::module_& m);
+void bind_mlp_lane(py::module_& m);  // behind it
 void bind_head_inner_loop(py::module_& m);
 void bind_multihead_loss(py::module_& m);
 void bind_linear_multihead_loss(py::module_& m);

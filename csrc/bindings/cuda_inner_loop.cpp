@@ -43,6 +43,10 @@ void sum_over_tasks(int32_t dtype, int32_t tasks, int64_t parts, int64_t scale, 
 void bind_cuda_inner_loop(py::module_& m) {
   m.def("run_schedule", &run_schedule);
   m.def("sum_over_tasks", &sum_over_tasks);
+  m.def("launches", [] {  // the functions themselves, for those who call them without Python
+    return std::pair<Address, Address>(reinterpret_cast<Address>(&mtmlk_run_schedule),
+                                       reinterpret_cast<Address>(&mtmlk_sum_over_tasks));
+  });
 }
 
 }  // namespace mtmlk

@@ -33,6 +33,7 @@ void bind_cuda_mlp(py::module_& m) {
   m.def("mlp_shared_bytes", &mlp_shared_bytes);
   m.def("mlp_record", &mlp_record);
   m.def("run_mlp", &run_mlp);
+  m.def("mlp_launch", [] { return reinterpret_cast<Address>(&mtmlk_run_mlp); });
 }
 
 }  // namespace mtmlk

@@ -69,6 +69,8 @@ PYBIND11_MODULE(_C, m) {
   py::register_exception<NoLowRank>(m, "NoLowRank", PyExc_ValueError);
   py::register_exception<Malformed>(m, "Malformed", PyExc_ValueError);
   bind_inner_loop(m);
+  bind_inner_loop_lane(m);
+  bind_mlp_lane(m);
   bind_head_inner_loop(m);
   bind_multihead_loss(m);
   bind_linear_multihead_loss(m);

@@ -6,7 +6,9 @@ import torch
 
 from mtml_kernels import native
 from mtml_kernels.native.cuda_device import built_codes, rebuild_command
+from mtml_kernels.native.tensors import read_call
 from mtml_kernels.registry import Backend, imported
+from mtml_kernels.schema.inner_loop_lane import FastLane
 
 __all__ = ["INNER_LOOP"]
 
@@ -29,5 +31,6 @@ def _supports(device_type: str, dtype: torch.dtype) -> str | None:
 
 _MODULE = "mtml_kernels.cuda.inner_loop.device"
 INNER_LOOP = Backend(
-    "cuda", _available, forward=imported(_MODULE, "forward"), backward=imported(_MODULE, "backward"), supports=_supports
-)
+    "cuda", _available, forward=imported(_MODULE, "forward"), backward=imported(_MODULE, "backward"),
+    supports=_supports, fast_lane=FastLane(read_call, imported(_MODULE, "make")),
+)  # fmt: skip

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import functools
+import types
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtml_kernels.checks import check_finite, shown
-from mtml_kernels.program import Program, trace
-from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions
+from mtml_kernels.ops.inner_loop import inner_loop_call
+from mtml_kernels.program import trace
+from mtml_kernels.rates import number_as_rates
+from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions, parse_options
+from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_NONE, InnerLoopSpec
 
 __all__ = ["gram_is_cheaper", "head_rates", "weight_form"]
 
@@ -38,9 +41,9 @@ WEIGHT_COST_NARROW, WEIGHT_COST = 2.3, 0.9
 def _rate_table(name: str, rate: Any, steps: int, weight: Tensor) -> Tensor:
     """A rate in any of its forms as [K, C]."""
     classes = weight.shape[0]
-    check_finite(name, rate)
     if not isinstance(rate, Tensor):
-        return torch.full((steps, classes), float(rate), dtype=weight.dtype, device=weight.device)
+        return number_as_rates(name, rate, (steps, classes), weight.dtype, weight.device)
+    check_finite(name, rate)
     rate = rate.to(weight.device, weight.dtype)
     if rate.ndim > 2 or (rate.ndim == 2 and rate.shape[1] not in (1, classes)):
         raise ValueError(
@@ -64,44 +67,53 @@ def head_rates(lr: Any, steps: int, weight: Tensor, has_bias: bool) -> Tensor:
     return torch.stack(tables if has_bias else tables[:1])
 
 
-@functools.lru_cache(maxsize=64)
-def _linear_program(features: int, classes: int, bias: bool) -> Program:
-    return trace(nn.Linear(features, classes, bias=bias, device="meta"), [(features,)])
+_specs = types.SimpleNamespace()  # by names, which are constants to torch.compile
+_names: dict[tuple[Any, ...], str] = {}
+
+
+def _spec_name(options: str, features: int, classes: int, bias: bool, steps: int, keep: int) -> str:
+    """The name in `_specs` of the engine's loop over one linear layer."""
+    key = (options, features, classes, bias, steps, keep)
+    if key not in _names:
+        program = trace(nn.Linear(features, classes, bias=bias, device="meta"), [(features,)])
+        parsed = parse_options(options)
+        losses = (parsed.support_loss, parsed.query_loss)
+        name = f"spec_{len(_names)}"
+        setattr(_specs, name, InnerLoopSpec.of(program, [True, True][: 1 + bias], losses, steps=steps, keep=keep))
+        _names[key] = name
+    return _names[key]
+
+
+_spec_name._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in `resolved_name_in`
 
 
 def weight_form(
     a: HeadArgs, options: HeadOptions, adapted: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The engine's inner loop over a program of one linear layer; results as `HeadResult`.
+    """The engine's inner loop over a program of one linear layer, of checked arguments; results as `HeadResult`.
 
     Raises ValueError for what that loop does not have: weight decay and the proximal term.
     """
-    from mtml_kernels.functional.inner_loop import inner_loop  # which imports this package's head in turn
-
     if options.decay or options.proximal:
         raise ValueError("form: 'weight' has no weight_decay and no proximal term; pass form='gram' or 'auto'")
-    classes, features = a.weight.shape
-    steps = a.rates.shape[1]
-    params = {"weight": a.weight} if a.bias is None else {"weight": a.weight, "bias": a.bias}
-    table: dict[str, Tensor] = {}
-    for name, rate in zip(params, (a.rates[0], a.rates[-1]), strict=False):
-        table[name] = rate[:, :, None].expand(steps, classes, features) if name == "weight" else rate
-    has_query = a.query.shape[1] > 0
-    result = inner_loop(
-        _linear_program(features, classes, a.bias is not None),
+    (classes, features), steps = a.weight.shape, a.rates.shape[1]
+    name = _spec_name(a.options, features, classes, a.bias is not None, steps, KEEP_LAST if adapted else KEEP_NONE)
+    params = [a.weight] if a.bias is None else [a.weight, a.bias]
+    rates = [a.rates[0][:, :, None].expand(steps, classes, features), a.rates[-1]][: len(params)]
+    query = [a.query] if a.query.shape[1] else []
+    result = inner_loop_call(
+        getattr(_specs, name),
         params,
-        a.support,
+        [a.support],
         a.labels,
-        table if steps else 0.0,
-        steps=steps,
-        loss=options.support_loss,
-        mask=a.support_mask,
-        query_x=a.query if has_query else None,
-        query_y=a.query_labels if has_query else None,
-        query_mask=a.query_mask if has_query and a.query_labels is not None else None,
-        query_loss=options.query_loss,
-        keep="last" if adapted else "none",
-        backend=backend,
+        query,
+        a.query_labels if query else None,
+        a.support_mask,
+        a.query_mask if query and a.has_loss else None,
+        rates if steps else [a.weight.new_zeros(1)],
+        None,
+        backend,
     )
-    own = result.params
-    return result.loss, result.output, result.support_losses, own.get("weight"), own.get("bias")
+    loss, output, support_losses, own = result
+    weight, bias = [*own, None, None][:2]
+    return loss, output, support_losses, weight, bias

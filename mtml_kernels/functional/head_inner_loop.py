@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from mtml_kernels.checks import (
     shown,
 )
 from mtml_kernels.functional.head_forms import gram_is_cheaper, head_rates, weight_form
+from mtml_kernels.losses import KINDS as LOSSES
 from mtml_kernels.losses import Loss, Opaque, resolve
 from mtml_kernels.ops.head_inner_loop import backend_for, head_inner_loop_call
 from mtml_kernels.reference.head_inner_loop import KINDS, scales
@@ -168,15 +168,13 @@ def _adapted(a: HeadArgs, options: HeadOptions, coefficients: Tensor) -> tuple[T
     return own, None if bias is None else bias - coefficients[:, -1].sum(-1)
 
 
-@functools.lru_cache(maxsize=64)
-def _named_spec(name: str) -> LossSpec:
-    return LossSpec(name)
+_NAMED = {kind: LossSpec(kind) for kind in LOSSES}
 
 
 def _specs(*losses: Loss) -> tuple[LossSpec, LossSpec]:
     found = []
     for loss in losses:
-        spec = _named_spec(loss) if isinstance(loss, str) else resolve(loss)
+        spec = _NAMED[loss] if isinstance(loss, str) and loss in _NAMED else resolve(loss)
         if isinstance(spec, Opaque):
             raise ValueError(f"loss: expected one that is fused, got {spec.reason}; mtml.MAML(head) takes any callable")
         found.append(spec)

@@ -170,7 +170,7 @@ def _prepare(
     columns = [ws, column("biases", biases, n), ys]
     columns += [column(name, values, n) for name, values in zip(names, options, strict=True)]
     key = None if is_compiling() else _key(kinds, xs, columns)
-    specs = _specs.get(key)
+    specs = None if key is None else _specs.get(key)  # a graph that read the table would be made anew as it grows
     if specs is None:
         specs = _checked(kinds, xs, columns, shared)
         if key is not None:

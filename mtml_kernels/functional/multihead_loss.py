@@ -171,7 +171,7 @@ def _prepare(
     key = form and (form, stacked, kinds if isinstance(kinds, str | HeadLoss) else tuple(kinds))
     none = [None] * heads
     tensors = HeadTensors(zs, ys, *[none if c is None else c for c in columns])
-    call = _calls.get(key)
+    call = None if key is None else _calls.get(key)  # a graph that read the table would be made anew as it grows
     if call is None:
         call = _checked(stacked, kinds, tensors)
         if key is not None:

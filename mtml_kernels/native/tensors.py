@@ -19,11 +19,13 @@ from mtml_kernels.native import availability, engine
 __all__ = [
     "address_of",
     "addresses_of",
+    "call_tensors",
     "checked",
     "checked_inputs",
     "checked_one",
     "cotangent_address",
     "plain_tensors",
+    "read_call",
     "recycled",
     "recycled_like",
 ]
@@ -38,6 +40,38 @@ def plain_tensors() -> Any:
     if table is None or availability() is not None:
         return None
     return engine().PlainTensors(table, Tensor, torch.nn.Parameter, torch.UntypedStorage)
+
+
+@functools.cache
+def _call_tensors() -> Any:
+    """`plain_tensors` for tensors of any device."""
+    table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if table is None or availability() is not None:
+        return None
+    return engine().CallTensors(table, Tensor, torch.nn.Parameter, torch.UntypedStorage)
+
+
+def call_tensors() -> Any:
+    """The engine's reader of a call's tensors.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    found = _call_tensors()
+    if found is None:
+        raise RuntimeError("tensors cannot be read without Python here")
+    return found
+
+
+def read_call(*groups: Sequence[Tensor | None] | Tensor | None) -> tuple[bytes, bytes] | None:
+    """Tensors, None and lists of such: their form, all that is to be known of them but where they lie, and that.
+
+    None where one is not plain and contiguous, or nobody can read them this way. Equal forms are equal in shapes,
+    dtypes, devices and in what requires grad.
+    """
+    reader = _call_tensors()
+    found: tuple[bytes, bytes] | None = None if reader is None else reader.read(*groups)
+    return found
 
 
 # --- where checked tensors lie: 0 stands for None ---------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """`mtml::inner_loop`: K gradient steps for each of a batch of tasks, and their exact meta-gradient, as one operation.
 
 Two doors lead to the same backends. Eager code takes `InnerLoop`, an autograd.Function that calls the backend
-directly; `torch.compile`, `torch.export` and anything that traces take the registered op. Both are differentiable
-once: the gradient of the gradient raises, because a formula that is missing would otherwise be a silent zero.
+directly, or where the backend has it the fast lane for tensors that need only to be read; `torch.compile`,
+`torch.export` and anything that traces take the registered op. All are differentiable once: the gradient of the
+gradient raises, because a formula that is missing would otherwise be a silent zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from torch.compiler import is_compiling
 from mtml_kernels.ops.common import contiguous, resolved_name_in
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
 from mtml_kernels.ops.inner_loop_checks import check_arguments, check_cotangents, check_ranks
+from mtml_kernels.ops.inner_loop_lane import Lane, is_open, picking, run
 from mtml_kernels.ops.registration import Rules, register_op
 from mtml_kernels.registry import Backend
 from mtml_kernels.schema.inner_loop import (
@@ -42,7 +45,7 @@ from mtml_kernels.schema.inner_loop import (
 )
 from mtml_kernels.transforms import abstract, has_tangents, no_rule
 
-__all__ = ["BACKENDS", "InnerLoop", "InnerLoopSpec", "inner_loop_call", "task_gradients_call"]
+__all__ = ["BACKENDS", "InnerLoop", "InnerLoopSpec", "inner_loop_call", "lane_of", "task_gradients_call"]
 
 GENERAL = (
     "the general path, which is made of PyTorch operations and differentiable any number of times: "
@@ -248,19 +251,50 @@ class InnerLoop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        layout: SavedLayout = ctx.layout
-        if torch.is_grad_enabled() or abstract(*grads):  # create_graph=True, or no plain cotangents
-            loss, output, support_losses, *adapted = grads
-            groups = _gradients_by_op(layout, ctx.saved_tensors, (loss, output, support_losses, adapted))
-        else:
-            loss, output, support_losses, *adapted = map(contiguous, grads)
-            groups = layout.backend.backward(
-                loss, output, support_losses, adapted, *layout.arguments(ctx.saved_tensors)
-            )
-        *lists, sy, qy, sm, qm = groups
-        data = (sy[0] if sy else None, qy[0] if qy else None, sm[0] if sm else None, qm[0] if qm else None)
-        params, lr, support_x, query_x, hyper, moments = lists
-        return (None, None, *params, *lr, *support_x, *query_x, *hyper, *moments, *data)
+        return (None, None, *_gradients(ctx.layout, ctx.saved_tensors, grads))
+
+
+def _gradients(layout: SavedLayout, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Grads:
+    """Of the lists one after another, and of `DATA`."""
+    if torch.is_grad_enabled() or abstract(*grads):  # create_graph=True, or no plain cotangents
+        loss, output, support_losses, *adapted = grads
+        groups = _gradients_by_op(layout, saved, (loss, output, support_losses, adapted))
+    else:
+        loss, output, support_losses, *adapted = map(contiguous, grads)
+        groups = layout.backend.backward(loss, output, support_losses, adapted, *layout.arguments(saved))
+    *lists, sy, qy, sm, qm = groups
+    data = (sy[0] if sy else None, qy[0] if qy else None, sm[0] if sm else None, qm[0] if qm else None)
+    return [*(grad for group in lists for grad in group), *data]
+
+
+_MAX_LANES = 512
+
+
+def lane_of(chosen: Backend, a: InnerLoopArgs, form: bytes) -> Lane | None:
+    """A backend's lane for calls of this form, as its lane has read it; None where they are not for it.
+
+    Raises:
+        ValueError: step_weights requires grad.
+    """
+    known, recording = chosen.fast_lane.calls, torch.is_grad_enabled()
+    key = id(a.spec), recording, form
+    if key not in known:
+        if len(known) >= _MAX_LANES:
+            known.clear()
+        known[key] = a.spec, _new_lane(chosen, a, recording)  # the spec, so that its id stays its own
+    found: Lane | None = known[key][1]
+    return found
+
+
+def _new_lane(chosen: Backend, a: InnerLoopArgs, recording: bool) -> Lane | None:
+    lists, data = _lists_and_data(a)
+    a = a._replace(needs=_wanted(a.step_weights, data, *lists) if recording else 0)
+    call, tensors = chosen.fast_lane.make(a), a.tensors
+    if call is None:
+        return None
+    layout = SavedLayout(a.spec, a.needs, chosen, *map(len, lists))
+    wanted = [i for i, t in enumerate(tensors) if t is not None and t.requires_grad] if a.needs else []
+    return Lane(call, partial(_gradients, layout), picking(wanted), len(tensors))
 
 
 def inner_loop_call(
@@ -292,9 +326,15 @@ def inner_loop_call(
     """
     data = (support_y, query_y, support_mask, query_mask)
     lists = (params, lr, support_x, query_x, [*hyper], [*moments])
+    like = params[0]
+    if is_open():
+        chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
+        if chosen.fast_lane is not None:
+            by_lane = _by_lane(chosen, InnerLoopArgs(*lists, *data, step_weights, spec, needs=0))
+            if by_lane is not None:
+                return by_lane
     needs = _wanted(step_weights, data, *lists) if torch.is_grad_enabled() else 0
     a = InnerLoopArgs(*lists, *data, step_weights, spec, needs)
-    like = params[0]
     tracing = is_compiling()
     if tracing or torch._C._len_torch_dispatch_stack():
         static = parse_spec(spec.text) if tracing else spec.values
@@ -312,14 +352,39 @@ def inner_loop_call(
     return loss, output, support_losses, kept
 
 
+def _by_lane(chosen: Backend, a: InnerLoopArgs) -> Result | None:
+    """By the backend's fast lane; None where the call is not for it."""
+    *tensors, _, _ = a
+    plain = chosen.fast_lane.read(*tensors)
+    lane = None if plain is None else lane_of(chosen, a, plain[0])
+    if lane is None:
+        return None
+    loss, output, support_losses, *kept = run(lane, plain[1], a.tensors)
+    return loss, output, support_losses, kept
+
+
 def task_gradients_call(a: InnerLoopArgs, backend: str = "auto") -> tuple[Tensor, list[Tensor]]:
     """Every task's loss [T] and its own gradients, [T, *shape] of each parameter, in one pass.
 
     The spec has TASKS_APART. Nothing of the result can be differentiated again.
     """
     a = a._replace(needs=NEED_PARAMS)
-    chosen = BACKENDS.resolve(backend, a.params[0].device.type, a.params[0].dtype)
+    like = a.params[0]
+    if is_compiling():
+        name = _resolved_name(backend, like.device.type, like.dtype)
+        return _task_gradients_by_op(a, name)
+    chosen = BACKENDS.resolve(backend, like.device.type, like.dtype)
     with torch.no_grad():
         loss, _, _, _, carry = chosen.forward(a)
         found = chosen.backward(torch.ones_like(loss), None, None, [], a, carry)
     return loss, [grad for grad in found[0] if grad is not None]
+
+
+def _task_gradients_by_op(a: InnerLoopArgs, backend: str) -> tuple[Tensor, list[Tensor]]:
+    """The same by the registered ops, for what traces."""
+    arguments = a.in_schema(parse_spec(a.spec.text))
+    with torch.no_grad():
+        loss, *_, carry = torch.ops.mtml.inner_loop(*arguments, backend)
+        cotangents: tuple[Any, ...] = (torch.ones_like(loss), None, None, [], [])
+        found = torch.ops.mtml.inner_loop_backward(*cotangents, *arguments, carry, backend)
+    return loss, list(found)

@@ -141,6 +141,11 @@ class Program:
     statistics: tuple[str, ...] = ()
 
     @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters, in their order."""
+        return tuple([param.name for param in self.params])
+
+    @functools.cached_property
     def ints(self) -> tuple[int, ...]:
         """The encoding of everything but the constants."""
         head = [VERSION, len(self.inputs), len(self.params), len(self.nodes), self.output]

@@ -93,7 +93,7 @@ class HeadOptions(NamedTuple):
 def encode_options(options: HeadOptions) -> str:
     """A string: torch.compile takes it for a constant, where it would make a symbol of every number."""
     numbers = (*options.support_loss.encode(), *options.query_loss.encode(), options.decay, options.proximal)
-    return " ".join(map(repr, numbers))
+    return " ".join(f"{number}" for number in numbers)
 
 
 @functools.lru_cache(maxsize=256)

@@ -29,6 +29,7 @@ __all__ = [
     "KEEP_LAST",
     "KEEP_NONE",
     "KEEP_STEPS",
+    "LISTS",
     "MOMENTS",
     "NEED_HYPER",
     "NEED_LR",
@@ -43,6 +44,7 @@ __all__ = [
     "PER_STEP",
     "PLAIN",
     "QUERY_STEPS",
+    "SINGLE",
     "STARTS",
     "TASKS_APART",
     "Grads",
@@ -224,6 +226,12 @@ class InnerLoopArgs(NamedTuple):
         return (self.params, adapted, *sets, *rule, self.step_weights, *rest, self.needs)
 
     @property
+    def tensors(self) -> list[Tensor | None]:
+        """All of them, `LISTS` one after another, then `SINGLE`."""
+        lists = (*self.params, *self.lr, *self.support_x, *self.query_x, *self.hyper, *self.moments)
+        return [*lists, self.support_y, self.query_y, self.support_mask, self.query_mask, self.step_weights]
+
+    @property
     def tasks(self) -> int:
         """T."""
         return self.support_y.shape[0]
@@ -277,6 +285,8 @@ class InnerLoopArgs(NamedTuple):
 DATA = ("support_y", "query_y", "support_mask", "query_mask")
 DATA_NEEDS = (NEED_SUPPORT_Y, NEED_QUERY_Y, NEED_SUPPORT_MASK, NEED_QUERY_MASK)
 FIXED = ("step_weights",)
+SINGLE = (*DATA, *FIXED)
+LISTS = ("params", "lr", "support_x", "query_x", "hyper", "moments")
 
 _specs: dict[Any, InnerLoopSpec] = {}
 _MAX_SPECS = 512

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.utils import _pytree as pytree
 
 from mtml.notices import warn_of_statistics
@@ -95,7 +96,8 @@ class Adapted:
         Raises ValueError where x holds another number of tasks; else as `params_at`.
         """
         self._check_tasks("x", x)
-        warn_of_statistics(self.model, self._plan.batch_norm)
+        if not is_dynamo_compiling():  # a graph's guards would hold on to every model that was ever warned of
+            warn_of_statistics(self.model, self._plan.batch_norm)
         params, rows = self.params_at(step), self._rows(step)
         if self._plan.mode == "loop":
             return forward_tasks(self.model, params, x, self._plan, rows)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mtml_kernels.general.twin import twin
 from mtml_kernels.recurrent import relink
+from mtml_kernels.transforms import refuse_transforms
 
 __all__ = ["clone_module", "inner_gradients", "replace_tensors"]
 
@@ -67,8 +68,10 @@ def inner_gradients(
 
     Raises:
         TypeError, ValueError: the loss is no scalar tensor.
-        RuntimeError: a tensor requires no grad, or the loss does not depend on it, and that is not allowed.
+        RuntimeError: a tensor requires no grad, or the loss does not depend on it, and that is not allowed; or the call
+            is within a transform of torch.func.
     """
+    refuse_transforms("adapt", "meta_loss or adapt_tasks, which take one task too and run in every transform")
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss: expected a scalar tensor, got {type(loss).__name__}")
     if loss.numel() != 1:

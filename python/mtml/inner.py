@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from mtml_kernels.checks import shown
 from mtml_kernels.reference.update import update
@@ -55,14 +56,15 @@ class Rule(nn.Module):
     def vector(self, device: torch.device) -> Tensor:
         """All numbers in the engine's order, [8] float64; made anew only where one of them is a tensor."""
         numbers = self.numbers()
-        if not any(isinstance(value, Tensor) for value in numbers.values()):
+        if not is_compiling() and not any(isinstance(value, Tensor) for value in numbers.values()):
             key = (device, *numbers.values())
             if self._vector is None or self._vector[0] != key:
                 values = [float(numbers.get(name, 0.0)) for name in HYPERS]
                 self._vector = key, torch.tensor(values, dtype=torch.float64, device=device)
             return self._vector[1]
-        parts = (numbers.get(name, 0.0) for name in HYPERS)
-        return torch.stack([torch.as_tensor(part, dtype=torch.float64, device=device) for part in parts])
+        one = torch.ones((), dtype=torch.float64, device=device)
+        parts = (numbers.get(name, 0.0) for name in HYPERS)  # as factors numbers are inputs of a compiled graph
+        return torch.stack([part.to(one) if isinstance(part, Tensor) else one * part for part in parts])
 
     def __call__(
         self,

@@ -20,7 +20,10 @@ from bench.sass.emulation.block import Block  # noqa: E402
 from bench.sass.emulation.clocks import Clocks, Phase  # noqa: E402
 from bench.sass.emulation.state import GLOBAL, WINDOW, State  # noqa: E402
 from bench.sass.listing import instructions  # noqa: E402
-from bench.sass.persistent.model import LAUNCH_SECONDS, time_of  # noqa: E402
+from bench.sass.persistent.kernel import Kernel  # noqa: E402
+from bench.sass.persistent.model import GAP_SECONDS, LAUNCH_SECONDS, time_of  # noqa: E402
+from bench.sass.persistent.perceptrons import sum_blocks  # noqa: E402
+from bench.sass.persistent.tiles import TileLaunch, time_of_tiles  # noqa: E402
 
 H200 = CHIPS["h200"]
 EXIT = "EXIT"
@@ -179,6 +182,14 @@ def test_a_difference_carries_where_it_is_not_negative() -> None:
     assert (ran(*lines, R0=1, R1=5, R2=0).wide(4) == 2**64 - 11).all()
 
 
+def test_a_vote_is_of_the_lanes_at_work() -> None:
+    lines = ("ISETP.LT.U32.AND P1, PT, R0, 0x20, PT", "ISETP.LT.U32.AND P2, PT, R0, 0x1f, PT")
+    state = ran(*lines, "VOTEU.ALL UP0, P1", "VOTEU.ALL UP1, P2", "VOTEU.ANY UP2, P2", R0=LANES)
+    assert state.uniform_predicates[:3, 0, 0].tolist() == [True, False, True]
+    some = ran(*lines, "@P2 VOTEU.ALL UP0, P2", R0=LANES)
+    assert some.uniform_predicates[0, 0, 0]
+
+
 def test_bits_become_predicates() -> None:
     state = ran("R2P PR, R0, 0x6", "SEL R1, R2, RZ, P1", "SEL R3, R2, RZ, P2", R0=0b1101, R2=9)
     assert (state.registers[1] == 0).all() and (state.registers[3] == 9).all()
@@ -187,6 +198,16 @@ def test_bits_become_predicates() -> None:
 def test_predicates_of_a_warp() -> None:
     lines = ("UPLOP3.LUT UP1, UPT, UPT, UPT, UPT, 0x80, 0x0", "USEL UR3, UR2, URZ, UP1", "MOV R0, UR3")
     assert (ran("R2UR UR2, R1", *lines, R1=9).registers[0] == 9).all()
+
+
+def test_a_uniform_register_is_written_for_warps_at_work() -> None:
+    """By the first thread of them that is; the second warp keeps what it had."""
+    state = ran("MOV R0, R1", warps=2, R1=LANES)
+    state.uniform[4] = 7
+    state.mask = np.arange(64).reshape(2, LANES.size) < LANES.size
+    state.mask[0, :3] = False
+    state.write_uniform(4, LANES + 10)
+    assert state.uniform[4].ravel().tolist() == [13, 7]
 
 
 def test_a_carry_may_be_a_warps_own() -> None:
@@ -270,6 +291,35 @@ def test_a_launch_takes_its_latency_or_its_work() -> None:
     assert full.seconds == pytest.approx(LAUNCH_SECONDS + 6400 / H200.device.hertz)
 
 
+def tile_launch(blocks: int, resident: int, copied: int = 0, written: int = 0, times: int = 1) -> TileLaunch:
+    clocks = clocks_of("MOV R0, R1")
+    clocks.phases[:] = [Phase(chain=1000.0, issue=200.0, units={"fma": 50.0}, issued=800, fma=0, issued_fma=0)]
+    clocks.copied, clocks.written = copied, set(range(written))
+    return TileLaunch("tiles", times, Kernel([], 0, 0, np.zeros(0, np.uint32), 0), 128, blocks, resident, clocks)
+
+
+def test_a_launch_of_tiles_waits_for_its_copies() -> None:
+    hertz, share = H200.device.hertz, H200.device.l2_bandwidth / H200.device.processors
+    alone = tile_launch(132, 1).time(H200)
+    assert (alone.seconds, alone.bound) == (pytest.approx(1000 / hertz), "latency")
+    copies = tile_launch(133, 2, copied=1000).time(H200)  # two blocks share a multiprocessor
+    assert copies.seconds == pytest.approx(1000 / hertz + 2 * 4 * 1000 / share)
+    writes = tile_launch(132, 1, written=10**5).time(H200)
+    assert (writes.seconds, writes.bound) == (pytest.approx(32e5 / share), "second-level cache")
+
+
+def test_launches_of_tiles_have_gaps() -> None:
+    launches = [tile_launch(132, 1, times=3), tile_launch(132 * 3, 1, times=2)]
+    found = time_of_tiles(launches, H200)
+    assert found.seconds == pytest.approx((3 + 6) * 1000 / H200.device.hertz + 4 * GAP_SECONDS + LAUNCH_SECONDS)
+
+
+@pytest.mark.parametrize(("widths", "blocks"), [((2, 64, 64, 64, 3), 38), ((1, 40, 40, 1), 9)])
+def test_sums_of_tiles_take_a_thread_four_parameters(widths: tuple[int, ...], blocks: int) -> None:
+    """2308 vectors by 64, and a block more; of the other 20 + 450 + 12."""
+    assert sum_blocks(widths) == blocks
+
+
 # --- the whole kernel -------------------------------------------------------------------------------------------------
 
 
@@ -300,16 +350,43 @@ def test_the_kernel_as_compiled_gives_the_reference(chip: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chip", ["h200", "a100"])
+@pytest.mark.parametrize("tasks", [25, 4096])
+def test_perceptrons_as_compiled_give_the_reference(chip: str, tasks: int) -> None:
+    """The first task through the kernel for few tasks, and through that for many."""
+    from bench.sass.persistent.meta_steps import call_of
+    from bench.sass.persistent.perceptrons import EmulatedKernels, macs_of_perceptron
+    from bench.workloads import WORKLOADS
+    from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
+    from mtml_kernels.schedule.backend import torch_schedule
+
+    a, kernels = call_of(replace(WORKLOADS["sinusoid"], steps=2)), EmulatedKernels(chip, tasks)
+    perceptrons = Perceptrons(kernels)
+    bound = perceptrons.bound(a)
+    assert bound is not None
+    loss, output, _, _, (parts,) = perceptrons.forward(a, bound)
+    there = torch_schedule.forward(a)
+    params = torch_schedule.backward(torch.tensor([1.0, 0.0]), None, None, (), a, there[4])[0]
+    torch.testing.assert_close(loss[0], there[0][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output[0], there[1][0], rtol=1e-4, atol=1e-5)
+    expected = torch.cat([g.flatten() for g in params if g is not None])
+    torch.testing.assert_close(parts[0], expected, rtol=1e-4, atol=1e-5)
+    (found,) = kernels.ran
+    assert sum(phase.fma for phase in found.clocks.phases) >= macs_of_perceptron(found.widths, found.call) > 0
+
+
+@pytest.mark.slow
 def test_the_command_says_what_bounds_a_launch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from bench.__main__ import main
 
     table = tmp_path / "table.csv"
-    options = ["--backend", "cuda", "--steps", "1", "--tasks", "25", "--worst", "1", "--out"]
+    options = ["--backend", "cuda", "--interpreted", "--steps", "1", "--tasks", "25", "--worst", "1", "--out"]
     line = ["predict", "sinusoid", *options, str(table)]
     assert main(line) == 0
     head, row = table.read_text().splitlines()
     found = dict(zip(head.split(","), row.split(","), strict=True))
     assert (found["workload"], found["chip"], found["bound"]) == ("sinusoid", "h200", "latency")
+    assert found["kernel"] == "program"
     assert 10 < float(found["us"]) < 200 and 0 < float(found["peak_share"]) < 0.02
     out = capsys.readouterr().out
     assert "clocks of warps: " in out and out.count("  phase ") == 1

@@ -12,7 +12,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +24,20 @@ from cases.cuda_host import build
 from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.backend import Persistent
+from mtml_kernels.cuda.inner_loop.lane import Lane
 from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
 from mtml_kernels.cuda.inner_loop.program import BlockProgram
+from mtml_kernels.native.tensors import read_call
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
 from mtml_kernels.registry import Backend
+from mtml_kernels.schema.inner_loop_lane import FastLane
 
 CUDA_HOST = "cuda-host"
 TESTS = Path(__file__).parents[1]
 API = TESTS / "cuda" / "inner_loop" / "engine.cu"
 CHIP = 200 * 1024  # bytes
 DTYPES = {torch.float32: 0, torch.float64: 1}  # MtmlkDtype
+FUNCTIONS = ("run_schedule", "sum_over_tasks")
 
 
 class Schedule(ctypes.Structure):
@@ -156,6 +160,22 @@ class HostEngine:
         )
         self.call("mtmlk_sum_over_tasks", sums)
 
+    def sizes(self, program: BlockProgram, tasks: int, blocks: int, device: torch.device) -> tuple[int, ...]:
+        full = self.full or program.words.full
+        return DTYPES[program.dtype], full, blocks, self.threads, program.words.first, *elements_of(program)
+
+    def functions(self) -> tuple[int, int]:
+        run, add_up = (ctypes.cast(getattr(library(), f"mtmlk_{name}"), ctypes.c_void_p).value for name in FUNCTIONS)
+        assert run is not None and add_up is not None
+        return run, add_up
+
+    def calling(self, native: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            with in_order(self.order), poisoned_memory():
+                return native(*arguments)
+
+        return call
+
     def call(self, function: str, given: ctypes.Structure) -> None:
         reason = Reason()
         with in_order(self.order):
@@ -184,19 +204,33 @@ def in_order(order: int | None) -> Iterator[None]:
             os.environ.update({} if before is None else {"MTML_HOST_ORDER": before})
 
 
-def backend(engine: HostEngine, perceptrons: Perceptrons | None = None) -> Backend:
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """PyTorch fills new memory with NaN inside, also what native code asks it for."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def backend(engine: HostEngine, perceptrons: Perceptrons | None = None, lane: bool = True) -> Backend:
+    """`lane`: plain calls take the fast lane, as on a GPU."""
     persistent = Persistent(lambda: engine, perceptrons)
+    fast_lane = FastLane(read_call, Lane(persistent, lambda: engine).make) if lane else None
 
     def supports(device: str, dtype: torch.dtype) -> str | None:
         return None if device == "cpu" and dtype in DTYPES else f"no {dtype} on {device}"
 
-    return Backend(CUDA_HOST, lambda: None, persistent.forward, persistent.backward, supports)
+    forward, backward = persistent.forward, persistent.backward
+    return Backend(CUDA_HOST, lambda: None, forward, backward, supports, fast_lane=fast_lane)
 
 
 @contextmanager
-def registered(engine: HostEngine | None = None) -> Iterator[str]:
+def registered(engine: HostEngine | None = None, lane: bool = True) -> Iterator[str]:
     """`cuda-host` by an engine is a backend inside."""
-    BACKENDS.register(backend(engine or HostEngine()))
+    BACKENDS.register(backend(engine or HostEngine(), lane=lane))
     try:
         yield CUDA_HOST
     finally:

@@ -6,7 +6,7 @@ import ctypes
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs
 KB = 1024
 CONSTANTS = {Act.LEAKY_RELU: (0.2, 0.0), Act.SIN: (1.7, 0.0), Act.SOFTPLUS: (1.3, 4.0)}
 Results = tuple[list[Tensor], list[Tensor]]
+ENTRY = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)  # mtmlk_run_mlp
 
 
 @functools.cache
@@ -47,6 +48,7 @@ class HostKernels:
     sets: int | None = None
     order: int | None = None
     launches: int = 0
+    entries: list[Any] = field(default_factory=list)  # which native code calls as long as it likes
 
     def shapes(self, dtype: torch.dtype) -> list[MlpShape]:
         found: list[MlpShape] = []
@@ -83,6 +85,20 @@ class HostKernels:
             raise RuntimeError(reason.text.decode())
         self.launches += 1
 
+    def entry(self) -> int:
+        def run(launch: int, call: int, stream: int, reason: int) -> int:
+            try:
+                self.run_mlp(MlpLaunch.from_address(launch), MlpCall.from_address(call), torch.device("cpu"))
+            except RuntimeError as error:
+                Reason.from_address(reason).text = str(error).encode()[:239]
+                return 33  # MTMLK_CUDA_FAILED
+            return 0
+
+        self.entries.append(ENTRY(run))
+        found = ctypes.cast(self.entries[-1], ctypes.c_void_p).value
+        assert found is not None
+        return found
+
     def sum_over_tasks(
         self, parts: Tensor, scale: Tensor | None, results: Sequence[Tensor | None], begins: Sequence[int]
     ) -> None:
@@ -90,10 +106,10 @@ class HostKernels:
 
 
 @contextmanager
-def with_kernels(kernels: HostKernels | None = None) -> Iterator[HostKernels]:
+def with_kernels(kernels: HostKernels | None = None, lane: bool = True) -> Iterator[HostKernels]:
     """`cuda-host` is a backend inside, which runs perceptrons by these kernels."""
     kernels = kernels or HostKernels()
-    BACKENDS.register(backend(HostEngine(), Perceptrons(kernels)))
+    BACKENDS.register(backend(HostEngine(), Perceptrons(kernels), lane))
     try:
         yield kernels
     finally:

@@ -6,10 +6,11 @@ As tests/triton/test_on_gpu.py: the checks run on the CPU too, over a backend th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from cases.cuda_engine import HostEngine, registered
 from cases.on_gpu import ORDERS, SMALL, check_meta_step, check_order
 from torch import Tensor, nn
 
@@ -18,7 +19,10 @@ from bench.report.predict import meta_step
 from mtml import MAML, MetaOutput
 from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.describe import launch_of
+from mtml_kernels.functional import inner_loop
+from mtml_kernels.native import engine
 from mtml_kernels.ops.inner_loop import BACKENDS
+from mtml_kernels.program import trace
 from mtml_kernels.schedule.devices import DEVICES
 
 gpu = pytest.mark.gpu
@@ -109,6 +113,29 @@ def check_capture(problem: Problem) -> None:
         assert all(map(torch.equal, found, right))
 
 
+def check_lane(backend: str, device: str) -> None:
+    """A call in the fast lane has the bits of the long way."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Linear(20, 2)).to(device)
+    program, params = trace(net, [(3,)]), list(net.parameters())
+    sx, sy, qx, qy = (torch.randn(4, 5, size, device=device) for size in SIZES)
+
+    def call() -> list[Tensor]:
+        options = {"steps": 3, "loss": "mse", "query_x": qx, "query_y": qy, "backend": backend}
+        found = inner_loop(program, params, sx, sy, 0.1, **options)
+        return [*(t.detach() for t in found[:3]), *torch.autograd.grad(found.loss, params, found.loss.detach().sin())]
+
+    by_lane = [call() for _ in range(3)]
+    chosen = BACKENDS.named(backend)
+    assert any(known.lane is not None for known in chosen.fast_lane.checked.values()), "no lane"
+    BACKENDS.register(replace(chosen, fast_lane=None))
+    try:
+        plain = call()
+    finally:
+        BACKENDS.register(chosen)
+    assert all(torch.equal(a, b) for found in by_lane for a, b in zip(found, plain, strict=True)), "other bits"
+
+
 # --- on the GPU -------------------------------------------------------------------------------------------------------
 
 
@@ -155,11 +182,18 @@ def test_the_callers_own_graph() -> None:
 
 @gpu
 @needs_cuda
+def test_the_fast_lane() -> None:
+    check_lane("cuda", "cuda")
+
+
+@gpu
+@needs_cuda
 @two_gpus
 def test_on_another_gpu_than_the_current_one() -> None:
     for name in WORKLOADS:
         check_meta_step(SMALL[name], "mtml:cuda", "cuda:1")
     check_tasks_alone("cuda", "cuda:1")
+    check_lane("cuda", "cuda:1")
     assert torch.cuda.current_device() == 0
 
 
@@ -171,6 +205,23 @@ def test_workloads_are_those_that_a_block_can_run() -> None:
     for name in WORKLOADS:
         launch = launch_of(meta_step(SMALL[name]), Chip.named(DEVICES["h200"]))
         assert launch.threads > 0 and (launch.workspace_bytes > 0 or name != SPILLS)
+
+
+def test_a_lane_that_is_right_passes() -> None:
+    with registered() as name:
+        check_lane(name, "cpu")
+
+
+def test_a_lane_that_launches_nothing_fails() -> None:
+    """What nobody writes is NaN there, as everywhere."""
+
+    class Nothing(HostEngine):
+        def functions(self) -> tuple[int, int]:
+            found: tuple[int, int] = engine().no_launches()
+            return found
+
+    with registered(Nothing()) as name, pytest.raises(AssertionError, match="other bits"):
+        check_lane(name, "cpu")
 
 
 def test_tasks_that_are_alone_pass() -> None:

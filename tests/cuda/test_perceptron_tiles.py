@@ -12,6 +12,7 @@ from cases.cuda_host import ORDERS
 from cases.cuda_mlp import HostKernels, assert_equal, call_of, parts_of, run, some, with_kernels
 from cases.engine import same_bits
 
+from mtml_kernels.cuda.inner_loop import describe
 from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.mlp import tile_blocks
 from mtml_kernels.losses import LossSpec
@@ -155,6 +156,15 @@ def test_nan_stays_in_its_task() -> None:
 def test_blocks_of_the_way_back(tasks: int, tiles: int, blocks: int) -> None:
     """On 132 multiprocessors that hold one each; seven tiles by three blocks are 3, 3 and 1."""
     assert tile_blocks(Chip(132, 227 * 1024, 228 * 1024), tasks, tiles, 180 * 1024) == blocks
+
+
+def test_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describe, "DeviceKernels", lambda chip_of: HostKernels())
+    chip = Chip(132, 227 * 1024, 228 * 1024)
+    for needs, launches in ((NEED_PARAMS, 14), (0, 8)):
+        a = images(needs=needs, tasks=8, support=1024, query=1024, steps=3, dtype=torch.float32)
+        said = str(describe.launch_of(a, chip))
+        assert f"2-64-64-64-3 by tiles of 32 samples, {launches} launches; the largest of" in said
 
 
 def test_a_launch_of_half_warps_is_refused() -> None:

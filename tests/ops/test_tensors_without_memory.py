@@ -213,3 +213,15 @@ def test_the_message_names_the_way_out() -> None:
     ):
         data = batch()
         model().meta_loss(**data | {"sx": TwoTensor(data["sx"], data["sx"])})
+
+
+def test_other_devices_than_the_cpu_are_read_where_a_kernel_runs_on_them() -> None:
+    """Of a GPU that need not be there: a fake tensor's device is no reason to refuse it, that it is fake is one."""
+    with FakeTensorMode():
+        t = torch.ones(2, device="cuda")
+        with pytest.raises(TypeError, match="which the CPU engine cannot read"):
+            in_memory("t", t)
+        with pytest.raises(TypeError, match="which has no values in memory"):
+            in_memory("t", t, "cuda")
+    with pytest.raises(TypeError, match="which does not lie on 'cuda'"):
+        in_memory("t", torch.ones(2), "cuda")

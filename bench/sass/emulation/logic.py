@@ -136,6 +136,21 @@ def _prmt(one: Instruction) -> Made:
     return run
 
 
+@makes("VOTEU")
+def _vote(one: Instruction) -> Made:
+    """Whether a predicate holds in all lanes of a warp that are at work, or in any."""
+    how, number, read = one.opcode.split(".")[1], int(one.operands[0].removeprefix("UP")), predicate(one.operands[1])
+    if how not in ("ALL", "ANY") or len(one.operands) > 2:
+        raise ValueError(f"{one.opcode}: not known here")
+
+    def run(state: State) -> None:
+        holds = np.broadcast_to(read(state), state.mask.shape)
+        found = (holds | ~state.mask).all(1) if how == "ALL" else (holds & state.mask).any(1)
+        state.write_uniform_predicate(number, np.asarray(found)[:, None])
+
+    return run
+
+
 @makes("P2R")
 def _p2r(one: Instruction) -> Made:
     target, mask = register(one.operands[0]), int(one.operands[3], 16)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.lowering import Unsupported
-from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
+from mtml_kernels.cuda.inner_loop.mlp import Bound, Perceptrons
 from mtml_kernels.cuda.inner_loop.placing import TooLarge
 from mtml_kernels.cuda.inner_loop.program import BlockProgram, block_program, parts_of
 from mtml_kernels.errors import BackendUnavailable
@@ -92,6 +92,17 @@ class Persistent:
     def of_forward(self, a: InnerLoopArgs) -> BlockProgram:
         """That which the op's forward launches."""
         return self.program(a, _onward(a, self._plan(a)))
+
+    def perceptron(self, a: InnerLoopArgs) -> tuple[Perceptrons, Bound] | None:
+        """The kernel that is compiled for a call's network, where there is one."""
+        bound = None if self._perceptrons is None else self._perceptrons.bound(a)
+        return None if self._perceptrons is None or bound is None else (self._perceptrons, bound)
+
+    def bound_for_forward(self, a: InnerLoopArgs) -> tuple[_Bound, Tensor | None]:
+        """What the op's forward launches, and the cotangents of the losses where it goes on to the gradients."""
+        plan = self._plan(a)
+        given = _onward(a, plan)
+        return self._bind(a, plan, given), None if given is None else self._one_each(a)
 
     # --- made once for calls of given shapes --------------------------------------------------------------------------
 
@@ -251,7 +262,7 @@ class Persistent:
             tensor = arguments.tensor(argument.field, argument.position)
             if tensor.dtype is not argument.dtype:
                 tensor = tensor.to(argument.dtype)
-            tensor = in_memory(f"inner_loop: {argument.field}", tensor)
+            tensor = in_memory(f"inner_loop: {argument.field}", tensor, like.device.type)
             tensors.append(tensor)
             strides.append(tensor.numel() // tasks if argument.stride is None else argument.stride)
         results: list[Tensor | None] = []

@@ -1,4 +1,4 @@
-"""A call as one launch, in numbers: for `explain()`, on a GPU that need not be there."""
+"""A call as one launch or some, in numbers: for `explain()`, on a GPU that need not be there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtml_kernels.cuda.inner_loop.mlp import Bound, Perceptrons
 from mtml_kernels.cuda.inner_loop.words import RING_BYTES
 from mtml_kernels.schema.inner_loop import InnerLoopArgs
 
-__all__ = ["Launch", "PerceptronLaunch", "launch_of"]
+__all__ = ["Launch", "PerceptronLaunch", "TiledLaunches", "launch_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,27 @@ class PerceptronLaunch:
         )
 
 
-def launch_of(a: InnerLoopArgs, chip: Chip) -> Launch | PerceptronLaunch:
+@dataclasses.dataclass(frozen=True)
+class TiledLaunches:
+    """The same of a perceptron whose tasks are cut into tiles of samples. Blocks, threads and bytes of the way back."""
+
+    widths: tuple[int, ...]
+    tile: int  # samples
+    launches: int
+    threads: int
+    blocks: int
+    shared_bytes: int
+    workspace_bytes: int  # of the call, for all that stays between launches
+
+    def __str__(self) -> str:
+        return (
+            f"the kernels of perceptrons {'-'.join(map(str, self.widths))} by tiles of {self.tile} samples, "
+            f"{self.launches} launches; the largest of {self.blocks} blocks of {self.threads} threads and "
+            f"{self.shared_bytes:,} bytes of shared memory; {self.workspace_bytes:,} bytes of workspace for all tasks"
+        )
+
+
+def launch_of(a: InnerLoopArgs, chip: Chip) -> Launch | PerceptronLaunch | TiledLaunches:
     """The launch of a call's forward, which goes on to the gradients where they are wanted.
 
     Args:
@@ -80,9 +100,17 @@ def launch_of(a: InnerLoopArgs, chip: Chip) -> Launch | PerceptronLaunch:
     )
 
 
-def _of_perceptron(bound: Bound) -> PerceptronLaunch:
-    launch = bound.launch
+def _of_perceptron(bound: Bound) -> PerceptronLaunch | TiledLaunches:
+    launch, call = bound.launch, bound.call
     size = 8 if launch.dtype else 4
+    if bound.tile:
+        back = call.wants_gradient and not call.first_order
+        launches = 2 * (call.steps + 1) + (2 * call.steps if back else 0)
+        workspace = bound.history * size
+        threads = launch.back_threads
+        return TiledLaunches(
+            bound.form.widths, bound.tile, launches, threads, launch.blocks, bound.shared_bytes, workspace
+        )
     own = bound.history * size // launch.blocks
     return PerceptronLaunch(
         bound.form.widths, launch.rows, launch.threads, launch.blocks, bound.shared_bytes, workspace_bytes=own

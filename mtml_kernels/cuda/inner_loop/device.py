@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.backend import Persistent
 from mtml_kernels.cuda.inner_loop.chip import REGISTERS, Chip
+from mtml_kernels.cuda.inner_loop.lane import Lane, Native
 from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
 from mtml_kernels.cuda.inner_loop.program import BlockProgram
@@ -19,17 +20,20 @@ from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.native import engine
 from mtml_kernels.native.cuda_device import built_codes, devices, no_code
 
-__all__ = ["DeviceEngine", "DeviceKernels", "backward", "forward"]
+__all__ = ["DeviceEngine", "DeviceKernels", "backward", "forward", "make"]
 
 
 class DeviceEngine:
     """Runs programs on the GPU of their tensors, on its current stream.
 
     chip_of: the numbers of a device; others than its own plan for a GPU that need not be there.
+    current: the index of the current device.
     """
 
-    def __init__(self, chip_of: Callable[[torch.device], Chip] = Chip.of) -> None:
-        self._chip_of = chip_of
+    def __init__(
+        self, chip_of: Callable[[torch.device], Chip] = Chip.of, current: Callable[[], int] = torch.cuda.current_device
+    ) -> None:
+        self._chip_of, self._current = chip_of, current
 
     def chip_bytes(self, tasks: int, device: torch.device) -> int:
         """How much of the chip the planes of one task may take."""
@@ -44,16 +48,41 @@ class DeviceEngine:
         """Of a block."""
         return self._chip_of(device).threads(program.widest, tasks)
 
+    def sizes(self, program: BlockProgram, tasks: int, blocks: int, device: torch.device) -> tuple[int, ...]:
+        """Of a launch: dtype, full, blocks, threads, first_words, chip_elements, workspace_elements."""
+        size = program.dtype.itemsize
+        return (
+            int(program.dtype == torch.float64), int(program.words.full), blocks, self.threads(program, tasks, device),
+            program.words.first, -(-program.placed.chip_bytes // size), program.placed.workspace_bytes // size,
+        )  # fmt: skip
+
+    def functions(self) -> tuple[int, int]:
+        """Addresses of `mtmlk_run_schedule` and `mtmlk_sum_over_tasks`."""
+        found: tuple[int, int] = engine().launches()
+        return found
+
+    def calling(self, native: Native, device: torch.device) -> Native:
+        """The same with the device as the current one, and what to build where there is no code for it."""
+        index, current = device.index or 0, self._current
+
+        def call(*arguments: object) -> object:
+            if current() != index:
+                with torch.cuda.device(index):
+                    return call(*arguments)
+            try:
+                return native(*arguments)
+            except engine().NoDeviceCode as error:
+                raise _unavailable(error, device) from error
+
+        return call
+
     def run(
         self, program: BlockProgram, words: Tensor, workspace: Tensor | None, tensors: Sequence[Tensor | None],
         strides: Sequence[int], tasks: int, blocks: int,
     ) -> None:  # fmt: skip
         """Launches a program on a call's tensors."""
-        device, size = words.device, program.dtype.itemsize
-        sizes = (
-            int(program.dtype == torch.float64), int(program.words.full), blocks, self.threads(program, tasks, device),
-            program.words.first, -(-program.placed.chip_bytes // size), program.placed.workspace_bytes // size,
-        )  # fmt: skip
+        device = words.device
+        sizes = self.sizes(program, tasks, blocks, device)
         addresses = [0 if t is None else t.data_ptr() for t in tensors]
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
@@ -73,14 +102,18 @@ class DeviceEngine:
             _checked(parts.device, engine().sum_over_tasks, *arguments)
 
 
-def _checked(device: torch.device, call: object, *arguments: object) -> None:
+def _checked(device: torch.device, call: Native, *arguments: object) -> None:
     """Says what to build where there is no code for the device."""
-    assert callable(call)
     try:
         call(*arguments)
     except engine().NoDeviceCode as error:
-        index = device.index or 0
-        raise BackendUnavailable(no_code(index, devices()[index], built_codes(), str(error))) from error
+        raise _unavailable(error, device) from error
+
+
+def _unavailable(error: Exception, device: torch.device) -> BackendUnavailable:
+    """What to build where there is no code for the device."""
+    index = device.index or 0
+    return BackendUnavailable(no_code(index, devices()[index], built_codes(), str(error)))
 
 
 class DeviceKernels(DeviceEngine):
@@ -104,6 +137,11 @@ class DeviceKernels(DeviceEngine):
         found: int = engine().mlp_record(shape, ctypes.addressof(call))
         return found
 
+    def entry(self) -> int:
+        """Address of `mtmlk_run_mlp`."""
+        found: int = engine().mlp_launch()
+        return found
+
     def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
         """Launches the kernels."""
         with torch.cuda.device(device):
@@ -122,3 +160,4 @@ def _shapes() -> tuple[MlpShape, ...]:
 
 _persistent = Persistent(DeviceEngine, Perceptrons(DeviceKernels()))
 forward, backward = _persistent.forward, _persistent.backward
+make = Lane(_persistent, DeviceEngine).make

@@ -39,6 +39,9 @@ class Kernels(Protocol):
     def record(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
         """Elements of a step in the history; of a shape in tiles of all of it."""
 
+    def entry(self) -> int:
+        """Address of `mtmlk_run_mlp`, or of what is in its place."""
+
     def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
         """Launches the kernels."""
 
@@ -58,6 +61,7 @@ class Bound(NamedTuple):
     parts: int  # elements of a task's gradients
     history: int  # elements, of all blocks or tiles
     shared_bytes: int
+    tile: int = 0  # samples of a tile, where blocks take tiles
 
 
 class Perceptrons:
@@ -68,7 +72,7 @@ class Perceptrons:
         self._bound: dict[Any, Bound | None] = {}
 
     def bound(self, a: InnerLoopArgs) -> Bound | None:
-        """The kernel of a call and how it is launched; None where it has none."""
+        """The kernels of a call and how they are launched; None where it has none."""
         like, y = a.params[0], a.query_y
         absent = (a.support_mask is None, a.query_mask is None, a.step_weights is None)
         shapes = [t.shape for t in (*a.support_x, *a.query_x, a.support_y, *a.lr)], None if y is None else y.shape
@@ -99,7 +103,7 @@ class Perceptrons:
         there = 32 * _up(shape.tile, shape.rows[0])  # a warp for its rows
         launch = MlpLaunch(int(dtype == torch.float64), index, shape.rows[0], blocks, there, TILE_THREADS)
         history = self._kernels.record(index, call, dtype)
-        return Bound(a.spec, form, launch, call, _weights(form) + call.n_rates, history, shared)
+        return Bound(a.spec, form, launch, call, _weights(form) + call.n_rates, history, shared, shape.tile)
 
     def _launched(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
         """By which launch; None where the chip has no room for it."""
@@ -119,6 +123,10 @@ class Perceptrons:
         history = blocks * call.steps * self._kernels.record(index, call, dtype) if back else 0
         return Bound(a.spec, form, launch, call, _weights(form) + call.n_rates, history, shared)
 
+    def entry(self) -> int:
+        """Address of what launches the kernels."""
+        return self._kernels.entry()
+
     def forward(self, a: InnerLoopArgs, bound: Bound) -> Outputs:
         """The op's forward, which goes on to every task's gradients where they are wanted."""
         like, tasks = a.params[0], a.tasks
@@ -126,12 +134,13 @@ class Perceptrons:
         parts = like.new_empty((tasks, bound.parts)) if bound.call.wants_gradient else None
         history = like.new_empty(bound.history) if bound.history else None
         call = MlpCall.from_buffer_copy(bound.call)
-        theta = [in_memory("inner_loop: params", a.params[i]) for i in bound.form.tensors]
-        rates = [in_memory("inner_loop: lr", rate) for rate in a.lr]
+        where = like.device.type
+        theta = [in_memory("inner_loop: params", a.params[i], where) for i in bound.form.tensors]
+        rates = [in_memory("inner_loop: lr", rate, where) for rate in a.lr]
         call.theta[: len(theta)] = [t.data_ptr() for t in theta]
         call.rates[: len(theta)] = [rates[i if len(rates) > 1 else 0].data_ptr() for i in bound.form.tensors]
         data = {"support_x": a.support_x[0], "support_y": a.support_y, "query_x": a.query_x[0], "query_y": a.query_y}
-        kept = {name: in_memory(f"inner_loop: {name}", t) for name, t in data.items() if t is not None}
+        kept = {name: in_memory(f"inner_loop: {name}", t, where) for name, t in data.items() if t is not None}
         made = {"loss": loss, "output": output, "support_losses": support_losses, "parts": parts, "history": history}
         for name, t in (kept | made).items():
             setattr(call, name, None if t is None else t.data_ptr())

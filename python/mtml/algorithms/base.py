@@ -65,6 +65,11 @@ class MetaLearner(nn.Module, abc.ABC):
         self.steps, self.backend = check_steps(steps), backend
         self.loss, self.query_loss = loss, query_loss
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy looks after itself."""
+        super().__setstate__(state)
+        self._own_paths()
+
     def meta_forward(
         self,
         sx: Any,

@@ -15,7 +15,6 @@ from mtml.inner_lr import InnerLR
 from mtml.params import ParamsArg, adaptable, select
 from mtml.paths.batch import Batch, unpacked
 from mtml.paths.cache import PathCache
-from mtml.paths.general import General
 from mtml.paths.path import Outcome, Path
 from mtml.wrappers import refuse_data_parallel
 from mtml_kernels.batch_norm import check_batch_norm, per_step_batch_norm
@@ -153,7 +152,7 @@ class ModelLearner(MetaLearner):
 
     def _adapted(self, path: Path, result: Outcome, keep_steps: bool, taken: int) -> Adapted:
         # layers of the fused engine batch well, the rest runs as it was adapted
-        plan = path.plan if isinstance(path, General) else GeneralPlan("vmap", "", self.batch_norm)
+        plan = getattr(path, "plan", None) or GeneralPlan("vmap", "", self.batch_norm)
         loss = self.loss if self.query_loss is None else self.query_loss
         state = None if result.moments is None else {"step": taken, **result.moments}
         return Adapted(self.module, result.adapted, result.support_losses, loss, keep_steps, plan, state)

@@ -22,6 +22,7 @@ from mtml_kernels.checks import check_steps
 from mtml_kernels.general.task import apply_update
 from mtml_kernels.general.twin import twin
 from mtml_kernels.rates import op_rates, rate_at
+from mtml_kernels.transforms import refuse_transforms
 
 __all__ = ["MAML"]
 
@@ -42,6 +43,9 @@ class MAML(ModelLearner):
     The model and everything given here may change between two calls: the next call takes them as they are. Only what no
     name in the forward's code shows (a file, the environment, thread-local state) is noticed late, by tracing the model
     again after 64 calls, then after 4 times as many, and so on.
+
+    In a function that torch.compile compiles, a call is part of the graph where the model is fused. The graph follows
+    such changes too; those that the function itself makes before the call are refused.
 
     Args:
         model: any module. It is registered as ``module``: state_dict keys start with "module.".
@@ -148,6 +152,7 @@ class MAML(ModelLearner):
 
         Raises:
             ValueError: query_steps, which give a loss no single gradient.
+            RuntimeError: within a transform of torch.func.
 
         Example:
             >>> import torch, mtml
@@ -156,6 +161,7 @@ class MAML(ModelLearner):
             >>> maml.task_gradients(x, y, x, y)["weight"].shape
             torch.Size([4, 1, 2])
         """
+        refuse_transforms("task_gradients", "torch.func.jacrev of meta_loss, by torch.func.functional_call")
         if options.get("query_steps"):
             raise ValueError("query_steps: expected False, a loss for every task; call meta_loss and differentiate it")
         named = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -163,7 +169,7 @@ class MAML(ModelLearner):
         path, batch = self._apart(unpacked(sx, sy, qx, qy, *masks, self), options)
         if isinstance(path, Fused):
             found = path(batch).adapted
-            tasks = len(batch)
+            tasks = batch.tasks
             return {n: found[n] if n in found else p.new_zeros(tasks, *p.shape) for n, p in named.items()}
         start = self._extras(False, False, options.get("start")).start or {}
         own = {name: tensor.detach().requires_grad_() for name, tensor in start.items()}
@@ -258,7 +264,7 @@ class MAML(ModelLearner):
 
         Raises:
             RuntimeError: the loss does not depend on a parameter (unless `allow_unused`), or a parameter requires no
-                grad (unless `allow_nograd`).
+                grad (unless `allow_nograd`); or the call is within a transform of torch.func.
             ValueError: the loss is no scalar, or there is no learning rate for this step.
         """
         allow_nograd = self.allow_nograd if allow_nograd is None else allow_nograd

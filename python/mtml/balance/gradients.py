@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mtml.head_losses import HeadLosses
 from mtml_kernels.checks import shown
+from mtml_kernels.transforms import refuse_transforms
 
 __all__ = ["Gradients", "Losses", "Shared", "gradients"]
 
@@ -39,7 +40,9 @@ def gradients(losses: Losses, shared: Shared, *, with_own: bool) -> Gradients:
     Raises:
         ValueError, TypeError: no loss or shared tensor that requires grad, or (with_own) shared ones that depend on
             each other.
+        RuntimeError: within a transform of torch.func.
     """
+    refuse_transforms("balance", "call it, and make the losses, outside of them")
     given = _scalars(losses)
     sources = _sources(losses)
     tensors = sources if shared is None and sources else _tensors(shared)

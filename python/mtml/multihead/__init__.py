@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from mtml.balance.affinity import gram
 from mtml.head_losses import HeadLosses
 from mtml.multihead.heads import Head, HeadLayer
 from mtml.multihead.inputs import check_heads, check_names, check_target, mask_by_row, target_by_row
 from mtml.weighting.base import Weighting
+from mtml.weighting.following import takes_gradients
 from mtml.weighting.make import make_weighting
 from mtml_kernels.checks import shown
 from mtml_kernels.functional.linear_multihead_loss import linear_multihead_loss
 from mtml_kernels.functional.multihead_loss import multihead_loss
+from mtml_kernels.neutral import uncompiled
 
 __all__ = ["MultiHead"]
 
@@ -100,6 +104,19 @@ class MultiHead(nn.Module):
             separate: keep the heads' gradients at the features apart, so that `mtml.balance` has them all from one
                 backward pass through the heads.
         """
+        if self.weighting.needs_norms and self.weighting.learning and is_dynamo_compiling():
+            takes_gradients()
+            found: HeadLosses = uncompiled(functools.partial(self._loss, separate=separate), features, targets, masks)
+            return found
+        return self._loss(features, targets, masks, separate=separate)
+
+    def _loss(
+        self,
+        features: Features,
+        targets: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None,
+        separate: bool,
+    ) -> HeadLosses:
         check_names("targets", targets, self.heads)
         names = tuple(name for name in self.heads if name in targets)
         masks = check_names("masks", masks or {}, self.heads)
@@ -143,12 +160,9 @@ class MultiHead(nn.Module):
         for name, x in features.items():
             check_target(name, self.heads[name], x, targets[name], masks.get(name))
         maps = [name for name in features if self.heads[name].channels == 1]
-        groups: dict[int, list[str]] = {}
-        for name, source in sources.items():
-            if name not in maps:
-                groups.setdefault(id(source), []).append(name)
+        rest = {name: source for name, source in sources.items() if name not in maps}
         losses: dict[str, Tensor] = {}
-        for names in groups.values():
+        for names in _by_tensor(rest):
             one = features[names[0]] is sources[names[0]]  # no copies: all heads of the group read the same tensor
             own = [features[name].flatten(0, -2) for name in (names[:1] if one else names)]
             each = linear_multihead_loss(
@@ -188,3 +202,15 @@ class MultiHead(nn.Module):
                 "before them; give the features of a trunk that is trained, or choose another weighting"
             )
         return gram(losses, shared).diagonal().sqrt()
+
+
+def _by_tensor(features: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of each tensor; by comparing them, for a tensor that a graph computes has no id."""
+    groups: list[tuple[Tensor, list[str]]] = []
+    for name, x in features.items():
+        known = next((names for first, names in groups if first is x), None)
+        if known is None:
+            groups.append((x, [name]))
+        else:
+            known.append(name)
+    return [names for _, names in groups]

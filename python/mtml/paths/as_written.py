@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from mtml.paths.batch import Batch
 from mtml.paths.explain import Explanation, Subject
@@ -13,7 +14,7 @@ from mtml.paths.fused import Fused
 from mtml.paths.general import General
 from mtml.paths.path import Outcome
 from mtml.paths.trunk import TrunkOnce
-from mtml_kernels.checks import Sizes
+from mtml_kernels.checks import Sizes, check_in_graph
 from mtml_kernels.losses import LossSpec, Opaque, Recognised
 
 __all__ = ["OTHER_IDS", "AsWritten", "as_written"]
@@ -51,6 +52,10 @@ class AsWritten:
         self.output = engine.program.output_shape
         engine.rates = engine.rates.times(self.factors[0])
 
+    def read_by_calls(self) -> dict[str, Any]:
+        """What calls depend on, but for those that run live."""
+        return {name: value for name, value in vars(self).items() if name not in ("make_live", "live", "notice")}
+
     def __call__(self, batch: Batch) -> Outcome:
         if _has_other_ids(self.support, batch.sy) or _has_other_ids(self.query, batch.qy):
             if self.live is None:
@@ -87,4 +92,9 @@ class AsWritten:
 
 def _has_other_ids(loss: Recognised | None, target: Tensor | None) -> bool:
     """Whether there are ids that mean something else to the loss than to the engine: negative ones."""
-    return loss is not None and not loss.passes_over and target is not None and bool((target < 0).any())
+    if loss is None or loss.passes_over or target is None:
+        return False
+    if is_compiling():
+        check_in_graph((target >= 0).all(), f"{OTHER_IDS}; call it outside torch.compile")
+        return False
+    return bool((target < 0).any())

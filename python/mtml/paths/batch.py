@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.utils import _pytree as pytree
 
 from mtml.tasks.task_batch import TaskBatch
@@ -14,7 +15,7 @@ from mtml_kernels.checks import NAMES, leaves, shown
 from mtml_kernels.losses.task import takes
 from mtml_kernels.schema.inner_loop import PER_STEP, QUERY_STEPS, STARTS, TASKS_APART
 
-__all__ = ["Batch", "Extras", "Parts", "signature", "unpacked", "weights_list"]
+__all__ = ["Batch", "Extras", "Parts", "check_parts", "signature", "unpacked", "weights_list"]
 
 Parts = tuple[Any, Any, Any, Any, Tensor | None, Tensor | None]
 
@@ -113,9 +114,14 @@ class Batch:
         """The parts that there are, by name."""
         return {name: value for name, value in zip(NAMES, self.parts(), strict=True) if value is not None}
 
-    def __len__(self) -> int:
-        """T."""
+    @property
+    def tasks(self) -> int:
+        """T, which a graph may know by a symbol."""
         return next(iter(leaves("sx", self.sx)))[1].shape[0]
+
+    def __len__(self) -> int:
+        """T, as a number."""
+        return self.tasks
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         """Every tensor of the parts with its name."""
@@ -136,14 +142,15 @@ def signature(value: Any) -> Hashable:
 
 
 def weights_list(weights: Any, steps: int) -> Any:
-    """Step weights as K+1 numbers, or as a tensor [K+1] where they require grad or lie on another device.
+    """Step weights as K+1 numbers, or as a tensor [K+1] where they require grad, lie on another device or are traced.
 
     Raises ValueError unless there are K or K+1 of them, TypeError for what is no sequence of numbers.
     """
     if isinstance(weights, Tensor):
         if weights.ndim != 1:
             raise ValueError(f"step_weights: expected [K] or [K+1] numbers, got {shown(weights)}")
-        numbers: Any = weights if weights.requires_grad or weights.device.type != "cpu" else weights.tolist()
+        stays = weights.requires_grad or weights.device.type != "cpu" or is_compiling()
+        numbers: Any = weights if stays else weights.tolist()
     else:
         try:
             numbers = [float(w) for w in weights]
@@ -179,7 +186,7 @@ def unpacked(
     if alone and isinstance(sx, TaskBatch) and not (sx.sx is None or sx.sy is None or sx.qx is None or sx.qy is None):
         return sx  # the common form, which costs no more than this look
     if sy is not None or not _holds_parts(sx, qx):
-        _check_parts(sx, sy, qx, qy, adapting, losses)
+        check_parts(sx, sy, qx, qy, adapting, losses)
         return sx, sy, qx, qy, support_mask, query_mask
     named = hasattr(sx, "sx")
     parts = tuple(getattr(sx, name, None) for name in NAMES) if named else tuple(sx)
@@ -193,7 +200,7 @@ def unpacked(
     if qx is not None or qy is not None:
         raise TypeError("qx, qy: expected none of them beside a batch that holds them")
     found = [*parts, *(None,) * (6 - len(parts))]
-    _check_parts(found[0], found[1], found[2], found[3], adapting, losses)
+    check_parts(found[0], found[1], found[2], found[3], adapting, losses)
     for index, (name, mask) in enumerate((("support_mask", support_mask), ("query_mask", query_mask)), 4):
         if mask is not None and found[index] is not None:
             raise TypeError(f"{name}: given both in the batch and as an argument; pass one of them")
@@ -208,8 +215,10 @@ def _holds_parts(sx: Any, qx: Any) -> bool:
     return hasattr(sx, "sx") or (qx is None and isinstance(sx, list | tuple))
 
 
-def _check_parts(sx: Any, sy: Any, qx: Any, qy: Any, adapting: bool, losses: Losses) -> None:
+def check_parts(sx: Any, sy: Any, qx: Any, qy: Any, adapting: bool, losses: Losses) -> None:
     """Raise TypeError where a set, or its targets, are missing and needed."""
+    if is_dynamo_compiling() and (callable(losses.loss) or callable(losses.query_loss)):
+        return  # a traced function cannot ask for a signature: where the path is found this is called again
     way_out = "; a loss of the output alone, loss(output), goes without"
     if sy is None and not takes(losses.loss, 1):
         raise TypeError(

@@ -9,7 +9,7 @@ loops that run in C, in a few microseconds.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, getitem, is_
 from typing import Any
@@ -27,6 +27,8 @@ from mtml.paths.finder import GENERAL, PathFinder
 from mtml.paths.loss_reads import LossReads, Verdicts, tokens_of
 from mtml.paths.path import Options, Path
 from mtml.paths.reach import Reach
+from mtml.paths.stand_in import describe, stand_in
+from mtml.paths.traced import Traces, traced_path
 from mtml.wrappers import refuse_sharded
 from mtml_kernels.checks import check_batch, check_initialised, check_steps
 from mtml_kernels.neutral import uncompiled
@@ -52,6 +54,7 @@ class PathCache:
         self.now: PathFinder | None = None
         self.states: dict[Hashable, PathFinder] = {}
         self.reads = LossReads()
+        self.traces = Traces(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PathCache, (None,)
@@ -77,7 +80,11 @@ class PathCache:
             torch._C._len_torch_dispatch_stack(),
             torch._C._is_any_autocast_enabled() and finder.autocast(),
         )
-        path = finder.calls.get(key)
+        try:
+            path = finder.calls.get(key)
+        except TypeError:  # sizes that torch.export traces have no hash
+            batch = stand_in(describe(batch), check_steps(steps))
+            return self.find(batch, steps, bool(first_order), keep, quiet)
         if path is None:
             extras = batch.extras or NO_EXTRAS
             options = Options(check_steps(steps), bool(first_order), keep, extras.axes, extras.taken)
@@ -86,6 +93,9 @@ class PathCache:
             (mode, reasons), path.notice = path.notice, None
             warn_of_fallback(self.owner.module, mode, reasons)
         return path
+
+    # what torch.compile traces in its place; to ask for it here would be one more function in every eager call
+    find._torchdynamo_inline = traced_path  # type: ignore[attr-defined]
 
     def _prepared(self, finder: PathFinder, key: Hashable, batch: Batch, options: Options) -> Path:
         path = finder.prepare(batch, options)
@@ -158,6 +168,15 @@ class Watch:
         self.sizes = [*map(len, self.dicts[: len(self.modules)]), *chain.from_iterable(r.sizes for r in reaches)]
         self.tensors = [*owner.parameters(), *owner.buffers()]
         self.traits = list(map(_traits, self.tensors))
+
+    def reads(self, holder: Any, name: str) -> bool:
+        """Whether an attribute is among what is compared."""
+        namespace = getattr(holder, "__dict__", None)
+        return any(owner is namespace and key == name for owner, key in zip(self.owners, self.keys, strict=True))
+
+    def containers(self) -> Iterator[Any]:
+        """What is compared by what it contains."""
+        return chain(self.empty, self.filled, *(contents.containers() for contents in self.contents))
 
     def __call__(self) -> bool:
         try:

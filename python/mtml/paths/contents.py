@@ -195,6 +195,10 @@ class Contents:
         values, same = self._now()
         return values == self._values and len(same) == len(self._same) and all(map(is_, same, self._same))
 
+    def containers(self) -> list[Any]:
+        """The dicts, lists and sets that were met."""
+        return [*self._dicts, *self._lists, *self._sets]
+
     def _now(self) -> tuple[list[Any], list[Any]]:
         """What is compared by value, and what by identity."""
         values: list[Any] = [*map(len, self._dicts), *map(len, self._lists)]

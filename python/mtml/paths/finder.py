@@ -329,7 +329,7 @@ class PathFinder:
             if name not in self.names:
                 raise ValueError(f"start: expected names of adapted tensors, {', '.join(self.names)}; got {name!r}")
             like = self.tensors[name]
-            expected = [len(batch), *like.shape]
+            expected = [batch.tasks, *like.shape]
             if list(tensor.shape) != expected:
                 raise ValueError(f"start[{name!r}]: expected [T, *shape] = {expected}, got {list(tensor.shape)}")
             if (tensor.dtype, tensor.device) != (like.dtype, like.device):

@@ -47,6 +47,7 @@ class Fused:
         rule: Rule | None = None,
     ) -> None:
         self.rule = None if rule is None or rule.plain else rule
+        self.moments = () if self.rule is None else spec.rule.moments
         self.program, self.spec, self.rates, self.backend = program, spec, rates, backend
         self.params = [tensors[p.name] for p in program.params]
         read = {p.name for p in program.params}
@@ -125,7 +126,7 @@ class Fused:
         """The parameters of a call: the model's, or of the adapted ones each task's own."""
         if batch.extras is None or batch.extras.start is None:
             return self.params
-        start, tasks = batch.extras.start, len(batch)
+        start, tasks = batch.extras.start, batch.tasks
         return [
             t if not flag else start[p.name] if p.name in start else t.expand(tasks, *t.shape)
             for t, flag, p in zip(self.params, self.spec.adapted, self.program.params, strict=True)
@@ -136,7 +137,7 @@ class Fused:
         if self.rule is None:
             return _NO_RULE
         given = batch.extras.moments if batch.extras is not None else None
-        moments = [given[m][name] for m in self.spec.rule.moments for name in self.adapted] if given else []
+        moments = [given[m][name] for m in self.moments for name in self.adapted] if given else []
         return (self.rule.vector(self.params[0].device),), moments
 
     def inputs(self, x: Any, names: Sequence[Any] | None) -> list[Tensor]:
@@ -176,7 +177,7 @@ class Fused:
         self, kept: Sequence[Tensor], batch: Batch
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]] | None]:
         """The adapted tensors, and the update rule's moments where it has any."""
-        tasks, count = len(batch), len(self.adapted)
+        tasks, count = batch.tasks, len(self.adapted)
         lead = (self.spec.steps + 1,) if self.spec.keep == KEEP_STEPS else ()
         start = {} if batch.extras is None or batch.extras.start is None else batch.extras.start
         found = dict(zip(self.adapted, kept[:count], strict=True))
@@ -184,7 +185,7 @@ class Fused:
             own = start[name] if name in start else tensor.expand(tasks, *tensor.shape)
             found[name] = own.expand(*lead, *own.shape).clone()
         planes = [kept[at : at + count] for at in range(count, len(kept), count)]
-        names = self.spec.rule.moments if planes else ()
+        names = self.moments if planes else ()
         moments = {m: dict(zip(self.adapted, plane, strict=True)) for m, plane in zip(names, planes, strict=True)}
         return {name: found[name] for name in self.order}, moments or None
 

@@ -204,7 +204,7 @@ def head_rate(lr: Any, head: nn.Linear, steps: int) -> Any:
     if isinstance(lr, InnerLR) and lr.steps is not None and lr.steps < steps:
         raise ValueError(f"lr: expected at least steps={steps} rates, got InnerLR(steps={lr.steps})")
     table: Any = lr.as_dict() if isinstance(lr, InnerLR) else lr
-    if not hasattr(table, "items"):
+    if isinstance(table, float | int) or not hasattr(table, "items"):
         return table
     names = ["weight"] if head.bias is None else ["weight", "bias"]
     missing = [name for name in names if name not in table]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from mtml.inner_lr import InnerLR
 from mtml.params import by_first_name
@@ -56,6 +57,11 @@ class Rates:
         found.constant = None if self.constant is None else [factor * rate for rate in self.constant]
         return found
 
+    def read_by_calls(self) -> dict[str, Any]:
+        """What calls depend on: not on numbers, of which `constant` was made."""
+        unread = {"_checked"} if self.constant is None else {"_checked", "lr"}
+        return {name: value for name, value in vars(self).items() if name not in unread}
+
     def _read(self) -> list[Tensor]:
         if not isinstance(self.lr, InnerLR):
             lr = by_first_name(self.lr, self.others) if self.others and hasattr(self.lr, "items") else self.lr
@@ -74,7 +80,11 @@ class Rates:
         return rates
 
     def _check_finite(self, rates: list[Tensor]) -> None:
-        """Look at the values again only where they were written to since."""
+        """Look at the values again only where they were written to since; a graph looks at every run."""
+        if is_compiling():
+            for rate in rates:
+                check_finite("lr", rate)
+            return
         versions = [rate._version for rate in self.lr.rates._parameters.values()]
         if versions != self._checked:
             for rate in rates:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mtml.weighting.base import Weighting
+from mtml.weighting.counted import counted_normal
 from mtml_kernels.checks import check_steps
 
 if TYPE_CHECKING:
@@ -82,15 +83,18 @@ class RLW(Weighting):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = check_steps(seed, "seed")
-        self.draws = 0
+        self._draws = torch.zeros((), dtype=torch.int64)  # a tensor, for a number would be a constant of a graph
+
+    @property
+    def draws(self) -> int:
+        """How many weights were drawn."""
+        return int(self._draws)
 
     def forward(self, losses: Tensor, present: Tensor, norms: Tensor | None = None) -> Tensor:
         scores = torch.zeros(losses.shape)
         if self.learning:
-            # the generator reads 32 bits of a seed: an odd multiplier keeps (seed, draw) pairs apart
-            generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + self.draws) % 2**32)
-            scores = torch.randn(losses.shape, generator=generator)
-            self.draws += 1
+            scores = counted_normal(self.seed, self._draws, losses.shape[0])
+            self._draws += 1
         scores = scores.to(losses.device, losses.dtype).masked_fill(~present, -math.inf)
         weights = torch.where(present, scores, -math.inf).softmax(0).nan_to_num()  # none present: 0, not 0 / 0
         return (weights * losses).sum()
@@ -99,7 +103,8 @@ class RLW(Weighting):
         return {"seed": self.seed, "draws": self.draws}
 
     def set_extra_state(self, state: Any) -> None:
-        self.seed, self.draws = state["seed"], state["draws"]
+        self.seed = state["seed"]
+        self._draws.fill_(state["draws"])
 
 
 class GLS(Weighting):

@@ -19,7 +19,7 @@ from mtml_kernels.checks import check_finite
 if TYPE_CHECKING:
     from mtml.multihead.heads import Head
 
-__all__ = ["DWA", "GradNorm"]
+__all__ = ["DWA", "GradNorm", "takes_gradients"]
 
 
 class DWA(Weighting):
@@ -150,3 +150,14 @@ class GradNorm(Weighting):
         # a new tensor, not in place: graphs of earlier calls keep the weights that they were made with
         total = positive.sum()
         self.weights.data = torch.where(total > 0, positive * (len(positive) / total), 1.0)
+
+
+def takes_gradients() -> None:
+    """Where a graph of torch.compile ends; an error where one graph was asked for."""
+
+
+takes_gradients._torchdynamo_disable = True  # type: ignore[attr-defined]
+takes_gradients._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "the weighting takes gradients itself, as 'gradnorm' does, and no graph does that. Way out: another weighting, or "
+    "torch.compile without fullgraph=True"
+)
