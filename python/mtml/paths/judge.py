@@ -19,7 +19,8 @@ __all__ = ["check_targets", "task_losses"]
 def task_losses(loss: TaskLoss, output: Any, qy: Any, query_mask: Tensor | None, tasks: int) -> Tensor:
     """The loss of every task [T] of outputs [T, Q, ...]; qy may be None for a loss of the output alone."""
     if loss.spec is not None:
-        result: Tensor = vmap(lambda *row: loss(*row))(*((output, qy) if query_mask is None else (output, qy, query_mask)))
+        rows = (output, qy) if query_mask is None else (output, qy, query_mask)
+        result: Tensor = vmap(lambda *row: loss(*row))(*rows)
         return result
 
     def of_task(t: int) -> tuple[Any, ...]:
