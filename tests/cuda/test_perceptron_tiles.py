@@ -11,7 +11,9 @@ from cases.cuda_engine import CUDA_HOST
 from cases.cuda_host import ORDERS
 from cases.cuda_mlp import HostKernels, assert_equal, call_of, parts_of, run, some, with_kernels
 from cases.engine import same_bits
+from torch import nn
 
+from mtml import MAML
 from mtml_kernels.cuda.inner_loop import describe
 from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.mlp import tile_blocks
@@ -165,6 +167,11 @@ def test_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None:
         a = images(needs=needs, tasks=8, support=1024, query=1024, steps=3, dtype=torch.float32)
         said = str(describe.launch_of(a, chip))
         assert f"2-64-64-64-3 by tiles of 32 samples, {launches} launches; the largest of" in said
+    layers = [layer for i, o in ((2, 64), (64, 64), (64, 64)) for layer in (nn.Linear(i, o), nn.ReLU())]
+    x, y = torch.randn(2, 5, 2), torch.randn(2, 5, 3)
+    maml = MAML(nn.Sequential(*layers, nn.Linear(64, 3)), 0.01, loss="mse", backend="torch")
+    kernels = "the kernels of perceptrons 2-64-64-64-3 by tiles of 32 samples"
+    assert maml.explain(x, y, x, y).launch.startswith(f"by backend='cuda' some for each step, on an H200: {kernels}")
 
 
 def test_a_launch_of_half_warps_is_refused() -> None:

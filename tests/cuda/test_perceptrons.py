@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import random
 import statistics
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from cases.engine import Evaluated, converted, draft_case, evaluate, mlp, proble
 from cases.inner_loop import Case
 from torch import Tensor
 
+from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall
 from mtml_kernels.cuda.inner_loop.mlp_form import form_of
 from mtml_kernels.losses import LossSpec
@@ -202,3 +205,14 @@ def grads_of(a: InnerLoopArgs, name: str) -> list[Tensor]:
     cotangents = [torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view(t.shape) for t in (loss, output, support_losses)]
     params, lr, *_ = backend.backward(*cotangents, [], a, carry)
     return [g for g in (*params, *lr) if g is not None]
+
+
+def test_what_has_no_kernel_is_remembered_by_a_spec_that_stays() -> None:
+    """Else another spec may get its id, and the answer."""
+    a = OTHERS["rates of elements"]
+    perceptrons, spec = Perceptrons(HostKernels()), dataclasses.replace(a.spec)
+    seen = weakref.ref(spec)
+    assert perceptrons.bound(a._replace(spec=spec)) is None
+    del spec
+    gc.collect()
+    assert seen() is not None

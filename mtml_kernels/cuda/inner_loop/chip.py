@@ -15,7 +15,7 @@ __all__ = ["MLP_REGISTERS", "REGISTERS", "Chip"]
 _RESERVED = 1024  # bytes of shared memory that the driver takes of every block
 _THREADS = 2048  # of a multiprocessor
 REGISTERS = {False: 168, True: 240}  # of a thread of the plain and the full kernel: what nvcc says, rounded up
-MLP_REGISTERS = (168, 232)  # of the perceptrons' kernels with few rows a warp, and with many
+MLP_REGISTERS = (216, 256)  # the same of perceptrons' kernels, with few rows a warp and with many
 _REGISTER_FILE = 65536
 
 

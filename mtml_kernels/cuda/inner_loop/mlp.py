@@ -16,7 +16,7 @@ from mtml_kernels.cuda.inner_loop.chip import MLP_REGISTERS, Chip
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
 from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of
 from mtml_kernels.memory import in_memory
-from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs, Outputs, output_shapes
+from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs, InnerLoopSpec, Outputs, output_shapes
 
 __all__ = ["Bound", "Kernels", "Perceptrons", "tile_blocks"]
 
@@ -54,7 +54,6 @@ class Kernels(Protocol):
 class Bound(NamedTuple):
     """What calls of given shapes share: made once."""
 
-    spec: Any  # keeps its id from being another's
     form: Form
     launch: MlpLaunch
     call: MlpCall  # all but its addresses
@@ -69,7 +68,7 @@ class Perceptrons:
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._bound: dict[Any, Bound | None] = {}
+        self._bound: dict[Any, tuple[InnerLoopSpec, Bound | None]] = {}  # the spec keeps its id from being another's
 
     def bound(self, a: InnerLoopArgs) -> Bound | None:
         """The kernels of a call and how they are launched; None where it has none."""
@@ -80,13 +79,13 @@ class Perceptrons:
         if key not in self._bound:
             if len(self._bound) >= MOST:
                 self._bound.clear()
-            self._bound[key] = self._make(a)
-        return self._bound[key]
+            self._bound[key] = a.spec, self._make(a)
+        return self._bound[key][1]
 
     def _make(self, a: InnerLoopArgs) -> Bound | None:
         like = a.params[0]
         form = form_of(a)
-        if form is None or a.support_y.dtype != like.dtype:
+        if form is None:
             return None
         for index, shape in enumerate(self._kernels.shapes(like.dtype)):
             if tuple(shape.widths[: shape.layers + 1]) == form.widths and bool(shape.bent) == form.bent:
@@ -103,7 +102,7 @@ class Perceptrons:
         there = 32 * _up(shape.tile, shape.rows[0])  # a warp for its rows
         launch = MlpLaunch(int(dtype == torch.float64), index, shape.rows[0], blocks, there, TILE_THREADS)
         history = self._kernels.record(index, call, dtype)
-        return Bound(a.spec, form, launch, call, _weights(form) + call.n_rates, history, shared, shape.tile)
+        return Bound(form, launch, call, _weights(form) + call.n_rates, history, shared, shape.tile)
 
     def _launched(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
         """By which launch; None where the chip has no room for it."""
@@ -121,7 +120,7 @@ class Perceptrons:
         launch = MlpLaunch(int(dtype == torch.float64), index, rows, blocks, threads, threads)
         back = call.wants_gradient and not call.first_order
         history = blocks * call.steps * self._kernels.record(index, call, dtype) if back else 0
-        return Bound(a.spec, form, launch, call, _weights(form) + call.n_rates, history, shared)
+        return Bound(form, launch, call, _weights(form) + call.n_rates, history, shared)
 
     def entry(self) -> int:
         """Address of what launches the kernels."""

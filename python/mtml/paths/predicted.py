@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtml_kernels.checks import Sizes
 from mtml_kernels.cuda.inner_loop.chip import Chip
-from mtml_kernels.cuda.inner_loop.describe import launch_of
+from mtml_kernels.cuda.inner_loop.describe import TiledLaunches, launch_of
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
 from mtml_kernels.program import Program
@@ -57,7 +57,8 @@ def launched(
         return f"backend='cuda' cannot run it: {error.__cause__}; backend='triton' does, layer by layer"
     missing = BACKENDS.named("cuda").refusal(on.type, params[0].dtype)
     here = f"; not here: {missing}" if missing else ""
-    return f"by backend='cuda' one for all steps, on {name}: {launch}{here}"
+    how = "some for each step" if isinstance(launch, TiledLaunches) else "one for all steps"
+    return f"by backend='cuda' {how}, on {name}: {launch}{here}"
 
 
 def _meta_step(

@@ -15,8 +15,6 @@
 
 namespace mtmlk {
 
-MTMLK_ANYWHERE constexpr int room_for(int samples) { return whole_vectors(samples); }
-
 // Samples that a plane has room for.
 MTMLK_ANYWHERE int room_of(const MtmlkMlpCall& c) { return c.support > c.query ? c.support : c.query; }
 

@@ -50,9 +50,9 @@ struct alignas(2 * sizeof(T)) Two {
 };
 
 // Eight columns or more: a quarter of the warp, eight lanes, has a fourth of k, of all rows and all columns, lane g the
-// columns g, g + 8, ... Of an nt product every fourth vector; of an nn product two neighbours of eight, for rows of B that
-// are two apart lie eight banks apart, whatever their length. The quarters' sums are (s0 + s2) + (s1 + s3), after which the upper two have the upper
-// half of the rows, and odd ones every other column.
+// columns g, g + 8, ... Of an nt product every fourth vector; of an nn product two neighbours of eight, for rows of B
+// that are two apart lie eight banks apart, whatever their length. The quarters' sums are (s0 + s2) + (s1 + s3), after
+// which the upper two have the upper half of the rows, and odd ones every other column.
 template <class T, int kR, int kN>
 struct WideTile {
   static constexpr int kCols = (kN + 7) / 8, kHalf = (kR + 1) / 2;

@@ -108,9 +108,8 @@ struct Weights {
       return step.plane(S::kA, l - 1);
   }
 
-  // Some rows of a tile, from `first` on, of theta or lambda. What theta was goes to `kept`; there
-  // a part goes itself. All rows are read before the
-  // first is written: each read would wait for the write before it.
+  // Rows kFirst to kFirst + kCount of a tile of theta, of lambda or of a part; what theta was goes to `kept`. All rows
+  // are read before the first is written: each read would wait for the write before it.
   template <int l, Becomes kBecomes, int kFirst, int kCount>
   DEV void change(const Tile<l>& g, T* to, T* kept, T rate) const {
     constexpr int kLd = row_of(S::width(l - 1)), kWide = Tile<l>::kWide, kStep = Tile<l>::Tiles::kStep;
@@ -183,8 +182,8 @@ struct Weights {
     if constexpr (l < S::kLayers) biases<kBecomes, l + 1>(at - kVectors, to);
   }
 
-  // Layers one after the other, the tiles of all dealt to the block's threads; a layer begins with a warp, whose lanes would
-  // else do two layers' tiles one after the other.
+  // Layers one after the other, the tiles of all dealt to the block's threads; a layer begins with a warp, whose lanes
+  // would else do two layers' tiles one after the other. `kept`: where theta goes that changes, or where a part does.
   template <Becomes kBecomes, int l = 1>
   DEV void tiles(int at, int k, T* kept) const {
     constexpr int kCount = LayerTiles<S, l, kSide, kBias>::kCount, kWarps = (kCount + 31) / 32;
