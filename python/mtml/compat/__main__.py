@@ -1,0 +1,27 @@
+"""``python -m mtml.compat SCRIPT [ARGUMENTS]``: run a script whose imports name the libraries that are not installed."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+from mtml.compat.names import LIBRARIES, install
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(f"usage: python -m mtml.compat SCRIPT [ARGUMENTS]\nfinds {', '.join(LIBRARIES)} in mtml.compat where absent")
+        raise SystemExit(0 if len(sys.argv) > 1 else 2)
+    script = Path(sys.argv[1])
+    if not script.is_file():
+        print(f"SCRIPT: expected a Python file, got {str(script)!r}", file=sys.stderr)
+        raise SystemExit(2)
+    install()
+    sys.argv = sys.argv[1:]
+    sys.path[0] = str(script.resolve().parent)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
