@@ -60,7 +60,10 @@ def main(library: str, tests: Sequence[str], skipped: Mapping[str, str], ignored
 def _tree(source: Path, scratch: Path) -> Path:
     if source.is_dir():
         return source
-    shutil.unpack_archive(source, scratch, filter="data") if source.suffix != ".zip" else shutil.unpack_archive(source, scratch)
+    if source.suffix == ".zip":
+        shutil.unpack_archive(source, scratch)
+    else:
+        shutil.unpack_archive(source, scratch, filter="data")
     folders = [p for p in scratch.iterdir() if p.is_dir()]
     if len(folders) != 1:
         raise SystemExit(f"source: expected an archive of one folder, got {[p.name for p in folders]}")
@@ -70,7 +73,7 @@ def _tree(source: Path, scratch: Path) -> Path:
 def _copy(tree: Path, path: str, room: Path, ignored: Mapping[str, str]) -> None:
     origin, place = tree / path, room / path
     if not origin.exists():
-        raise SystemExit(f"source: expected {path} in it, which is not there; an archive from a package index may lack tests")
+        raise SystemExit(f"source: expected {path} in it, which is not there; released archives may lack tests")
     place.parent.mkdir(parents=True, exist_ok=True)
     if origin.is_file():
         shutil.copy(origin, place)

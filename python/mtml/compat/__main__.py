@@ -1,4 +1,4 @@
-"""``python -m mtml.compat SCRIPT [ARGUMENTS]``: run a script whose imports name the libraries that are not installed."""
+"""``python -m mtml.compat SCRIPT [ARGUMENTS]``: run a script that imports libraries which are not installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from mtml.compat.names import LIBRARIES, install
 
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(f"usage: python -m mtml.compat SCRIPT [ARGUMENTS]\nfinds {', '.join(LIBRARIES)} in mtml.compat where absent")
+        print(
+            f"usage: python -m mtml.compat SCRIPT [ARGUMENTS]\nWhere absent, these are mtml's: {', '.join(LIBRARIES)}"
+        )
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
     script = Path(sys.argv[1])
     if not script.is_file():

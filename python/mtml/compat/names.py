@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import ModuleType
@@ -69,7 +70,8 @@ class _Finder:
         found = find_spec(real)
         if found is None:
             return None
-        return ModuleSpec(name, _Alias(real), origin=found.origin, is_package=found.submodule_search_locations is not None)
+        is_package = found.submodule_search_locations is not None
+        return ModuleSpec(name, _Alias(real), origin=found.origin, is_package=is_package)
 
     def _is_ours(self, name: str, library: str) -> bool:
         if name != library:  # a submodule is whose its library is
@@ -77,7 +79,7 @@ class _Finder:
         return self.replaces[library] or PathFinder.find_spec(library) is None
 
 
-class _Alias:
+class _Alias(Loader):
     """Loads a module by giving the one of another name."""
 
     def __init__(self, real: str) -> None:
