@@ -1,0 +1,152 @@
+"""Which way a function's calls of one signature are run: found out on the first tasks of the first call."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from mtml.mapped.arguments import Arguments
+from mtml.mapped.effects import effect, reach_of, state_of, unwatched
+from mtml.mapped.explain import TaskMapExplanation
+from mtml.mapped.fused import FusedLoop
+from mtml.mapped.recognise import Unknown, recognised
+from mtml.mapped.recording import Recording, noting
+from mtml.mapped.trial import difference, perturbed, seconds
+from mtml.mapped.ways import in_turn, of_task, stacked, vmapped
+from mtml.paths.cache import Watch
+from mtml.paths.contents import Contents
+from mtml.paths.reach import Reach
+
+__all__ = ["FEW", "Choice", "Decided", "decide"]
+
+FEW = 3  # tasks that are tried
+
+Function = Callable[..., Any]
+
+
+class Choice(NamedTuple):
+    """How calls are run, while `fresh()` says that what the function reads is as it was."""
+
+    explanation: TaskMapExplanation
+    fused: FusedLoop | None = None
+    fresh: Callable[[], bool] | None = None
+
+    @property
+    def way(self) -> str:
+        """Its name."""
+        return self.explanation.way
+
+    def holds(self, given: Arguments) -> bool:
+        """Whether the choice is one for this call, whose signature fits."""
+        return (self.fresh is None or self.fresh()) and (self.fused is None or self.fused.holds(given))
+
+
+class Decided(NamedTuple):
+    """A choice, and the results of the first tasks where the function must not run on them again."""
+
+    choice: Choice
+    done: Sequence[Any] = ()
+
+
+def decide(fn: Function, given: Arguments, randomness: str, fuse: bool, settle: bool) -> Decided:
+    """The way for calls like this one.
+
+    Args:
+        fuse: whether fusing is thought of. settle: the choice is for good, whatever the function reads.
+    """
+    reach = reach_of(fn)
+    before = state_of(reach)
+    row = given.of_task(0)
+    notes, noted = noting(fn)
+    results = [of_task(noted, given, 0, row, randomness)]
+    results = in_turn(fn, given, randomness, results, FEW)
+    why = effect(reach) or ("a run of it changes what it reads" if state_of(reach) != before else None)
+    if why is not None:
+        return Decided(Choice(TaskMapExplanation("loop", f"{why}, so it runs for every task")), results)
+    few, expected = given.first(len(results)), stacked(results)
+    not_fused = "what it reads changes from call to call; pass that as an argument, or as a tensor changed in place"
+    if fuse:
+        found = _fused(fn, reach, notes, row, few, results)
+        if isinstance(found, Choice):
+            return Decided(found)
+        not_fused = found
+    words = _vmap_or_loop(fn, given, few, expected, randomness, not_fused)
+    watched = reach_of(fn, functools.partial(Contents, versions=False))
+    return Decided(Choice(words, fresh=None if settle else _watch(watched)))
+
+
+def _watch(reach: Reach) -> Watch:
+    holder = nn.Module()
+    holder.module = nn.ModuleList(reach.contents.modules)
+    return Watch(holder, [reach], Contents().settle())
+
+
+# --- fused ------------------------------------------------------------------------------------------------------------
+
+
+def _fused(
+    fn: Function, reach: Reach, notes: Recording, row: list[Any], few: Arguments, results: Sequence[Any]
+) -> Choice | str:
+    """The choice of the engine, or why it is none."""
+    why = unwatched(reach)
+    if why is not None:
+        return why
+    try:
+        fused = FusedLoop(recognised(notes, results[0]), row, few)
+        _check_reach(fused, reach)
+        engine = fused.explain(few)
+    except Unknown as unknown:
+        return str(unknown)
+    except (ValueError, TypeError, RuntimeError) as error:  # what MAML does not take
+        return f"mtml.MAML does not take it: {error}"
+    if engine.path == "general":
+        return "; ".join(engine.reasons) or engine.reason
+    one = perturbed(few.first(1))
+    other = difference(stacked(results), fused(few)) or difference(stacked(in_turn(fn, one, "error")), fused(one))
+    if other is not None:
+        return f"it looks like {fused}, but {other}"
+    words = TaskMapExplanation(
+        "fused", f"all tasks in one call of the engine ({engine.kernel})", str(fused), engine=engine
+    )
+    watched = reach_of(fn, functools.partial(Contents, live=fused.live()))
+    return Choice(words, fused, _watch(watched))
+
+
+def _check_reach(fused: FusedLoop, reach: Reach) -> None:
+    """Raise Unknown unless the module and all tensors stand under names that are read, or in the arguments."""
+    modules = [module for held in reach.contents.modules for module in held.modules()]
+    if not any(module is fused.loop.model for module in modules):
+        raise Unknown("its module is made by the function itself, or stands under no name that it reads")
+    known = {id(value) for value in reach.contents.held if isinstance(value, Tensor)}
+    known |= {id(t) for module in reach.contents.modules for t in (*module.parameters(), *module.buffers())}
+    if not known.issuperset(fused.fixed):
+        raise Unknown("it uses a tensor that stands under no name that it reads")
+
+
+# --- vmap or loop -----------------------------------------------------------------------------------------------------
+
+
+def _vmap_or_loop(
+    fn: Function, given: Arguments, few: Arguments, expected: Any, randomness: str, not_fused: str
+) -> TaskMapExplanation:
+    if given.tasks == 1:
+        return TaskMapExplanation("loop", "there is one task", not_fused=not_fused)
+    try:
+        found = vmapped(fn, few, randomness)
+    except Exception as error:  # whatever vmap cannot do
+        text = str(error).splitlines()[0][:200] if str(error) else ""
+        why = f"{type(error).__name__}: {text}"
+        return TaskMapExplanation("loop", "torch.func.vmap cannot run it", not_fused=not_fused, not_vmap=why)
+    other = difference(expected, found)
+    if other is not None:
+        return TaskMapExplanation("loop", f"under torch.func.vmap {other}", not_fused=not_fused, not_vmap=other)
+    times = seconds(
+        [lambda: vmapped(fn, given, randomness), lambda: stacked(in_turn(fn, few, randomness))],
+    )
+    times[1] *= given.tasks / few.tasks
+    words = f"measured once for this signature: vmap {1e3 * times[0]:.2f} ms, loop {1e3 * times[1]:.2f} ms"
+    way = "vmap" if times[0] < times[1] else "loop"
+    return TaskMapExplanation(way, words, not_fused=not_fused)
