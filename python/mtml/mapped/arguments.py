@@ -107,8 +107,8 @@ def _tasks(tensors: Sequence[tuple[str, Tensor]]) -> int:
     for name, tensor in tensors:
         if tensor.ndim == 0:
             raise ValueError(
-                f"{name}: expected a tensor [T, ...] with the tasks first, got {shown(tensor)}; pass what all tasks share "
-                "with in_dims=None for it, or close over it"
+                f"{name}: expected a tensor [T, ...] with the tasks first, got {shown(tensor)}; for what all tasks "
+                "share pass in_dims=None, or close over it"
             )
     if not tensors:
         raise ValueError("expected an argument with tensors [T, ...], one row a task; got none")

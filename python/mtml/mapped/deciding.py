@@ -95,7 +95,7 @@ def _fused(
     if why is not None:
         return why
     try:
-        fused = FusedLoop(recognised(notes, results[0]), row, few)
+        fused = FusedLoop(recognised(notes, results[0], reach.contents.modules), row, few)
         _check_reach(fused, reach)
         engine = fused.explain(few)
     except Unknown as unknown:
@@ -116,10 +116,7 @@ def _fused(
 
 
 def _check_reach(fused: FusedLoop, reach: Reach) -> None:
-    """Raise Unknown unless the module and all tensors stand under names that are read, or in the arguments."""
-    modules = [module for held in reach.contents.modules for module in held.modules()]
-    if not any(module is fused.loop.model for module in modules):
-        raise Unknown("its module is made by the function itself, or stands under no name that it reads")
+    """Raise Unknown unless all tensors stand under names that are read, or in the arguments."""
     known = {id(value) for value in reach.contents.held if isinstance(value, Tensor)}
     known |= {id(t) for module in reach.contents.modules for t in (*module.parameters(), *module.buffers())}
     if not known.issuperset(fused.fixed):
@@ -139,7 +136,8 @@ def _vmap_or_loop(
     except Exception as error:  # whatever vmap cannot do
         text = str(error).splitlines()[0][:200] if str(error) else ""
         why = f"{type(error).__name__}: {text}"
-        return TaskMapExplanation("loop", "torch.func.vmap cannot run it", not_fused=not_fused, not_vmap=why)
+        hint = "; with torch.func.grad in place of torch.autograd.grad it can" if "not require grad" in why else ""
+        return TaskMapExplanation("loop", f"torch.func.vmap cannot run it{hint}", not_fused=not_fused, not_vmap=why)
     other = difference(expected, found)
     if other is not None:
         return TaskMapExplanation("loop", f"under torch.func.vmap {other}", not_fused=not_fused, not_vmap=other)

@@ -25,7 +25,8 @@ _ACTS = {"print", "open", "input", "next", "exec", "eval", "breakpoint", "__impo
 _PURE = {
     "abs", "all", "any", "bool", "callable", "complex", "dict", "divmod", "enumerate", "filter", "float", "frozenset",
     "int", "isinstance", "issubclass", "iter", "len", "list", "map", "max", "min", "object", "pow", "property", "range",
-    "repr", "reversed", "round", "set", "slice", "sorted", "staticmethod", "str", "sum", "super", "tuple", "type", "zip",
+    "repr", "reversed", "round", "set", "slice", "sorted", "staticmethod", "str", "sum", "super", "tuple", "type",
+    "zip",
 }  # fmt: skip
 _LIBRARIES = {"torch", "mtml", "mtml_kernels", "math", "operator", "functools", "collections", "typing", "builtins"}
 _HARMLESS = _LIBRARIES | {"abc", "contextlib", "copy", "dataclasses", "enum", "itertools", "types"}  # their functions

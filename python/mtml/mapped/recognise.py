@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtml.algorithms.maml import MAML
 from mtml.mapped.recording import Called, Derived, Recording
 from mtml.mapped.slices import Piece, Pieces, ordered
 from mtml_kernels.losses import LossSpec, Opaque, Recognised, Sizes, recognise
@@ -69,18 +70,21 @@ class _Judged(NamedTuple):
     piece: Piece
 
 
-def recognised(notes: Recording, result: Any) -> InnerLoop:
-    """The inner loop that a recorded run is; raises Unknown with the reason where it is none that is known."""
+def recognised(notes: Recording, result: Any, modules: Sequence[nn.Module]) -> InnerLoop:
+    """The inner loop that a recorded run is; raises Unknown with the reason where it is none that is known.
+
+    `modules`: those that the function has under names.
+    """
     if notes.strange is not None:
         raise Unknown(notes.strange)
     if not isinstance(result, Tensor) or result.ndim:
         raise Unknown("it does not return one number, its query loss")
-    return _Reader(notes).read(result)
+    return _Reader(notes, modules).read(result)
 
 
 class _Reader:
-    def __init__(self, notes: Recording) -> None:
-        self.notes, self.pieces = notes, Pieces(notes)
+    def __init__(self, notes: Recording, modules: Sequence[nn.Module]) -> None:
+        self.notes, self.pieces, self.modules = notes, Pieces(notes), modules
         self.calls = {id(c.output): c for c in notes.tape if isinstance(c, Called) and isinstance(c.output, Tensor)}
         steps = [d for d in notes.tape if isinstance(d, Derived)]
         self.steps = {id(g): d for d in steps for g in d.grads if g is not None}
@@ -89,7 +93,8 @@ class _Reader:
     def read(self, result: Tensor) -> InnerLoop:
         query = self.judged(result, "its result")
         module = query.call.module
-        own = _own_tensors(module)
+        origin = self.origin(module)
+        own = _own_tensors(origin)
         steps: list[tuple[Derived, _Judged, dict[str, Rate]]] = []
         call = query.call
         while (found := self.step(call, own)) is not None:
@@ -104,10 +109,12 @@ class _Reader:
         names = list(steps[0][2])
         start = {name: self.pieces.original(call.tensors[name]) for name in names}
         specs = [_loss(judged) for judged in (support, query)]
+        inner = isinstance(origin, MAML)  # whose forward is its module's
+        short = {name: name.removeprefix("module.") if inner else name for name in names}
         return InnerLoop(
-            module,
-            {name: t for name, t in start.items() if t is not own[name]},
-            [rates for _, _, rates in steps],
+            origin.module if isinstance(origin, MAML) else origin,
+            {short[name]: t for name, t in start.items() if t is not own[name]},
+            [{short[name]: rate for name, rate in rates.items()} for _, _, rates in steps],
             specs[0].spec,
             specs[1].spec,
             specs[0].scale,
@@ -118,6 +125,19 @@ class _Reader:
             _inputs(query.call),
             query.target,
         )
+
+    def origin(self, module: nn.Module) -> nn.Module:
+        """The module that stands under a name: the one that was called, or the MAML that it is a clone of."""
+        known = [each for held in self.modules for each in held.modules()]
+        if any(each is module for each in known):
+            return module
+        first = next(c for c in self.calls.values() if c.module is module)
+        for each in known if isinstance(module, MAML) else ():
+            own = _own_tensors(each)
+            named = type(each) is type(module) and list(own) == list(first.tensors)
+            if named and all(self.pieces.original(t) is own[name] for name, t in first.tensors.items()):
+                return each
+        raise Unknown("its module is made by the function itself, or stands under no name that it reads")
 
     # --- one loss, one step -----------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from mtml_kernels.losses.vocabulary import OPERATIONS, OPERATORS
 __all__ = ["Called", "Derived", "Ran", "Recording", "noting"]
 
 _functorch = torch._C._functorch
-_KNOWN = OPERATIONS | OPERATORS | {"clone", "requires_grad", "is_leaf"}
+_KNOWN = OPERATIONS | OPERATORS | {"clone", "full", "requires_grad", "is_leaf"}
 _VALUES = {
     "item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__format__", "__repr__",
     "__contains__", "__array__", "equal", "allclose", "is_nonzero",
@@ -78,14 +78,17 @@ def noting(fn: Callable[..., Any]) -> tuple[Recording, Callable[..., Any]]:
         mode = _Notes(notes)
         hooks = [
             register_module_forward_pre_hook(mode.entered),
-            register_module_forward_hook(mode.left, with_kwargs=True, always_call=True),  # type: ignore[call-arg]
+            register_module_forward_hook(mode.left, with_kwargs=True),  # type: ignore[call-arg]
         ]
         try:
             with mode:
-                return fn(*args, **kwargs)
+                result = fn(*args, **kwargs)
         finally:
             for hook in hooks:
                 hook.remove()
+        if mode.inside:
+            notes.refuse("a call of a module in it fails")
+        return result
 
     return notes, noted
 
@@ -94,7 +97,9 @@ class _Notes(TorchFunctionMode):
     def __init__(self, notes: Recording) -> None:
         super().__init__()
         self.notes = notes
-        self.depth = 0
+        self.inside: list[
+            bool
+        ] = []  # of the modules being called, from outside in: whether it or one around has tensors
         self.thread = threading.get_ident()
         self.tracked = torch.is_grad_enabled()
 
@@ -102,29 +107,32 @@ class _Notes(TorchFunctionMode):
 
     def entered(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() == self.thread:
-            self.depth += 1
+            self.inside.append(self.closed() or any(True for _ in (*module.parameters(), *module.buffers())))
 
     def left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if threading.get_ident() != self.thread:
+        """What has no tensors, such as a loss, is seen through."""
+        if threading.get_ident() != self.thread or not self.inside.pop() or self.closed():
             return
-        self.depth -= 1
-        if self.depth == 0:
-            named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-            with torch._C.DisableTorchFunction():
-                tensors = {name: self._bare(t) for name, t in named}
-                parts = self._bared((args, kwargs, output))
-            self.notes.tape.append(Called(module, parts[0], parts[1], tensors, parts[2]))
+        named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+        with torch._C.DisableTorchFunction():
+            tensors = {name: self._bare(t) for name, t in named}
+            parts = self._bared((args, kwargs, output))
+        self.notes.tape.append(Called(module, parts[0], parts[1], tensors, parts[2]))
+
+    def closed(self) -> bool:
+        """Whether what runs now is a module's affair."""
+        return bool(self.inside) and self.inside[-1]
 
     # --- operations -------------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name in ("__get__", "__set__") and name == "__get__":
+        if name == "__get__":
             name = func.__self__.__name__
         if name in _VALUES:
             self.notes.refuse(f"it reads the value of a tensor ({name})")
-        elif self.depth == 0:
+        elif not self.closed():
             self._note(name, func, args, kwargs or {}, result)
         return result
 

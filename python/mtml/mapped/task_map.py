@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -99,6 +100,9 @@ class TaskMap:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The results of all tasks, [T, ...]."""
+        return uncompiled(self._run, args, kwargs) if _compiles() else self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = flattened(args, kwargs, self.in_dims)
         choice, done = self._decided(given)
         if choice.fused is not None:
@@ -143,6 +147,13 @@ class TaskMap:
             why = choice.explanation.not_fused or choice.explanation.reason
             raise BackendUnavailable(f"way='fused': the function is not fused: {why}; way='auto' takes another way")
         return choice
+
+
+def _compiles() -> bool:
+    """Whether torch.compile looks at functions that are called from here."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    return torch._C._dynamo.eval_frame.get_eval_frame_callback() not in (None, False)
 
 
 def _autocast() -> Hashable:
