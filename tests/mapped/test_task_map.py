@@ -289,3 +289,25 @@ def test_losses_can_be_of_any_kind() -> None:
     model, data = network(), batch(classes=3)
     task = by_autograd(model, loss=F.cross_entropy)
     assert torch.allclose(mtml.task_map(task)(*data), in_turn(task, *data), rtol=1e-9)
+
+
+def test_arguments_that_are_changed_in_place() -> None:
+    x = torch.randn(5, 3)
+    before = x.clone()
+    mapped = mtml.task_map(lambda x: x.add_(1.0).sum())
+    assert torch.allclose(mapped(x), (before + 1.0).sum(1)) and torch.equal(x, before + 1.0)
+    assert "changes what it reads or is given" in mapped.explain(x).reason
+
+
+def test_what_has_no_derivative_runs_where_none_is_asked_for() -> None:
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            raise RuntimeError("no derivative")
+
+    weight, x = nn.Parameter(torch.ones(2)), torch.randn(4, 2)
+    assert torch.allclose(mtml.task_map(lambda x: Once.apply(weight * x).sum())(x), x.sum(1))

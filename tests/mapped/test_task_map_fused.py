@@ -1,4 +1,4 @@
-"""Bodies that task_map fuses equal their loop to second order; what only looks alike is not fused; changes are followed."""
+"""What task_map fuses equals its loop to second order; what only looks alike is not fused; changes are followed."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_model_that_is_not_fused_runs_all_the_same() -> None:
     assert explained.way in ("vmap", "loop") and "Hardshrink" in explained.not_fused
 
 
-# --- changes between calls ----------------------------------------------------------------------------------------------
+# --- changes between calls --------------------------------------------------------------------------------------------
 
 RATE = 0.1
 
@@ -285,3 +285,60 @@ def test_a_schedule_ends_in_the_loop() -> None:
         learner.lr = 0.1 + 0.1 * at
         assert torch.allclose(mapped(*data), loop(*data), rtol=1e-9)
     assert "changes from call to call" in mapped.explain(*data).not_fused
+
+
+def test_a_changed_rate_of_the_learner_is_followed() -> None:
+    model, data = network(), batch()
+    maml = mtml.MAML(model, lr=0.1)
+
+    def task(sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
+        learner = maml.clone()
+        learner.adapt(F.mse_loss(learner(sx), sy))
+        return F.mse_loss(learner(qx), qy)
+
+    check_followed(task, data, lambda: setattr(maml, "lr", 0.5))
+    maml.lr = rates = {n: 0.1 for n, _ in model.named_parameters()}
+    check_followed(task, data, lambda: rates.update(dict.fromkeys(rates, 0.5)))
+
+
+def test_arguments_in_several_places() -> None:
+    model, data = network(), batch()
+    one, two = (torch.tensor(rate, dtype=torch.float64) for rate in (0.1, 0.5))
+    own = dict(model.named_parameters())
+
+    def task(a: Tensor, b: Tensor, *data: Tensor) -> Tensor:
+        return steps(model, own, [a, b], data)
+
+    def closed(a: Tensor, *data: Tensor) -> Tensor:
+        return steps(model, own, [one, one], data) + 0.0 * a
+
+    mapped, dims = mtml.task_map(task, (None, None, 0, 0, 0, 0)), (None, 0, 0, 0, 0)
+    for rates in ((one, one), (one, two), (two, one)):
+        expected = torch.stack([task(*rates, *row) for row in zip(*data, strict=True)])
+        assert torch.allclose(mapped(*rates, *data), expected, rtol=1e-9)
+    mapped = mtml.task_map(closed, dims)
+    assert torch.allclose(mapped(one, *data), mapped(two, *data))
+
+
+def test_objects_among_the_arguments_are_not_trusted() -> None:
+    model, data = network(), batch()
+    learner = Learner(model, 0.1)
+    mapped = mtml.task_map(lambda given, *data: given.task(*data), (None, 0, 0, 0, 0))
+    assert "takes a Learner" in mapped.explain(learner, *data).not_fused
+    learner.lr = 0.5
+    assert torch.allclose(mapped(learner, *data), mtml.task_map(learner.task, way="loop")(*data))
+
+
+def test_modules_that_look_up_layers_by_computed_names() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer0, self.layer1, self.scale = nn.Linear(2, 4), nn.Linear(4, 3), 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            for at in range(2):
+                x = getattr(self, f"layer{at}")(torch.tanh(x))
+            return self.scale * x
+
+    model, data = Net().double(), batch()
+    check_followed(by_autograd(model), data, lambda: setattr(model, "scale", 2.0))

@@ -13,6 +13,7 @@ from mtml_kernels.checks import shown
 
 __all__ = ["Arguments", "check_dims", "flattened"]
 
+_PLAIN = bool | int | float | complex | str | bytes | None | torch.dtype | torch.device
 Dims = int | None | Sequence[int | None]
 
 
@@ -45,6 +46,17 @@ class Arguments(NamedTuple):
         leaves = tuple(leaf[:tasks] if own else leaf for leaf, own in zip(self.leaves, self.mapped, strict=True))
         return self._replace(leaves=leaves, tasks=tasks)
 
+    def tensors(self) -> list[Tensor]:
+        """Those among the leaves."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    def unwatched(self) -> str | None:
+        """What of them may change in place without a sign, or None."""
+        for leaf in self.leaves:
+            if not isinstance(leaf, Tensor | _PLAIN):
+                return f"it takes a {type(leaf).__name__}, which may change from call to call"
+        return None
+
     def signature(self) -> Hashable:
         """What of them decides how a call is run: everything but the numbers in tensors and how many tasks there are,
         unless there is one.
@@ -58,7 +70,7 @@ def _signature(leaf: Any, own: bool) -> Hashable:
         return own, leaf.shape[1:] if own else leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad
     if isinstance(leaf, float):
         return "float", leaf.hex()
-    if isinstance(leaf, bool | int | str | bytes | complex | type(None) | torch.dtype | torch.device):
+    if isinstance(leaf, _PLAIN):
         return type(leaf), leaf
     return type(leaf), id(leaf)
 

@@ -17,7 +17,7 @@ from mtml.mapped.recording import Recording, noting
 from mtml.mapped.trial import difference, perturbed, seconds
 from mtml.mapped.ways import in_turn, of_task, stacked, vmapped
 from mtml.paths.cache import Watch
-from mtml.paths.contents import Contents
+from mtml.paths.contents import Contents, package_of
 from mtml.paths.reach import Reach
 
 __all__ = ["FEW", "Choice", "Decided", "decide"]
@@ -58,12 +58,14 @@ def decide(fn: Function, given: Arguments, randomness: str, fuse: bool, settle: 
         fuse: whether fusing is thought of. settle: the choice is for good, whatever the function reads.
     """
     reach = reach_of(fn)
-    before = state_of(reach)
+    before = state_of(reach, given.tensors())
     row = given.of_task(0)
     notes, noted = noting(fn)
     results = [of_task(noted, given, 0, row, randomness)]
     results = in_turn(fn, given, randomness, results, FEW)
-    why = effect(reach) or ("a run of it changes what it reads" if state_of(reach) != before else None)
+    why = effect(reach) or (
+        "a run of it changes what it reads or is given" if state_of(reach, given.tensors()) != before else None
+    )
     if why is not None:
         return Decided(Choice(TaskMapExplanation("loop", f"{why}, so it runs for every task")), results)
     few, expected = given.first(len(results)), stacked(results)
@@ -79,9 +81,16 @@ def decide(fn: Function, given: Arguments, randomness: str, fuse: bool, settle: 
 
 
 def _watch(reach: Reach) -> Watch:
-    holder = nn.Module()
-    holder.module = nn.ModuleList(reach.contents.modules)
-    return Watch(holder, [reach], Contents().settle())
+    """Of all that is reached; of mtml's own modules, whose code is not followed, every attribute."""
+    holder, options = nn.Module(), Contents(versions=False)
+    ours = [module for module in reach.contents.modules if package_of(type(module)) == "mtml"]
+    inner = [child for module in ours for child in module.children()]
+    holder.module = nn.ModuleList([*(m for m in reach.contents.modules if m not in ours), *inner])
+    holder.ours = nn.ModuleList(ours)
+    for module in ours:
+        for name in ("lr", "params", "update"):
+            options.visit(getattr(module, name, None))
+    return Watch(holder, [reach], options.settle())
 
 
 # --- fused ------------------------------------------------------------------------------------------------------------
@@ -91,12 +100,11 @@ def _fused(
     fn: Function, reach: Reach, notes: Recording, row: list[Any], few: Arguments, results: Sequence[Any]
 ) -> Choice | str:
     """The choice of the engine, or why it is none."""
-    why = unwatched(reach)
+    why = few.unwatched() or unwatched(reach)
     if why is not None:
         return why
     try:
-        fused = FusedLoop(recognised(notes, results[0], reach.contents.modules), row, few)
-        _check_reach(fused, reach)
+        fused = FusedLoop(recognised(notes, results[0], reach.contents.modules), row, few, _tensors(reach))
         engine = fused.explain(few)
     except Unknown as unknown:
         return str(unknown)
@@ -115,12 +123,10 @@ def _fused(
     return Choice(words, fused, _watch(watched))
 
 
-def _check_reach(fused: FusedLoop, reach: Reach) -> None:
-    """Raise Unknown unless all tensors stand under names that are read, or in the arguments."""
-    known = {id(value) for value in reach.contents.held if isinstance(value, Tensor)}
-    known |= {id(t) for module in reach.contents.modules for t in (*module.parameters(), *module.buffers())}
-    if not known.issuperset(fused.fixed):
-        raise Unknown("it uses a tensor that stands under no name that it reads")
+def _tensors(reach: Reach) -> set[int]:
+    """The ids of all tensors that stand under names."""
+    own = (t for module in reach.contents.modules for t in (*module.parameters(), *module.buffers()))
+    return {id(value) for value in (*reach.contents.held, *own) if isinstance(value, Tensor)}
 
 
 # --- vmap or loop -----------------------------------------------------------------------------------------------------

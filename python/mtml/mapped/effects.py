@@ -10,7 +10,7 @@ import builtins
 import dis
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,9 @@ __all__ = ["effect", "reach_of", "state_of", "unwatched"]
 _ACTS = {"print", "open", "input", "next", "exec", "eval", "breakpoint", "__import__"}
 _PURE = {
     "abs", "all", "any", "bool", "callable", "complex", "dict", "divmod", "enumerate", "filter", "float", "frozenset",
-    "int", "isinstance", "issubclass", "iter", "len", "list", "map", "max", "min", "object", "pow", "property", "range",
-    "repr", "reversed", "round", "set", "slice", "sorted", "staticmethod", "str", "sum", "super", "tuple", "type",
-    "zip",
+    "getattr", "hasattr", "int", "isinstance", "issubclass", "iter", "len", "list", "map", "max", "min", "object",
+    "pow", "property", "range", "repr", "reversed", "round", "set", "slice", "sorted", "staticmethod", "str", "sum",
+    "super", "tuple", "type", "zip",
 }  # fmt: skip
 _LIBRARIES = {"torch", "mtml", "mtml_kernels", "math", "operator", "functools", "collections", "typing", "builtins"}
 _HARMLESS = _LIBRARIES | {"abc", "contextlib", "copy", "dataclasses", "enum", "itertools", "types"}  # their functions
@@ -44,10 +44,10 @@ def reach_of(fn: Callable[..., Any], contents_of: Callable[[], Contents] = Conte
     return Reach(holder, contents_of=contents_of)
 
 
-def state_of(reach: Reach) -> tuple[Any, ...]:
-    """What a run may change: contents that can be reached, tensors of modules, PyTorch's random numbers."""
-    tensors = [t for module in reach.contents.modules for t in (*module.parameters(), *module.buffers())]
-    versions = [0 if t.is_inference() else t._version for t in tensors]
+def state_of(reach: Reach, arguments: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What a run may change: contents that can be reached, tensors of modules, arguments, PyTorch's random numbers."""
+    own = [t for module in reach.contents.modules for t in (*module.parameters(), *module.buffers())]
+    versions = [0 if t.is_inference() else t._version for t in (*own, *arguments)]
     return reach.now(), versions, torch.get_rng_state().tolist()
 
 

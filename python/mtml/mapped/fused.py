@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,25 +24,32 @@ class FusedLoop:
     """Calls like the one that was recorded, by the engine.
 
     Args:
-        loop: what the recording is. row: the leaves of the recorded task. given: those of its call.
+        loop: what the recording is. row: the leaves of the recorded task. given: those of its call. known: ids of the
+            tensors that stand under names which the function reads.
 
     Raises:
         Unknown: the engine has no such inner loop.
     """
 
-    def __init__(self, loop: InnerLoop, row: Sequence[Any], given: Arguments) -> None:
+    def __init__(self, loop: InnerLoop, row: Sequence[Any], given: Arguments, known: Collection[int]) -> None:
         self.loop, self.names = loop, list(loop.rates[0])
         self.row = row  # held: leaves are known by their ids
         self.at = {id(leaf): index for index, leaf in enumerate(row) if isinstance(leaf, Tensor)}
         own = dict(loop.model.named_buffers(remove_duplicate=False))
         own |= dict(loop.model.named_parameters(remove_duplicate=False))
         self.own = {id(t) for t in own.values()}
-        self.pinned = [(index, leaf) for index, leaf in enumerate(row) if id(leaf) in self.own]
+        shared = [
+            (index, leaf) for index, leaf in enumerate(row) if isinstance(leaf, Tensor) and not given.mapped[index]
+        ]
+        self.pinned = [(index, leaf) for index, leaf in shared if id(leaf) in self.own or id(leaf) in known]
+        self.twins = [(i, j) for i, leaf in shared for j, other in shared if i < j and leaf is other]
         reads = [t for rates in loop.rates for rate in rates.values() for t in rate.reads]
         if any(id(t) in self.at and given.mapped[self.at[id(t)]] for t in reads):
             raise Unknown("its rates differ from task to task")
         used = [*pytree.tree_leaves((loop.start, loop.sx, loop.sy, loop.qx, loop.qy)), *reads]
         self.fixed = {id(t): t for t in used if id(t) not in self.at}
+        if not self.own.union(known).issuperset(self.fixed):
+            raise Unknown("it uses a tensor that stands under no name that it reads")
         self.shapes = {name: own[name].shape for name in self.names}
         self.moving = any(not rate.itself for rates in loop.rates for rate in rates.values() if rate.reads)
         self.moving |= any(id(t) in self.at for t in reads)
@@ -58,8 +65,11 @@ class FusedLoop:
         )
 
     def holds(self, given: Arguments) -> bool:
-        """Whether a call gives the module's own tensors where the recorded one did."""
-        return all(given.leaves[index] is tensor for index, tensor in self.pinned)
+        """Whether a call gives one tensor in the place of several, or one that has a name too, where the recorded one
+        did.
+        """
+        same = all(given.leaves[index] is tensor for index, tensor in self.pinned)
+        return same and all(given.leaves[i] is given.leaves[j] for i, j in self.twins)
 
     def live(self) -> frozenset[int]:
         """The ids of tensors that are read at every call."""
@@ -102,7 +112,10 @@ class FusedLoop:
         return now if index is not None and given.mapped[index] else now.expand(given.tasks, *now.shape)
 
     def _data(self, given: Arguments) -> tuple[Any, ...]:
-        loop = self.loop
+        parts = (self.loop.sx, self.loop.sy, self.loop.qx, self.loop.qy)
         return tuple(
-            pytree.tree_map(lambda t: self._of_tasks(t, given), part) for part in (loop.sx, loop.sy, loop.qx, loop.qy)
+            self._of_tasks(part, given)
+            if isinstance(part, Tensor)
+            else pytree.tree_map(lambda t: self._of_tasks(t, given), part)
+            for part in parts
         )

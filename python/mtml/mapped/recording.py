@@ -78,7 +78,7 @@ def noting(fn: Callable[..., Any]) -> tuple[Recording, Callable[..., Any]]:
         mode = _Notes(notes)
         hooks = [
             register_module_forward_pre_hook(mode.entered),
-            register_module_forward_hook(mode.left, with_kwargs=True),  # type: ignore[call-arg]
+            register_module_forward_hook(mode.left, with_kwargs=True),
         ]
         try:
             with mode:
@@ -163,13 +163,13 @@ class _Notes(TorchFunctionMode):
         found: Any,
         **options: Any,
     ) -> None:
-        given = [t for t in pytree.tree_leaves(grad_outputs) if t is not None]
-        if options.get("is_grads_batched") or any(t.ndim or float(t) != 1.0 for t in map(self._bare, given)):
+        cotangents = [self._bare(t) for t in pytree.tree_leaves(grad_outputs) if t is not None]
+        if options.get("is_grads_batched") or any(t.ndim or float(t) != 1.0 for t in cotangents):
             self.notes.refuse("it takes gradients with cotangents of its own")
             return
-        lists = [[self._bare(t) for t in pytree.tree_leaves(part)] for part in (outputs, inputs)]
+        values, given = ([self._bare(t) for t in pytree.tree_leaves(part)] for part in (outputs, inputs))
         grads = [None if t is None else self._bare(t) for t in found]
-        self.notes.tape.append(Derived(*lists, grads, bool(create_graph)))
+        self.notes.tape.append(Derived(values, given, grads, bool(create_graph)))
 
     # --- tensors ----------------------------------------------------------------------------------------------------
 

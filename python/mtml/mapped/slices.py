@@ -24,7 +24,7 @@ class Piece(NamedTuple):
     output: Tensor
     form: Hashable
 
-    def __call__(self, *values: Tensor) -> Any:
+    def __call__(self, *values: Tensor) -> Tensor:
         """The value that the output has where the inputs have these."""
         at: dict[int, Any] = {id(t): value for t, value in zip(self.inputs, values, strict=True)}
 
@@ -35,7 +35,8 @@ class Piece(NamedTuple):
             result = ran.function(*_mapped(now, ran.args), **_mapped(now, ran.kwargs))
             made = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
             at.update((id(old), new) for old, new in zip(ran.made, made, strict=True))
-        return at[id(self.output)]
+        found: Tensor = at[id(self.output)]
+        return found
 
 
 class Pieces:

@@ -100,7 +100,14 @@ class TaskMap:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The results of all tasks, [T, ...]."""
-        return uncompiled(self._run, args, kwargs) if _compiles() else self._run(args, kwargs)
+        run = self._apart if "torch._dynamo" in sys.modules else self._run
+        return run(args, kwargs)
+
+    @functools.cached_property
+    def _apart(self) -> Callable[..., Any]:
+        """`_run`, into which torch.compile around a call does not look: it would hold on to what it finds there."""
+        apart: Callable[..., Any] = sys.modules["torch._dynamo"].disable(self._run)
+        return apart
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = flattened(args, kwargs, self.in_dims)
@@ -113,7 +120,7 @@ class TaskMap:
 
     def explain(self, *args: Any, **kwargs: Any) -> TaskMapExplanation:
         """Print and return how calls with such arguments run, and why; it runs the function on a few of the tasks."""
-        explanation = self._decided(flattened(args, kwargs, self.in_dims)).choice.explanation
+        explanation = uncompiled(self._decided, flattened(args, kwargs, self.in_dims)).choice.explanation
         print(explanation)
         return explanation
 
@@ -124,12 +131,12 @@ class TaskMap:
             return Decided(
                 self._checked(Choice(TaskMapExplanation("loop", "the call is inside a transform or a mode")))
             )
-        key = given.signature(), torch.is_grad_enabled(), _autocast()
+        key = given.signature(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _autocast()
         choice = self._choices.get(key)
         if choice is not None and choice.holds(given):
             return Decided(self._checked(choice))
         with exclusive():
-            decided = uncompiled(self._decide, key, given)
+            decided = self._decide(key, given)
         self._checked(decided.choice)
         return decided
 
@@ -147,13 +154,6 @@ class TaskMap:
             why = choice.explanation.not_fused or choice.explanation.reason
             raise BackendUnavailable(f"way='fused': the function is not fused: {why}; way='auto' takes another way")
         return choice
-
-
-def _compiles() -> bool:
-    """Whether torch.compile looks at functions that are called from here."""
-    if "torch._dynamo" not in sys.modules:
-        return False
-    return torch._C._dynamo.eval_frame.get_eval_frame_callback() not in (None, False)
 
 
 def _autocast() -> Hashable:

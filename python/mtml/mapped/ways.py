@@ -108,4 +108,4 @@ def _stack(column: Sequence[Tensor]) -> Tensor:
                 f"result: expected the shape of task 0's, {list(column[0].shape)}, for all tasks, got "
                 f"{list(tensor.shape)} for task {task}; pad, or return what has one shape"
             )
-    return torch.stack(column)
+    return torch.stack(list(column))
