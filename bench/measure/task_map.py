@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -85,4 +86,4 @@ def measure(workload: str, threads: int, seconds: float) -> Ways:
         for way, found in gradients.items()
         if way != "loop"
     }
-    return Ways(w, timing.interleave({way: lambda way=way: run(way) for way in meta}, seconds), errors)
+    return Ways(w, timing.interleave({way: functools.partial(run, way) for way in meta}, seconds), errors)

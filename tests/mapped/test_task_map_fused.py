@@ -342,3 +342,34 @@ def test_modules_that_look_up_layers_by_computed_names() -> None:
 
     model, data = Net().double(), batch()
     check_followed(by_autograd(model), data, lambda: setattr(model, "scale", 2.0))
+
+
+def test_hooks_on_parameters_see_inner_gradients() -> None:
+    model, data = network(), batch()
+    task, hooks = by_autograd(model), []
+    check_followed(task, data, lambda: hooks.append(model[0].weight.register_hook(lambda g: 10.0 * g)))
+    assert "hook" in mtml.task_map(task).explain(*data).not_fused
+    hooks.pop().remove()
+    assert way_of(mtml.task_map(task), *data) == "fused"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_bodies(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+
+    def one_of(*choices: Any) -> Any:
+        return choices[int(torch.randint(len(choices), (), generator=random))]
+
+    width, depth, steps_ = one_of(1, 3, 8), one_of(0, 1, 2), one_of(1, 2, 3)
+    act = one_of(nn.Tanh, nn.Sigmoid, nn.Softplus)
+    layers = [part for _ in range(depth) for part in (nn.Linear(width, width), act())]
+    model = nn.Sequential(nn.Linear(2, width), act(), *layers, nn.Linear(width, 3)).double()
+    classes = one_of(0, 3)
+    loss = (
+        F.cross_entropy if classes else one_of(F.mse_loss, nn.HuberLoss(delta=0.7), lambda o, t: (o - t).pow(2).sum())
+    )
+    rate = one_of(0.01, 0.05, nn.Parameter(torch.tensor(0.02, dtype=torch.float64)))
+    make = one_of(by_autograd, by_func)
+    data = batch(one_of(2, 5), classes)
+    leaves = [*model.parameters(), *([rate] if isinstance(rate, Tensor) else [])]
+    check_fused(make(model, rate, steps_, loss), data, leaves)

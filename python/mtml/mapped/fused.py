@@ -37,7 +37,9 @@ class FusedLoop:
         self.at = {id(leaf): index for index, leaf in enumerate(row) if isinstance(leaf, Tensor)}
         own = dict(loop.model.named_buffers(remove_duplicate=False))
         own |= dict(loop.model.named_parameters(remove_duplicate=False))
-        self.own = {id(t) for t in own.values()}
+        self.own, self.tensors = {id(t) for t in own.values()}, list(own.values())
+        if self._hooked():
+            raise Unknown("a tensor of its module has a hook, which sees inner gradients too")
         shared = [
             (index, leaf) for index, leaf in enumerate(row) if isinstance(leaf, Tensor) and not given.mapped[index]
         ]
@@ -65,11 +67,14 @@ class FusedLoop:
         )
 
     def holds(self, given: Arguments) -> bool:
-        """Whether a call gives one tensor in the place of several, or one that has a name too, where the recorded one
-        did.
+        """Whether a call gives tensors that are one, or that have a name too, where the recorded one did; and no tensor
+        has got a hook.
         """
         same = all(given.leaves[index] is tensor for index, tensor in self.pinned)
-        return same and all(given.leaves[i] is given.leaves[j] for i, j in self.twins)
+        return same and all(given.leaves[i] is given.leaves[j] for i, j in self.twins) and not self._hooked()
+
+    def _hooked(self) -> bool:
+        return any(t._backward_hooks for t in self.tensors)
 
     def live(self) -> frozenset[int]:
         """The ids of tensors that are read at every call."""

@@ -271,7 +271,7 @@ def _loss(judged: _Judged) -> Recognised:
     sizes = Sizes(tuple(output.shape), tuple(target.shape), target.dtype, output.dtype)
     if not output.ndim or not target.ndim:
         raise Unknown("its loss is of numbers, where a set has samples")
-    found = recognise(Opaque(judged.piece, "loss"), sizes, masked=False)
+    found = recognise(Opaque(judged.piece.__call__, "loss"), sizes, masked=False)
     if not isinstance(found, Recognised):
         raise Unknown(found.reason)
     if found.flat or not found.passes_over:
