@@ -311,3 +311,20 @@ def test_what_has_no_derivative_runs_where_none_is_asked_for() -> None:
 
     weight, x = nn.Parameter(torch.ones(2)), torch.randn(4, 2)
     assert torch.allclose(mtml.task_map(lambda x: Once.apply(weight * x).sum())(x), x.sum(1))
+
+
+def test_vmap_that_fails_later() -> None:
+    limit = torch.zeros(())
+
+    def fn(x: Tensor) -> Tensor:
+        if limit > 1.0:  # of a tensor that all tasks share: vmap takes it
+            x = x * float(x.sum())
+        return (x.sin() + x).sum()
+
+    x = torch.randn(256, 2)
+    mapped = mtml.task_map(fn)
+    assert way_of(mapped, x) == "vmap"
+    limit.fill_(2.0)
+    for _ in range(2):
+        assert torch.allclose(mapped(x), in_turn(fn, x))
+    assert mapped.explain(x).reason == "a call by torch.func.vmap failed"

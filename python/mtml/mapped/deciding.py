@@ -63,9 +63,9 @@ def decide(fn: Function, given: Arguments, randomness: str, fuse: bool, settle: 
     notes, noted = noting(fn)
     results = [of_task(noted, given, 0, row, randomness)]
     results = in_turn(fn, given, randomness, results, FEW)
-    why = effect(reach) or (
-        "a run of it changes what it reads or is given" if state_of(reach, given.tensors()) != before else None
-    )
+    why = effect(reach)
+    if why is None and state_of(reach, given.tensors()) != before:
+        why = "a run of it changes what it reads or is given"
     if why is not None:
         return Decided(Choice(TaskMapExplanation("loop", f"{why}, so it runs for every task")), results)
     few, expected = given.first(len(results)), stacked(results)
@@ -103,17 +103,17 @@ def _fused(
     why = few.unwatched() or unwatched(reach)
     if why is not None:
         return why
+    one = perturbed(few.first(1))
     try:
         fused = FusedLoop(recognised(notes, results[0], reach.contents.modules), row, few, _tensors(reach))
         engine = fused.explain(few)
+        if engine.path == "general":
+            return "; ".join(engine.reasons) or engine.reason
+        other = difference(stacked(results), fused(few)) or difference(stacked(in_turn(fn, one, "error")), fused(one))
     except Unknown as unknown:
         return str(unknown)
-    except (ValueError, TypeError, RuntimeError) as error:  # what MAML does not take
+    except (ValueError, TypeError, RuntimeError) as error:  # what MAML does not take, and the function may
         return f"mtml.MAML does not take it: {error}"
-    if engine.path == "general":
-        return "; ".join(engine.reasons) or engine.reason
-    one = perturbed(few.first(1))
-    other = difference(stacked(results), fused(few)) or difference(stacked(in_turn(fn, one, "error")), fused(one))
     if other is not None:
         return f"it looks like {fused}, but {other}"
     words = TaskMapExplanation(

@@ -32,9 +32,9 @@ def task_map(fn: Callable[..., Any], in_dims: Dims = 0, *, randomness: str = "er
     tasks and differentiable to all that `fn` is. It runs in one of three ways, in this order:
 
     - "fused": where the body is a known inner loop, all tasks run as one call of `mtml.MAML`. Known are bodies that
-      take gradient steps on a module (torch.autograd.grad or torch.func.grad, with torch.func.functional_call), with
-      rates that are numbers or tensors, and return the query loss, where losses and module are of those that MAML
-      fuses. They are recognised by what a run of them computes.
+      take gradient steps on a module (torch.autograd.grad or torch.func.grad with torch.func.functional_call, or
+      `MAML.clone` and `adapt`), with rates that are numbers or tensors, and return the query loss alone, where losses
+      and module are of those that MAML fuses. They are recognised by what a run of them computes.
     - "vmap": torch.func.vmap, where it is faster. Bodies with torch.func.grad can, those with torch.autograd.grad
       cannot.
     - "loop": one task after another. Always right: data-dependent control flow, state, hooks, randomness.
@@ -43,8 +43,10 @@ def task_map(fn: Callable[..., Any], in_dims: Dims = 0, *, randomness: str = "er
     three tasks in turn. The other ways are held against that: results, and gradients of all that they are
     differentiable to, must agree (the engine's on other numbers as well); in float64 to 1e-9, in float32 to 1e-3 of the
     largest number. Then vmap and loop are timed. What a function reads by name (globals, closures, attributes, the
-    module) is watched, and a change makes the next call choose anew. A function whose code or run shows effects (it
-    prints, counts, logs, draws random numbers, updates running statistics) runs in the loop, and for each task once.
+    module) is watched, and a change makes the next call choose anew; what changes all the time is best a tensor, as an
+    argument or changed in place. A function whose code or run shows effects (it prints, counts, logs, draws random
+    numbers, updates running statistics), or that has such objects as loggers within reach, runs in the loop, and for
+    each task once.
 
     Under torch.func transforms and in forward mode `fn` runs in the loop; under torch.compile a call ends the graph.
 
@@ -115,8 +117,22 @@ class TaskMap:
         if choice.fused is not None:
             return choice.fused(given)
         if choice.way == "vmap":
-            return vmapped(self.fn, given, self.randomness)
+            return self._vmapped(given)
         return stacked(in_turn(self.fn, given, self.randomness, done))
+
+    def _vmapped(self, given: Arguments) -> Any:
+        """By torch.func.vmap; where it fails at a later call than the first, in the loop from then on."""
+        try:
+            return vmapped(self.fn, given, self.randomness)
+        except Exception as error:  # the function's own errors are raised once more below
+            if self.way == "vmap":
+                raise
+            why = f"{type(error).__name__}: {error}"
+        found = stacked(in_turn(self.fn, given, self.randomness))
+        self._choices[_key(given)] = Choice(
+            TaskMapExplanation("loop", "a call by torch.func.vmap failed", not_vmap=why)
+        )
+        return found
 
     def explain(self, *args: Any, **kwargs: Any) -> TaskMapExplanation:
         """Print and return how calls with such arguments run, and why; it runs the function on a few of the tasks."""
@@ -131,7 +147,7 @@ class TaskMap:
             return Decided(
                 self._checked(Choice(TaskMapExplanation("loop", "the call is inside a transform or a mode")))
             )
-        key = given.signature(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _autocast()
+        key = _key(given)
         choice = self._choices.get(key)
         if choice is not None and choice.holds(given):
             return Decided(self._checked(choice))
@@ -154,6 +170,11 @@ class TaskMap:
             why = choice.explanation.not_fused or choice.explanation.reason
             raise BackendUnavailable(f"way='fused': the function is not fused: {why}; way='auto' takes another way")
         return choice
+
+
+def _key(given: Arguments) -> Hashable:
+    """What decides how a call is run."""
+    return given.signature(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _autocast()
 
 
 def _autocast() -> Hashable:
