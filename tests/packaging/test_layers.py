@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mtml.paths",),
     ("mtml.adapted", "mtml.clone"),
     ("mtml.algorithms", "mtml.head_losses", "mtml.multihead.heads"),
-    ("mtml.weighting", "mtml.balance"),
+    ("mtml.weighting", "mtml.balance", "mtml.mapped"),
     ("mtml.multihead",),
     ("mtml",),
     ("mtml.train",),
