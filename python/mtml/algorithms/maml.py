@@ -16,6 +16,7 @@ from mtml.inner_lr import InnerLR
 from mtml.params import ParamsArg, aliases, by_first_name, select
 from mtml.paths.batch import Batch, Parts, unpacked, weights_list
 from mtml.paths.fused import Fused
+from mtml.paths.half import Narrowed
 from mtml.paths.path import Path
 from mtml_kernels.batch_norm import per_step_names, step_rows
 from mtml_kernels.checks import check_steps
@@ -167,7 +168,7 @@ class MAML(ModelLearner):
         named = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         masks = options.get("support_mask"), options.get("query_mask")
         path, batch = self._apart(unpacked(sx, sy, qx, qy, *masks, self), options)
-        if isinstance(path, Fused):
+        if isinstance(path.path if isinstance(path, Narrowed) else path, Fused):
             found = path(batch).adapted
             tasks = batch.tasks
             return {n: found[n] if n in found else p.new_zeros(tasks, *p.shape) for n, p in named.items()}
