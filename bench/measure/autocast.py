@@ -32,15 +32,20 @@ def _under_autocast(prepared: Prepared) -> Prepared:
     return Prepared(run, prepared.result)
 
 
-def _ways(w: Workload, seed: int) -> dict[str, Prepared]:
-    """Both precisions of ours, and both of a loop's kinds of user, on the network and data of a seed."""
-    half = workloads.make_network(w, torch.float32, "cpu", seed).to(torch.bfloat16)
+def _rounded(w: Workload, provider: str, dtype: torch.dtype, seed: int) -> Prepared:
+    """On network and data that are rounded to bfloat16."""
+    net = workloads.make_network(w, torch.float32, "cpu", seed).to(torch.bfloat16).to(dtype)
     data = workloads.make_data(w, torch.float32, "cpu", seed)
-    rounded: Any = tuple(t.to(torch.bfloat16) if t.is_floating_point() else t for t in data)
+    given: Any = tuple(t.to(torch.bfloat16).to(dtype) if t.is_floating_point() else t for t in data)
+    return providers.load(provider)(w, net, given)
+
+
+def _ways(w: Workload, seed: int) -> dict[str, Prepared]:
+    """What is compared, on the network and data of a seed."""
     return {
         FLOAT32: prepare(w, "mtml", torch.float32, "cpu", seed),
         AUTOCAST: _under_autocast(prepare(w, "mtml", torch.float32, "cpu", seed)),
-        BFLOAT16: providers.load("mtml")(w, half, rounded),
+        BFLOAT16: _rounded(w, "mtml", torch.bfloat16, seed),
         LOOP: _under_autocast(prepare(w, "loop", torch.float32, "cpu", seed)),
     }
 
@@ -50,9 +55,10 @@ def _errors(w: Workload) -> dict[str, float]:
     found: dict[str, list[float]] = {name: [] for name in (FLOAT32, AUTOCAST, BFLOAT16, LOOP)}
     for seed in range(SEEDS):
         exact = outcome(prepare(w, "loop", torch.float64, "cpu", seed))
-        truth = Truth(exact, exact, 0.0)
+        of_rounded = outcome(_rounded(w, "loop", torch.float64, seed))
         for name, prepared in _ways(w, seed).items():
-            found[name].append(truth.judge(outcome(prepared)).error)
+            truth = of_rounded if name == BFLOAT16 else exact
+            found[name].append(Truth(truth, truth, 0.0).judge(outcome(prepared)).error)
     return {name: statistics.median(errors) for name, errors in found.items()}
 
 

@@ -28,6 +28,7 @@ from mtml_kernels.precision import cast
 from tests.cases.compiled import whole_graph
 
 T, S, Q, D, C = 3, 5, 4, 6, 3
+F32 = torch.float32
 HALVES = [torch.bfloat16, torch.float16]
 NET = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, C))
 PROGRAM = trace(NET, [(D,)])
@@ -262,6 +263,27 @@ def test_under_torch_compile(name: str, half: bool) -> None:
         for r in (found, want)
     ]
     torch.testing.assert_close(*([g for g in gs if g is not None] for gs in grads), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["task_linear", "task_conv2d", "linear_multihead_loss"])
+def test_derivatives_by_formulas_under_autocast(name: str) -> None:
+    """Forward mode, and a backward pass that is recorded, run PyTorch's operations in place of the backends."""
+    t = tensors()
+    tangent = torch.ones_like(t["x"])
+
+    def pushed() -> Tensor:
+        return torch.func.jvp(lambda x: CALLS[name](t | {"x": x}), (t["x"].detach(),), (tangent,))[1]
+
+    def recorded() -> Tensor:
+        (g,) = torch.autograd.grad(CALLS[name](t).square().sum(), t["x"], create_graph=True)
+        return g
+
+    for derivative in (pushed, recorded):
+        want = derivative()
+        with autocast():
+            found = derivative()
+        assert found.dtype == F32
+        torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
 
 
 def test_second_derivatives_of_the_building_blocks() -> None:

@@ -203,6 +203,13 @@ def test_a_model_that_changes_its_dtype_is_followed() -> None:
         assert ("is how tensors are stored" in explanation.reason) == (dtype in (BF16, F16))
 
 
+def test_what_is_said_of_the_general_path_in_half_precision() -> None:
+    maml, data = mtml.MAML(net().to(BF16), 0.1, loss="mse", backend="general"), to(values(), BF16)
+    assert maml.explain(data).path == "general"
+    with autocast():
+        assert maml.explain(data).path == "general"
+
+
 def test_models_of_several_dtypes_under_autocast() -> None:
     model = net(normed=True)
     model[0].to(BF16)

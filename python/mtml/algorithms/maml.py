@@ -41,6 +41,11 @@ class MAML(ModelLearner):
     Models of known layers run in the fused engine (`explain` says which layers those are), everything else in PyTorch
     operations with the same results (one `FallbackWarning` says so).
 
+    Half precision is how tensors are stored: a fused model in float16 or bfloat16 adapts in float32, and results come
+    in its dtype, rounded once. Under torch.autocast a fused call computes in float32 what a plain loop rounds; data may
+    be of half precision beside a float32 model then, and losses and outputs are float32. float64 stays float64. On the
+    general path modules run as autocast has them.
+
     The model and everything given here may change between two calls: the next call takes them as they are. Only what no
     name in the forward's code shows (a file, the environment, thread-local state) is noticed late, by tracing the model
     again after 64 calls, then after 4 times as many, and so on.

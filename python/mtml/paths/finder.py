@@ -222,7 +222,8 @@ class PathFinder:
         stored = self.tensors[program.params[0].name].dtype
         if self.autocast() is not None:
             return torch.float32 if mixes(stored) else stored
-        return _computed(self.requested(), self.device_type, stored)
+        asked = self.requested()  # `explain` tells of the general path, too, what another would do
+        return _computed("auto" if asked == GENERAL else asked, self.device_type, stored)
 
     def _fits(self, dtype: torch.dtype, program: Program) -> bool:
         """Whether data of a dtype goes with the program's parameters: theirs, or what autocast mixes with it."""
