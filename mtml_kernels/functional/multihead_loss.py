@@ -84,9 +84,9 @@ def multihead_loss(
     Semantics", 2018 (what such losses are for).
     """
     if float32_call(_computed, backend, first := _first(logits), logits, targets):
-        given = cast((logits, targets, kinds), torch.float32)
+        given = cast((logits, targets), torch.float32)
         weights: Any = {"sample_weights": sample_weights, "class_weights": class_weights, "pos_weights": pos_weights}
-        return multihead_loss(*given, **weights, backend=backend).to(result_dtype(first))
+        return multihead_loss(*given, kinds, **weights, backend=backend).to(result_dtype(first))
     found = _prepare(backend, logits, targets, kinds, sample_weights, class_weights, pos_weights)
     if found is None:
         return torch.zeros(0)
@@ -125,9 +125,9 @@ def multihead_loss_and_gradients(
     Paper: Sener, Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018 (a use of the gradients).
     """
     if float32_call(_computed, backend, first := _first(logits), logits, targets):
-        given = cast((logits, targets, kinds), torch.float32)
+        given = cast((logits, targets), torch.float32)
         weights: Any = {"sample_weights": sample_weights, "class_weights": class_weights, "pos_weights": pos_weights}
-        losses, gradients = multihead_loss_and_gradients(*given, **weights, backend=backend)
+        losses, gradients = multihead_loss_and_gradients(*given, kinds, **weights, backend=backend)
         own = [logits] if isinstance(logits, Tensor) else logits
         pairs = zip(gradients, own, strict=True)
         return losses.to(result_dtype(first)), [g.to(z.dtype) for g, z in pairs]
