@@ -69,7 +69,7 @@ class Fused:
 
     def tensors(self) -> list[Tensor]:
         """The program's parameters in the dtype that is computed in."""
-        return [t.to(self.dtype) for t in self.params] if self.copies else self.params
+        return [t.to(self.dtype) for t in self.params]
 
     def low_rank(self, sizes: Sizes) -> int:
         """How many weights are held as the shared ones plus a low-rank correction for each task, in training."""
@@ -112,7 +112,7 @@ class Fused:
         lr = self.rates.constant
         if lr is None:
             lr = self.rates()
-        params, rule = self.tensors(), _NO_RULE
+        params, rule = self.tensors() if self.copies else self.params, _NO_RULE
         if self.rule is not None or batch.extras is not None:
             params, rule = self._starts(batch, params), self._rule(batch)
         try:
