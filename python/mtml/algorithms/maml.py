@@ -16,6 +16,7 @@ from mtml.inner_lr import InnerLR
 from mtml.params import ParamsArg, aliases, by_first_name, select
 from mtml.paths.batch import Batch, Parts, unpacked, weights_list
 from mtml.paths.fused import Fused
+from mtml.paths.half import Narrowed
 from mtml.paths.path import Path
 from mtml_kernels.batch_norm import per_step_names, step_rows
 from mtml_kernels.checks import check_steps
@@ -39,6 +40,11 @@ class MAML(ModelLearner):
 
     Models of known layers run in the fused engine (`explain` says which layers those are), everything else in PyTorch
     operations with the same results (one `FallbackWarning` says so).
+
+    Half precision is how tensors are stored: a fused model in float16 or bfloat16 adapts in float32, and results come
+    in its dtype, rounded once. Under torch.autocast a fused call computes in float32 what a plain loop rounds; data may
+    be of half precision beside a float32 model then, and losses and outputs are float32. float64 stays float64. On the
+    general path modules run as autocast has them.
 
     The model and everything given here may change between two calls: the next call takes them as they are. Only what no
     name in the forward's code shows (a file, the environment, thread-local state) is noticed late, by tracing the model
@@ -167,7 +173,7 @@ class MAML(ModelLearner):
         named = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         masks = options.get("support_mask"), options.get("query_mask")
         path, batch = self._apart(unpacked(sx, sy, qx, qy, *masks, self), options)
-        if isinstance(path, Fused):
+        if isinstance(path.path if isinstance(path, Narrowed) else path, Fused):
             found = path(batch).adapted
             tasks = batch.tasks
             return {n: found[n] if n in found else p.new_zeros(tasks, *p.shape) for n, p in named.items()}
