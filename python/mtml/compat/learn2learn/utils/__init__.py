@@ -1,0 +1,5 @@
+"""learn2learn.utils."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
