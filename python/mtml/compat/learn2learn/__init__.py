@@ -21,20 +21,23 @@ from mtml.compat.learn2learn.utils import __all__ as _UTILS
 
 if TYPE_CHECKING:
     from mtml.compat.learn2learn import algorithms, nn, optim, utils, vision
+    from mtml.compat.learn2learn.batched import meta_loss
 
 __version__ = "0.2.1"  # of the original, whose names these are
 
 _MODULES = ("algorithms", "data", "nn", "optim", "utils", "vision")
-_ABSENT = {"gym": "reinforcement learning", "text": "text data sets"}
-__all__ = ["__version__", "algorithms", "data", "nn", "optim", "utils", "vision", *_UTILS]  # noqa: F405
+_ABSENT = {"gym": "environments for reinforcement learning", "text": "data sets of text"}
+__all__ = ["__version__", "algorithms", "data", "meta_loss", "nn", "optim", "utils", "vision", *_UTILS]  # noqa: F405
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
+    if name == "meta_loss":
+        return import_module(f"{__name__}.batched").meta_loss
     if name in _ABSENT:
         raise AttributeError(
-            f"learn2learn.{name}: {_ABSENT[name]} are not part of mtml.compat; use the original learn2learn for them"
+            f"learn2learn.{name}: {_ABSENT[name]} are not part of mtml.compat; install the original for them"
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__all__ = ["benchmarks", "datasets", "models", "transforms"]  # noqa: F822  # imported when first used
+__all__ = ["benchmarks", "datasets", "models", "transforms"]  # imported when first used
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,43 @@
+"""What wraps a module and stands for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["BaseLearner"]
+
+
+class BaseLearner(nn.Module):
+    """A module around `module`, whose attributes are found on it too: for learners of one's own.
+
+    Example:
+        >>> import torch
+        >>> from mtml.compat.learn2learn.algorithms import BaseLearner
+        >>> BaseLearner(torch.nn.Linear(2, 1)).in_features
+        2
+    """
+
+    module: Any
+
+    def __init__(self, module: nn.Module | None = None) -> None:
+        super().__init__()
+        self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            modules = self.__dict__.get("_modules", {})
+            if modules.get("module") is None:
+                raise
+            return getattr(modules["module"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's."""
+        return self.module(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was made for it and is made anew when it is missing."""
+        return {name: value for name, value in self.__dict__.items() if name != "_engine"}
