@@ -6,7 +6,18 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["BaseLearner"]
+from mtml.wrappers import refuse_data_parallel
+
+__all__ = ["BaseLearner", "check_model"]
+
+
+def check_model(name: str, model: Any) -> None:
+    """Raise TypeError for what is no module, or one in DistributedDataParallel."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name}: expected an nn.Module, got {type(model).__name__}")
+    refuse_data_parallel(
+        name, model, "call mtml.distributed.average_gradients(learner.parameters()) between backward and step"
+    )
 
 
 class BaseLearner(nn.Module):

@@ -10,7 +10,6 @@ from torch.nn.parallel import DataParallel
 
 from mtml.algorithms.base import CallOptions, Loss
 from mtml.algorithms.maml import MAML as Batched
-from mtml_kernels.batch_norm import tracks
 
 __all__ = ["bare", "batch_losses"]
 
@@ -29,23 +28,23 @@ def batch_losses(
     options: CallOptions,
     *,
     allow_unused: bool,
+    batch_norm: str,
     update: Callable[..., Any] | None = None,
 ) -> Tensor:
     """The query losses [T] of a batch (sx, sy, qx, qy) by the learner's engine."""
     if options.get("first_order") is None:
         options["first_order"] = bool(learner.first_order)
-    engine = _engine(learner, lr, losses, update)
+    engine = _engine(learner, lr, losses, batch_norm, update)
     engine.allow_unused = allow_unused
     return engine.meta_loss(*tasks, **options)
 
 
 def _engine(
-    learner: nn.Module, lr: Any, losses: tuple[Loss, Loss | None], update: Callable[..., Any] | None
+    learner: nn.Module, lr: Any, losses: tuple[Loss, Loss | None], batch_norm: str, update: Callable[..., Any] | None
 ) -> Batched:
     """The learner's own, made where there is none for its model and losses."""
     model = bare(learner.module)
-    mode = "track" if tracks(model) else "module"  # running statistics move as in the loop over tasks
-    key = (model, *losses, update)
+    key = (model, *losses, update, batch_norm)
     kept = learner.__dict__.get("_engine")
     if kept is None or any(a is not b for a, b in zip(kept[0], key, strict=True)) or _other_kind(kept[1].lr, lr):
         new = Batched(
@@ -53,13 +52,13 @@ def _engine(
             lr,
             loss=losses[0],
             query_loss=losses[1],
-            batch_norm=mode,
+            batch_norm=batch_norm,
             update=update,
             backend="auto" if update is None else "general",
         )
         kept = learner.__dict__["_engine"] = key, new
     engine: Batched = kept[1]
-    engine.lr, engine.batch_norm = lr, mode
+    engine.lr = lr
     return engine
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from mtml.algorithms.base import CallOptions, Loss
 from mtml.clone import Held, clone_module, inner_gradients, shallow
+from mtml.compat.learn2learn.algorithms.base_learner import check_model
 from mtml.compat.learn2learn.algorithms.engine import bare, batch_losses
 from mtml.compat.learn2learn.optim.parameter_update import ParameterUpdate
 from mtml.compat.learn2learn.optim.update_rules import DifferentiableSGD
-from mtml.wrappers import refuse_data_parallel
 
 __all__ = ["GBML"]
 
@@ -59,7 +59,7 @@ class GBML(nn.Module):
         compute_update: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        refuse_data_parallel("module", module)
+        check_model("module", module)
         self.module = module
         self.transform = transform
         self.adapt_transform = adapt_transform
@@ -148,6 +148,7 @@ class GBML(nn.Module):
         steps: int = 1,
         loss: Loss = "cross_entropy",
         query_loss: Loss | None = None,
+        batch_norm: str = "module",
         **options: Unpack[CallOptions],
     ) -> Tensor:
         """The query loss of every task [T] in one call, as `MAML.meta_loss`; on the general path, all tasks at once.
@@ -166,7 +167,9 @@ class GBML(nn.Module):
         if rule is None or rule.compute_update is not self.compute_update or rule.model is not self.module:
             rule = _Rule(self.compute_update, self.module)
         tasks, losses = (sx, sy, qx, qy), (loss, query_loss)
-        return batch_losses(self, self.lr, tasks, losses, options, allow_unused=self.allow_unused, update=rule)
+        return batch_losses(
+            self, self.lr, tasks, losses, options, allow_unused=self.allow_unused, update=rule, batch_norm=batch_norm
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was made for it and is made anew when it is missing."""

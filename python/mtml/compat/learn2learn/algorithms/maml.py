@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from mtml.algorithms.base import CallOptions, Loss
 from mtml.clone import Held, clone_module, descend, inner_gradients, shallow, step_rates
-from mtml.compat.learn2learn.algorithms.base_learner import BaseLearner
+from mtml.compat.learn2learn.algorithms.base_learner import BaseLearner, check_model
 from mtml.compat.learn2learn.algorithms.engine import batch_losses
 from mtml.compat.learn2learn.utils import update_module
 from mtml.inner_lr import InnerLR
-from mtml.wrappers import refuse_data_parallel
 from mtml_kernels.checks import check_finite
 
 __all__ = ["MAML", "maml_update"]
@@ -86,9 +85,7 @@ class MAML(BaseLearner):
         allow_unused: bool | None = None,
         allow_nograd: bool = False,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-        refuse_data_parallel("model", model)
+        check_model("model", model)
         if isinstance(lr, float | int):
             check_finite("lr", lr)
         super().__init__(model)
@@ -170,6 +167,7 @@ class MAML(BaseLearner):
         steps: int = 1,
         loss: Loss = "cross_entropy",
         query_loss: Loss | None = None,
+        batch_norm: str = "module",
         **options: Unpack[CallOptions],
     ) -> Tensor:
         """The query loss of every task [T], as the loop over tasks computes it, in one call of the batched engine.
@@ -178,13 +176,17 @@ class MAML(BaseLearner):
             sx, sy, qx, qy: a batch of tasks, sx [T, S, ...] and so on, as `mtml.MAML` takes them.
             steps: inner gradient steps.
             loss, query_loss: what the loop computes from outputs and targets, such as the `nn.CrossEntropyLoss()`.
+            batch_norm: as of `mtml.MAML`. "module": running statistics stay as they are, on which no result depends
+                in train mode; "track": they move as in the loop, for who calls `eval()` later, on a slower path.
             options: further ones of `mtml.MAML.meta_loss`.
 
         Parameters that require no grad stay as they are, with and without `allow_nograd`.
         """
         options["steps"] = steps
         tasks, losses = (sx, sy, qx, qy), (loss, query_loss)
-        return batch_losses(self, self._rate(), tasks, losses, options, allow_unused=self.allow_unused)
+        return batch_losses(
+            self, self._rate(), tasks, losses, options, allow_unused=self.allow_unused, batch_norm=batch_norm
+        )
 
     def _rate(self) -> Any:
         lr = self.lr

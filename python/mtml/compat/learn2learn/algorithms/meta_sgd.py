@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from mtml.algorithms.base import CallOptions, Loss
 from mtml.clone import Held, clone_module, inner_gradients, shallow
-from mtml.compat.learn2learn.algorithms.base_learner import BaseLearner
+from mtml.compat.learn2learn.algorithms.base_learner import BaseLearner, check_model
 from mtml.compat.learn2learn.algorithms.engine import bare, batch_losses
 from mtml.compat.learn2learn.utils import clone_parameters
-from mtml.wrappers import refuse_data_parallel
 
 __all__ = ["MetaSGD", "meta_sgd_update"]
 
@@ -74,7 +73,7 @@ class MetaSGD(BaseLearner):
     def __init__(
         self, model: nn.Module, lr: float = 1.0, first_order: bool = False, lrs: Iterable[Tensor] | None = None
     ) -> None:
-        refuse_data_parallel("model", model)
+        check_model("model", model)
         super().__init__(model)
         if lrs is None:
             lrs = nn.ParameterList([nn.Parameter(torch.ones_like(p) * lr) for p in model.parameters()])
@@ -108,10 +107,13 @@ class MetaSGD(BaseLearner):
         steps: int = 1,
         loss: Loss = "cross_entropy",
         query_loss: Loss | None = None,
+        batch_norm: str = "module",
         **options: Unpack[CallOptions],
     ) -> Tensor:
         """The query loss of every task [T], in one call of the batched engine: as `MAML.meta_loss`."""
         options["steps"] = steps
         pairs = zip(bare(self.module).named_parameters(), self.lrs, strict=True)
         rates = {name: lr for (name, p), lr in pairs if p.requires_grad}
-        return batch_losses(self, rates, (sx, sy, qx, qy), (loss, query_loss), options, allow_unused=False)
+        return batch_losses(
+            self, rates, (sx, sy, qx, qy), (loss, query_loss), options, allow_unused=False, batch_norm=batch_norm
+        )
