@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from bench.measure.timing import Timing, interleave
 from bench.workloads import WORKLOADS, make_data, make_network
 
-__all__ = ["ENGINE", "ORIGINAL", "OURS", "Comparison", "libraries", "measure"]
+__all__ = ["ENGINE", "ORIGINAL", "OURS", "Comparison", "error_of", "libraries", "measure"]
 
 ORIGINAL, OURS, ENGINE = "original", "mtml.compat", "batched engine"
 TOLERANCE = 1e-9  # of losses and gradients in float64
@@ -84,7 +84,7 @@ def measure(library: str, original: str | None, seconds: float, steps: int) -> C
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        error = _error(ways, steps)
+        error = error_of(ways, steps)
         runs = {name: _run(*way, torch.float32, steps)[0] for name, way in ways.items()}
         return Comparison(library, interleave(runs, seconds, clock=time.thread_time), error, steps)
     finally:
@@ -124,7 +124,7 @@ def _run(
     return run, model
 
 
-def _error(ways: dict[str, tuple[Any, Any]], steps: int) -> float:
+def error_of(ways: dict[str, tuple[Any, Any]], steps: int) -> float:
     """The largest difference of a way's loss or gradients from the first's, relative to the first's."""
     found = []
     for build, package in ways.values():

@@ -52,7 +52,7 @@ def test_a_learned_rate() -> None:
     model, batch = mlp(3, 6, 2), regression()
     rate = nn.Parameter(torch.tensor([0.1], dtype=torch.float64))
     maml = l2l.algorithms.MAML(model, rate)
-    assert [name for name, _ in maml.named_parameters()][0] == "lr"
+    assert next(name for name, _ in maml.named_parameters()) == "lr"
     got, want = loop(maml, batch, 2), oracle(model, batch, F.mse_loss, lambda n, k: rate, 2).loss
     assert_same(got, want)
     assert_same(gradients(got, list(maml.parameters())), gradients(want, list(maml.parameters())))
@@ -214,7 +214,7 @@ def test_errors() -> None:
         learner.adapt(learner(torch.ones(1, 3, dtype=torch.float64)))
     with pytest.raises(RuntimeError, match="does not require grad"):
         learner.adapt(torch.zeros(()))
-    with pytest.raises(TypeError, match="model: expected an nn.Module, got function"):
+    with pytest.raises(TypeError, match=r"model: expected an nn.Module, got function"):
         l2l.algorithms.MAML(F.relu, 0.1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="lr"):
         l2l.algorithms.MAML(model, float("nan"))

@@ -34,7 +34,7 @@ def meta_loss(learner: MAML | MetaSGD | GBML, *tasks: Any, **options: Any) -> Te
     """
     if not isinstance(learner, MAML | MetaSGD | GBML):
         raise TypeError(
-            f"learner: expected learn2learn's MAML, MetaSGD or GBML, got {type(learner).__name__}; for another model or "
-            "inner loop see mtml.MAML, which takes the same batch"
+            f"learner: expected learn2learn's MAML, MetaSGD or GBML, got {type(learner).__name__}; a model and another "
+            "inner loop go into mtml.MAML, which takes the same batch"
         )
     return learner.meta_loss(*tasks, **options)

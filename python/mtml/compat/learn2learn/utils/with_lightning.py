@@ -20,7 +20,7 @@ def pytorch_lightning() -> Any:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name not in ("pytorch_lightning", "lightning"):
+            if error.name not in (*NAMES, "lightning"):  # but something that it needs
                 raise
     raise ImportError(
         "learn2learn's Lightning classes need PyTorch Lightning, which is not installed; pip install lightning, or "

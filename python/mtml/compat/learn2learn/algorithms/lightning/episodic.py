@@ -61,10 +61,7 @@ class LightningEpisodicModule(_lightning.LightningModule):  # type: ignore[misc]
     )
 
     def _take(self, given: dict[str, Any]) -> None:
-        """Set the options given, and save all as hyper-parameters. Raises TypeError for what is none."""
-        unknown = [name for name in given if name not in (*self.OPTIONS, "data_parallel")]
-        if unknown:
-            raise TypeError(f"{unknown[0]}: expected one of {', '.join((*self.OPTIONS, 'data_parallel'))}")
+        """Set the options given, and save all as hyper-parameters. Others pass: scripts hand over all arguments."""
         for name in self.OPTIONS:
             setattr(self, name, given.get(name, getattr(type(self), name)))
         self.data_parallel = bool(given.get("data_parallel", False)) and torch.cuda.device_count() > 1
