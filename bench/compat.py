@@ -7,6 +7,8 @@ A provider is a module ``bench/compat_<library>.py`` with
   which a backward reaches the model's parameters;
 - ``engine(package, model, tasks, lr, steps)``: the same by ours's one line for the batched engine;
 - ``original(path) -> package``, where the source tree cannot simply be put on ``sys.path``.
+
+Beside them runs the same loop over tasks without any library: what no library that is called task by task can beat.
 """
 
 from __future__ import annotations
@@ -22,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.measure.timing import Timing, interleave
 from bench.workloads import WORKLOADS, make_data, make_network
 
-__all__ = ["ENGINE", "ORIGINAL", "OURS", "Comparison", "error_of", "libraries", "measure"]
+__all__ = ["ENGINE", "FLOOR", "ORIGINAL", "OURS", "Comparison", "error_of", "floor", "libraries", "measure"]
 
-ORIGINAL, OURS, ENGINE = "original", "mtml.compat", "batched engine"
+ORIGINAL, OURS, FLOOR, ENGINE = "original", "mtml.compat", "no library", "batched engine"
 TOLERANCE = 1e-9  # of losses and gradients in float64
 HERE = Path(__file__).resolve().parent
 
@@ -80,7 +83,7 @@ def measure(library: str, original: str | None, seconds: float, steps: int) -> C
     package = _original(library, provider, original)
     ours = importlib.import_module(f"mtml.compat.{library}")
     ways: dict[str, tuple[Any, Any]] = {} if package is None else {ORIGINAL: (provider.step, package)}
-    ways |= {OURS: (provider.step, ours), ENGINE: (provider.engine, ours)}
+    ways |= {OURS: (provider.step, ours), FLOOR: (floor, None), ENGINE: (provider.engine, ours)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -89,6 +92,27 @@ def measure(library: str, original: str | None, seconds: float, steps: int) -> C
         return Comparison(library, interleave(runs, seconds, clock=time.thread_time), error, steps)
     finally:
         torch.set_num_threads(threads)
+
+
+def floor(package: None, model: nn.Module, tasks: tuple[Tensor, ...], lr: float, steps: int) -> Callable[[], Tensor]:
+    """The loop over tasks on a perceptron's tensors alone, in the fewest operations that autograd knows for it."""
+
+    def output(params: list[Tensor], x: Tensor) -> Tensor:
+        for i in range(0, len(params), 2):
+            x = F.linear(x if i == 0 else F.relu(x), params[i], params[i + 1])
+        return x
+
+    def forward() -> Tensor:
+        losses = []
+        for sx, sy, qx, qy in zip(*tasks, strict=True):
+            params = [p.clone() for p in model.parameters()]
+            for _ in range(steps):
+                grads = torch.autograd.grad(F.mse_loss(output(params, sx), sy), params, create_graph=True)
+                params = [torch.add(p, g, alpha=-lr) for p, g in zip(params, grads, strict=True)]
+            losses.append(F.mse_loss(output(params, qx), qy))
+        return torch.stack(losses).mean()
+
+    return forward
 
 
 def _original(library: str, provider: Any, path: str | None) -> Any:

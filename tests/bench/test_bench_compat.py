@@ -51,6 +51,7 @@ def test_bad_arguments(words: list[str], message: str, capsys: pytest.CaptureFix
 
 def test_loop_and_engine_have_the_same_gradients() -> None:
     ways = {"loop": (compat_learn2learn.step, l2l), "engine": (compat_learn2learn.engine, l2l)}
+    ways["floor"] = (compat.floor, None)
     assert compat.error_of(ways, 2) < 1e-12
 
 

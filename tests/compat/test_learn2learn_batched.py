@@ -99,10 +99,14 @@ def test_running_statistics(mode: str, recwarn: pytest.WarningsRecorder) -> None
 def test_the_engine_is_kept_and_follows_changes() -> None:
     maml, batch = l2l.algorithms.MAML(mlp(3, 6, 2), 0.1), regression()
     maml.meta_loss(*batch, steps=2, loss="mse")
-    engine = maml.__dict__["_engine"][1]
+    engine = maml.__dict__["_engine"]
     maml.lr = 0.3
     assert_same(maml.meta_loss(*batch, steps=1, loss="mse"), loop(maml, batch, 1))
-    assert maml.__dict__["_engine"][1] is engine
+    assert maml.__dict__["_engine"] is engine
+    for power in (2, 3):  # a function made anew for every call
+        loss = lambda out, y, power=power: (out - y).abs().pow(power).mean()  # noqa: E731
+        assert_same(maml.meta_loss(*batch, steps=1, loss=loss), loop(maml, batch, 1, loss))
+        assert maml.__dict__["_engine"] is engine
     maml.first_order = True
     want = gradients(loop(maml, batch, 2), list(maml.parameters()))
     assert_same(gradients(maml.meta_loss(*batch, steps=2, loss="mse"), list(maml.parameters())), want)

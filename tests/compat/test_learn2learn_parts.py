@@ -36,7 +36,7 @@ def test_all_names_are_there() -> None:
 
 
 def test_what_is_not_here_says_so() -> None:
-    with pytest.raises(AttributeError, match="gym: environments .* are not part of mtml.compat; install the original"):
+    with pytest.raises(AttributeError, match=r"gym: environments .* are not part of mtml.compat; install the original"):
         _ = l2l.gym
     with pytest.raises(AttributeError, match="SVClassifier: it needs the solver qpth"):
         _ = l2l.nn.SVClassifier
@@ -212,7 +212,7 @@ def test_learnable_optimizer_has_the_hypergradient() -> None:
     assert_same(scale.grad.item(), -0.1 * grads[0] * grads[1])
     assert net.weight.item() == pytest.approx(w0 - 0.1 * grads[0])
     assert optimizer.step(lambda: torch.tensor(3.0)) == 3
-    with pytest.raises(TypeError, match="model: expected an nn.Module"):
+    with pytest.raises(TypeError, match=r"model: expected an nn.Module"):
         l2l.optim.LearnableOptimizer([], None)  # type: ignore[arg-type]
 
 
@@ -269,7 +269,7 @@ def test_metamodule_and_parameter_transform() -> None:
     assert [p for p in meta.parameters() if p.requires_grad and not any(p is q for q in own)] == []
     bare = meta.module()
     assert [type(m) for m in bare] == [nn.Linear, nn.ReLU, nn.Sequential] and type(bare[2][0]) is nn.Linear
-    with pytest.raises(ValueError, match="without layers of its own, got one with '0.weight'"):
+    with pytest.raises(ValueError, match=r"without layers of its own, got one with '0.weight'"):
         l2l.nn.ParameterTransform(bare, lambda p: l2l.nn.Scale(p.shape))
     failing = l2l.nn.ParameterTransform(nn.Linear(3, 4), lambda p: l2l.nn.Scale(p.shape))
     with pytest.raises(RuntimeError):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
-from mtml.algorithms.base import CallOptions, Loss
+from mtml.algorithms.base import Loss
 from mtml.algorithms.maml import MAML as Batched
 
 __all__ = ["bare", "batch_losses"]
@@ -25,7 +25,7 @@ def batch_losses(
     lr: Any,
     tasks: tuple[Any, Any, Any, Any],
     losses: tuple[Loss, Loss | None],
-    options: CallOptions,
+    options: dict[str, Any],
     *,
     allow_unused: bool,
     batch_norm: str,
@@ -34,32 +34,25 @@ def batch_losses(
     """The query losses [T] of a batch (sx, sy, qx, qy) by the learner's engine."""
     if options.get("first_order") is None:
         options["first_order"] = bool(learner.first_order)
-    engine = _engine(learner, lr, losses, batch_norm, update)
+    given = {"lr": lr, "loss": losses[0], "query_loss": losses[1]}
+    engine = _engine(learner, given, batch_norm, update)
     engine.allow_unused = allow_unused
     return engine.meta_loss(*tasks, **options)
 
 
-def _engine(
-    learner: nn.Module, lr: Any, losses: tuple[Loss, Loss | None], batch_norm: str, update: Callable[..., Any] | None
-) -> Batched:
-    """The learner's own, made where there is none for its model and losses."""
+def _engine(learner: nn.Module, given: dict[str, Any], batch_norm: str, update: Callable[..., Any] | None) -> Batched:
+    """The learner's own, made where there is none for its model; what else changes it follows."""
     model = bare(learner.module)
-    key = (model, *losses, update, batch_norm)
-    kept = learner.__dict__.get("_engine")
-    if kept is None or any(a is not b for a, b in zip(kept[0], key, strict=True)) or _other_kind(kept[1].lr, lr):
-        new = Batched(
-            model,
-            lr,
-            loss=losses[0],
-            query_loss=losses[1],
-            batch_norm=batch_norm,
-            update=update,
-            backend="auto" if update is None else "general",
-        )
-        kept = learner.__dict__["_engine"] = key, new
-    engine: Batched = kept[1]
-    engine.lr = lr
-    return engine
+    kept: Batched | None = learner.__dict__.get("_engine")
+    same = kept is not None and kept.module is model and kept.update is update and kept.batch_norm == batch_norm
+    if kept is not None and same and not any(_other_kind(getattr(kept, name), given[name]) for name in given):
+        for name, value in given.items():
+            setattr(kept, name, value)
+        return kept
+    backend = "auto" if update is None else "general"
+    new = Batched(model, **given, batch_norm=batch_norm, update=update, backend=backend)
+    learner.__dict__["_engine"] = new
+    return new
 
 
 def _other_kind(before: Any, now: Any) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any
 
 from torch import Tensor, nn
 
-from mtml.algorithms.base import CallOptions, Loss
+from mtml.algorithms.base import Loss
 from mtml.clone import Held, clone_module, inner_gradients, shallow
 from mtml.compat.learn2learn.algorithms.base_learner import check_model
 from mtml.compat.learn2learn.algorithms.engine import bare, batch_losses
@@ -149,7 +149,7 @@ class GBML(nn.Module):
         loss: Loss = "cross_entropy",
         query_loss: Loss | None = None,
         batch_norm: str = "module",
-        **options: Unpack[CallOptions],
+        **options: Any,
     ) -> Tensor:
         """The query loss of every task [T] in one call, as `MAML.meta_loss`; on the general path, all tasks at once.
 
@@ -161,9 +161,9 @@ class GBML(nn.Module):
                 "adapt_transform: expected False for meta_loss, which takes one update rule for all steps; with True "
                 "adapt a clone for each task"
             )
-        options["steps"] = steps
+        options = {**options, "steps": steps}
         kept = self.__dict__.get("_engine")
-        rule = None if kept is None else kept[0][3]
+        rule = None if kept is None else kept.update
         if rule is None or rule.compute_update is not self.compute_update or rule.model is not self.module:
             rule = _Rule(self.compute_update, self.module)
         tasks, losses = (sx, sy, qx, qy), (loss, query_loss)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtml.algorithms.base import CallOptions, Loss
+from mtml.algorithms.base import Loss
 from mtml.clone import Held, clone_module, descend, inner_gradients, shallow, step_rates
 from mtml.compat.learn2learn.algorithms.base_learner import BaseLearner, check_model
 from mtml.compat.learn2learn.algorithms.engine import batch_losses
@@ -168,7 +168,7 @@ class MAML(BaseLearner):
         loss: Loss = "cross_entropy",
         query_loss: Loss | None = None,
         batch_norm: str = "module",
-        **options: Unpack[CallOptions],
+        **options: Any,
     ) -> Tensor:
         """The query loss of every task [T], as the loop over tasks computes it, in one call of the batched engine.
 
@@ -182,7 +182,7 @@ class MAML(BaseLearner):
 
         Parameters that require no grad stay as they are, with and without `allow_nograd`.
         """
-        options["steps"] = steps
+        options = {**options, "steps": steps}
         tasks, losses = (sx, sy, qx, qy), (loss, query_loss)
         return batch_losses(
             self, self._rate(), tasks, losses, options, allow_unused=self.allow_unused, batch_norm=batch_norm

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtml.algorithms.base import CallOptions, Loss
+from mtml.algorithms.base import Loss
 from mtml.clone import Held, clone_module, inner_gradients, shallow
 from mtml.compat.learn2learn.algorithms.base_learner import BaseLearner, check_model
 from mtml.compat.learn2learn.algorithms.engine import bare, batch_losses
@@ -108,10 +108,10 @@ class MetaSGD(BaseLearner):
         loss: Loss = "cross_entropy",
         query_loss: Loss | None = None,
         batch_norm: str = "module",
-        **options: Unpack[CallOptions],
+        **options: Any,
     ) -> Tensor:
         """The query loss of every task [T], in one call of the batched engine: as `MAML.meta_loss`."""
-        options["steps"] = steps
+        options = {**options, "steps": steps}
         pairs = zip(bare(self.module).named_parameters(), self.lrs, strict=True)
         rates = {name: lr for (name, p), lr in pairs if p.requires_grad}
         return batch_losses(

@@ -51,10 +51,11 @@ class KroneckerLinear(nn.Module):
         return self._product(x)
 
     def _product(self, x: Tensor) -> Tensor:
-        left, right = self.left, self.right
+        left: Tensor = self.left
+        right: Tensor = self.right
         if self.psd:
             left, right = left.t() @ left, right.t() @ right
-        found: Tensor = left @ x.to(left.device) @ right
+        found = left @ x.to(left.device) @ right
         if self.bias is not None:
             found = found + self.bias
         return found.to(x.device)

@@ -60,9 +60,9 @@ class LearnableOptimizer(nn.Module):
             grad = tensor.grad
             new.append(None if grad is None else tensor.detach() - self.lr * transform(grad.detach()))
         held.replace(new)
-        for tensor in new:
-            if tensor is not None and tensor.requires_grad:
-                tensor.retain_grad()
+        for moved in new:
+            if moved is not None and moved.requires_grad:
+                moved.retain_grad()
         return loss
 
     def zero_grad(self, set_to_none: bool = False) -> None:

@@ -26,7 +26,7 @@ class _Epoch:
         return self.length
 
 
-class EpisodicBatcher(_lightning.LightningDataModule):  # type: ignore[misc]  # Any: it need not be installed
+class EpisodicBatcher(_lightning.LightningDataModule):  # Any: it need not be installed
     """Task sets as the data of a trainer: an epoch has `epoch_length` tasks of each.
 
     Args:
@@ -58,7 +58,7 @@ class EpisodicBatcher(_lightning.LightningDataModule):  # type: ignore[misc]  # 
         return _Epoch(self.test_tasks, self.epoch_length)
 
 
-class TrackTestAccuracyCallback(_lightning.callbacks.Callback):  # type: ignore[misc]
+class TrackTestAccuracyCallback(_lightning.callbacks.Callback):
     """Tests after each validation."""
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:

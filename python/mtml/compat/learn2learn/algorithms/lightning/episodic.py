@@ -31,7 +31,7 @@ def split_episode(batch: tuple[Tensor, Tensor], ways: int, shots: int, queries: 
     return data[support], labels[support], data[~support], labels[~support]
 
 
-class LightningEpisodicModule(_lightning.LightningModule):  # type: ignore[misc]  # Any: it need not be installed
+class LightningEpisodicModule(_lightning.LightningModule):  # Any: it need not be installed
     """Training, validation and test steps that call `meta_learn` with one task.
 
     Options are keyword arguments of the classes made of it, and class attributes here: train_ways, train_shots,

@@ -29,14 +29,13 @@ class MetaCurvatureTransform(nn.Module):
         self.lr = lr
         shape = param.shape
         self.dim = len(shape)
-        options = {"dtype": param.dtype, "device": param.device}
         if self.dim == 1:
             self.mc = nn.Parameter(torch.ones_like(param))
         elif self.dim in (2, 4):
-            self.mc_in = nn.Parameter(torch.eye(shape[0], **options))
-            self.mc_out = nn.Parameter(torch.eye(shape[1], **options))
+            self.mc_in = nn.Parameter(_identity(shape[0], param))
+            self.mc_out = nn.Parameter(_identity(shape[1], param))
             if self.dim == 4:
-                self.mc_f = nn.Parameter(torch.eye(math.prod(shape[2:]), **options))
+                self.mc_f = nn.Parameter(_identity(math.prod(shape[2:]), param))
         else:
             raise NotImplementedError(
                 f"param: expected one of 1, 2 or 4 dimensions, got {list(shape)}; give it another transform in a "
@@ -52,3 +51,7 @@ class MetaCurvatureTransform(nn.Module):
             flat = grad.reshape(*grad.shape[:2], -1)  # [O, I, f]
             update = torch.einsum("ao,oif,ib,cf->abc", self.mc_in, flat, self.mc_out, self.mc_f).reshape(grad.shape)
         return self.lr * update
+
+
+def _identity(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
