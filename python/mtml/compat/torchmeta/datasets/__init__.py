@@ -3,7 +3,7 @@
 from typing import Any
 
 from mtml.compat.torchmeta.datasets import helpers, helpers_tabular
-from mtml.compat.torchmeta.datasets.absent import IMAGES, TABLES, Absent
+from mtml.compat.torchmeta.datasets.absent import IMAGES, TABLES, absent
 from mtml.compat.torchmeta.datasets.omniglot import Omniglot
 
 __all__ = [
@@ -29,5 +29,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in {*IMAGES.values(), *TABLES.values()}:
-        return Absent(name)
+        return absent(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from mtml.compat.absent import Absent
 
-from mtml.tasks import DataError
-
-__all__ = ["IMAGES", "TABLES", "Absent"]
+__all__ = ["IMAGES", "TABLES", "absent"]
 
 # {its function in helpers: its class}
 IMAGES = {
@@ -29,23 +27,11 @@ TABLES = {
 }
 
 
-class Absent:
-    """Takes the place of a data set: importing it is no error, using it is.
-
-    Raises:
-        DataError: when it is called.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.__name__ = name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise DataError(
-            f"{self.__name__}: not in mtml.compat.torchmeta, which downloads nothing. Derive your own from "
-            "utils.data.ClassDataset (an item is the data set of a class) over the files you have and give it to "
-            "utils.data.CombinationMetaDataset; or give arrays to mtml.tasks.EpisodeDataset, whose batches meta_loss "
-            "takes too"
-        )
-
-    def __repr__(self) -> str:
-        return f"<{self.__name__}, which is absent>"
+def absent(name: str) -> Absent:
+    """What stands in the place of this data set."""
+    return Absent(
+        name,
+        "Derive your own from torchmeta.utils.data.ClassDataset (an item is the data set of a class) over the files "
+        "you have and give it to CombinationMetaDataset; or give arrays to mtml.tasks.EpisodeDataset, whose batches "
+        "meta_loss takes too",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from mtml.compat.torchmeta.datasets.absent import Absent
+from mtml.compat.torchmeta.datasets.absent import absent
 from mtml.compat.torchmeta.datasets.omniglot import Omniglot
 from mtml.compat.torchmeta.transforms.augmentations import Rotation
 from mtml.compat.torchmeta.transforms.categorical import Categorical
@@ -23,9 +23,9 @@ __all__ = [
     "triplemnist",
 ]
 
-miniimagenet, tieredimagenet = Absent("miniimagenet"), Absent("tieredimagenet")
-cifar_fs, fc100, cub = Absent("cifar_fs"), Absent("fc100"), Absent("cub")
-doublemnist, triplemnist, pascal5i = Absent("doublemnist"), Absent("triplemnist"), Absent("pascal5i")
+miniimagenet, tieredimagenet = absent("miniimagenet"), absent("tieredimagenet")
+cifar_fs, fc100, cub = absent("cifar_fs"), absent("fc100"), absent("cub")
+doublemnist, triplemnist, pascal5i = absent("doublemnist"), absent("triplemnist"), absent("pascal5i")
 
 
 def omniglot(

@@ -1,0 +1,1 @@
+"""learn2learn by its own names."""
