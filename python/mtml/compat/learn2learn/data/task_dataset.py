@@ -141,9 +141,9 @@ def _loaded(description: DataDescription) -> Any:
 
 def _together(task: Description) -> tuple[Tensor, ...] | None:
     """The task's data at once; None where a transform works on single samples only."""
-    if not task or len({len(description.transforms) for description in task}) > 1:
+    if not task or not task[0].transforms or len({len(description.transforms) for description in task}) > 1:
         return None
-    loads, *columns = zip(*[description.transforms for description in task], strict=True) or [()]
+    loads, *columns = zip(*[description.transforms for description in task], strict=True)
     if not hasattr(loads[0], "together") or any(load is not loads[0] for load in loads):
         return None
     data: tuple[Tensor, ...] | None = loads[0].together([description.index for description in task])
