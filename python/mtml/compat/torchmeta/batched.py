@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Any
 
 from torch import Tensor, nn
 
-from mtml.algorithms.base import CallOptions, Loss
+from mtml.algorithms.base import Loss
 from mtml.algorithms.maml import MAML
 from mtml.compat.torchmeta.modules.module import MetaModule
 from mtml.compat.torchmeta.utils.gradient_based import check_trainable, rates_by_name
@@ -33,7 +33,7 @@ def meta_loss(
     loss: Loss = "cross_entropy",
     query_loss: Loss | None = None,
     backend: str = "auto",
-    **options: Unpack[CallOptions],
+    **options: Any,
 ) -> Tensor:
     """The query loss of every task [T] after `steps` calls of `gradient_update_parameters`, by `mtml.MAML`.
 

@@ -128,9 +128,9 @@ def together(dataset: Any, indices: Sequence[int]) -> tuple[Tensor, ...] | None:
 def _labels(dataset: Any) -> list[Label]:
     """Of every sample."""
     if hasattr(dataset, "sample_labels"):
-        return dataset.sample_labels()  # type: ignore[no-any-return]
+        return dataset.sample_labels()
     if type(dataset) is TensorDataset:
-        return dataset.tensors[1].tolist()  # type: ignore[no-any-return]
+        return dataset.tensors[1].tolist()
     return [_scalar(dataset[i][1]) for i in range(len(dataset))]
 
 

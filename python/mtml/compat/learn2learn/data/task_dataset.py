@@ -70,13 +70,13 @@ class Taskset(Dataset[Any]):
     def sample_task_description(self) -> Description:
         """Which samples a new task has."""
         if callable(self.task_transforms):
-            return self.task_transforms(None)  # type: ignore[no-any-return]
+            return self.task_transforms(None)
         description: Any = None
         for transform in self.task_transforms:
             description = transform(description)
         if description is None:
             raise ValueError("task_transforms: expected at least one, as [LoadData(dataset)], got none")
-        return description  # type: ignore[no-any-return]
+        return description
 
     def get_task(self, task_description: Description) -> Any:
         """The data of a task."""
@@ -92,8 +92,12 @@ class Taskset(Dataset[Any]):
 
     def batch(self, tasks: int, shots: int) -> TaskBatch:
         """`tasks` random tasks, each divided by `partition_task`: what ``meta_loss`` takes."""
-        parts = [partition_task(*self.sample(), shots=shots) for _ in range(tasks)]
-        return collate([(*support, *query) for support, query in parts])
+        parts = []
+        for _ in range(tasks):
+            x, y = self.sample()
+            support, query = partition_task(x, y, shots)
+            parts.append((*support, *query))
+        return collate(parts)
 
     def __len__(self) -> int:
         return 1 if self.num_tasks == -1 else self.num_tasks

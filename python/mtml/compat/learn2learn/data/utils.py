@@ -95,4 +95,4 @@ class OnDeviceDataset(TensorDataset):
 
     def sample_labels(self) -> list[int]:
         """The label of every sample."""
-        return self.tensors[1].tolist()  # type: ignore[no-any-return]
+        return self.tensors[1].tolist()

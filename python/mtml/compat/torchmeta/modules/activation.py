@@ -36,5 +36,5 @@ class MetaMultiheadAttention(nn.MultiheadAttention, MetaModule):
     ) -> tuple[Tensor, Tensor | None]:
         if params is not None:
             given = (query, key, value, key_padding_mask, need_weights, attn_mask)
-            return functional_call(self, dict(params), given, kwargs)  # type: ignore[no-any-return]
+            return functional_call(self, dict(params), given, kwargs)
         return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, **kwargs)

@@ -16,4 +16,5 @@ class MetaLayerNorm(nn.LayerNorm, MetaModule):
     def forward(self, input: Tensor, params: Params | None = None) -> Tensor:
         if params is None:
             return super().forward(input)
-        return F.layer_norm(input, self.normalized_shape, *chosen(self, params, "weight", "bias"), self.eps)
+        weight, bias = chosen(self, params, "weight", "bias")
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)

@@ -24,7 +24,7 @@ class DataParallel(nn.DataParallel[nn.Module], MetaModule):
     def scatter(self, inputs: Any, kwargs: dict[str, Any] | None, device_ids: Any) -> tuple[Any, Any]:
         kwargs = dict(kwargs or {})
         if kwargs.get("params") is None or not isinstance(self.module, MetaModule):
-            return super().scatter(inputs, kwargs, device_ids)  # type: ignore[no-any-return]
+            return super().scatter(inputs, kwargs, device_ids)
         params = kwargs.pop("params")
         inputs, scattered = super().scatter(inputs, kwargs, device_ids)
         copies = self._copies(self._inner(params), device_ids[: len(inputs)])

@@ -24,11 +24,10 @@ class Rotation:
     def __init__(
         self, angle: float | Sequence[float], resample: Any = False, expand: bool = False, center: Any = None
     ) -> None:
-        group = isinstance(angle, list | tuple)
-        self._angles: list[Any] = list(angle) if group else [angle]  # type: ignore[arg-type]
-        self.angle: Any = None if group else angle
+        self._angles: list[Any] = list(angle) if isinstance(angle, list | tuple) else [angle]
+        self.angle: Any = None if isinstance(angle, list | tuple) else self._angles[0]
         self.resample, self.expand, self.center = resample, expand, center
-        if not group and self.angle % 360 == 0:
+        if self.angle is not None and self.angle % 360 == 0:
             warnings.warn(f"angle: turning by {angle} degrees makes no new class", stacklevel=2)
 
     def __iter__(self) -> Iterator[Rotation]:

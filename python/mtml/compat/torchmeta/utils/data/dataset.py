@@ -85,7 +85,7 @@ class ClassDataset(_Split):
         """For the inputs of class `index`: its augmentation, then `transform`."""
         augmentation = self.get_class_augmentation(index)
         if augmentation is None or transform is None:
-            return transform if augmentation is None else augmentation  # type: ignore[no-any-return]
+            return transform if augmentation is None else augmentation
         return Compose([augmentation, transform])
 
     def get_target_transform(self, index: int) -> FixedCategory:

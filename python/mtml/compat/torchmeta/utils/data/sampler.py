@@ -32,7 +32,7 @@ class CombinationSequentialSampler(SequentialSampler):
     """Every combination of classes, in order."""
 
     def __init__(self, data_source: CombinationMetaDataset) -> None:
-        super().__init__(_checked(data_source))  # type: ignore[arg-type]  # it has a length, which is all that is used
+        super().__init__(_checked(data_source))
         self.tasks = data_source
 
     def __iter__(self) -> Iterator[Any]:
@@ -47,7 +47,7 @@ class CombinationRandomSampler(RandomSampler):
 
     def __init__(self, data_source: CombinationMetaDataset) -> None:
         length = _length(_checked(data_source))
-        super().__init__(data_source, replacement=True, num_samples=length)  # type: ignore[arg-type]
+        super().__init__(data_source, replacement=True, num_samples=length)
         self.tasks = data_source
 
     def __iter__(self) -> Iterator[Any]:

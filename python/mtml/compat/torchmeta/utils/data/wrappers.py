@@ -29,7 +29,7 @@ class NonEpisodicWrapper(Dataset[Any]):
         if not isinstance(dataset, CombinationMetaDataset):
             raise ValueError(f"dataset: expected a CombinationMetaDataset, got {shown(dataset)}")
         self.dataset, self.target_transform = dataset, target_transform
-        self.classes: Any = dataset.dataset  # whatever its kind, it has labels, data and transform
+        self.classes = _with_samples(dataset.dataset)
         self._labels = ["/".join(name) if isinstance(name, list | tuple) else name for name in self.classes.labels]
         self._ends = np.cumsum([len(self.classes.data[name]) for name in self._labels])
 
@@ -59,6 +59,11 @@ class NonEpisodicWrapper(Dataset[Any]):
 
     def __len__(self) -> int:
         return self.num_samples * (len(self.classes.class_augmentations) + 1)
+
+
+def _with_samples(classes: Any) -> Any:
+    """Whatever its kind, it has labels, data and transform."""
+    return classes
 
 
 def _image(array: np.ndarray) -> Any:
