@@ -246,6 +246,20 @@ def test_a_wrapped_model_is_unwrapped() -> None:
 # --- errors ---
 
 
+class Wrapper(nn.Module):
+    """As DistributedDataParallel stands around a model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+@pytest.mark.parametrize("call", [gradient_update_parameters, meta_loss])
+def test_a_wrapper_that_hides_the_model_is_named(call: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"got Wrapper; call it with the module inside.*mtml\.distributed"):
+        call(Wrapper(mlp()), torch.zeros(()))
+
+
 def test_errors_of_a_step() -> None:
     model, x = mlp(), torch.randn(5, 1)
     loss = model(x).square().mean()

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from mtml.algorithms.base import Loss
 from mtml.algorithms.maml import MAML
-from mtml.compat.torchmeta.modules.module import MetaModule
-from mtml.compat.torchmeta.utils.gradient_based import check_trainable, rates_by_name
+from mtml.compat.torchmeta.utils.gradient_based import check_model, check_trainable, rates_by_name
 from mtml.tasks import TaskBatch
 from mtml_kernels.batch_norm import tracks
 from mtml_kernels.checks import shown
@@ -63,11 +62,10 @@ def meta_loss(
     """
     if isinstance(model, nn.DataParallel):
         model, step_size = model.module, _inner_names(step_size)
-    if not isinstance(model, MetaModule):
-        raise ValueError(f"model: expected a torchmeta.modules.MetaModule, got {type(model).__name__}")
     if sy is None and isinstance(sx, Mapping):
         sx = _batch(sx)
-    maml = _kept(model, list(check_trainable(dict(model.meta_named_parameters()))))
+    named = dict(check_model(model).meta_named_parameters())
+    maml = _kept(model, list(check_trainable(named)))
     settings = {"lr": _rates(step_size, maml), "loss": loss, "query_loss": query_loss, "backend": backend}
     settings["batch_norm"] = "track" if tracks(model) else "module"  # running statistics move as in the loop
     for name, value in settings.items():
@@ -105,7 +103,7 @@ class _Engine:
         return _Engine()
 
 
-def _kept(model: MetaModule, names: list[str]) -> MAML:
+def _kept(model: nn.Module, names: list[str]) -> MAML:
     """The model's own MAML of these parameters."""
     engine = model.__dict__.setdefault("_mtml_engine", _Engine())
     maml: MAML | None = engine.maml

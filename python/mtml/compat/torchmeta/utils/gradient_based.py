@@ -12,7 +12,7 @@ from torch import Tensor
 from mtml.compat.torchmeta.modules.module import MetaModule, Params
 from mtml_kernels.checks import shown
 
-__all__ = ["check_trainable", "gradient_update_parameters", "rates_by_name"]
+__all__ = ["check_model", "check_trainable", "gradient_update_parameters", "rates_by_name"]
 
 
 def gradient_update_parameters(
@@ -42,8 +42,7 @@ def gradient_update_parameters(
         >>> params = gradient_update_parameters(model, model(torch.ones(4, 2)).square().mean(), step_size=0.1)
         >>> model(torch.ones(1, 2), params=params).sum().backward()
     """
-    if not isinstance(model, MetaModule):
-        raise ValueError(f"model: expected a torchmeta.modules.MetaModule, got {type(model).__name__}")
+    check_model(model)
     if loss.numel() != 1:
         raise ValueError(f"loss: expected one number for the task, got {list(loss.shape)}; take its mean")
     params = check_trainable(dict(model.meta_named_parameters()) if params is None else params)
@@ -55,6 +54,15 @@ def gradient_update_parameters(
         rates = rates_by_name(step_size, names)
         moved = [tensor - rates[name] * grad for name, tensor, grad in zip(names, tensors, grads, strict=True)]
     return OrderedDict(zip(names, moved, strict=True))
+
+
+def check_model(model: Any) -> MetaModule:
+    """The model; ValueError where it is no MetaModule."""
+    if not isinstance(model, MetaModule):
+        inside = isinstance(getattr(model, "module", None), MetaModule)
+        hint = "; call it with the module inside, and average gradients by mtml.distributed" if inside else ""
+        raise ValueError(f"model: expected a torchmeta.modules.MetaModule, got {type(model).__name__}{hint}")
+    return model
 
 
 def rates_by_name(step_size: Any, names: list[str]) -> dict[str, Any]:
