@@ -221,6 +221,12 @@ def test_too_few_classes_or_samples() -> None:
             transform(None)
 
 
+@pytest.mark.parametrize("transform", [T.NWays, T.KShots, T.FusedNWaysKShots, T.RemapLabels, T.ConsecutiveLabels])
+def test_transforms_that_read_labels_need_a_meta_dataset(transform: Any) -> None:
+    with pytest.raises(TypeError, match=r"dataset: expected a MetaDataset, got TensorDataset; wrap it"):
+        transform(tensors())
+
+
 def test_task_sets_as_sequences() -> None:
     meta = data.MetaDataset(tensors())
     tasks = data.Taskset(meta, few_shot(meta), num_tasks=3)

@@ -265,6 +265,9 @@ def test_errors_of_a_step() -> None:
     loss = model(x).square().mean()
     with pytest.raises(ValueError, match=r"model: expected a torchmeta.modules.MetaModule, got Linear"):
         gradient_update_parameters(nn.Linear(1, 1), loss)  # type: ignore[arg-type]
+    plain = mm.MetaSequential(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"params: expected at least one tensor to adapt"):
+        gradient_update_parameters(plain, plain(x).square().mean())
     with pytest.raises(ValueError, match=r"loss: expected one number for the task, got \[5, 1\]; take its mean"):
         gradient_update_parameters(model, model(x))
     with pytest.raises(ValueError, match=r"step_size: expected a step size for each of 0.weight.*'0.bias' has none"):

@@ -148,9 +148,9 @@ def _together(task: Description) -> tuple[Tensor, ...] | None:
     if not task or not task[0].transforms or len({len(description.transforms) for description in task}) > 1:
         return None
     loads, *columns = zip(*[description.transforms for description in task], strict=True)
-    if not hasattr(loads[0], "together") or any(load is not loads[0] for load in loads):
+    if not hasattr(loads[0], "load_together") or any(load is not loads[0] for load in loads):
         return None
-    data: tuple[Tensor, ...] | None = loads[0].together([description.index for description in task])
+    data: tuple[Tensor, ...] | None = loads[0].load_together([description.index for description in task])
     for column in columns:
         kind: Any = type(column[0])
         if data is None or not hasattr(kind, "together") or any(type(each) is not kind for each in column):

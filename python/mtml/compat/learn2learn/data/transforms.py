@@ -48,6 +48,17 @@ class TaskTransform:
         return self.new_task() if task_description is None else task_description
 
 
+class _ByLabel(TaskTransform):
+    """Base of those that read labels."""
+
+    def __init__(self, dataset: MetaDataset) -> None:
+        if not hasattr(dataset, "indices_to_labels"):
+            raise TypeError(
+                f"dataset: expected a MetaDataset, got {type(dataset).__name__}; wrap it: MetaDataset(dataset)"
+            )
+        super().__init__(dataset)
+
+
 class LoadData(TaskTransform):
     """Index -> the data set's sample."""
 
@@ -66,12 +77,12 @@ class _Load:
     def __call__(self, index: int) -> Any:
         return self.dataset[index]
 
-    def together(self, indices: Sequence[int]) -> Any:
+    def load_together(self, indices: Sequence[int]) -> tuple[Tensor, ...] | None:
         """All samples at once where the data set allows it."""
         return together(self.dataset, indices)
 
 
-class FilterLabels(TaskTransform):
+class FilterLabels(_ByLabel):
     """Keep the samples of these labels."""
 
     def __init__(self, dataset: MetaDataset, labels: Sequence[Any]) -> None:
@@ -84,7 +95,7 @@ class FilterLabels(TaskTransform):
         return [d for d in super().__call__(task_description) if labels[d.index] in self._kept]
 
 
-class ConsecutiveLabels(TaskTransform):
+class ConsecutiveLabels(_ByLabel):
     """Sort the samples by their labels in the data set, stably."""
 
     def __call__(self, task_description: Description | None) -> Description:
@@ -98,7 +109,7 @@ def _present(labels: Any, description: Description) -> list[Any]:
     return list(set(found)) if all(isinstance(label, int) for label in found) else list(found)
 
 
-class RemapLabels(TaskTransform):
+class RemapLabels(_ByLabel):
     """The K labels of a task -> 0..K-1, in random order unless ``shuffle=False``; comes after `LoadData`."""
 
     def __init__(self, dataset: MetaDataset, shuffle: bool = True) -> None:
@@ -141,7 +152,7 @@ def _sample(argument: str, of: str, population: Sequence[Any], count: int) -> li
     return random.sample(population, k=count)
 
 
-class NWays(TaskTransform):
+class NWays(_ByLabel):
     """Keep the samples of `n` random labels.
 
     Raises:
@@ -164,7 +175,7 @@ class NWays(TaskTransform):
         return [d for d in task_description if labels[d.index] in chosen]
 
 
-class KShots(TaskTransform):
+class KShots(_ByLabel):
     """Keep `k` random samples of every label; with `replacement` some may come twice.
 
     Raises:
@@ -194,7 +205,7 @@ def _own(description: DataDescription) -> DataDescription:
     return new
 
 
-class FusedNWaysKShots(TaskTransform):
+class FusedNWaysKShots(_ByLabel):
     """`FilterLabels`, `NWays` and `KShots` in one; as the first transform it looks at the chosen samples alone.
 
     Args:

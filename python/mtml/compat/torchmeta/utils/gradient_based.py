@@ -32,7 +32,8 @@ def gradient_update_parameters(
         first_order: take the gradients as constants.
 
     Raises:
-        ValueError: the model is no MetaModule; the loss is not one number; `step_size` lacks a name.
+        ValueError: the model is no MetaModule, or has none with parameters; the loss is not one number; `step_size`
+            lacks a name.
         RuntimeError: a parameter requires no grad, or the loss does not depend on it.
 
     Example:
@@ -76,7 +77,11 @@ def rates_by_name(step_size: Any, names: list[str]) -> dict[str, Any]:
 
 
 def check_trainable(params: Params) -> Params:
-    """The parameters; RuntimeError where one requires no grad."""
+    """The parameters; ValueError where there is none, RuntimeError where one requires no grad."""
+    if not params:
+        raise ValueError(
+            "params: expected at least one tensor to adapt, got none; is a layer of the model a MetaModule (MetaLinear)?"
+        )
     for name, tensor in params.items():
         if not tensor.requires_grad:
             raise RuntimeError(
