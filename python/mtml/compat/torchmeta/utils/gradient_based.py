@@ -80,7 +80,7 @@ def check_trainable(params: Params) -> Params:
     """The parameters; ValueError where there is none, RuntimeError where one requires no grad."""
     if not params:
         raise ValueError(
-            "params: expected at least one tensor to adapt, got none; is a layer of the model a MetaModule (MetaLinear)?"
+            "params: expected at least one tensor to adapt, got none; is a layer of it a MetaModule, as MetaLinear?"
         )
     for name, tensor in params.items():
         if not tensor.requires_grad:
