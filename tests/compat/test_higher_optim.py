@@ -258,7 +258,7 @@ def test_errors_name_what_was_expected() -> None:
     with pytest.raises(ValueError, match="params: expected"):
         diffopt.step(model(x).sum())
     diffopt = higher.get_diff_optim(opt, model.parameters(), higher.monkeypatch(model))
-    with pytest.raises(TypeError, match="scalar tensor, got 1.0"):
+    with pytest.raises(TypeError, match=r"scalar tensor, got 1\.0"):
         diffopt.step(1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"one number, got \[6, 2\]"):
         diffopt.step(model(x))
@@ -268,6 +268,7 @@ def test_errors_name_what_was_expected() -> None:
 
 def test_sparse_gradients_are_refused() -> None:
     table = nn.Embedding(3, 2, sparse=True)
-    with higher.innerloop_ctx(table, optim.SGD(table.parameters(), 0.1)) as (fmodel, diffopt):
-        with pytest.raises(RuntimeError, match="sparse=False"):
-            diffopt.step(fmodel(torch.tensor([1])).sum())
+    fmodel = higher.monkeypatch(table)
+    diffopt = higher.get_diff_optim(optim.SGD(table.parameters(), 0.1), table.parameters(), fmodel)
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        diffopt.step(fmodel(torch.tensor([1])).sum())
