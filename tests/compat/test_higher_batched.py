@@ -130,8 +130,11 @@ def test_settings_that_differ_by_group_and_tensors_of_them() -> None:
 def test_state_is_taken_over() -> None:
     model = net()
     opt = optim.Adam(model.parameters(), lr=0.1)
+    compare(model, opt)
     model(torch.randn(4, 3)).square().mean().backward()
     opt.step()
+    compare(model, opt)
+    opt.state.clear()
     compare(model, opt)
 
 
@@ -197,6 +200,19 @@ def test_what_is_kept_goes_with_the_optimiser() -> None:
     del opt, adagrad, model
     gc.collect()
     assert [each() for each in gone] == [None] * 3
+
+
+@pytest.mark.filterwarnings("ignore::mtml.FallbackWarning")
+def test_another_form_of_an_optimiser_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Signs(higher.optim.DifferentiableOptimizer):
+        def _update(self, grouped_grads: Any, **kwargs: Any) -> None:
+            for group, grads in zip(self.param_groups, grouped_grads, strict=True):
+                pairs = zip(group["params"], grads, strict=True)
+                group["params"] = [p - group["lr"] * g.tanh() for p, g in pairs]
+
+    monkeypatch.setattr(higher.optim, "_known", {**higher.optim._known, optim.SGD: Signs})
+    model = net()
+    compare(model, optim.SGD(model.parameters(), lr=0.1))
 
 
 def test_errors() -> None:

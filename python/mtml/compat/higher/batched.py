@@ -15,12 +15,19 @@ from mtml.algorithms.base import Loss
 from mtml.algorithms.maml import MAML
 from mtml.compat.higher.optim import diff_optim_type
 from mtml.compat.higher.optimizer import DifferentiableOptimizer, Override, override_groups
+from mtml.compat.higher.rules import (
+    DifferentiableAdam,
+    DifferentiableAdamW,
+    DifferentiableRMSprop,
+    DifferentiableSGD,
+)
 from mtml_kernels.checks import shown
 
 __all__ = ["meta_loss"]
 
 Group = dict[str, Any]
-ENGINE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
+# What the engine has too, unless another form of it has been registered.
+ENGINE = (DifferentiableSGD, DifferentiableAdam, DifferentiableAdamW, DifferentiableRMSprop)
 
 # An entry holds the model and not the optimiser: it goes when the optimiser does.
 _learners: WeakKeyDictionary[torch.optim.Optimizer, MAML] = WeakKeyDictionary()
@@ -79,10 +86,11 @@ def meta_loss(
         for n, p in zip(own, g["params"], strict=True)
         if p.requires_grad
     ]
-    learner = _learner(model, opt, adapted)
-    if _fusable(opt, groups):
+    fusable = kind in ENGINE and _fusable(opt, groups)
+    learner = _learner(model, opt, adapted, fusable)
+    if fusable:
         _set(learner, "lr", _rates(names, groups))
-        _set(learner, "update", _rule(learner.update, type(opt), groups[0]))
+        _set(learner, "update", _rule(learner.update, kind, groups[0]))
     else:
         _set(learner, "lr", 1.0)
         _set(learner, "update", _general(learner.update, kind, opt, names, override))
@@ -100,9 +108,10 @@ def _names(model: nn.Module, groups: list[Group]) -> list[list[str]]:
     return [[known[id(p)] for p in group["params"]] for group in groups]
 
 
-def _learner(model: nn.Module, opt: torch.optim.Optimizer, names: list[str]) -> MAML:
+def _learner(model: nn.Module, opt: torch.optim.Optimizer, names: list[str], fusable: bool) -> MAML:
     found = _learners.get(opt)
-    if found is None or found.module is not model or found.params != names:
+    fits = found is not None and found.module is model and found.params == names
+    if found is None or not fits or isinstance(found.update, _GeneralRule) is fusable:
         found = _learners[opt] = MAML(model, 1.0, allow_unused=True, params=names)
     return found
 
@@ -115,7 +124,7 @@ def _set(learner: MAML, name: str, value: Any) -> None:
 def _fusable(opt: torch.optim.Optimizer, groups: list[Group]) -> bool:
     """Whether the engine has this rule, with one set of numbers, from its first step on."""
     first = groups[0]
-    if type(opt) not in ENGINE or any(group.get("maximize") or group.get("amsgrad") for group in groups):
+    if any(group.get("maximize") or group.get("amsgrad") for group in groups):
         return False
     if any(value is not None for state in opt.state.values() for value in state.values()):
         return False
@@ -141,7 +150,7 @@ def _rates(names: list[list[str]], groups: list[Group]) -> float | Tensor | dict
     first = groups[0]["lr"]
     if isinstance(first, nn.Parameter) or any(not _same(group["lr"], first) for group in groups):
         return {name: group["lr"] for own, group in zip(names, groups, strict=True) for name in own}
-    return first  # type: ignore[no-any-return]
+    return first
 
 
 def _rule(present: Any, kind: type, group: Group) -> inner.Rule | None:
@@ -156,12 +165,12 @@ def _rule(present: Any, kind: type, group: Group) -> inner.Rule | None:
 
 def _engine_rule(kind: type, group: Group) -> inner.Rule:
     decay = group["weight_decay"]
-    if kind is torch.optim.SGD:
+    if kind is DifferentiableSGD:
         momentum, dampening, nesterov = group["momentum"], group["dampening"], bool(group["nesterov"])
         return inner.SGD(momentum, dampening, nesterov, decay)
-    if kind is torch.optim.RMSprop:
+    if kind is DifferentiableRMSprop:
         return inner.RMSprop(group["alpha"], group["eps"], group["momentum"], bool(group["centered"]), decay)
-    adam = inner.AdamW if kind is torch.optim.AdamW or group.get("decoupled_weight_decay") else inner.Adam
+    adam = inner.AdamW if kind is DifferentiableAdamW or group.get("decoupled_weight_decay") else inner.Adam
     return adam(group["betas"], group["eps"], weight_decay=decay)
 
 

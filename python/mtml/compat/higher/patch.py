@@ -29,6 +29,7 @@ class FunctionalModule(nn.Module):
     """
 
     _fast: FastWeights
+    _patched: type  # the original's class
 
     def __setattr__(self, name: str, value: Any) -> None:
         held = self.__dict__.get("_parameters")
@@ -138,7 +139,8 @@ def _class_of(patched: type, whole: bool) -> type:
 
 def _empty(patched: type, whole: bool) -> Any:
     """For pickle: what is to be filled."""
-    return (kind := _class_of(patched, whole)).__new__(kind)
+    kind: Any = _class_of(patched, whole)
+    return kind.__new__(kind)
 
 
 def _patch(module: nn.Module, of: Callable[[Tensor, bool], Tensor]) -> tuple[Any, list[Tensor]]:
@@ -151,13 +153,14 @@ def _patch(module: nn.Module, of: Callable[[Tensor, bool], Tensor]) -> tuple[Any
         raise ValueError("module: expected a module that is not patched yet; call monkeypatch on the original")
     if isinstance(twins.root, torch.jit.ScriptModule):
         raise TypeError("module: expected a module in Python, got TorchScript; patch it before torch.jit.script")
-    originals = list({id(p): p for p in module.parameters()}.values())
+    originals: list[Tensor] = list({id(p): p for p in module.parameters()}.values())
     if any(id(p) not in twins.tensors for p in originals):
         raise ValueError("module: expected parameters() to give tensors that the module or its parts have registered")
     fast = FastWeights(originals, twins)
     for _, part in twins.pairs:
         part.__dict__["_fast"] = fast
-        part.__class__ = _class_of(type(part), part is twins.root)
+        kind: Any = type(part)
+        part.__class__ = _class_of(kind, part is twins.root)
     return twins.root, [twins.tensors[id(p)] for p in originals]
 
 

@@ -5,6 +5,7 @@ Where a root is taken of what is exactly zero, its derivative counts as zero: wh
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import torch
@@ -53,9 +54,9 @@ class Rule(DifferentiableOptimizer):
         return cls.stepped(group, p, -grad if group.get("maximize") else grad, state)
 
     @staticmethod
+    @abc.abstractmethod
     def stepped(group: Group, p: Tensor, grad: Tensor, state: State) -> Tensor:
         """The formula."""
-        raise NotImplementedError
 
 
 def _given(value: Any) -> bool:
@@ -227,9 +228,8 @@ class DifferentiableRprop(Rule):
     def stepped(group: Group, p: Tensor, grad: Tensor, state: State) -> Tensor:
         (smaller, larger), (least, most) = group["etas"], group["step_sizes"]
         (before,) = _like(p, state, "prev")
-        size = state.get("step_size")
-        if size is None:
-            size = group["lr"] + grad.detach().new_zeros(grad.shape)
+        fresh = state.get("step_size") is None
+        size: Any = group["lr"] + grad.detach().new_zeros(grad.shape) if fresh else state["step_size"]
         agreed = (grad * before).sign().detach()
         factor = torch.ones_like(agreed)
         factor = torch.where(agreed > 0, larger, torch.where(agreed < 0, smaller, factor))
