@@ -195,7 +195,8 @@ class DifferentiableASGD(Rule):
     def stepped(group: Group, p: Tensor, grad: Tensor, state: State) -> Tensor:
         grad = _decayed(group, p, grad)
         (average,) = _like(p, state, "ax")
-        eta, weight = state.get("eta", group["lr"]), float(state.get("mu", 1.0))
+        eta: Any = state["eta"] if "eta" in state else group["lr"]
+        weight = float(state.get("mu", 1.0))
         new = p * (1 - group["lambd"] * eta) - eta * grad
         step = _taken(state) + 1
         state["ax"] = new if weight == 1 else average + (new - average) * weight
