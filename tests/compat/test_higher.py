@@ -219,7 +219,7 @@ def test_a_functional_module_has_no_weights_of_its_own() -> None:
     model, x = mlp(), data()[0][0]
     fmodel = higher.patch.make_functional(model)
     assert fmodel.fast_params is None
-    for call in (lambda: fmodel(x), lambda: fmodel.forward(x)):
+    for call in (lambda: fmodel(x), lambda: fmodel.forward(x), lambda: fmodel[0](x)):
         with pytest.raises(ValueError, match="params"):
             call()
     for ask in (lambda: fmodel.parameters(), lambda: setattr(fmodel[0], "weight", torch.zeros(6, 4))):

@@ -61,6 +61,13 @@ class FastWeights:
         if self.held is not None:
             self.held.renew(params)
 
+    def take(self, params: Iterable[Tensor] | None) -> None:
+        """The weights that a call brings, or those that are there."""
+        if params is not None:
+            self.put(params)
+        elif not self.history:
+            raise ValueError("params: expected the weights, since this patched module has none of its own")
+
     def replace(self, old: Tensor, new: Tensor) -> bool:
         """One weight for another; False where `old` is none of them."""
         if self.now is None:

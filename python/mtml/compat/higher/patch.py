@@ -116,15 +116,11 @@ def _class_of(patched: type, whole: bool) -> type:
     run = patched.forward  # type: ignore[attr-defined]
 
     def __call__(self: Any, *args: Any, params: Any = None, **kwargs: Any) -> Any:
-        if params is not None:
-            self._fast.put(params)
+        self._fast.take(params)
         return call(self, *args, **kwargs)
 
     def forward(self: Any, *args: Any, params: Any = None, **kwargs: Any) -> Any:
-        if params is not None:
-            self._fast.put(params)
-        elif not self._fast.history:
-            raise ValueError("params: expected the weights, since this patched module has none of its own")
+        self._fast.take(params)
         return run(self, *args, **kwargs)
 
     body: dict[str, Any] = {"__call__": __call__, "_patched": patched, "__module__": __name__}
