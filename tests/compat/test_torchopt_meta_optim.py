@@ -314,7 +314,7 @@ def test_errors_say_what_to_do() -> None:
     optimizer = torchopt.MetaSGD(net, 0.1)
     with pytest.raises(TypeError, match="impl: expected a GradientTransformation"):
         torchopt.MetaOptimizer(net, 0.1)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="module: expected an nn.Module"):
+    with pytest.raises(TypeError, match=r"module: expected an nn.Module"):
         torchopt.MetaSGD(net.parameters(), 0.1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="lr: expected a number of at least 0"):
         torchopt.MetaAdam(net, -1.0)
@@ -326,7 +326,7 @@ def test_errors_say_what_to_do() -> None:
         optimizer.step(1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="take its mean"):
         optimizer.step(net(data(8)))
-    with torch.no_grad(), pytest.raises(RuntimeError, match="outside torch.no_grad"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"outside torch.no_grad"):
         optimizer.step(net(data(8)).mean())
     stale = net(data(8)).square().mean()
     optimizer.step(net(data(8)).square().mean())
