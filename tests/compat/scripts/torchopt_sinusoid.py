@@ -5,9 +5,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 import torchopt
+from torch import nn
 
 
 def tasks(count, generator):
@@ -36,12 +35,11 @@ def evaluate(net, inner, generator):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--iterations", type=int, default=150)
-    parser.add_argument("--inner", choices=("sgd", "adam"), default="sgd")
     args = parser.parse_args()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
     meta_opt = torchopt.Adam(net.parameters(), lr=1e-2)
-    inner = torchopt.MetaSGD(net, lr=0.02) if args.inner == "sgd" else torchopt.MetaAdam(net, lr=0.01, eps_root=1e-8)
+    inner = torchopt.MetaSGD(net, lr=0.02)
     before = evaluate(net, inner, torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(2)
     for _ in range(args.iterations):

@@ -63,9 +63,7 @@ def meta_loss(
         raise TypeError(f"inner: expected a MetaOptimizer, such as torchopt.MetaSGD(net, lr=0.1), got {inner!r}")
     leaves = pytree.tree_leaves(inner.state_dict())
     if any(isinstance(leaf, Tensor) and leaf.any() for leaf in leaves):
-        raise ValueError(
-            "inner: expected an optimizer that has taken no step; recover_state_dict what it was before"
-        )
+        raise ValueError("inner: expected an optimizer that has taken no step; recover_state_dict what it was before")
     return _engine(model, inner, steps, loss).meta_loss(sx, sy, qx, qy, steps=steps, **options)
 
 

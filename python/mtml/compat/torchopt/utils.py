@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mtml.compat.torchopt import pytree
-from mtml.compat.torchopt.containers import Container, containers, copied, relinked
+from mtml.compat.torchopt.containers import Container, copied, held, parts
 from mtml.compat.torchopt.optim.meta.base import MetaOptimizer
 from mtml_kernels.general.twin import twin
+from mtml_kernels.recurrent import relink
 
 __all__ = [
     "ModuleState",
@@ -106,7 +107,7 @@ def extract_state_dict(
         return pytree.tree_map(lambda t: of(t) if isinstance(t, Tensor) else t, target.state_dict())
     if not isinstance(target, nn.Module):
         raise _unexpected(target)
-    params, buffers = containers(target)
+    params, buffers = held(parts(target))
     of_buffer = _replica("deepcopy", device) if detach_buffers else of
     kept = tuple(copied(each, of_buffer) for each in buffers) if with_buffers else ()
     return ModuleState(tuple(copied(each, of) for each in params), kept, None, detach_buffers)
@@ -128,11 +129,13 @@ def recover_state_dict(target: nn.Module | MetaOptimizer, state: Any) -> None:
     if detached:
         of = _replica("deepcopy", None)
         buffers = tuple(copied(each, of) for each in buffers)
-    here = containers(target)
+    every = parts(target)
+    here = held(every)
     _fill("parameters", here[0], params)
     if buffers:
         _fill("buffers", here[1], buffers)
-    relinked(target)
+    for part in every:
+        relink(part)
 
 
 def _fill(what: str, here: Sequence[Container], there: Sequence[Container]) -> None:

@@ -13,9 +13,15 @@ from mtml.compat.torchopt.containers import Container, Slots
 from mtml.compat.torchopt.optim.base import check_impl, loaded
 from mtml.compat.torchopt.transform.leaves import added, present, put
 from mtml.compat.torchopt.transform.simple import Scale
+from mtml.gradients import recorded_gradients
 from mtml_kernels.transforms import refuse_transforms
 
 __all__ = ["MetaOptimizer"]
+
+_APART = (
+    "loss: expected one that depends on a parameter of the module that requires grad; compute it after "
+    "recover_state_dict and after the step before"
+)
 
 
 class MetaOptimizer:
@@ -79,14 +85,12 @@ class MetaOptimizer:
         rows = [slots.tensors() for slots in self._slots]
         every = [tensor for tensors, _ in rows for tensor in tensors]
         asked = [i for i, tensor in enumerate(every) if tensor.requires_grad]
+        if not asked:
+            raise RuntimeError(_APART)
         rate = self._rate(loss)
-        seed = None if rate is None else torch.full_like(loss, rate, requires_grad=False)
-        found = torch.autograd.grad(loss, [every[i] for i in asked], seed, create_graph=True, allow_unused=True)
+        found = recorded_gradients(loss, [every[i] for i in asked], 1.0 if rate is None else rate)
         if all(grad is None for grad in found):
-            raise RuntimeError(
-                "loss: expected one that depends on a parameter of the module; compute it after recover_state_dict and "
-                "after the step before"
-            )
+            raise RuntimeError(_APART)
         grads = put([None] * len(every), asked, found)
         for i, (slots, (tensors, places)) in enumerate(zip(self._slots, rows, strict=True)):
             own, grads = grads[: len(tensors)], grads[len(tensors) :]
@@ -100,10 +104,12 @@ class MetaOptimizer:
             updates, state = self.impl.update(grads, state, params=tensors, inplace=False)
         self.state_groups[group] = state
         at = present(updates)
+        if len(at) == len(tensors):
+            return list(added(tensors, updates))
         return put(tensors, at, added([tensors[i] for i in at], [updates[i] for i in at]))
 
     def _rate(self, loss: Tensor) -> float | None:
-        """What the gradient itself may begin with: of plain gradient descent -lr, which spares a product a tensor.
+        """What the gradient may begin with, to be scaled nowhere else: -lr of plain gradient descent.
 
         Not where some of it may be float16, whose range the smaller numbers could leave.
         """
@@ -122,5 +128,10 @@ def _check_loss(loss: Any) -> None:
         raise TypeError(f"loss: expected a scalar tensor, got {type(loss).__name__}")
     if loss.numel() != 1:
         raise ValueError(f"loss: expected one number, got {list(loss.shape)}; take its mean")
-    if not loss.requires_grad:
-        raise RuntimeError("loss: expected one that requires grad; compute it from the module, outside torch.no_grad()")
+    if loss.is_complex():
+        raise TypeError(f"loss: expected a real number, got {loss.dtype}")
+    if not loss.requires_grad or not torch.is_grad_enabled():
+        raise RuntimeError(
+            "loss: expected one that requires grad, and a step that records; compute it from the module and call step "
+            "outside torch.no_grad()"
+        )
