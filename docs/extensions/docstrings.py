@@ -1,0 +1,26 @@
+"""Docstrings as Markdown: what `help()` shows as plain text means the same on a page of the API reference."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from griffe import Extension, Object
+
+CODE = re.compile(r"(``.*?``|`[^`]*`|^\s*(?:>>>|\.\.\.).*?$)", re.M | re.S)
+
+
+def as_markdown(text: str) -> str:
+    """`Example:` as the section that holds code; outside of code a star is a star and <name> is no tag."""
+    text = re.sub(r"^Example:$", "Examples:", text, flags=re.M)
+    parts = CODE.split(text)
+    parts[::2] = [re.sub(r"[*<]", r"\\\g<0>", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+class Docstrings(Extension):
+    """Applied to every object that griffe reads, before its docstring is parsed."""
+
+    def on_instance(self, *, obj: Object, **_: Any) -> None:
+        if obj.docstring:
+            obj.docstring.value = as_markdown(obj.docstring.value)
