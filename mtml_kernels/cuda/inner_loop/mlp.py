@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.chip import MLP_REGISTERS, Chip
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
-from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of
+from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of, why_not
 from mtml_kernels.memory import in_memory
 from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs, InnerLoopSpec, Outputs, output_shapes
 
@@ -91,6 +91,20 @@ class Perceptrons:
             if tuple(shape.widths[: shape.layers + 1]) == form.widths and bool(shape.bent) == form.bent:
                 return (self._tiled if shape.tile else self._launched)(a, form, index, shape)
         return None
+
+    def why_not(self, a: InnerLoopArgs) -> str:
+        """Why a call has no kernel of its own, in words; only where `bound` finds none."""
+        form = form_of(a)
+        if form is None:
+            return why_not(a)
+        shapes = self._kernels.shapes(a.params[0].dtype)
+        if not shapes:
+            return "there are none for this dtype in this build"
+        for shape in shapes:
+            if tuple(shape.widths[: shape.layers + 1]) == form.widths and bool(shape.bent) == form.bent:
+                return "a block of theirs does not fit this GPU"
+        bends = "an activation that bends" if form.bent else "a piecewise linear activation"
+        return f"none is of widths {'-'.join(map(str, form.widths))} with {bends} (csrc/cuda/inner_loop/mlp/list.cuh)"
 
     def _tiled(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
         """By launches whose blocks take tiles of samples; None where the chip has no room for a block."""
