@@ -11,7 +11,7 @@ int run_listed(const MtmlkMlpLaunch& l, const MtmlkMlpCall& call, Stream stream)
   launch.grid = dim3(unsigned(l.blocks)), launch.block = dim3(unsigned(l.threads)), launch.stream = stream;
   launch.shared_bytes = size_t(mlp_shared_bytes<T>(l.shape, call));
   if constexpr (Listed::kTile != 0) {
-    return TileLaunches<T, Listed>{call, launch, l.blocks, l.back_threads}.run();
+    return TileLaunches<T, Listed>{call, launch, l.blocks, l.back_threads, l.overlaps != 0}.run();
   } else {
     constexpr int kFew = Listed::kRows[0], kMany = Listed::kRows[1];
     if (l.rows == kFew) return start(mlp_kernel<T, typename Listed::S, kFew>, launch, call);
