@@ -83,8 +83,8 @@ DEV T* peer_shared(T* p, int rank) {
 
 // ---------------------------------------------------------------- launches that begin early (Launch::overlaps)
 
-// wait_for_earlier_launches: until they have ended, and what they wrote is there. Before it a kernel reads nothing that the
-// call's earlier launches write, and writes nothing but its block's memory. Every thread calls it.
+// wait_for_earlier_launches: until they have ended, and what they wrote is there. Every thread calls it. Before it a kernel
+// reads nothing that the call's earlier launches write, and writes nothing but its block's memory.
 // let_next_launch_begin: the next launch may begin when all blocks have said so, or have returned.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900  // where none begins early
 DEV void wait_for_earlier_launches() {}

@@ -23,14 +23,14 @@ struct Launch {
   int cluster = 1;          // blocks, along x; more than one need sm_90
   Stream stream = nullptr;
   // It may begin before the launch before it has ended: its kernel calls wait_for_earlier_launches(), and so does that of
-  // the launch before it, if that one overlaps as well. On GPUs and by code of sm_90 and later; else it begins after it.
+  // the launch before it, if that overlaps too. By code for sm_90 and later; else it begins when that has ended.
   bool overlaps = false;
 };
 
 #if defined(__CUDACC__)
 
-// Whether what runs a kernel on this device has been compiled for sm_90 or later: before that no kernel waits for the one
-// before it, also as PTX that a driver compiles for a later GPU.
+// Whether the code of a kernel on this device is for sm_90 or later. What was compiled for less does not wait for the
+// launch before it, also where a driver makes it code for a later GPU.
 template <class... P>
 bool waits_for_earlier(void (*kernel)(P...)) {
   cudaFuncAttributes found = {};

@@ -73,7 +73,8 @@ class Engine {
   Fiber launcher_;
   Fiber* previous_ = nullptr;   // of the fiber that runs
   std::vector<void*> watched_;  // fibers that ended, as ThreadSanitizer knows them
-  // What ThreadSanitizer knows by these addresses, and a fiber that knows nothing since the last launch that did not overlap.
+  // What ThreadSanitizer knows by these addresses; and a fiber that knows what came before the last launch that did not
+  // overlap.
   char ended_ = 0, fenced_ = 0, earlier_ = 0;
   void* before_ = nullptr;
 };

@@ -1,8 +1,8 @@
 // The perceptrons that have a kernel of their own: a block a task, or of those that come with many samples a block for
 // tiles of a task's.
 //
-// A new entry needs nothing else: the Python side reads the list, and the files part_0.cu, part_1.cu, ... share its kernels
-// out among them. Widths are multiples of four, or fewer than four; the number of kernels is counted in
+// A new entry needs nothing else: the Python side reads the list, and the files part_0.cu, part_1.cu, ... share its
+// kernels out among them. Widths are multiples of four, or fewer than four; the number of kernels is counted in
 // tests/cuda/test_persistent_compiles.py.
 #pragma once
 

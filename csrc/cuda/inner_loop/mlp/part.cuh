@@ -1,4 +1,4 @@
-// The launches of some of the perceptrons' kernels. Only the files part_<i>.cu include this, for it compiles the kernels.
+// The launches of some of the perceptrons' kernels, which are compiled where this is included: by the files part_<i>.cu.
 #pragma once
 
 #include "cuda/inner_loop/mlp/launches.cuh"

@@ -65,8 +65,8 @@ struct MlpShape {
   MTMLK_ANYWHERE static constexpr int step(int samples) { return kParams + values(samples); }
 
  private:
-  // Loops of these would be the kernels', for an optimizer to unroll at every use (more than half of nvcc's time): their results are
-  // constants instead, of which among() takes one.
+  // In a kernel these loops would be the optimizer's to unroll, at every use, which takes it longer than all the rest.
+  // So their results are constants, of which among() takes one.
   MTMLK_ANYWHERE static constexpr int find_weight(int l) {
     int at = 0;
     for (int i = 1; i < l; ++i) at += layer(i);
