@@ -104,13 +104,13 @@ def launch_of(a: InnerLoopArgs, chip: Chip, device: Device | None = None) -> Lau
     if bound is not None:
         return _of_perceptron(bound, "" if device is None else prediction(bound, device))
     engine = DeviceEngine(lambda _: chip)
-    program, device = Persistent(lambda: engine).of_forward(a), a.params[0].device
+    program, where = Persistent(lambda: engine).of_forward(a), a.params[0].device
     return Launch(
         full=program.words.full,
         phases=program.words.phases,
         words=len(program.words.words),
-        threads=engine.threads(program, a.tasks, device),
-        blocks=engine.blocks(program, a.tasks, device),
+        threads=engine.threads(program, a.tasks, where),
+        blocks=engine.blocks(program, a.tasks, where),
         shared_bytes=program.placed.chip_bytes + RING_BYTES,
         workspace_bytes=program.placed.workspace_bytes,
         why=perceptrons.why_not(a),
