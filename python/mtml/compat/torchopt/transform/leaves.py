@@ -50,7 +50,7 @@ def scaled(x: Sequence[Tensor], factor: Factor) -> Sequence[Tensor]:
     """factor x; one factor, or one for each."""
     if isinstance(factor, Tensor):
         return [factor.to(a.device, a.dtype) * a for a in x]
-    each = [factor] * len(x) if isinstance(factor, int | float) else list(factor)
+    each = list(factor) if isinstance(factor, Sequence) else [float(factor)] * len(x)
     if under_transform() or not x:
         return [a * b for a, b in zip(x, each, strict=True)]
     return torch._foreach_mul(x, each)  # type: ignore[arg-type, return-value]
