@@ -6,6 +6,7 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,13 @@ def test_a_learned_rate() -> None:
     got, want = loop(maml, batch, 2), oracle(model, batch, F.mse_loss, lambda n, k: rate, 2).loss
     assert_same(got, want)
     assert_same(gradients(got, list(maml.parameters())), gradients(want, list(maml.parameters())))
+
+
+def test_a_rate_of_numpys() -> None:
+    model, batch = mlp(3, 6, 2), regression()
+    maml, like = l2l.algorithms.MAML(model, np.float32(0.5)), l2l.algorithms.MAML(model, 0.5)
+    assert_same(loop(maml, batch, 2), loop(like, batch, 2))
+    assert_same(maml.meta_loss(*batch, loss="mse"), like.meta_loss(*batch, loss="mse"))
 
 
 def test_rates_for_each_step_as_maml_plus_plus_reads_them() -> None:

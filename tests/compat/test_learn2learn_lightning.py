@@ -76,12 +76,16 @@ def test_maml_is_the_loop(lightning: Any) -> None:
     assert learner.hparams["adaptation_lr"] == 0.2 and learner.hparams["train_shots"] == 2
 
 
-def test_validation_adapts_without_grad(lightning: Any) -> None:
-    learner = l2l.algorithms.LightningMAML(mlp(4, 3), train_ways=3, test_ways=3, adaptation_lr=5.0, adaptation_steps=5)
-    with torch.no_grad():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+@pytest.mark.parametrize("name", ["LightningMAML", "LightningANIL", "LightningPrototypicalNetworks"])
+def test_validation_and_tests_adapt(lightning: Any, name: str, mode: Any) -> None:
+    models = [mlp(4, 4), mlp(4, 3)][name == "LightningMAML" :]
+    given = models[:1] if name == "LightningPrototypicalNetworks" else models
+    learner = getattr(l2l.algorithms, name)(*given, train_ways=3, test_ways=3, adaptation_lr=3.0, adaptation_steps=20)
+    with mode():  # as trainers call them, and make the batch
         loss = learner.validation_step(episode(3, 2), 0)
-    assert isinstance(loss, float) and learner.logged["valid_accuracy"] == 1.0
-    assert isinstance(learner.test_step(episode(3, 2), 0), float) and "test_loss" in learner.logged
+        assert isinstance(loss, float) and learner.logged["valid_accuracy"] == 1.0
+        assert isinstance(learner.test_step(episode(3, 2), 0), float) and "test_loss" in learner.logged
 
 
 def test_anil_trains_features_and_head(lightning: Any) -> None:

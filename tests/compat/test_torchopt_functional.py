@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -197,9 +198,19 @@ def test_schedules() -> None:
     assert schedule.exponential_decay(1.0, 0.0)(5) == 1.0
 
 
+@pytest.fixture
+def by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`import torchopt` finds ours, for one test."""
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    mtml.compat.install("torchopt", replace=True)
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchopt"]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("by_name")
 @pytest.mark.parametrize("name", ["diff", "distributed", "linalg", "linear_solve", "nn", "visual"])
 def test_what_is_not_here_says_so(name: str) -> None:
-    mtml.compat.install("torchopt", replace=True)
     with pytest.raises(ImportError, match=f"torchopt.{name}: .* not (here|drawn)"):
         __import__(f"torchopt.{name}.anything")
     with pytest.raises(ImportError, match="or install torchopt"):

@@ -153,5 +153,7 @@ def test_errors_say_what_to_do() -> None:
     for function in (torchopt.extract_state_dict, lambda target: torchopt.recover_state_dict(target, ())):
         with pytest.raises(TypeError, match=r"target: expected an nn.Module or a MetaOptimizer"):
             function([Tensor()])
+    with pytest.raises(TypeError, match="state: expected what extract_state_dict gives"):
+        torchopt.recover_state_dict(net, net.state_dict())
     with pytest.raises(ValueError, match="state: expected parameters of this module"):
         torchopt.recover_state_dict(nn.Linear(1, 1), torchopt.extract_state_dict(net))

@@ -6,6 +6,7 @@ Forward, and backward where the cotangent is that of the losses; what else a cal
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.chip import MLP_REGISTERS, Chip
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
-from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of
+from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of, why_not
 from mtml_kernels.memory import in_memory
 from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs, InnerLoopSpec, Outputs, output_shapes
 
-__all__ = ["Bound", "Kernels", "Perceptrons", "tile_blocks"]
+__all__ = ["OVERLAP", "Bound", "Kernels", "Perceptrons", "launches_overlap", "tile_blocks"]
 
+OVERLAP = "MTML_CUDA_OVERLAP"
 MOST = 256  # calls of given shapes that are kept
 TILE_THREADS = 256  # of a block that takes tiles on the way back; no bit of a result depends on it
 
@@ -75,7 +77,7 @@ class Perceptrons:
         like, y = a.params[0], a.query_y
         absent = (a.support_mask is None, a.query_mask is None, a.step_weights is None)
         shapes = [t.shape for t in (*a.support_x, *a.query_x, a.support_y, *a.lr)], None if y is None else y.shape
-        key = (id(a.spec), a.needs, like.dtype, like.device, str(shapes), absent)
+        key = (id(a.spec), a.needs, like.dtype, like.device, str(shapes), absent, launches_overlap())
         if key not in self._bound:
             if len(self._bound) >= MOST:
                 self._bound.clear()
@@ -92,6 +94,20 @@ class Perceptrons:
                 return (self._tiled if shape.tile else self._launched)(a, form, index, shape)
         return None
 
+    def why_not(self, a: InnerLoopArgs) -> str:
+        """Why a call has no kernel of its own, in words; only where `bound` finds none."""
+        form = form_of(a)
+        if form is None:
+            return why_not(a)
+        shapes = self._kernels.shapes(a.params[0].dtype)
+        if not shapes:
+            return "there are none for this dtype in this build"
+        for shape in shapes:
+            if tuple(shape.widths[: shape.layers + 1]) == form.widths and bool(shape.bent) == form.bent:
+                return "a block of theirs does not fit this GPU"
+        bends = "an activation that bends" if form.bent else "a piecewise linear activation"
+        return f"none is of widths {'-'.join(map(str, form.widths))} with {bends} (csrc/cuda/inner_loop/mlp/list.cuh)"
+
     def _tiled(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
         """By launches whose blocks take tiles of samples; None where the chip has no room for a block."""
         call, chip, dtype = _sizes(a, form), self._kernels.chip(a.params[0].device), a.params[0].dtype
@@ -100,7 +116,8 @@ class Perceptrons:
             return None
         blocks = call.tasks * tile_blocks(chip, call.tasks, _up(call.support, shape.tile), shared)
         there = 32 * _up(shape.tile, shape.rows[0])  # a warp for its rows
-        launch = MlpLaunch(int(dtype == torch.float64), index, shape.rows[0], blocks, there, TILE_THREADS)
+        options = (int(dtype == torch.float64), index, shape.rows[0], blocks, there, TILE_THREADS)
+        launch = MlpLaunch(*options, int(launches_overlap()))
         history = self._kernels.record(index, call, dtype)
         return Bound(form, launch, call, _weights(form) + call.n_rates, history, shared, shape.tile)
 
@@ -190,6 +207,18 @@ def _sizes(a: InnerLoopArgs, form: Form) -> MlpCall:
 def _weights(form: Form) -> int:
     """Numbers of all its parameters."""
     return sum(o * (i + 1) for i, o in itertools.pairwise(form.widths))
+
+
+def launches_overlap() -> bool:
+    """Whether MTML_CUDA_OVERLAP asks that launches of tiles begin before the one before has ended (sm_90 and later).
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+    """
+    asked = os.environ.get(OVERLAP) or "0"
+    if asked not in {"0", "1"}:
+        raise ValueError(f"{OVERLAP}: expected 0 or 1, got {asked!r}")
+    return asked == "1"
 
 
 def tile_blocks(chip: Chip, tasks: int, tiles: int, shared: int) -> int:

@@ -11,7 +11,7 @@ from mtml_kernels.program.ops import Op
 from mtml_kernels.schema.inner_loop import KEEP_NONE, NEED_LR, NEED_PARAMS, PLAIN, InnerLoopArgs
 from mtml_kernels.schema.losses import KINDS
 
-__all__ = ["Form", "form_of"]
+__all__ = ["Form", "form_of", "why_not"]
 
 _STRAIGHT = (Act.RELU, Act.LEAKY_RELU)
 _OF_ELEMENTS = tuple(KINDS.index(name) for name in ("mse", "bce_with_logits", "huber", "l1"))
@@ -33,20 +33,33 @@ class Form(NamedTuple):
 
 def form_of(a: InnerLoopArgs) -> Form | None:
     """The perceptron that a call is of, where its options are those of the kernels."""
+    return None if why_not(a) else _form(tuple(a.spec.program), tuple(a.spec.consts))
+
+
+def why_not(a: InnerLoopArgs) -> str:
+    """What of a call the kernels of perceptrons do not take, in words; "" for nothing, but perhaps its widths."""
     spec = a.spec
-    plain = spec.update == PLAIN and not spec.axes and spec.keep == KEEP_NONE and all(spec.adapted)
-    absent = (a.support_mask, a.query_mask, a.step_weights)
-    if not plain or any(t is not None for t in absent) or a.needs & ~(NEED_PARAMS | NEED_LR):
-        return None
-    if spec.first_order and a.needs & NEED_LR:  # whose gradients are made on the way back of second order
-        return None
-    if a.query_y is None or len(a.support_x) != 1 or len(a.query_x) != 1 or any(rate.ndim != 1 for rate in a.lr):
-        return None
-    if not {spec.support_loss[0], spec.query_loss[0]} <= set(_OF_ELEMENTS):
-        return None
-    if not a.support_y.numel() or not a.query_y.numel():
-        return None
-    return _form(tuple(spec.program), tuple(spec.consts))
+    losses = {spec.support_loss[0], spec.query_loss[0]}
+    refused = {
+        "no momentum and no other update rule": spec.update != PLAIN,
+        "rates of tensors or steps": any(rate.ndim != 1 for rate in a.lr) or bool(spec.axes),
+        "adapted parameters that are not handed out": spec.keep != KEEP_NONE,
+        "all parameters adapted": not all(spec.adapted),
+        "no masks": a.support_mask is not None or a.query_mask is not None,
+        "no losses of all steps": a.step_weights is not None,
+        "gradients of parameters and rates alone": bool(a.needs & ~(NEED_PARAMS | NEED_LR)),
+        # whose gradients are made on the way back of second order
+        "rates without gradients where it is of first order": bool(spec.first_order and a.needs & NEED_LR),
+        "one input, and a query set": a.query_y is None or len(a.support_x) != 1 or len(a.query_x) != 1,
+        f"losses of elements ({', '.join(KINDS[kind] for kind in _OF_ELEMENTS)})": not losses <= set(_OF_ELEMENTS),
+        "samples": not a.support_y.numel() or a.query_y is None or not a.query_y.numel(),
+    }
+    for wanted, missing in refused.items():
+        if missing:
+            return f"they take {wanted}"
+    if _form(tuple(spec.program), tuple(spec.consts)) is None:
+        return "they take linear layers with biases and one activation between them"
+    return ""
 
 
 @functools.lru_cache(maxsize=256)

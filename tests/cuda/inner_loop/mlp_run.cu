@@ -1,5 +1,5 @@
 // Runs a small perceptron's kernel on numbers of its own and prints a hash of its results' bits, for sanitizers.
-// Arguments: threads of a block, sets on the chip; 0 sets: in tiles.
+// Arguments: threads of a block, sets on the chip; 0 sets: in tiles, -1: in tiles whose launches overlap.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,7 +75,7 @@ int main(int count, char** arguments) {
   float *loss = arrays.result(kTasks), *output = arrays.result(kTasks * kQuery);
   float *support = arrays.result(kSteps * kTasks), *shares = arrays.result(parts);
   c.loss = loss, c.output = output, c.support_losses = support, c.parts = shares;
-  const bool tiled = c.sets == 0;
+  const bool tiled = c.sets <= 0;
   c.history = arrays.result(tiled ? size_t(Tiles::space(c)) : size_t(2) * kSteps * Shape::step(kSupport));
   mtmlk::Launch launch;
   launch.grid = dim3(2), launch.block = dim3(unsigned(atoi(arguments[1])));
@@ -83,7 +83,7 @@ int main(int count, char** arguments) {
   mtmlk::MlpMemory<float, Shape>::of(carver, c);
   launch.shared_bytes = carver.bytes();
   // On the way back two blocks a task have three tiles.
-  const int status = tiled ? Tiles{c, launch, 2 * kTasks, int(launch.block.x)}.run()
+  const int status = tiled ? Tiles{c, launch, 2 * kTasks, int(launch.block.x), c.sets < 0}.run()
                            : mtmlk::start(mtmlk::mlp_kernel<float, Shape, kRows>, launch, c);
   if (status != 0) return 3;
   uint64_t hash = hash_of(1469598103934665603u, loss, kTasks);

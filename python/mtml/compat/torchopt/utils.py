@@ -125,7 +125,9 @@ def recover_state_dict(target: nn.Module | MetaOptimizer, state: Any) -> None:
         return
     if not isinstance(target, nn.Module):
         raise _unexpected(target)
-    params, buffers, *_, detached = state
+    if not isinstance(state, tuple) or len(state) != len(ModuleState._fields):
+        raise TypeError(f"state: expected what extract_state_dict gives of a module, got {type(state).__name__}")
+    params, buffers, _, detached = state
     if detached:
         of = _replica("deepcopy", None)
         buffers = tuple(copied(each, of) for each in buffers)

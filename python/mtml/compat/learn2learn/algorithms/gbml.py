@@ -153,6 +153,9 @@ class GBML(nn.Module):
     ) -> Tensor:
         """The query loss of every task [T] in one call, as `MAML.meta_loss`; on the general path, all tasks at once.
 
+        With `allow_unused` the transform of a parameter that the loss does not depend on takes a gradient of zero. The
+        loop leaves the parameter alone: another result where a transform of zero is not zero.
+
         Raises:
             ValueError: `adapt_transform` is on, which has no batched form.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -86,7 +87,8 @@ class MAML(BaseLearner):
         allow_nograd: bool = False,
     ) -> None:
         check_model("model", model)
-        if isinstance(lr, float | int):
+        if isinstance(lr, Real):  # numpy's too
+            lr = float(lr)
             check_finite("lr", lr)
         super().__init__(model)
         self.lr = lr

@@ -71,8 +71,9 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Set all gradients to zero, or to None."""
-        for param in (p for group in self.param_groups for p in group if p.grad is not None):
-            param.grad = None if set_to_none else param.grad.detach().zero_()
+        for param in (p for group in self.param_groups for p in group):
+            if param.grad is not None:
+                param.grad = None if set_to_none else param.grad.detach().zero_()
 
     def state_dict(self) -> tuple[Any, ...]:
         """The states themselves, no copies."""

@@ -11,8 +11,21 @@ from torch import Tensor
 from mtml.compat.torchopt.base import Leaves
 from mtml_kernels.transforms import under_transform
 
-__all__ = ["added", "counted", "divided", "present", "products", "put", "scaled", "settled", "zero_counts", "zeros"]
+__all__ = [
+    "Tensors",
+    "added",
+    "counted",
+    "divided",
+    "present",
+    "products",
+    "put",
+    "scaled",
+    "settled",
+    "zero_counts",
+    "zeros",
+]
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
 Factor = float | Tensor | Sequence[float]
 
 
@@ -39,35 +52,35 @@ def settled(old: Leaves, new: list[Any], inplace: bool) -> list[Any]:
     return list(old)
 
 
-def added(x: Sequence[Tensor], y: Sequence[Tensor], alpha: float = 1.0) -> Sequence[Tensor]:
+def added(x: Tensors, y: Tensors, alpha: float = 1.0) -> Tensors:
     """x + alpha y."""
     if under_transform() or not x:
         return [a.add(b, alpha=alpha) for a, b in zip(x, y, strict=True)]
-    return torch._foreach_add(x, y, alpha=alpha)  # type: ignore[arg-type, return-value]
+    return torch._foreach_add(x, y, alpha=alpha)
 
 
-def scaled(x: Sequence[Tensor], factor: Factor) -> Sequence[Tensor]:
+def scaled(x: Tensors, factor: Factor) -> Tensors:
     """factor x; one factor, or one for each."""
     if isinstance(factor, Tensor):
         return [factor.to(a.device, a.dtype) * a for a in x]
-    each = [factor] * len(x) if isinstance(factor, int | float) else list(factor)
+    each = list(factor) if isinstance(factor, Sequence) else [float(factor)] * len(x)
     if under_transform() or not x:
         return [a * b for a, b in zip(x, each, strict=True)]
-    return torch._foreach_mul(x, each)  # type: ignore[arg-type, return-value]
+    return torch._foreach_mul(x, each)
 
 
-def divided(x: Sequence[Tensor], y: Sequence[Tensor]) -> Sequence[Tensor]:
+def divided(x: Tensors, y: Tensors) -> Tensors:
     """x / y."""
     if under_transform() or not x:
         return [a / b for a, b in zip(x, y, strict=True)]
-    return torch._foreach_div(x, y)  # type: ignore[arg-type, return-value]
+    return torch._foreach_div(x, y)
 
 
-def products(x: Sequence[Tensor], y: Sequence[Tensor]) -> Sequence[Tensor]:
+def products(x: Tensors, y: Tensors) -> Tensors:
     """x y."""
     if under_transform() or not x:
         return [a * b for a, b in zip(x, y, strict=True)]
-    return torch._foreach_mul(x, y)  # type: ignore[arg-type, return-value]
+    return torch._foreach_mul(x, y)
 
 
 def zeros(params: Leaves, requires_grad: bool = False) -> list[Any]:

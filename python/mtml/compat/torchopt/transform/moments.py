@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from mtml.compat.torchopt.base import GradientTransformation, Kernel, Leaves, transformation
 from mtml.compat.torchopt.transform.leaves import (
+    Tensors,
     added,
     counted,
     divided,
@@ -49,8 +49,6 @@ __all__ = [
     "scale_by_stddev",
 ]
 
-Tensors = Sequence[Tensor]
-
 
 def _mean(old: Tensors, new: Tensors, decay: float) -> Tensors:
     return added(scaled(old, decay), new, 1.0 - decay)
@@ -82,7 +80,7 @@ def _check(b1: float, b2: float, eps: float) -> None:
 class ScaleByAdamState(NamedTuple):
     mu: Leaves
     nu: Leaves
-    count: Leaves
+    count: Leaves  # type: ignore[assignment]  # the original's name, a method of tuples
 
 
 @dataclass(frozen=True, eq=False)

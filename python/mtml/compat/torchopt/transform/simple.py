@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from mtml.compat.torchopt.base import (
     transformation,
 )
 from mtml.compat.torchopt.transform.leaves import (
+    Tensors,
     added,
     counted,
     present,
@@ -79,7 +80,7 @@ def scale(step_size: float | Tensor) -> GradientTransformation:
 
 
 class ScaleByScheduleState(NamedTuple):
-    count: Leaves
+    count: Leaves  # type: ignore[assignment]  # the original's name, a method of tuples
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,7 @@ class Decay(Kernel):
 
     def step(self, grads: Leaves, state: Any, params: Leaves | None, inplace: bool) -> tuple[list[Any], Any]:
         at = present(grads)
-        found: Sequence[Tensor] = [grads[i] for i in at]
+        found: Tensors = [grads[i] for i in at]
         if self.maximize:
             found = scaled(found, -1.0)
         if self.weight_decay:

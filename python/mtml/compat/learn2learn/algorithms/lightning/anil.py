@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtml.compat.learn2learn.algorithms.lightning.episodic import LightningEpisodicModule, split_episode
 from mtml.compat.learn2learn.algorithms.lightning.maml import LightningMAML, adapted_loss
 from mtml.compat.learn2learn.algorithms.maml import MAML
+from mtml_kernels.functional.hvp import recordable
 
 __all__ = ["LightningANIL"]
 
@@ -38,13 +39,14 @@ class LightningANIL(LightningEpisodicModule):
         self.features = nn.DataParallel(features) if self.data_parallel else features
         self.classifier = MAML(classifier, lr=self.adaptation_lr)
 
-    @torch.enable_grad()  # validation and tests adapt too
+    @torch.inference_mode(False)  # validation and tests adapt too
+    @torch.enable_grad()
     def meta_learn(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, ways: int, shots: int, queries: int
     ) -> tuple[Tensor, Tensor]:
         self.features.train()
         learner = self.classifier.clone()
         learner.train()
-        data, labels = batch
+        data, labels = recordable(batch)
         episode = split_episode((self.features(data), labels), ways, shots, queries)
         return adapted_loss(learner, self.loss, episode, self.adaptation_steps)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtml.compat.learn2learn.algorithms.lightning.episodic import LightningEpisodicModule, split_episode
 from mtml.compat.learn2learn.algorithms.maml import MAML
 from mtml.compat.learn2learn.utils import accuracy
+from mtml_kernels.functional.hvp import recordable
 
 __all__ = ["LightningMAML", "adapted_loss"]
 
@@ -46,7 +47,8 @@ class LightningMAML(LightningEpisodicModule):
         self._same_ways()
         self.model = MAML(model, lr=self.adaptation_lr)
 
-    @torch.enable_grad()  # validation and tests adapt too
+    @torch.inference_mode(False)  # validation and tests adapt too
+    @torch.enable_grad()
     def meta_learn(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, ways: int, shots: int, queries: int
     ) -> tuple[Tensor, Tensor]:
@@ -54,4 +56,6 @@ class LightningMAML(LightningEpisodicModule):
         learner.train()
         if self.data_parallel:
             learner.module = nn.DataParallel(learner.module)
-        return adapted_loss(learner, self.loss, split_episode(batch, ways, shots, queries), self.adaptation_steps)
+        return adapted_loss(
+            learner, self.loss, split_episode(recordable(batch), ways, shots, queries), self.adaptation_steps
+        )

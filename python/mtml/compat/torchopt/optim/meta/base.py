@@ -87,7 +87,7 @@ class MetaOptimizer:
         asked = [i for i, tensor in enumerate(every) if tensor.requires_grad]
         if not asked:
             raise RuntimeError(_APART)
-        rate = self._rate(loss)
+        rate = self._rate(loss, every)
         found = recorded_gradients(loss, [every[i] for i in asked], 1.0 if rate is None else rate)
         if all(grad is None for grad in found):
             raise RuntimeError(_APART)
@@ -108,7 +108,7 @@ class MetaOptimizer:
             return list(added(tensors, updates))
         return put(tensors, at, added([tensors[i] for i in at], [updates[i] for i in at]))
 
-    def _rate(self, loss: Tensor) -> float | None:
+    def _rate(self, loss: Tensor, tensors: list[Tensor]) -> float | None:
         """What the gradient may begin with, to be scaled nowhere else: -lr of plain gradient descent.
 
         Not where some of it may be float16, whose range the smaller numbers could leave.
@@ -118,12 +118,12 @@ class MetaOptimizer:
             kernel = kernel.kernels[0]
         if not isinstance(kernel, Scale) or isinstance(kernel.factor, Tensor):
             return None
-        half = loss.dtype == torch.float16 or torch.is_autocast_enabled(loss.device.type)
+        half = torch.is_autocast_enabled(loss.device.type) or any(t.dtype == torch.float16 for t in (loss, *tensors))
         return None if half else float(kernel.factor)
 
 
 def _check_loss(loss: Any) -> None:
-    refuse_transforms("step", "FuncOptimizer, or the functions init and update, which run in every transform")
+    refuse_transforms("step", "the transformation's init and update on gradients of torch.func.grad")
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss: expected a scalar tensor, got {type(loss).__name__}")
     if loss.numel() != 1:
