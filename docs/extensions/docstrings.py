@@ -7,14 +7,15 @@ from typing import Any
 
 from griffe import Extension, Object
 
-CODE = re.compile(r"(``.*?``|`[^`]*`|^\s*(?:>>>|\.\.\.).*?$)", re.M | re.S)
+# In double or single backquotes, after a prompt, or indented behind an empty line.
+CODE = re.compile(r"(``.*?``|`[^`]*`|^[ ]*(?:>>>|\.\.\.)[^\n]*$|(?<=\n\n)(?:[ ]{4}[^\n]*(?:\n|$))+)", re.M | re.S)
+PLAIN = {"*": r"\*", "<": "&lt;"}  # no emphasis, no tags
 
 
 def as_markdown(text: str) -> str:
-    """`Example:` as the section that holds code; outside of code a star is a star and <name> is no tag."""
-    text = re.sub(r"^Example:$", "Examples:", text, flags=re.M)
-    parts = CODE.split(text)
-    parts[::2] = [re.sub(r"[*<]", r"\\\g<0>", part) for part in parts[::2]]
+    """`Example:` as the section that griffe takes for code; outside of code a star is a star, and <name> is no tag."""
+    parts = CODE.split(re.sub(r"^Example:$", "Examples:", text, flags=re.M))
+    parts[::2] = [re.sub(r"[*<]", lambda found: PLAIN[found[0]], part) for part in parts[::2]]
     return "".join(parts)
 
 
