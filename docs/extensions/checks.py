@@ -10,7 +10,7 @@ from mkdocs.exceptions import PluginError
 # Scripts, styles, fonts and pictures from elsewhere: the pages are read without a network.
 OUTSIDE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"(?:https?:)?//[^\"]*\"[^>]*>")
 # In the API reference: plain text of a docstring that became something else, and a list of names that was cut.
-MISREAD = re.compile(r"<em>|<blockquote>|<code>\w+,</code>|&amp;lt;")
+MISREAD = re.compile(r"<em>|<blockquote>|<code>\w+,</code>|&amp;lt;|\\[*]")
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:
