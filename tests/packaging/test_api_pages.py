@@ -1,4 +1,4 @@
-"""The API reference has every public name, and no other."""
+"""The API reference has every public name, once."""
 
 from __future__ import annotations
 
