@@ -39,7 +39,8 @@ class MultiHead(nn.Module):
     Args:
         in_features: the features' width D, one for all heads or {head: width}.
         heads: {name: head}; see `mtml.multihead.heads.Head` for what there is and which shapes each takes.
-        weighting: "uncertainty", "sum", "dwa", "gls", "rlw", "gradnorm", {head: fixed weight}, or a `Weighting`.
+        weighting: "uncertainty", "sum", "dwa", "gls", "rlw", "gradnorm", "famo", "stch", "imtl_l", "cosmos",
+            {head: fixed weight}, or a `Weighting`.
 
     Raises:
         ValueError, TypeError: no heads, names that a module cannot have, widths that do not fit the heads' names; when
