@@ -373,7 +373,7 @@ def test_bad_input() -> None:
         COSMOS(-1.0)
     with pytest.raises(ValueError, match="decay: expected at least 0"):
         FAMO(decay=-1.0)
-    with pytest.raises(ValueError, match="expected finite preferences of at least 0, got -1.0 for 'a'"):
+    with pytest.raises(ValueError, match=r"expected finite preferences of at least 0, got -1\.0 for 'a'"):
         STCH(preferences={"a": -1.0})
     with pytest.raises(ValueError, match="expected finite lower bounds, got nan for 'a'"):
         FAMO(lower={"a": math.nan})
