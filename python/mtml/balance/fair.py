@@ -3,7 +3,8 @@
 w is where w'Gw / 2 - sum_h f(w_h), f' = w^(-p), is least: strictly convex, so there is one, found by Newton's method.
 With w_h = v_h G_hh^(-1 / (1 + p)) the cosines C stand in for G, and lengths of any size do no harm:
     M v = q v^(-p),  q_h = G_hh^((p - 1) / (p + 1)),  M = q^(1/2) C q^(1/2)
-Where gradients cancel, that is G w = 0 for some w >= 0, no loss can fall unless another one rises, and there is none.
+Where gradients cancel, that is G w = 0 for some w >= 0, no loss can fall unless another one rises, and there is none;
+taken to be so where some weighted sum of the unit gradients is shorter than a thousandth of its weights.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mtml.balance.programs import root
+
 if TYPE_CHECKING:
     from mtml.balance.methods import Array
 
 __all__ = ["fairgrad", "nash"]
 
 STEPS = 500  # 5 to 100 are usual
-NONE = 1e10  # where gradients cancel v grows without end; v^(1 + p) stays far below where they do not, see _cosines
+# |sum_h u_h g_h / |g_h||^2 / |u|^2, below which gradients cancel: ten times what products in float32 are off by, for
+# then u is a matter of rounding
+CANCEL = 1e-6
 
 
 def nash(gram: Array) -> Array:
@@ -52,22 +57,26 @@ def _fair_weights(gram: Array, p: float) -> Array:
     """The w > 0 [H] with gram @ w = w ** -p; 0 where there is none.
 
     Raises:
-        RuntimeError: not found in many steps.
+        RuntimeError: not found in many steps, which takes lengths of eight orders of magnitude and alpha far from 1.
     """
     squares = np.diagonal(gram)
     scale = np.exp((p - 1) / (p + 1) * np.log(squares / squares.max()))
-    matrix = _cosines(gram) * np.sqrt(np.outer(scale, scale))
+    halves = np.sqrt(scale)
+    matrix = _cosines(gram) * np.outer(halves, halves)
     v = np.ones(len(gram))
     for _ in range(STEPS):
         pull = scale * v**-p
         slope = matrix @ v - pull
-        if v.max() ** (1 + p) > NONE:
+        if v @ matrix @ v <= CANCEL * (scale * v) @ v:  # v grows without end where that comes to 0
             return np.zeros_like(v)
         if (np.abs(slope) <= 1e-13 * (np.abs(matrix) @ v + pull)).all():
             weights: Array = v * squares ** (-1 / (1 + p))
             return weights
         v = v + _step(matrix, scale, v, p, slope)
-    raise RuntimeError(f"method: expected weights within {STEPS} steps, got none for the Gram matrix {gram.tolist()}")
+    raise RuntimeError(
+        f"alpha: expected one that gradients of these lengths have weights for, got {1 / p:g} and lengths from "
+        f"{np.sqrt(squares.min()):.3g} to {np.sqrt(squares.max()):.3g}; choose one nearer to 1"
+    )
 
 
 def _step(matrix: Array, scale: Array, v: Array, p: float, slope: Array) -> Array:
@@ -86,9 +95,8 @@ def _step(matrix: Array, scale: Array, v: Array, p: float, slope: Array) -> Arra
 
 
 def _cosines(gram: Array) -> Array:
-    """C [H, H] without what is below the gradients' own precision, for that may be below 0 and have no least value."""
+    """C [H, H]; eigenvalues that rounding has left a little below 0 count as 0, for else nothing would be least."""
     lengths = np.sqrt(np.diagonal(gram))
-    values, vectors = np.linalg.eigh(gram / np.outer(lengths, lengths))
-    values = np.where(values > len(gram) * np.finfo(np.float32).eps, values, 0)
-    cosines: Array = (vectors * values) @ vectors.T
+    factor = root(gram / np.outer(lengths, lengths))
+    cosines: Array = factor.T @ factor
     return cosines

@@ -78,9 +78,9 @@ class GradVac(Remembering):
 
     def _turn(self, gram: Array, row: Array, averages: Array, j: int) -> None:
         """Turn the gradient `row` towards the j-th where their cosine is below the average, in place."""
-        length, other = math.sqrt(max(row @ gram @ row, 0.0)), math.sqrt(gram[j, j])
-        cosine = min(max(row @ gram[:, j] / (length * other), -1.0), 1.0) if length else 0.0
-        aim = min(averages[j], CLOSE)
+        length, other = math.sqrt(max(float(row @ gram @ row), 0.0)), math.sqrt(gram[j, j])
+        cosine = min(max(float(row @ gram[:, j]) / (length * other), -1.0), 1.0) if length else 0.0
+        aim = min(float(averages[j]), CLOSE)
         averages[j] += self.beta * (cosine - averages[j])
         if cosine < aim:
             sine, aimed = math.sqrt(1 - cosine**2), math.sqrt(1 - aim**2)
