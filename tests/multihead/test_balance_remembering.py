@@ -169,6 +169,7 @@ def test_state_and_reset(make: Callable[[], Any]) -> None:
     assert not torch.equal(run(fresh, range(5, 6))[0], run(second, range(5, 6))[0])
     first.reset()
     torch.testing.assert_close(run(first, range(3)), start, rtol=0, atol=0)
+    assert {value.device.type for value in first.to("meta").state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize("make", [lambda: GradVac(3), lambda: MoDo(3)])

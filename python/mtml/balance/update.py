@@ -53,6 +53,7 @@ def backward(
         ValueError, TypeError: an unknown method or option; losses or shared tensors as for `gram`, or shared tensors
             that depend on each other.
         ImportError: mgda, cagrad, upgrad, dualproj without scipy.
+        RuntimeError: a `MoDo` that has seen no batches; fairgrad far from alpha = 1 for lengths of many sizes.
 
     Example:
         >>> import torch
