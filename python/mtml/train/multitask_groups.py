@@ -26,11 +26,13 @@ WAYS, TOKENS, CLASSES = 5, 8, 3
 
 
 class GroupTasks(NamedTuple):
-    """One group: stream(tasks, seed, number) -> its tasks; trunk() -> features; its head."""
+    """One group: stream(tasks, seed, number) -> its tasks; trunk() -> features; its head; what its inner rate is beside
+    that of the others, since a squared error of large values takes smaller steps than a cross-entropy."""
 
     stream: Callable[[int, int, int], TaskStream]
     trunk: Callable[[], nn.Module]
     head: Head
+    rate: float = 1.0
 
 
 def _digits(tasks: int, seed: int, number: int) -> TaskStream:
@@ -66,7 +68,7 @@ def _image() -> nn.Module:
 
 GROUPS: dict[str, GroupTasks] = {
     "digits": GroupTasks(_digits, lambda: _perceptron(64), mtml.Classification(WAYS)),
-    "sinusoid": GroupTasks(_sinusoid, lambda: _perceptron(1), mtml.Regression(1)),
+    "sinusoid": GroupTasks(_sinusoid, lambda: _perceptron(1), mtml.Regression(1), 0.1),
     "tokens": GroupTasks(_tokens, _text, mtml.Tokens(TOKENS)),
     "segmentation": GroupTasks(_segmentation, _image, mtml.Segmentation(CLASSES)),
 }
@@ -81,12 +83,13 @@ def named(names: str) -> tuple[str, ...]:
     return found
 
 
-def make_learner(names: tuple[str, ...], lr: Any, seed: int, **options: Any) -> mtml.MultiTaskMAML:
+def make_learner(names: tuple[str, ...], lr: float, seed: int, **options: Any) -> mtml.MultiTaskMAML:
     """The learner of these groups; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trunks = {name: GROUPS[name].trunk() for name in names}
-        return mtml.MultiTaskMAML(trunks, {name: GROUPS[name].head for name in names}, lr, **options)
+        rates = {name: lr * GROUPS[name].rate for name in names}
+        return mtml.MultiTaskMAML(trunks, {name: GROUPS[name].head for name in names}, rates, **options)
 
 
 class Streams:
