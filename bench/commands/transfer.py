@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         description="Equal steps on the support sets of tasks that no model was trained on, over many seeds.",
     )
     p.add_argument("--seeds", type=_several, default=20, help="default %(default)s")
-    p.add_argument("--iterations", type=positive, default=1000, help="of training (default %(default)s)")
+    p.add_argument("--iterations", type=positive, default=600, help="of training (default %(default)s)")
     p.add_argument("--shots", type=positive, default=10, help="samples to adapt on (default %(default)s)")
     p.add_argument("--steps", type=positive, default=5, help="of adaptation (default %(default)s)")
     p.add_argument("--own", type=_share, default=0.9, help="share of a task's own part, 0..1 (default %(default)s)")

@@ -1,4 +1,4 @@
-"""``python -m bench multitask``: a meta-step of `mtml.MultiTaskMAML` beside a loop over tasks and torch.func, in turn."""
+"""``python -m bench multitask``: a meta-step of `mtml.MultiTaskMAML`, a loop over tasks and torch.func, in turn."""
 
 from __future__ import annotations
 

@@ -66,7 +66,12 @@ def test_whole_models_are_adapted_as_by_the_plain_loop(masks: bool) -> None:
 def test_second_order_is_not_first_order(params: str | None) -> None:
     model, data = made(params=params), cases.batches()
     exact, first = (gradients(model.meta_loss(data, first_order=f).total, model) for f in (False, True))
-    for name in ("trunk.class.0.weight", "trunk.pixel.0.weight", "trunk.token.cells.weight_hh_l0", "heads.value.weight"):
+    for name in (
+        "trunk.class.0.weight",
+        "trunk.pixel.0.weight",
+        "trunk.token.cells.weight_hh_l0",
+        "heads.value.weight",
+    ):
         assert (exact[name] - first[name]).abs().max() > 1e-3 * exact[name].abs().max(), name
 
 
@@ -104,7 +109,11 @@ def test_options_of_heads_are_the_heads_own_loss(head: Any, params: str) -> None
     shape = {True: (4, 3), False: (5,) if isinstance(head, mtml.Tokens) else ()}[images]
 
     def drawn(n: int) -> tuple[Tensor, Tensor]:
-        x = torch.randint(7, (2, n, 5)) if isinstance(head, mtml.Tokens) else torch.randn(2, n, *((1, 4, 3) if images else (4,)))
+        x = (
+            torch.randint(7, (2, n, 5))
+            if isinstance(head, mtml.Tokens)
+            else torch.randn(2, n, *((1, 4, 3) if images else (4,)))
+        )
         ids = isinstance(head, mtml.Classification)
         return x, torch.randint(3, (2, n, *shape)) if ids else torch.rand(2, n, head.outputs)
 

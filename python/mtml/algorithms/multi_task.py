@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from mtml.algorithms.learner import Rate
 from mtml.balance.affinity import gram
@@ -23,9 +24,11 @@ from mtml.params import ParamsArg
 from mtml.paths.explain import Explanation
 from mtml.tasks.task_batch import TaskBatch
 from mtml.weighting.base import Weighting
+from mtml.weighting.following import takes_gradients
 from mtml.weighting.make import make_weighting
 from mtml.wrappers import refuse_data_parallel
 from mtml_kernels.checks import check_steps, leaves, shown
+from mtml_kernels.neutral import uncompiled
 
 __all__ = ["MultiTaskMAML"]
 
@@ -72,8 +75,8 @@ class MultiTaskMAML(nn.Module):
         in_features: D of the trunk's features, or {group: D}; None: as the trunk's last layer with a width says.
 
     Raises:
-        ValueError: no heads, a group without a trunk or a trunk without a head, params or rates that match nothing; when
-            called, unknown groups, shapes that do not fit. Each is named with what was expected.
+        ValueError: no heads, a group without a trunk or a trunk without a head, params or rates that match nothing;
+            when called, unknown groups, shapes that do not fit. Each is named with what was expected.
         TypeError: arguments of the wrong type.
         BackendUnavailable: the backend asked for by name cannot run here.
 
@@ -84,7 +87,8 @@ class MultiTaskMAML(nn.Module):
         >>> model = mtml.MultiTaskMAML(trunk, heads, lr=0.1, steps=3, in_features=16)
         >>> x, ids = torch.randn(5, 8, 4), torch.randint(3, (5, 8))
         >>> few, values = torch.randn(2, 6, 4), torch.randn(2, 6, 2)
-        >>> losses = model.meta_loss({"shape": mtml.TaskBatch(x, ids, x, ids), "size": mtml.TaskBatch(few, values, few, values)})
+        >>> shapes, sizes = mtml.TaskBatch(x, ids, x, ids), mtml.TaskBatch(few, values, few, values)
+        >>> losses = model.meta_loss({"shape": shapes, "size": sizes})
         >>> losses.total.backward()
         >>> {name: tuple(each.shape) for name, each in losses.per_task.items()}
         {'shape': (5,), 'size': (2,)}
@@ -129,11 +133,13 @@ class MultiTaskMAML(nn.Module):
         if callable(lr) and not isinstance(lr, nn.Module):
             rates = {name: lr(GroupModel(trunks[name], layer)) for name, layer in self.heads.items()}
         own = {name: rate for name, rate in rates.items() if isinstance(rate, nn.Module)}
-        self.shared_rate = not (callable(lr) or isinstance(lr, Mapping)) or isinstance(lr, InnerLR)
-        self.lr = lr if self.shared_rate else nn.ModuleDict(own)
+        self._shared_rate = not (callable(lr) or isinstance(lr, Mapping)) or isinstance(lr, InnerLR)
+        self.lr = lr if self._shared_rate else nn.ModuleDict(own)
         params = _by_group("params", self.params, self.heads)
         self._groups = {
-            name: Group(name, trunks[name], layer, rates[name], params=params[name], update=self.update, **self._options)
+            name: Group(
+                name, trunks[name], layer, rates[name], params=params[name], update=self.update, **self._options
+            )
             for name, layer in self.heads.items()
         }
 
@@ -169,12 +175,21 @@ class MultiTaskMAML(nn.Module):
             >>> bool(torch.isclose(total, per_task["size"].mean()))
             True
         """
-        batches = self._checked(batches)
+        options = {"first_order": first_order, "step_weights": step_weights}
         count = self.steps if steps is None else check_steps(steps)
+        if self.weighting.needs_norms and self.weighting.learning and is_dynamo_compiling():
+            takes_gradients()
+            found: MultiTaskLoss = uncompiled(self._meta_loss, batches, count, options, tasks)
+            return found
+        return self._meta_loss(batches, count, options, tasks)
+
+    def _meta_loss(
+        self, given: Any, steps: int, options: Mapping[str, Any], tasks: Mapping[str, int] | None
+    ) -> MultiTaskLoss:
+        batches = self._checked(given)
         groups = {name: self._groups[name] for name, batch in batches.items() if batch.tasks}
-        if count:
-            given = {"steps": count, "first_order": first_order, "step_weights": step_weights}
-            per_task = {name: group.losses(batches[name], **given) for name, group in groups.items()}
+        if steps:
+            per_task = {name: group.losses(batches[name], steps=steps, **options) for name, group in groups.items()}
         else:
             per_task = joint_losses(groups, batches)
         per_task = {name: per_task[name] if name in per_task else self._no_losses() for name in batches}
@@ -273,7 +288,7 @@ class MultiTaskMAML(nn.Module):
         )
 
     def _new_rate(self, name: str) -> Any:
-        if self.shared_rate:
+        if self._shared_rate:
             return self.lr
         raise ValueError(f"lr: expected a rate for the new head of {name!r}, since each group has its own; got None")
 
@@ -347,7 +362,9 @@ def _by_group(argument: str, value: Any, names: Iterable[str]) -> dict[str, Any]
     if not isinstance(value, Mapping) or not set(value) & set(names):
         return dict.fromkeys(names, value)
     if set(value) != set(names):
-        raise ValueError(f"{argument}: expected {{group: ...}} for {', '.join(names)}, got {', '.join(map(str, value))}")
+        raise ValueError(
+            f"{argument}: expected {{group: ...}} for {', '.join(names)}, got {', '.join(map(str, value))}"
+        )
     return {name: value[name] for name in names}
 
 

@@ -99,7 +99,9 @@ def trunk_width(name: str, trunk: nn.Module) -> int:
             width = getattr(module, attribute, None)
             if isinstance(width, int):
                 return width * (2 if getattr(module, "bidirectional", False) else 1)
-    raise ValueError(f"in_features: expected the width D of the features of {name}, which no layer of it tells, got none")
+    raise ValueError(
+        f"in_features: expected the width D of the features of {name}, which no layer of it tells, got none"
+    )
 
 
 def _alike(sets: list[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,7 @@ class Group:
         chosen = select(self.model, f"{HEAD}*" if params is None else params)
         self.rows = all(tensor.startswith(HEAD) for tensor in chosen)
         spec = fused_criterion(layer) if self.rows or layer.head.rank == 2 else None
-        self.criterion: Any = HeadCriterion(layer, self.rows) if spec is None else spec
+        self.criterion: Any = spec or HeadCriterion(layer, self.rows)
         self.learner = MAML(
             HeadRows(layer) if self.rows else self.model,
             lr,
@@ -70,14 +71,12 @@ class Group:
 
     def problem(self, batch: TaskBatch) -> TaskBatch:
         """The batch as the learner takes it."""
-        sets = (batch.sx, batch.qx)
-        if self.rows:
-            features = self.model.features(*sets)
-            sx, qx = (as_rows(self.layer.head, x) for x in features)
-        else:
-            (sx, qx), features = sets, None
-        sy, support_mask = self._set("sy", batch.sx, batch.sy, batch.support_mask, features and features[0])
-        qy, query_mask = self._set("qy", batch.qx, batch.qy, batch.query_mask, features and features[1])
+        sx, qx = batch.sx, batch.qx
+        support, query = self.model.features(sx, qx) if self.rows else (None, None)
+        sy, support_mask = self._set("sy", sx, batch.sy, batch.support_mask, support)
+        qy, query_mask = self._set("qy", qx, batch.qy, batch.query_mask, query)
+        if support is not None and query is not None:
+            sx, qx = as_rows(self.layer.head, support), as_rows(self.layer.head, query)
         return TaskBatch(sx, sy, qx, qy, support_mask, query_mask)
 
     def support(self, sx: Any, sy: Any, mask: Tensor | None) -> tuple[Any, Any, Tensor | None]:
@@ -112,6 +111,11 @@ class Group:
 
     def explain(self, batch: TaskBatch) -> Explanation:
         """How its inner loop runs."""
-        with torch.no_grad():
-            problem = self.problem(batch)
+        model = self.model
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                self.model = copy.deepcopy(model)  # its running statistics may move
+                problem = self.problem(batch)
+            finally:
+                self.model = model
         return self.learner._paths.explain(Batch(*problem))
