@@ -173,6 +173,30 @@ def test_a_checkpoint_restores_everything() -> None:
     assert keys[-1] == "weighting.log_vars"
 
 
+def test_changes_between_calls_are_followed() -> None:
+    model, some = made(), data()
+    first = model.meta_loss(some)
+    model.lr = 0.0
+    unmoved = model.meta_loss(some)
+    torch.testing.assert_close(unmoved.total, model.meta_loss(some, steps=0).total)
+    assert not torch.allclose(first.total, unmoved.total)
+    model.lr, model.params = 0.3, "*"
+    whole = model.meta_loss(some).total
+    assert not torch.allclose(first.total, whole)
+    model.params, model.trunk = None, nn.Linear(4, cases.WIDTH)
+    model.meta_loss(some).total.backward()
+    assert model.trunk.weight.grad is not None
+    model.heads["class"].weight.data.zero_()
+    model.heads["class"].bias.data.zero_()
+    torch.testing.assert_close(model.meta_loss(some, steps=0).per_group["class"], torch.tensor(3.0).log())
+
+
+def test_rates_by_name_are_those_of_all_groups() -> None:
+    model, some = made(lr={"head.weight": 0.0, "head.bias": 0.3}), data()
+    adapted = model.transfer("new", mtml.Classification(3), some["class"].sx, some["class"].sy)
+    assert adapted.params["head.weight"].abs().max() == 0 and adapted.params["head.bias"].abs().max() > 0
+
+
 def test_copies_are_their_own() -> None:
     model, some = made(), data()
     before = model.meta_loss(some).total
@@ -309,6 +333,8 @@ BATCH = mtml.TaskBatch(X, IDS, X, IDS)
         (lambda: mtml.MultiTaskMAML(nn.GRU(4, 6), {"class": mtml.Tokens(3)}, 0.1).meta_loss({"class": BATCH._replace(
             sx=X[:, :, None], qx=X[:, :, None], sy=IDS[:, :, None], qy=IDS[:, :, None])}), TypeError, "output\\[0\\]"),
         (lambda: made().transfer("new", None, X, IDS), ValueError, "name: expected a group"),
+        (lambda: made().transfer("class", None, X[0, 0], IDS), ValueError, "sx: expected inputs \\[T, N"),
+        (lambda: made().meta_loss({"class": BATCH}, tasks={}), ValueError, "tasks: expected"),
         (lambda: made().transfer("new", 3, X, IDS), TypeError, "heads\\['new'\\]"),
         (lambda: made(lr=dict.fromkeys(VECTORS, 0.1)).transfer("new", HEADS["class"], X, IDS), ValueError, "lr"),
         (lambda: mtml.MultiTaskMAML(cases.trunks(), cases.HEADS, 0.1).transfer("new", mtml.Classification(3), X, IDS),

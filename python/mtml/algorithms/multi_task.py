@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from mtml.inner_lr import InnerLR
 from mtml.multihead.heads import Head, HeadLayer
 from mtml.multihead.inputs import check_heads
 from mtml.multitask.adapted import AdaptedGroup
-from mtml.multitask.features import GroupModel, trunk_width
+from mtml.multitask.arguments import by_group, check_inputs, check_sets, layers_of, trunks_of
+from mtml.multitask.features import GroupModel
 from mtml.multitask.group import Group
 from mtml.multitask.joint import joint_losses
 from mtml.multitask.losses import MultiTaskLoss
@@ -26,7 +27,6 @@ from mtml.tasks.task_batch import TaskBatch
 from mtml.weighting.base import Weighting
 from mtml.weighting.following import takes_gradients
 from mtml.weighting.make import make_weighting
-from mtml.wrappers import refuse_data_parallel
 from mtml_kernels.checks import check_steps, leaves, shown
 from mtml_kernels.neutral import uncompiled
 
@@ -54,6 +54,8 @@ class MultiTaskMAML(nn.Module):
 
     With ``steps=0`` there is no inner loop: plain multi-task learning of trunk and heads on the query sets, whose
     losses are one fused operation.
+
+    Trunks, heads, rates and options may change between two calls: the next call takes them as they are.
 
     A state_dict has "trunk.*" ("trunk.GROUP.*" where each group has its own), "heads.GROUP.weight" and
     "heads.GROUP.bias", and "weighting.*", "lr.*", "update.*" where these learn or remember something.
@@ -117,31 +119,50 @@ class MultiTaskMAML(nn.Module):
     ) -> None:
         super().__init__()
         kinds = check_heads(heads)
-        trunks = _trunks(trunk, kinds)
-        self.steps = check_steps(steps)
+        trunk = dict(trunk.items()) if isinstance(trunk, nn.ModuleDict) else trunk
+        trunks = trunks_of(trunk, kinds)
+        self.steps, self.first_order, self.backend = check_steps(steps), first_order, backend
         self.trunk = nn.ModuleDict(trunks) if isinstance(trunk, Mapping) else trunk
-        self.heads = nn.ModuleDict(_layers(trunks, kinds, in_features))  # type: ignore[assignment]
+        self.heads = nn.ModuleDict(layers_of(trunks, kinds, in_features))  # type: ignore[assignment]
         self.weighting = make_weighting(weighting)
         self.weighting.bind(kinds)
         self.update, self.params = update, params
-        self._options: dict[str, Any] = {"steps": steps, "first_order": first_order, "backend": backend}
-        self._make_groups(trunks, lr)
+        self._register_rates(lr, trunks)
+        self._made_of: tuple[Any, ...] = ()
+        self._groups: dict[str, Group] = {}
+        self._current()  # raises where an option does not fit
 
-    def _make_groups(self, trunks: Mapping[str, nn.Module], lr: GroupRate) -> None:
-        """The groups, which hold what is registered here already and so are no submodules, and their rates."""
-        rates = _by_group("lr", lr, self.heads)
+    def _register_rates(self, lr: GroupRate, trunks: Mapping[str, nn.Module]) -> None:
+        """`lr`: the rate of all groups, or those that are modules; `_own_rates`: each group's own, if any."""
+        own = by_group("lr", lr, self.heads) if isinstance(lr, Mapping) and set(lr) & set(self.heads) else None
         if callable(lr) and not isinstance(lr, nn.Module):
-            rates = {name: lr(GroupModel(trunks[name], layer)) for name, layer in self.heads.items()}
-        own = {name: rate for name, rate in rates.items() if isinstance(rate, nn.Module)}
-        self._shared_rate = not (callable(lr) or isinstance(lr, Mapping)) or isinstance(lr, InnerLR)
-        self.lr = lr if self._shared_rate else nn.ModuleDict(own)
-        params = _by_group("params", self.params, self.heads)
-        self._groups = {
-            name: Group(
-                name, trunks[name], layer, rates[name], params=params[name], update=self.update, **self._options
-            )
-            for name, layer in self.heads.items()
-        }
+            own = {name: lr(GroupModel(trunks[name], layer)) for name, layer in self.heads.items()}
+        self._own_rates = own
+        modules = {name: rate for name, rate in (own or {}).items() if isinstance(rate, nn.Module)}
+        self.lr = lr if own is None else nn.ModuleDict(modules)
+
+    def _current(self) -> dict[str, Group]:
+        """The groups; made anew where a trunk, a head, the rates or an option is another than they were made of.
+
+        They hold what is registered here already, and so are no submodules.
+        """
+        names = list(self.heads)
+        trunks = [self.trunk[name] if isinstance(self.trunk, nn.ModuleDict) else self.trunk for name in names]
+        options = (self.lr, self.update, self.params, self.steps, self.first_order, self.backend)
+        made_of = (*trunks, *self.heads.values(), *options)
+        if len(made_of) != len(self._made_of) or any(a is not b for a, b in zip(made_of, self._made_of, strict=True)):
+            params = by_group("params", self.params, names)
+            rates = dict.fromkeys(names, self.lr) if self._own_rates is None else self._own_rates
+            self._groups = {
+                name: self._group(name, trunk, self.heads[name], rates[name], params[name])
+                for name, trunk in zip(names, trunks, strict=True)
+            }
+            self._made_of = made_of
+        return self._groups
+
+    def _group(self, name: str, trunk: nn.Module, layer: HeadLayer, lr: Any, params: ParamsArg) -> Group:
+        options: dict[str, Any] = {"first_order": self.first_order, "update": self.update, "backend": self.backend}
+        return Group(name, trunk, layer, lr, params=params, steps=self.steps, **options)
 
     def forward(self, batches: Mapping[str, TaskBatch], **options: Any) -> MultiTaskLoss:
         """`meta_loss`, with its arguments: what DistributedDataParallel wraps."""
@@ -186,15 +207,15 @@ class MultiTaskMAML(nn.Module):
     def _meta_loss(
         self, given: Any, steps: int, options: Mapping[str, Any], tasks: Mapping[str, int] | None
     ) -> MultiTaskLoss:
-        batches = self._checked(given)
-        groups = {name: self._groups[name] for name, batch in batches.items() if batch.tasks}
+        batches, every = self._checked(given), self._current()
+        groups = {name: every[name] for name, batch in batches.items() if batch.tasks}
         if steps:
             per_task = {name: group.losses(batches[name], steps=steps, **options) for name, group in groups.items()}
         else:
             per_task = joint_losses(groups, batches)
         per_task = {name: per_task[name] if name in per_task else self._no_losses() for name in batches}
         zero = next(iter(self.heads.values())).weight.new_zeros(())
-        per_group = {name: _mean(per_task[name], name, tasks) if name in per_task else zero for name in self._groups}
+        per_group = {name: _mean(per_task[name], name, tasks) if name in per_task else zero for name in every}
         return MultiTaskLoss(self._total(per_group), per_task, per_group)
 
     def _total(self, per_group: Mapping[str, Tensor]) -> Tensor:
@@ -253,59 +274,65 @@ class MultiTaskMAML(nn.Module):
             (torch.Size([1, 6, 3]), torch.Size([5, 1]))
         """
         group = self._group_for(name, head, lr, trunk)
+        check_inputs("sx", sx)
         options = {"steps": steps, "first_order": first_order, "keep_steps": keep_steps}
         return group.adapt(sx, sy, support_mask, **options)
 
     def _group_for(self, name: str, head: Head | None, lr: Any, trunk: str | None) -> Group:
         """The group of that name, or one with a new head."""
+        groups = self._current()
         if head is None:
-            self._known("name", name)
-            group = self._groups[name]
+            group = groups[self._known("name", name)]
             if lr is None:
                 return group
-            layer, source, rate = group.layer, name, lr
+            layer, source = group.layer, name
         else:
             source = self._source(name, trunk)
-            like = self._groups[source].layer
-            check_heads({name: head})
-            layer = HeadLayer(like.in_features, head).to(like.weight)
-            for p in layer.parameters():
-                nn.init.zeros_(p)
-            rate = self._new_rate(name) if lr is None else lr
-        params = self.params.get(source) if isinstance(self.params, Mapping) else self.params
-        model = self._groups[source].model
-        return Group(name, model.trunk, layer, rate, params=params, update=self.update, **self._options)
+            layer = self._new_layer(name, head, groups[source].layer)
+            lr = self._new_rate(name) if lr is None else lr
+        return self._group(name, groups[source].model.trunk, layer, lr, by_group("params", self.params, groups)[source])
+
+    def _new_layer(self, name: str, head: Head, like: HeadLayer) -> HeadLayer:
+        """A head at zero, on the features that `like` reads."""
+        check_heads({name: head})
+        layer = HeadLayer(like.in_features, head).to(like.weight)
+        for p in layer.parameters():
+            nn.init.zeros_(p)
+        return layer
 
     def _source(self, name: str, trunk: str | None) -> str:
         """The group whose trunk a new head reads."""
+        names = list(self.heads)
         if trunk is not None:
             return self._known("trunk", trunk)
-        if name in self._groups or len({id(group.model.trunk) for group in self._groups.values()}) == 1:
-            return name if name in self._groups else next(iter(self._groups))
+        if name in names:
+            return name
+        if len({id(group.model.trunk) for group in self._groups.values()}) == 1:
+            return names[0]
         raise ValueError(
             f"trunk: expected the group whose trunk {name!r} reads, since each has its own, out of "
-            f"{', '.join(self._groups)}; got None"
+            f"{', '.join(names)}; got None"
         )
 
     def _new_rate(self, name: str) -> Any:
-        if self._shared_rate:
+        if self._own_rates is None:
             return self.lr
         raise ValueError(f"lr: expected a rate for the new head of {name!r}, since each group has its own; got None")
 
     def _known(self, argument: str, name: str) -> str:
-        if name not in self._groups:
+        if name not in self.heads:
             raise ValueError(
-                f"{argument}: expected a group out of {', '.join(self._groups)}, got {name!r}; transfer() takes others "
+                f"{argument}: expected a group out of {', '.join(self.heads)}, got {name!r}; transfer() takes others "
                 "with a head of theirs"
             )
         return name
 
     def explain(self, batches: Mapping[str, TaskBatch]) -> dict[str, Explanation]:
         """Print a line a group, and return how each one's inner loop runs: {group: Explanation}."""
-        batches = self._checked(batches)
-        found = {name: self._groups[name].explain(batch) for name, batch in batches.items()}
+        batches, groups = self._checked(batches), self._current()
+        found = {name: groups[name].explain(batch) for name, batch in batches.items()}
         for name, explanation in found.items():
-            print(_line(self._groups[name], batches[name], explanation))
+            print(_line(groups[name], batches[name], explanation))
         return found
 
     def _checked(self, batches: Any) -> dict[str, TaskBatch]:
@@ -316,60 +343,14 @@ class MultiTaskMAML(nn.Module):
             self._known("batches", name)
             if not isinstance(batch, TaskBatch):
                 raise TypeError(f"batches[{name!r}]: expected a TaskBatch(sx, sy, qx, qy), got {shown(batch)}")
-            _check_sets(name, batch)
-        return {name: batches[name] for name in self._groups if name in batches}
-
-
-def _check_sets(name: str, batch: TaskBatch) -> None:
-    """Raise where the sets of a batch differ in T."""
-    counts = {}
-    for label, x in (("sx", batch.sx), ("qx", batch.qx)):
-        for leaf, tensor in leaves(f"batches[{name!r}].{label}", x):
-            if tensor.ndim < 2:
-                raise ValueError(f"{leaf}: expected inputs [T, N, ...], got {shown(tensor)}")
-            counts[leaf] = tensor.shape[0]
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"batches[{name!r}]: expected the same T in both sets, got {counts}")
-
-
-def _trunks(trunk: Any, heads: Mapping[str, Head]) -> dict[str, nn.Module]:
-    """The trunk of every group."""
-    given = dict(trunk) if isinstance(trunk, Mapping) else dict.fromkeys(heads, trunk)
-    for name, module in given.items():
-        label = f"trunk[{name!r}]" if isinstance(trunk, Mapping) else "trunk"
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"{label}: expected an nn.Module, got {shown(module)}")
-        refuse_data_parallel(label, module)
-    if set(given) != set(heads):
-        raise ValueError(f"trunk: expected one for each of {', '.join(heads)}, got {', '.join(given) or 'none'}")
-    return {name: given[name] for name in heads}
-
-
-def _layers(trunks: Mapping[str, nn.Module], heads: Mapping[str, Head], in_features: Any) -> dict[str, HeadLayer]:
-    """The heads' layers, of their trunks' dtype and device."""
-    widths = _by_group("in_features", in_features, heads)
-    found = {}
-    for name, head in heads.items():
-        width = trunk_width(name, trunks[name]) if widths[name] is None else check_steps(widths[name], "in_features")
-        like = next((p for p in trunks[name].parameters() if p.is_floating_point()), torch.empty(0))
-        found[name] = HeadLayer(width, head).to(like)
-    return found
-
-
-def _by_group(argument: str, value: Any, names: Iterable[str]) -> dict[str, Any]:
-    """One value for every group, of {group: value} or of one for all. Raises ValueError for other names."""
-    names = list(names)
-    if not isinstance(value, Mapping) or not set(value) & set(names):
-        return dict.fromkeys(names, value)
-    if set(value) != set(names):
-        raise ValueError(
-            f"{argument}: expected {{group: ...}} for {', '.join(names)}, got {', '.join(map(str, value))}"
-        )
-    return {name: value[name] for name in names}
+            check_sets(name, batch)
+        return {name: batches[name] for name in self.heads if name in batches}
 
 
 def _mean(losses: Tensor, name: str, tasks: Mapping[str, int] | None) -> Tensor:
     if tasks is not None:
+        if name not in tasks:
+            raise ValueError(f"tasks: expected the number of tasks of {name!r} too, got {tasks}")
         return mean_over_tasks(losses, tasks[name])
     return losses.mean() if len(losses) else losses.sum()
 
