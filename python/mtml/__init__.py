@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mtml.algorithms.maml_plus_plus import MAMLPlusPlus
     from mtml.algorithms.meta_curvature import MetaCurvature
     from mtml.algorithms.meta_sgd import MetaSGD
-    from mtml.algorithms.multi_task import MultiTaskMAML
     from mtml.algorithms.proto_maml import ProtoMAML
     from mtml.algorithms.r2d2 import R2D2
     from mtml.algorithms.reptile import Reptile
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from mtml.multihead import MultiHead
     from mtml.multihead.heads import Classification, MultiLabel, Regression, Segmentation, Tokens
     from mtml.multitask.losses import MultiTaskLoss
+    from mtml.multitask.multi_task import MultiTaskMAML
     from mtml.paths.explain import Explanation
     from mtml.tasks import TaskBatch
     from mtml_kernels.batch_norm import PerStepBatchNorm
@@ -102,7 +102,7 @@ _WHERE = {
     "MetaCurvature": "mtml.algorithms.meta_curvature",
     "MetaOutput": "mtml.algorithms.base",
     "MetaSGD": "mtml.algorithms.meta_sgd",
-    "MultiTaskMAML": "mtml.algorithms.multi_task",
+    "MultiTaskMAML": "mtml.multitask.multi_task",
     "ProtoMAML": "mtml.algorithms.proto_maml",
     "R2D2": "mtml.algorithms.r2d2",
     "Reptile": "mtml.algorithms.reptile",
