@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from mtml.mapped.task_map import TaskMap, task_map
     from mtml.multihead import MultiHead
     from mtml.multihead.heads import Classification, MultiLabel, Regression, Segmentation, Tokens
+    from mtml.multitask.losses import MultiTaskLoss
+    from mtml.multitask.multi_task import MultiTaskMAML
     from mtml.paths.explain import Explanation
     from mtml.tasks import TaskBatch
     from mtml_kernels.batch_norm import PerStepBatchNorm
@@ -67,6 +69,8 @@ __all__ = [
     "MetaSGD",
     "MultiHead",
     "MultiLabel",
+    "MultiTaskLoss",
+    "MultiTaskMAML",
     "PerStepBatchNorm",
     "ProtoMAML",
     "Regression",
@@ -99,6 +103,7 @@ _WHERE = {
     "MetaCurvature": "mtml.algorithms.meta_curvature",
     "MetaOutput": "mtml.algorithms.base",
     "MetaSGD": "mtml.algorithms.meta_sgd",
+    "MultiTaskMAML": "mtml.multitask.multi_task",
     "ProtoMAML": "mtml.algorithms.proto_maml",
     "R2D2": "mtml.algorithms.r2d2",
     "Reptile": "mtml.algorithms.reptile",
@@ -107,6 +112,7 @@ _WHERE = {
     "InnerLR": "mtml.inner_lr",
     "MultiHead": "mtml.multihead",
     "HeadLosses": "mtml.head_losses",
+    "MultiTaskLoss": "mtml.multitask.losses",
     "Classification": "mtml.multihead.heads",
     "MultiLabel": "mtml.multihead.heads",
     "Regression": "mtml.multihead.heads",

@@ -160,14 +160,14 @@ class Adapted:
         tensors = {name: t.detach() for name, t in self._tensors.items()}
         state = None if self.state is None else pytree.tree_map_only(Tensor, Tensor.detach, dict(self.state))
         losses = self.support_losses.detach()
-        return Adapted(self.model, tensors, losses, self._loss, self.keep_steps, self._plan, state)
+        return type(self)(self.model, tensors, losses, self._loss, self.keep_steps, self._plan, state)
 
     def some(self, tasks: slice) -> Adapted:
         """The same of some of the tasks."""
         tensors = {name: t[:, tasks] if self.keep_steps else t[tasks] for name, t in self._tensors.items()}
         state = None if self.state is None else pytree.tree_map_only(Tensor, lambda t: t[tasks], dict(self.state))
         losses = self.support_losses[:, tasks]
-        return Adapted(self.model, tensors, losses, self._loss, self.keep_steps, self._plan, state)
+        return type(self)(self.model, tensors, losses, self._loss, self.keep_steps, self._plan, state)
 
     def _check_tasks(self, name: str, value: Any) -> None:
         for label, tensor in leaves(name, value):

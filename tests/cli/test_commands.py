@@ -89,6 +89,22 @@ class TestSinusoid:
         assert f"{more} meta-iterations in" in run(*SINUSOID, "--iterations", more, "--out", tmp_path, "--resume")
 
 
+class TestMultiTask:
+    def test_everything_it_shows(self, tmp_path):
+        options = ["--groups", "tokens,sinusoid", "--meta-batch", "2", "--steps", "2", "--out", tmp_path]
+        output = run("train", "multitask", "--iterations", "4", *options)
+        assert "multitask (tokens, sinusoid): 4 meta-iterations of 2 tasks a group" in output
+        assert "tokens accuracy" in output and (tmp_path / "multitask.png").exists()
+        assert "6 meta-iterations in" in run("train", "multitask", "--iterations", "6", *options, "--resume")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [(["--groups", "cats"], "groups: expected some of"), (["--weighting", "best"], "expected one of sum")],
+    )
+    def test_bad_options(self, tmp_path, arguments, message):
+        assert message in run("train", "multitask", *arguments, "--out", tmp_path, status=2)
+
+
 class TestOmniglot:
     @pytest.fixture(autouse=True)
     def cache(self, tmp_path, monkeypatch):

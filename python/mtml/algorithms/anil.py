@@ -117,9 +117,3 @@ class AdaptedHead(Adapted):
         assert isinstance(features, nn.Module)
         logits = fold(features, x) @ params["head.weight"].mT
         return logits + params["head.bias"][:, None] if "head.bias" in params else logits
-
-    def detach(self) -> AdaptedHead:
-        """The same values without their history."""
-        tensors = {name: t.detach() for name, t in self._tensors.items()}
-        losses = self.support_losses.detach()
-        return type(self)(self.model, tensors, losses, self._loss, self.keep_steps, self._plan)

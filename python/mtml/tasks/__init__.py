@@ -2,6 +2,7 @@
 
 from mtml.tasks.episodes import EpisodeDataset, collate, split_support_query
 from mtml.tasks.errors import DataError
+from mtml.tasks.generated import Languages, Regions
 from mtml.tasks.image_episodes import ImageEpisodes
 from mtml.tasks.omniglot import Omniglot
 from mtml.tasks.prefetch import Prefetch
@@ -13,8 +14,10 @@ __all__ = [
     "DataError",
     "EpisodeDataset",
     "ImageEpisodes",
+    "Languages",
     "Omniglot",
     "Prefetch",
+    "Regions",
     "Sinusoids",
     "TaskBatch",
     "TaskStream",

@@ -282,6 +282,63 @@ def omniglot(
         _report(comparison)
 
 
+@train.command()
+def multitask(
+    groups: Annotated[
+        str, typer.Option(help="Kinds of tasks, with commas: digits, sinusoid, tokens, segmentation.")
+    ] = "digits,sinusoid,tokens,segmentation",
+    iterations: Annotated[int, typer.Option(min=1, help="Meta-iterations to train for.")] = 3_000,
+    minutes: Minutes = None,
+    meta_batch: Annotated[int, count("Tasks of each group per meta-iteration.")] = 8,
+    steps: Annotated[int, count("Inner steps; 0 for plain multi-task learning.", least=0)] = 5,
+    inner_lr: Annotated[float, number("Inner learning rate.")] = 0.1,
+    outer_lr: Annotated[float, number("Adam's learning rate.", min=0.0)] = 1e-3,
+    weighting: Annotated[str, typer.Option(help="Of the groups: sum, uncertainty, dwa, gls, rlw or gradnorm.")] = "sum",
+    seed: Seed = 0,
+    threads: Threads = None,
+    out: Out = None,
+    resume: Resume = False,
+    backend: Backend = "auto",
+) -> None:
+    """Tasks of several kinds at once: a trunk and a head for each, of which the inner loop adapts the head."""
+    from mtml.train.multitask import MultiTaskRun, MultiTaskSettings, table_text
+    from mtml.train.multitask_groups import named
+    from mtml.train.ranks import join
+    from mtml.weighting.make import NAMED
+
+    if weighting not in NAMED:
+        raise typer.BadParameter(f"expected one of {', '.join(NAMED)}; got {weighting!r}", param_hint="--weighting")
+    folder = out or Path("runs/multitask")
+    with _clear_errors() as notes:
+        _need("matplotlib", "tqdm")
+        ranks = join()
+        settings = MultiTaskSettings(
+            groups=named(groups),
+            iterations=iterations,
+            minutes=minutes,
+            meta_batch=meta_batch,
+            steps=steps,
+            inner_lr=inner_lr,
+            outer_lr=outer_lr,
+            weighting=weighting,
+            seed=seed,
+            backend=backend,
+        )
+        title = (
+            f"multitask ({', '.join(settings.groups)}): {iterations} meta-iterations of {meta_batch} tasks a group, "
+            f"{steps} inner step(s) at {inner_lr:g}"
+        )
+        _announce(title, threads, ranks)
+        run = MultiTaskRun(settings, folder, ranks)
+        progress = run.train(resume)
+        _trained(progress, ranks, folder, "mtml train multitask", notes)
+        found = run.test()
+        typer.echo("\n" + table_text(found))
+        picture = run.plot(found)
+        run.save_results(progress, found)
+        typer.echo(f"\npicture: {picture}\nlog: {folder / 'log.csv'}\nresults: {folder / 'results.json'}")
+
+
 @app.command()
 def record(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished `mtml train`.")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
     from mtml.train.metrics import PerClass
 
-__all__ = ["AdaptedTask", "ImageTask", "plot_classes", "plot_images", "plot_log", "plot_sinusoids", "plot_tasks"]
+__all__ = [
+    "AdaptedTask",
+    "ImageTask",
+    "plot_classes",
+    "plot_groups",
+    "plot_images",
+    "plot_log",
+    "plot_sinusoids",
+    "plot_tasks",
+]
 
 
 class AdaptedTask(NamedTuple):
@@ -123,6 +132,27 @@ def plot_sinusoids(log: Path, tasks: Sequence[AdaptedTask], out: Path) -> Path:
         ax.set(title="a fresh task", xlabel="x", ylim=(-6, 6))
         ax.grid(alpha=0.3)
     axes[1].legend(fontsize="small", loc="lower left", ncols=2)
+    return _save(figure, out)
+
+
+def plot_groups(
+    log: Path, by_step: Mapping[str, Mapping[int, tuple[float, float]]], trained_steps: int, out: Path
+) -> Path:
+    """The learning curve of all groups of tasks together, and each group's loss on new tasks: during training, and by
+    adaptation step with its interval."""
+    figure = _figure(4.2 * (1 + len(by_step)), 7)
+    grid = figure.add_gridspec(2, 1 + len(by_step))
+    rows = read_log(log)
+    _loss_curve(figure.add_subplot(grid[:, 0]), rows)
+    for column, (name, losses) in enumerate(by_step.items(), 1):
+        above, below = figure.add_subplot(grid[0, column]), figure.add_subplot(grid[1, column])
+        _curve(above, rows, name, "query loss on new tasks")
+        above.set(title=name)
+        means, bars = np.array(list(losses.values())).T
+        below.errorbar(list(losses), means, bars, marker="o", capsize=3, color="tab:orange")
+        below.axvline(trained_steps, color="grey", linestyle=":", label="steps in training")
+        below.set(xlabel="adaptation steps", ylabel="query loss", yscale="log")
+        below.grid(alpha=0.3)
     return _save(figure, out)
 
 

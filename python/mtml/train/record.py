@@ -17,6 +17,7 @@ COPIED = {
     "omniglot.png": ".png",
     "digits.png": ".png",
     "sinusoid.png": ".png",
+    "multitask.png": ".png",
     "tasks.png": "-tasks.png",
     "characters.png": "-characters.png",
 }

@@ -1,0 +1,1 @@
+"""What `mtml.MultiTaskMAML` is made of: groups of tasks, their features and losses, models adapted to new tasks."""
