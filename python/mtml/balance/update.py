@@ -15,6 +15,7 @@ from mtml.balance.gradients import Losses, Shared, gradients
 from mtml.balance.methods import METHODS, Array
 from mtml.balance.remembering import REMEMBERING, Remembering
 from mtml_kernels.checks import check_choice
+from mtml_kernels.precision import plainly
 
 __all__ = ["BalanceResult", "backward"]
 
@@ -69,7 +70,7 @@ def backward(
     found = gradients(losses, shared, with_own=True)
     products = gram_of(found.rows)
     weights = torch.from_numpy(_weights(products.cpu().numpy(), solve, options)).to(products.device)
-    with torch.autocast(products.device.type, enabled=False):  # which would round the update to half precision
+    with plainly(products):  # autocast would round the update to half precision
         updates = [torch.tensordot(weights.to(rows), rows, 1) for rows in found.rows]
     own = [(leaf, g) for leaf, g in zip(found.own, found.own_grads, strict=True) if g is not None]
     # from the leaves themselves, too: PyTorch accumulates, and runs the hooks
