@@ -59,3 +59,17 @@ def test_perceptrons_keep_what_they_compute_in_registers(capability: int, tmp_pa
     assert len([each for each in found if "mlp_sum_kernel" in each.name]) == 2
     every = {each.name: (each.stack, each.spilled) for each in usage(verbose) if each.stack or each.spilled}
     assert {name: taken for name, taken in every.items() if not name.startswith("__internal")} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_KB)
+def test_perceptrons_on_matrix_units_keep_what_they_compute_in_registers(capability: int, tmp_path: Path) -> None:
+    source = CSRC / "cuda" / "inner_loop" / "mlp" / "in_tf32.cu"
+    verbose = compile_for(capability, source, tmp_path / "kernel.o", "-O3", "-Xptxas", "-v", "-c")
+    used = [each for each in usage(verbose) if each.registers is not None]
+    found = [each for each in used if "mlp_" in each.name]
+    print(f"sm_{capability}: registers", *(f"{each.registers:4} {each.name}" for each in sorted(found)), sep="\n")
+    assert len([each for each in found if "mlp_tile_kernel" in each.name]) == 8  # and by one term of TF32 or by three
+    assert len([each for each in found if "mlp_sum_kernel" in each.name]) == 2  # which those share
+    every = {each.name: (each.stack, each.spilled) for each in usage(verbose) if each.stack or each.spilled}
+    assert {name: taken for name, taken in every.items() if not name.startswith("__internal")} == {}

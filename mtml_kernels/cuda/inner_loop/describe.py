@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from mtml_kernels.cuda.backends import FORMS
 from mtml_kernels.cuda.inner_loop.backend import Persistent
 from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.device import DeviceEngine, DeviceKernels
@@ -58,6 +59,7 @@ class TiledLaunches:
     """The same of a perceptron whose tasks are cut into tiles of samples. Blocks, threads and bytes of the way back."""
 
     widths: tuple[int, ...]
+    terms: int  # of TF32 for a large product of float32; 0: in float32
     tile: int  # samples
     launches: int
     threads: int
@@ -66,29 +68,34 @@ class TiledLaunches:
     workspace_bytes: int  # of the call, for all that stays between launches
 
     def __str__(self) -> str:
+        how = {0: "", 1: " in TF32", 3: " in TF32 by three products for one"}[self.terms]
         return (
-            f"the kernels of perceptrons {'-'.join(map(str, self.widths))} by tiles of {self.tile} samples, "
+            f"the kernels of perceptrons {'-'.join(map(str, self.widths))}{how} by tiles of {self.tile} samples, "
             f"{self.launches} launches; the largest of {self.blocks} blocks of {self.threads} threads and "
             f"{self.shared_bytes:,} bytes of shared memory; {self.workspace_bytes:,} bytes of workspace for all tasks"
         )
 
 
-def launch_of(a: InnerLoopArgs, chip: Chip) -> Launch | PerceptronLaunch | TiledLaunches:
+def launch_of(a: InnerLoopArgs, chip: Chip, form: str = "cuda") -> Launch | PerceptronLaunch | TiledLaunches:
     """The launch of a call's forward, which goes on to the gradients where they are wanted.
 
     Args:
         a: a call; only shapes and dtypes of its tensors are looked at, which may lie on "meta".
         chip: the GPU's numbers.
+        form: the backend, "cuda" or another of `FORMS`.
 
     Raises:
         BackendUnavailable: no block can run it; names the operation and the way out.
         ValueError: the schedule does not know an operation of the program.
     """
-    perceptron = Perceptrons(DeviceKernels(lambda _: chip)).bound(a)
+    terms = FORMS[form]
+    perceptrons = Perceptrons(DeviceKernels(lambda _: chip, tf32=terms > 0), terms)
+    perceptron = perceptrons.bound(a)
     if perceptron is not None:
-        return _of_perceptron(perceptron)
+        return _of_perceptron(perceptron, terms)
     engine = DeviceEngine(lambda _: chip)
-    program, device = Persistent(lambda: engine).of_forward(a), a.params[0].device
+    persistent = Persistent(lambda: engine, perceptrons, form if terms else None)
+    program, device = persistent.of_forward(a), a.params[0].device
     return Launch(
         full=program.words.full,
         phases=program.words.phases,
@@ -100,7 +107,7 @@ def launch_of(a: InnerLoopArgs, chip: Chip) -> Launch | PerceptronLaunch | Tiled
     )
 
 
-def _of_perceptron(bound: Bound) -> PerceptronLaunch | TiledLaunches:
+def _of_perceptron(bound: Bound, terms: int) -> PerceptronLaunch | TiledLaunches:
     launch, call = bound.launch, bound.call
     size = 8 if launch.dtype else 4
     if bound.tile:
@@ -109,7 +116,7 @@ def _of_perceptron(bound: Bound) -> PerceptronLaunch | TiledLaunches:
         workspace = bound.history * size
         threads = launch.back_threads
         return TiledLaunches(
-            bound.form.widths, bound.tile, launches, threads, launch.blocks, bound.shared_bytes, workspace
+            bound.form.widths, terms, bound.tile, launches, threads, launch.blocks, bound.shared_bytes, workspace
         )
     own = bound.history * size // launch.blocks
     return PerceptronLaunch(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.chip import MLP_REGISTERS, Chip
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
-from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of
+from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of, refusal_of
 from mtml_kernels.memory import in_memory
 from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs, InnerLoopSpec, Outputs, output_shapes
 
@@ -64,10 +64,13 @@ class Bound(NamedTuple):
 
 
 class Perceptrons:
-    """Runs calls by the kernels of perceptrons, where there is one."""
+    """Runs calls by the kernels of perceptrons, where there is one.
 
-    def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    terms: of those whose products are so many of TF32 on matrix units; 0: of those by multiply-adds.
+    """
+
+    def __init__(self, kernels: Kernels, terms: int = 0) -> None:
+        self._kernels, self._terms = kernels, terms
         self._bound: dict[Any, tuple[InnerLoopSpec, Bound | None]] = {}  # the spec keeps its id from being another's
 
     def bound(self, a: InnerLoopArgs) -> Bound | None:
@@ -88,9 +91,21 @@ class Perceptrons:
         if form is None:
             return None
         for index, shape in enumerate(self._kernels.shapes(like.dtype)):
-            if tuple(shape.widths[: shape.layers + 1]) == form.widths and bool(shape.bent) == form.bent:
+            own = _widths(shape), bool(shape.bent), shape.terms
+            if own == (form.widths, form.bent, self._terms):
                 return (self._tiled if shape.tile else self._launched)(a, form, index, shape)
         return None
+
+    def why_not(self, a: InnerLoopArgs) -> str:
+        """Why a call has no kernel here."""
+        form, dtype = form_of(a), a.params[0].dtype
+        if form is None:
+            return refusal_of(a) or ""
+        known = {_widths(shape) for shape in self._kernels.shapes(dtype) if shape.terms == self._terms}
+        if form.widths in known:
+            return "a block's memory on the chip is too small"
+        named = " and ".join("-".join(map(str, widths)) for widths in sorted(known))
+        return f"the widths are {'-'.join(map(str, form.widths))} (there are kernels in {dtype} for {named or 'none'})"
 
     def _tiled(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
         """By launches whose blocks take tiles of samples; None where the chip has no room for a block."""
@@ -185,6 +200,10 @@ def _sizes(a: InnerLoopArgs, form: Form) -> MlpCall:
     call.rate_at[:tensors] = [begins[i] for i in own]
     call.n_rates = begins[-1] if call.wants_rates else 0
     return call
+
+
+def _widths(shape: MlpShape) -> tuple[int, ...]:
+    return tuple(shape.widths[: shape.layers + 1])
 
 
 def _weights(form: Form) -> int:
