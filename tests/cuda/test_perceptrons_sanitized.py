@@ -18,7 +18,7 @@ BARRIERS = [(name, i) for name in KERNELS for i in range((CSRC / FOLDER / name).
 EVERY_DAY = (("kernel.cuh", 3), ("tile_kernel.cuh", 2))
 
 
-@pytest.mark.parametrize("sets", ["-1", "0", "1", "2"])
+@pytest.mark.parametrize("sets", [pytest.param("-1", marks=pytest.mark.slow), "0", "1", "2"])
 def test_sanitizers_have_nothing_to_say(sets: str) -> None:
     expected = run(build(RUN), "64", sets).report
     for flavour in ("thread", "address"):
