@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.arguments import Commands, names, positive
-from bench.commands import export, gpu, predict, ranks, triton
+from bench.commands import autocast, compat, export, gpu, predict, ranks, task_map, triton
 
 if TYPE_CHECKING:
     import torch
@@ -280,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of mtml-kernels.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
-    for module in (gpu, triton, export, predict, ranks):
+    for module in (gpu, triton, export, predict, ranks, task_map, autocast, compat):
         module.add(commands)
     _add_files(commands)
     _add_kernel(commands)

@@ -19,13 +19,15 @@ from mtml_kernels.checks import (
 from mtml_kernels.functional.head_forms import gram_is_cheaper, head_rates, weight_form
 from mtml_kernels.losses import KINDS as LOSSES
 from mtml_kernels.losses import Loss, Opaque, resolve
-from mtml_kernels.ops.head_inner_loop import backend_for, head_inner_loop_call
+from mtml_kernels.ops.head_inner_loop import BACKENDS, backend_for, head_inner_loop_call
+from mtml_kernels.precision import cast, computed_in, float32_call, plainly, result_dtype
 from mtml_kernels.reference.head_inner_loop import KINDS, scales
 from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions, encode_options
 from mtml_kernels.schema.losses import IGNORED, LossSpec
 
 __all__ = ["HeadResult", "head_inner_loop"]
 
+_computed = computed_in(BACKENDS)
 FORMS = ("auto", "gram", "weight")
 LOOK_AT_LABELS = ("cpu", "triton")  # one raises, the other makes NaN of a task with a wrong label and waits for nothing
 
@@ -89,6 +91,10 @@ def head_inner_loop(
         form: "auto", "gram" or "weight".
         backend: "auto", "cpu", "triton" (CUDA tensors; the Gram form, S x C up to 4096) or "reference".
 
+    float16 and bfloat16 are how tensors are stored: where the backend does not take them, all K steps run on float32
+    copies, and results come in the weight's dtype. Under autocast the features may be of half precision beside a
+    float32 head; loss and logits are float32 then.
+
     Raises:
         ValueError: shapes disagree, labels are out of range (on "triton", where an error would have to wait for the
             device, that task's results are NaN), rates are not finite, do not fit or are fewer than the
@@ -109,6 +115,13 @@ def head_inner_loop(
     Paper: Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of
     MAML", 2020 (ANIL); Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", 2019 (proximal term).
     """
+    given = (features_support, labels, features_query, weight, bias)
+    if float32_call(_computed, backend, weight, given, query_labels):
+        options: Any = {"steps": steps, "loss": loss, "query_loss": query_loss, "query_mask": query_mask}
+        options |= {"query_labels": cast(query_labels, torch.float32), "support_mask": support_mask}
+        options |= {"weight_decay": weight_decay, "proximal": proximal, "adapted": adapted, "form": form}
+        found = head_inner_loop(*cast(given, torch.float32), lr, **options, backend=backend)
+        return _narrowed(found, weight, bias)
     check_choice("form", form, FORMS)
     steps = check_steps(steps)
     specs = _specs(loss, loss if query_loss is None else query_loss)
@@ -134,9 +147,16 @@ def head_inner_loop(
     _check_gram(options)
     if chosen not in LOOK_AT_LABELS:
         _check_labels(args, options)
-    found, logits, support_losses, coefficients = head_inner_loop_call(args, chosen)
+    losses, logits, support_losses, coefficients = head_inner_loop_call(args, chosen)
     own = _adapted(args, options, coefficients) if adapted else (None, None)
-    return HeadResult(found, logits, support_losses, *own)
+    return HeadResult(losses, logits, support_losses, *own)
+
+
+def _narrowed(found: HeadResult, weight: Tensor, bias: Tensor | None) -> HeadResult:
+    """Results of a call on float32 copies in the dtypes that they are to have."""
+    dtype, w, b = result_dtype(weight), found.weight, found.bias
+    w, b = w if w is None else w.to(weight.dtype), b if b is None or bias is None else b.to(bias.dtype)
+    return HeadResult(found.loss.to(dtype), found.logits.to(dtype), found.support_losses.to(dtype), w, b)
 
 
 def _form(form: str, options: HeadOptions, sizes: tuple[int, int, int, int, int], backend: str) -> str:
@@ -164,7 +184,8 @@ def _adapted(a: HeadArgs, options: HeadOptions, coefficients: Tensor) -> tuple[T
     if options.decay:
         u, v = scales(a.rates, options.decay, options.proximal)
         weight, bias = u[-1][:, None] * weight, None if bias is None else v[-1] * bias
-    own = weight - coefficients[:, 0] @ a.support
+    with plainly(weight):
+        own = weight - coefficients[:, 0] @ a.support
     return own, None if bias is None else bias - coefficients[:, -1].sum(-1)
 
 

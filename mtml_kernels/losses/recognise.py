@@ -94,7 +94,9 @@ def _resolve_function(loss: Loss, function: Any, args: tuple[Any, ...], options:
 
 
 def loss_name(loss: Any) -> str:
-    """What to call a loss: its own name, or its class's."""
+    """What to call a loss: its kind, its own name, or its class's."""
+    if isinstance(loss, LossSpec):
+        return loss.kind
     return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from mtml.balance.affinity import task_affinity
     from mtml.head_losses import HeadLosses
     from mtml.inner_lr import InnerLR
+    from mtml.mapped.explain import TaskMapExplanation
+    from mtml.mapped.task_map import TaskMap, task_map
     from mtml.multihead import MultiHead
     from mtml.multihead.heads import Classification, MultiLabel, Regression, Segmentation, Tokens
     from mtml.paths.explain import Explanation
@@ -71,12 +73,15 @@ __all__ = [
     "Reptile",
     "Segmentation",
     "TaskBatch",
+    "TaskMap",
+    "TaskMapExplanation",
     "Tokens",
     "__version__",
     "balance",
     "distributed",
     "inner",
     "task_affinity",
+    "task_map",
     "tasks",
     "weighting",
 ]
@@ -107,6 +112,9 @@ _WHERE = {
     "Segmentation": "mtml.multihead.heads",
     "Tokens": "mtml.multihead.heads",
     "task_affinity": "mtml.balance.affinity",
+    "task_map": "mtml.mapped.task_map",
+    "TaskMap": "mtml.mapped.task_map",
+    "TaskMapExplanation": "mtml.mapped.explain",
     "TaskBatch": "mtml.tasks",
     "PerStepBatchNorm": "mtml_kernels.batch_norm",
     "BackendUnavailable": "mtml_kernels.errors",

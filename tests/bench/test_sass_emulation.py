@@ -23,7 +23,7 @@ from bench.sass.listing import instructions  # noqa: E402
 from bench.sass.persistent.kernel import Kernel  # noqa: E402
 from bench.sass.persistent.model import GAP_SECONDS, LAUNCH_SECONDS, time_of  # noqa: E402
 from bench.sass.persistent.perceptrons import sum_blocks  # noqa: E402
-from bench.sass.persistent.tiles import TileLaunch, time_of_tiles  # noqa: E402
+from bench.sass.persistent.tiles import TileLaunch, time_of_call  # noqa: E402
 
 H200 = CHIPS["h200"]
 EXIT = "EXIT"
@@ -310,7 +310,7 @@ def test_a_launch_of_tiles_waits_for_its_copies() -> None:
 
 def test_launches_of_tiles_have_gaps() -> None:
     launches = [tile_launch(132, 1, times=3), tile_launch(132 * 3, 1, times=2)]
-    found = time_of_tiles(launches, H200)
+    found = time_of_call(launches, H200)
     assert found.seconds == pytest.approx((3 + 6) * 1000 / H200.device.hertz + 4 * GAP_SECONDS + LAUNCH_SECONDS)
 
 

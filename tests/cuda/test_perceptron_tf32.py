@@ -19,10 +19,12 @@ from torch import nn
 from mtml import MAML
 from mtml_kernels.cuda.inner_loop import describe
 from mtml_kernels.cuda.inner_loop.chip import Chip
+from mtml_kernels.cuda.inner_loop.mlp import OVERLAP, Perceptrons
 from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
 from mtml_kernels.program import Act
+from mtml_kernels.schedule.devices import DEVICES
 from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs
 
 IMAGES = [2, 64, 64, 64, 3]
@@ -170,13 +172,22 @@ def test_a_backward_without_a_carry_makes_it_again() -> None:
         assert torch.equal(ours, again)
 
 
+def test_launches_overlap_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = images(support=5, query=3, steps=1)
+    expected = run(a, HostKernels(terms=3))
+    monkeypatch.setenv(OVERLAP, "1")
+    bound = Perceptrons(HostKernels(terms=3), 3).bound(a)
+    assert bound is not None and bound.launch.overlaps == 1
+    assert same_bits(run(a, HostKernels(terms=3)), expected)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[InnerLoopArgs, str]] = {
     "other widths": (call_of([2, 64, 64, 3], dtype=torch.float32), "the widths are 2-64-64-3 .*2-64-64-64-3"),
-    "masks": (images(masks=("some", "none")), "there are masks or weights of steps"),
+    "masks": (images(masks=("some", "none")), "there are masks"),
     "classes": (images(loss=LossSpec("cross_entropy")), "a loss is not one of elements"),
-    "kept parameters": (images(keep=1), "parameters are kept"),
+    "kept parameters": (images(keep=1), "adapted parameters are handed out"),
     "rates of elements": (images(lr="element"), "elements of a tensor have rates of their own"),
     "rates of first order": (images(first_order=True), "gradients of rates are wanted of first order"),
     "no query set": (images(query=None), "there is no query set"),
@@ -224,7 +235,9 @@ def test_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for form, terms, how in (("cuda:tf32", 1, ""), ("cuda:tf32x3", 3, " by three products for one")):
         monkeypatch.setattr(describe, "DeviceKernels", lambda chip_of, tf32, terms=terms: HostKernels(terms=terms))
         said = str(describe.launch_of(a, chip, form))
-        assert f"2-64-64-64-3 in TF32{how} by tiles of 32 samples, 14 launches" in said
+        assert f"2-64-64-64-3 in TF32{how} by tiles of 32 samples, 14 launches" in said and "predicted" not in said
+        said = str(describe.launch_of(a, chip, form, DEVICES["h200"]))
+        assert said.endswith("; no time is predicted: the clocks of products on matrix units are not known")
         with pytest.raises(BackendUnavailable, match=f'"{form}" where a loss'):
             describe.launch_of(images(loss=LossSpec("cross_entropy")), chip, form)
 

@@ -22,7 +22,7 @@ __all__ = ["Block", "Observer"]
 _IGNORED = frozenset(
     {
         *("NOP", "YIELD", "WARPSYNC", "LDGDEPBAR", "DEPBAR", "ENDCOLLECTIVE"),
-        *("MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL"),  # programs run one after the other
+        *("MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "ACQBULK", "PREEXIT"),  # programs run one after the other
     }
 )
 INSTRUCTION_BYTES = 16

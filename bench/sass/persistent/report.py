@@ -15,7 +15,7 @@ from bench.sass.persistent.engine import Emulated, Ran
 from bench.sass.persistent.meta_steps import POLICY, call_of
 from bench.sass.persistent.model import BEFORE, Time, time_of
 from bench.sass.persistent.perceptrons import EmulatedKernels, RanMlp, macs_of_perceptron
-from bench.sass.persistent.tiles import RanTiles, time_of_tiles
+from bench.sass.persistent.tiles import RanTiles, time_of_call
 from bench.sass.persistent.where import shares
 from bench.sass.persistent.words import macs_of, phases_of
 from bench.workloads import Workload, select
@@ -121,7 +121,7 @@ def predicted(w: Workload, chip: str, interpreted: bool = False, form: str = "cu
         perceptrons.forward(a, found)
         ran = kernels.ran[0]
         if isinstance(ran, RanTiles):
-            return Prediction(w, chip, ran, time_of_tiles(ran.launches, CHIPS[chip]))
+            return Prediction(w, chip, ran, time_of_call(ran.launches, CHIPS[chip]))
     else:
         Persistent(lambda: engine, perceptrons if terms else None, form if terms else None).forward(a)
         ran = engine.ran[0]

@@ -45,6 +45,7 @@ typedef struct {
   int32_t rows;   // of a warp, one of those of the shape
   int32_t blocks, threads;
   int32_t back_threads;  // of tiles, whose `blocks` are those of the way back, as many for every task
+  int32_t overlaps;      // launches of tiles begin before the one before has ended, where the GPU can do that
 } MtmlkMlpLaunch;
 
 typedef struct {

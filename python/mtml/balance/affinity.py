@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtml.balance.gradients import Losses, Shared, gradients
+from mtml_kernels.precision import plainly
 
 __all__ = ["gram", "gram_of", "task_affinity"]
 
@@ -65,5 +66,6 @@ def gram_of(rows: Sequence[Tensor]) -> Tensor:
     for row in rows:
         flat = row.flatten(1) if row.ndim > 1 else row[:, None]
         wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
-        total += (wide @ wide.T).to(total)
+        with plainly(wide):
+            total += (wide @ wide.T).to(total)
     return (total + total.T) / 2

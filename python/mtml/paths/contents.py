@@ -39,8 +39,9 @@ class Contents:
     Tokens keep what they name alive (`held`): an identity is not given to another object meanwhile.
     """
 
-    def __init__(self, versions: bool = True) -> None:
+    def __init__(self, versions: bool = True, live: frozenset[int] = frozenset()) -> None:
         self.versions = versions  # whether a tensor written to in place counts as changed
+        self.live = live  # ids of tensors of which it does not: whatever is made of the names reads them at every call
         self.tokens: list[Hashable] = []
         self.held: list[object] = []
         self.complete = True
@@ -112,7 +113,7 @@ class Contents:
 
     def _tensor(self, value: Tensor) -> None:
         version = None
-        if self.versions and not value.is_inference():
+        if self.versions and id(value) not in self.live and not value.is_inference():
             self._tensors.append(value)
             version = value._version
         self.tokens.append(("tensor", id(value), version, value.dtype, tuple(value.shape), value.requires_grad))

@@ -50,10 +50,11 @@ def launched(
 ) -> str:
     """What a form of `cuda` starts for a meta-step of these sizes, or why it cannot; and why it is not here."""
     on = params[0].device
-    known = device_of(on)[0]
-    chip, name = (Chip.of(on), "this GPU") if on.type == "cuda" else (Chip.named(known), with_article(known.name))
+    device, known = device_of(on)
+    chip, name = (Chip.of(on), "this GPU") if on.type == "cuda" else (Chip.named(device), with_article(device.name))
+    on_known = device if known or on.type != "cuda" else None
     try:
-        launch = launch_of(_meta_step(program, params, rates, hyper, spec, sizes), chip, form)
+        launch = launch_of(_meta_step(program, params, rates, hyper, spec, sizes), chip, form, on_known)
     except BackendUnavailable as error:
         if error.__cause__ is None:  # what another form would take
             return str(error)

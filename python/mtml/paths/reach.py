@@ -10,7 +10,7 @@ from __future__ import annotations
 import dis
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -41,17 +41,24 @@ class Reach:
     """The names that forward can read, as pairs of a namespace and a name, and what stands there.
 
     For who watches it: `pairs`; `classes`, the namespaces of classes, with their `sizes`; and `contents`, which tells
-    whether what the pairs hold has been changed in place. `also`: further pairs to watch.
+    whether what the pairs hold has been changed in place. `codes`: those of the functions that were followed. `also`:
+    further pairs to watch; `contents_of`: another reading of what the pairs hold.
     """
 
-    def __init__(self, model: nn.Module, also: Sequence[tuple[Namespace, str]] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        also: Sequence[tuple[Namespace, str]] = (),
+        contents_of: Callable[[], Contents] = Contents,
+    ) -> None:
+        self._contents_of = contents_of
         self.foreign = False  # code of the user's can be reached: it may read what no name shows
         self._names: set[str] = set(_CALLED)
         self._computed = False
         self._spaces: dict[int, _Space] = {}
         self._pairs: dict[tuple[int, str], Namespace] = {}
-        self._codes: set[types.CodeType] = set()
-        self._seen = Contents()
+        self.codes: set[types.CodeType] = set()
+        self._seen = contents_of()
         for module in model.modules():
             self._module(module)
         self._follow()
@@ -67,13 +74,17 @@ class Reach:
         self._take(now)
         return True
 
+    def now(self) -> list[Hashable]:
+        """What the pairs hold at present, in tokens."""
+        return self._look().tokens
+
     @property
     def complete(self) -> bool:
         """Whether everything could be looked into."""
         return self.contents.complete
 
     def _look(self) -> Contents:
-        contents = Contents()
+        contents = self._contents_of()
         for space, name in self.pairs:
             contents.visit(space.get(name, _ABSENT))
         return contents.settle()
@@ -139,9 +150,9 @@ class Reach:
             return
         self.foreign |= not layer
         for code in _nested(function.__code__):
-            if code in self._codes:
+            if code in self.codes:
                 continue
-            self._codes.add(code)
+            self.codes.add(code)
             self._names.update(code.co_names)
             if not layer:
                 self._computed |= not _COMPUTED.isdisjoint(code.co_names)

@@ -1,5 +1,6 @@
 // Runs a small perceptron's kernel on numbers of its own and prints a hash of its results' bits, for sanitizers.
-// Arguments: threads of a block, sets on the chip; 0 sets: in tiles, -1: in tiles on matrix units.
+// Arguments: threads of a block, sets on the chip; 0 sets: in tiles, -1: in tiles whose launches overlap, -2 and -3: the
+// same two on matrix units.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,8 +65,8 @@ int whole(const MtmlkMlpCall& c, mtmlk::Launch launch) {
 
 // On the way back two blocks a task have three tiles, of fragments two.
 template <class Tiles>
-int in_tiles(const MtmlkMlpCall& c, const mtmlk::Launch& launch) {
-  return Tiles{c, launch, 2 * kTasks, int(launch.block.x)}.run();
+int in_tiles(const MtmlkMlpCall& c, const mtmlk::Launch& launch, bool overlaps) {
+  return Tiles{c, launch, 2 * kTasks, int(launch.block.x), overlaps}.run();
 }
 
 template <class Shape, class Tiles>
@@ -91,7 +92,7 @@ int run(int threads, int sets, int samples) {
   c.history = arrays.result(sets > 0 ? size_t(2) * kSteps * Shape::step(samples) : size_t(Tiles::space(c)));
   mtmlk::Launch launch;
   launch.grid = dim3(2), launch.block = dim3(unsigned(threads));
-  const int status = sets > 0 ? whole(c, launch) : in_tiles<Tiles>(c, launch);
+  const int status = sets > 0 ? whole(c, launch) : in_tiles<Tiles>(c, launch, sets % 2 != 0);
   if (status != 0) return 3;
   uint64_t hash = hash_of(1469598103934665603u, loss, kTasks);
   hash = hash_of(hash_of(hash, output, kTasks * kQuery), support, kSteps * kTasks);
@@ -104,5 +105,5 @@ int run(int threads, int sets, int samples) {
 int main(int count, char** arguments) {
   if (count != 3) return 2;
   const int threads = atoi(arguments[1]), sets = atoi(arguments[2]);
-  return sets < 0 ? run<OfFragments, TilesOfFragments>(threads, sets, 11) : run<Shape, Tiles>(threads, sets, 5);
+  return sets < -1 ? run<OfFragments, TilesOfFragments>(threads, sets, 11) : run<Shape, Tiles>(threads, sets, 5);
 }

@@ -22,7 +22,7 @@ int run(const MtmlkMlpLaunch& l, const MtmlkMlpCall& call, Stream stream) {
   Launch launch;
   launch.block = dim3(unsigned(l.threads)), launch.stream = stream;
   return with_mlp(l.shape, Tf32Mlps{}, kNoSuchMlp, [&](auto listed) {
-    return TileLaunches<float, decltype(listed)>{call, launch, l.blocks, l.back_threads}.run();
+    return TileLaunches<float, decltype(listed)>{call, launch, l.blocks, l.back_threads, l.overlaps != 0}.run();
   });
 }
 
