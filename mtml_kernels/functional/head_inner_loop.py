@@ -35,10 +35,12 @@ LOOK_AT_LABELS = ("cpu", "triton")  # one raises, the other makes NaN of a task 
 class HeadResult(NamedTuple):
     """What `head_inner_loop` returns.
 
-    loss: [T] query losses; [0] without query labels.
-    logits: [T, Q, C] of the adapted heads on the query features.
-    support_losses: [K, T], before each step.
-    weight, bias: [T, C, D] and [T, C] of the adapted heads, None unless adapted=True (or where there is no bias).
+    Attributes:
+        loss: [T] query losses; [0] without query labels.
+        logits: [T, Q, C] of the adapted heads on the query features.
+        support_losses: [K, T], before each step.
+        weight: [T, C, D] of the adapted heads, None unless adapted=True.
+        bias: [T, C], likewise, and None where there is none.
     """
 
     loss: Tensor
@@ -76,15 +78,17 @@ def head_inner_loop(
     once, to the features, the weight, the bias and the rates.
 
     Args:
-        features_support [T, S, D], features_query [T, Q, D]; Q may be 0.
-        labels: [T, S] class ids (-100: ignored), or values [T, S, C]. query_labels: likewise, or None for logits alone.
-        weight [C, D], bias [C] or None: where every task starts.
+        features_support: [T, S, D].
+        labels: [T, S] class ids (-100: ignored), or values [T, S, C].
+        features_query: [T, Q, D]; Q may be 0.
+        query_labels: as `labels`, or None for logits alone.
+        weight, bias: [C, D], and [C] or None: where every task starts.
         lr: a number; a scalar tensor; [K], one per step; [1, C] or [K, C], one per class; or a pair of such for the
             weight and the bias.
         steps: K.
         loss, query_loss: "cross_entropy", "mse" or "bce_with_logits", or the ``nn.*Loss`` or ``F.*`` of that name
             (form "weight" also takes huber and l1). query_loss None: as `loss`.
-        support_mask [T, S], query_mask [T, Q]: weights of the samples; a loss is sum(w l) / sum(w), or 0.
+        support_mask, query_mask: [T, S] and [T, Q], weights of the samples; a loss is sum(w l) / sum(w), or 0.
         weight_decay: adds weight_decay * theta to every inner gradient, of the weight and of the bias.
         proximal: adds proximal * (theta - theta_0), the pull of iMAML's regulariser back to the start.
         adapted: return the adapted weights (T x C x D elements, which nothing else here allocates).

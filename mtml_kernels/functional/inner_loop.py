@@ -40,10 +40,11 @@ NAMES = ("x", "y", "query_x", "query_y", "mask", "query_mask")
 class InnerLoopResult(NamedTuple):
     """What `inner_loop` returns.
 
-    loss: [T] query losses; [0] without query targets.
-    output: [T, Q, *out] of the adapted models on the query inputs; [T, 0, *out] without them.
-    support_losses: [K, T], before each step.
-    params: {name: [T, *shape]} of the adapted parameters, [K+1, T, *shape] with keep="steps", {} with keep="none".
+    Attributes:
+        loss: [T] query losses; [0] without query targets.
+        output: [T, Q, *out] of the adapted models on the query inputs; [T, 0, *out] without them.
+        support_losses: [K, T], before each step.
+        params: {name: [T, *shape]} of the adapted parameters, [K+1, T, *shape] with keep="steps", {} with keep="none".
     """
 
     loss: Tensor

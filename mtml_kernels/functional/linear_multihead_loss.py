@@ -58,7 +58,8 @@ def linear_multihead_loss(
 
     Args:
         features: [..., N, D], shared by all heads, or one such tensor for each.
-        weights: [C, D] for each head, as nn.Linear's. biases: [C] or None for each head, or None.
+        weights: [C, D] for each head, as nn.Linear's.
+        biases: [C] or None for each head, or None.
         targets: class ids [..., N], or values [..., N, C] ([..., N, C / 2] for gaussian_nll), for each head.
         kinds, backend: as in `multihead_loss`; the classes are the logits' last dimension whatever class_dim says.
         sample_weights: for each head None, or weights whose shape begins that of the rows [..., N].

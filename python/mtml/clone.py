@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtml.gradients import recorded_gradients
 from mtml.inner_lr import InnerLR
 from mtml.params import aliases, by_first_name
 from mtml_kernels.general.twin import twin
@@ -163,7 +164,10 @@ def inner_gradients(
     if not loss.requires_grad:
         raise RuntimeError("adapt: the loss does not require grad; compute it from this clone, outside torch.no_grad()")
     retain = create_graph if retain_graph is None else retain_graph
-    grads = torch.autograd.grad(loss, wanted, retain_graph=retain, create_graph=create_graph, allow_unused=True)
+    if create_graph and wanted:
+        grads = recorded_gradients(loss, wanted, retain_graph=retain)
+    else:
+        grads = torch.autograd.grad(loss, wanted, retain_graph=retain, allow_unused=True)
     found: list[Tensor | None] = list(grads)
     if len(wanted) < len(tensors):
         left = iter(grads)

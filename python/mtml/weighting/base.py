@@ -53,7 +53,9 @@ class Weighting(nn.Module, abc.ABC):
         """The total.
 
         Args:
-            losses: [H]; 0 where absent. present: [H] bool. norms: [H], constants, where `needs_norms`.
+            losses: [H]; 0 where absent.
+            present: [H] bool.
+            norms: [H], constants, where `needs_norms`.
         """
 
     def end_epoch(self) -> None:

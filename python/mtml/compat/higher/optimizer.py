@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mtml.compat.higher.patch import FunctionalModule
 from mtml.compat.higher.utils import copied, recursive_map
+from mtml.gradients import recorded_gradients
 from mtml_kernels.checks import shown
 from mtml_kernels.transforms import refuse_transforms
 
@@ -178,9 +179,11 @@ class DifferentiableOptimizer(abc.ABC):
         grads: list[Tensor | None] = [None] * len(theta)
         if not wanted:
             return grads
-        found = torch.autograd.grad(
-            loss, [theta[i] for i in wanted], create_graph=self._track_higher_grads, allow_unused=True
-        )
+        asked = [theta[i] for i in wanted]
+        if self._track_higher_grads:
+            found = recorded_gradients(loss, asked)
+        else:
+            found = torch.autograd.grad(loss, asked, allow_unused=True)
         for i, grad in zip(wanted, found, strict=True):
             grads[i] = grad
         if all(grad is None for grad in found):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtml.compat.torchmeta.modules.module import MetaModule, Params
+from mtml.gradients import recorded_gradients
 from mtml_kernels.checks import shown
 
 __all__ = ["check_model", "check_trainable", "gradient_update_parameters", "rates_by_name"]
@@ -94,10 +95,11 @@ def check_trainable(params: Params) -> Params:
 def _gradients(loss: Tensor, names: list[str], tensors: list[Tensor], first_order: bool) -> list[Tensor]:
     if not loss.requires_grad:
         raise RuntimeError("loss: expected one that requires grad; compute it by the model, outside torch.no_grad()")
-    grads = torch.autograd.grad(loss, tensors, create_graph=not first_order, allow_unused=True)
+    grads: Sequence[Tensor | None]
+    grads = torch.autograd.grad(loss, tensors, allow_unused=True) if first_order else recorded_gradients(loss, tensors)
     if unused := [name for name, grad in zip(names, grads, strict=True) if grad is None]:
         raise RuntimeError(
             f"loss: expected one that depends on every parameter, got one that does not on {', '.join(unused)}. Was it "
             f"computed with these params ({shown(names)})? What no inner step is to change goes into a plain nn.Module"
         )
-    return list(grads)
+    return [grad for grad in grads if grad is not None]
