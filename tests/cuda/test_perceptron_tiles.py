@@ -161,7 +161,7 @@ def test_blocks_of_the_way_back(tasks: int, tiles: int, blocks: int) -> None:
 
 
 def test_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describe, "DeviceKernels", lambda chip_of: HostKernels())
+    monkeypatch.setattr(describe, "DeviceKernels", lambda chip_of, tf32: HostKernels())
     chip = Chip(132, 227 * 1024, 228 * 1024)
     for needs, launches in ((NEED_PARAMS, 14), (0, 8)):
         a = images(needs=needs, tasks=8, support=1024, query=1024, steps=3, dtype=torch.float32)

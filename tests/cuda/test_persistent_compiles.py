@@ -75,5 +75,21 @@ def test_perceptrons_keep_what_they_compute_in_registers(capability: int, tmp_pa
     assert len([each for each in found if "mlp_kernel" in each.name]) == 8  # two widths, for few tasks and many
     assert len([each for each in found if "mlp_tile_kernel" in each.name]) == 4  # straight and bent, there and back
     assert len([each for each in found if "mlp_sum_kernel" in each.name]) == 2
-    spilling = {each.name: (each.stack, each.spilled) for each in every if each.stack or each.spilled}
-    assert {name: taken for name, taken in spilling.items() if not name.startswith("__internal")} == {}
+    assert spilling(every) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_KB)
+def test_perceptrons_on_matrix_units_keep_what_they_compute_in_registers(capability: int, tmp_path: Path) -> None:
+    every = usage(compile_for(capability, MLP / "in_tf32.cu", tmp_path / "kernel.o", "-O3", "-Xptxas", "-v", "-c"))
+    found = [each for each in every if each.registers is not None and "mlp_" in each.name]
+    print(f"sm_{capability}: registers", *(f"{each.registers:4} {each.name}" for each in sorted(found)), sep="\n")
+    assert len([each for each in found if "mlp_tile_kernel" in each.name]) == 8  # and by one term of TF32 or by three
+    assert len([each for each in found if "mlp_sum_kernel" in each.name]) == 2  # which those share
+    assert spilling(every) == {}
+
+
+def spilling(every: list[Usage]) -> dict[str, tuple[int, int]]:
+    """By name, bytes of stack and those spilled, where there are any."""
+    own = (each for each in every if not each.name.startswith("__internal"))
+    return {each.name: (each.stack, each.spilled) for each in own if each.stack or each.spilled}

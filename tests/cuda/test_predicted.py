@@ -93,6 +93,14 @@ def test_what_has_no_clocks_is_said(options: dict[str, Any], why: str) -> None:
     assert "on A100" in str(prediction(bound_of(), DEVICES["a100"], (row(10, 1000.0),)))
 
 
+def test_products_on_matrix_units_have_no_clocks() -> None:
+    """Those of the table are of multiply-adds, of the same widths."""
+    bound, known = bound_of((2, 64, 64, 64, 3)), rows()
+    assert isinstance(prediction(bound, H200, known), Prediction)
+    for terms in (1, 3):
+        assert "products on matrix units are not known" in str(prediction(bound._replace(terms=terms), H200, known))
+
+
 KINDS = (
     "tiles there, from the caller's parameters",
     "tiles there",
@@ -141,7 +149,7 @@ def sinusoid(width: int = 40) -> tuple[MAML, list[torch.Tensor]]:
 
 
 def test_explain_says_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describe, "DeviceKernels", lambda chip_of: HostKernels())
+    monkeypatch.setattr(describe, "DeviceKernels", lambda chip_of, tf32: HostKernels())
     maml, batch = sinusoid()
     said = maml.explain(*batch).launch
     assert "on an H200: the kernel of perceptrons 1-40-40-1, 2 samples a warp" in said
@@ -149,21 +157,23 @@ def test_explain_says_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_explain_says_why_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describe, "DeviceKernels", lambda chip_of: HostKernels())
+    monkeypatch.setattr(describe, "DeviceKernels", lambda chip_of, tf32: HostKernels())
     maml, batch = sinusoid(44)
     said = maml.explain(*batch).launch
     assert "plain kernel" in said and "predicted" not in said
-    assert "no kernel of perceptrons, for none is of widths 1-44-40-1 with a piecewise linear activation" in said
+    assert "no kernel of perceptrons, for the widths are 1-44-40-1 (with a piecewise linear activation" in said
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"masks": ("some", "none")}, "they take no masks"),
-        ({"step_weights": True}, "they take no losses of all steps"),
-        ({"lr": "element"}, "they take rates of tensors or steps"),
-        ({"query": None}, "they take one input, and a query set"),
-        ({"loss": LossSpec("cross_entropy")}, "they take losses of elements (mse, "),
+        ({"masks": ("some", "none")}, "there are masks"),
+        ({"step_weights": True}, "the losses of all steps are weighed"),
+        ({"lr": "element"}, "elements of a tensor have rates of their own"),
+        ({"query": None}, "there is no query set"),
+        ({"keep": 1}, "adapted parameters are handed out"),
+        ({"first_order": True}, "gradients of rates are wanted of first order"),
+        ({"loss": LossSpec("cross_entropy")}, "a loss is not one of elements (mse, bce_with_logits, huber, l1)"),
     ],
 )
 def test_why_a_call_has_no_kernel(options: dict[str, Any], why: str) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.sass.emulation import integers, logic, memory, reals, sources  # noqa: F401  register themselves
+from bench.sass.emulation import integers, logic, matrices, memory, reals, sources  # noqa: F401  register themselves
 from bench.sass.emulation.operands import predicate, register
 from bench.sass.emulation.state import Array, State
 from bench.sass.emulation.table import MAKERS, Made

@@ -48,10 +48,10 @@ class _One(NamedTuple):
 
 
 class EmulatedKernels(DeviceKernels):
-    """Launches as if there were `tasks` of them, and runs the first."""
+    """Launches as if there were `tasks` of them, and runs the first. tf32: of the kernels on matrix units."""
 
-    def __init__(self, chip: str, tasks: int) -> None:
-        super().__init__(lambda _: policy(chip))
+    def __init__(self, chip: str, tasks: int, tf32: bool = False) -> None:
+        super().__init__(lambda _: policy(chip), tf32)
         self._name, self.tasks = chip, tasks
         self.ran: list[RanMlp | RanTiles] = []
 
@@ -151,7 +151,10 @@ def code_of(shape: MlpShape, rows: int) -> Code:
 def tile_code(shape: MlpShape, back: bool | None) -> Code:
     """The kernel of a shape's tiles, there or back; None: the one that adds up what they leave."""
     widths, bent = ", ".join(map(str, _widths(shape))), str(bool(shape.bent)).lower()
-    of = f"float, mtmlk::MlpShape<{bent}, {widths}>, {shape.tile}"
+    own = f"mtmlk::MlpShape<{bent}, {widths}>"
+    if shape.terms and back is not None:
+        own = f"mtmlk::InTf32<{own}, {shape.terms}>"
+    of = f"float, {own}, {shape.tile}"
     folder, size = "cuda/inner_loop/mlp/", ctypes.sizeof(MlpCall)
     if back is None:
         return Code(f"{folder}tile_sums.cuh", f"mlp_sum_kernel<{of}>", size + 8)

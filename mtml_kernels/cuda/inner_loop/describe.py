@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from mtml_kernels.cuda.backends import FORMS
 from mtml_kernels.cuda.inner_loop.backend import Persistent
 from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.device import DeviceEngine, DeviceKernels
@@ -64,6 +65,7 @@ class TiledLaunches:
     """The same of a perceptron whose tasks are cut into tiles of samples. Blocks, threads and bytes of the way back."""
 
     widths: tuple[int, ...]
+    terms: int  # of TF32 for a large product of float32; 0: in float32
     tile: int  # samples
     launches: int
     threads: int
@@ -73,8 +75,9 @@ class TiledLaunches:
     predicted: Prediction | str = ""
 
     def __str__(self) -> str:
+        how = {0: "", 1: " in TF32", 3: " in TF32 by three products for one"}[self.terms]
         return (
-            f"the kernels of perceptrons {'-'.join(map(str, self.widths))} by tiles of {self.tile} samples, "
+            f"the kernels of perceptrons {'-'.join(map(str, self.widths))}{how} by tiles of {self.tile} samples, "
             f"{self.launches} launches; the largest of {self.blocks} blocks of {self.threads} threads and "
             f"{self.shared_bytes:,} bytes of shared memory; {self.workspace_bytes:,} bytes of workspace for all tasks"
             f"{_said(self.predicted)}"
@@ -87,24 +90,29 @@ def _said(predicted: Prediction | str) -> str:
     return f"; {predicted}"
 
 
-def launch_of(a: InnerLoopArgs, chip: Chip, device: Device | None = None) -> Launch | PerceptronLaunch | TiledLaunches:
+def launch_of(
+    a: InnerLoopArgs, chip: Chip, form: str = "cuda", device: Device | None = None
+) -> Launch | PerceptronLaunch | TiledLaunches:
     """The launch of a call's forward, which goes on to the gradients where they are wanted.
 
     Args:
         a: a call; only shapes and dtypes of its tensors are looked at, which may lie on "meta".
         chip: the GPU's numbers.
+        form: the backend, "cuda" or another of `FORMS`.
         device: what predictions know of that GPU; without it nothing is predicted.
 
     Raises:
         BackendUnavailable: no block can run it; names the operation and the way out.
         ValueError: the schedule does not know an operation of the program.
     """
-    perceptrons = Perceptrons(DeviceKernels(lambda _: chip))
+    terms = FORMS[form]
+    perceptrons = Perceptrons(DeviceKernels(lambda _: chip, tf32=terms > 0), terms)
     bound = perceptrons.bound(a)
     if bound is not None:
         return _of_perceptron(bound, "" if device is None else prediction(bound, device))
     engine = DeviceEngine(lambda _: chip)
-    program, where = Persistent(lambda: engine).of_forward(a), a.params[0].device
+    persistent = Persistent(lambda: engine, perceptrons, form if terms else None)
+    program, where = persistent.of_forward(a), a.params[0].device
     return Launch(
         full=program.words.full,
         phases=program.words.phases,
@@ -126,7 +134,7 @@ def _of_perceptron(bound: Bound, predicted: Prediction | str) -> PerceptronLaunc
         workspace = bound.history * size
         threads = launch.back_threads
         sizes = (launches, threads, launch.blocks, bound.shared_bytes, workspace)
-        return TiledLaunches(bound.form.widths, bound.tile, *sizes, predicted)
+        return TiledLaunches(bound.form.widths, bound.terms, bound.tile, *sizes, predicted)
     own = bound.history * size // launch.blocks
     sizes = (launch.rows, launch.threads, launch.blocks, bound.shared_bytes, own)
     return PerceptronLaunch(bound.form.widths, *sizes, predicted)

@@ -63,13 +63,17 @@ class Bound(NamedTuple):
     history: int  # elements, of all blocks or tiles
     shared_bytes: int
     tile: int = 0  # samples of a tile, where blocks take tiles
+    terms: int = 0  # of TF32 for a large product, on matrix units
 
 
 class Perceptrons:
-    """Runs calls by the kernels of perceptrons, where there is one."""
+    """Runs calls by the kernels of perceptrons, where there is one.
 
-    def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    terms: of those whose products are so many of TF32 on matrix units; 0: of those by multiply-adds.
+    """
+
+    def __init__(self, kernels: Kernels, terms: int = 0) -> None:
+        self._kernels, self._terms = kernels, terms
         self._bound: dict[Any, tuple[InnerLoopSpec, Bound | None]] = {}  # the spec keeps its id from being another's
 
     def bound(self, a: InnerLoopArgs) -> Bound | None:
@@ -90,23 +94,26 @@ class Perceptrons:
         if form is None:
             return None
         for index, shape in enumerate(self._kernels.shapes(like.dtype)):
-            if tuple(shape.widths[: shape.layers + 1]) == form.widths and bool(shape.bent) == form.bent:
+            own = _widths(shape), bool(shape.bent), shape.terms
+            if own == (form.widths, form.bent, self._terms):
                 return (self._tiled if shape.tile else self._launched)(a, form, index, shape)
         return None
 
     def why_not(self, a: InnerLoopArgs) -> str:
-        """Why a call has no kernel of its own, in words; only where `bound` finds none."""
-        form = form_of(a)
+        """Why a call has no kernel here, in words that go on from "where" or "for"; only where `bound` finds none."""
+        form, dtype = form_of(a), a.params[0].dtype
         if form is None:
             return why_not(a)
-        shapes = self._kernels.shapes(a.params[0].dtype)
+        shapes = [shape for shape in self._kernels.shapes(dtype) if shape.terms == self._terms]
         if not shapes:
-            return "there are none for this dtype in this build"
-        for shape in shapes:
-            if tuple(shape.widths[: shape.layers + 1]) == form.widths and bool(shape.bent) == form.bent:
-                return "a block of theirs does not fit this GPU"
+            return f"this build has none in {dtype}"
+        known = {_widths(shape) for shape in shapes if bool(shape.bent) == form.bent}
+        if form.widths in known:
+            return "a block of theirs does not fit this GPU"
         bends = "an activation that bends" if form.bent else "a piecewise linear activation"
-        return f"none is of widths {'-'.join(map(str, form.widths))} with {bends} (csrc/cuda/inner_loop/mlp/list.cuh)"
+        named = " and ".join("-".join(map(str, widths)) for widths in sorted(known)) or "none"
+        widths, file = "-".join(map(str, form.widths)), "tf32_list.cuh" if self._terms else "list.cuh"
+        return f"the widths are {widths} (with {bends} there are {named}; csrc/cuda/inner_loop/mlp/{file} takes others)"
 
     def _tiled(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
         """By launches whose blocks take tiles of samples; None where the chip has no room for a block."""
@@ -119,7 +126,7 @@ class Perceptrons:
         options = (int(dtype == torch.float64), index, shape.rows[0], blocks, there, TILE_THREADS)
         launch = MlpLaunch(*options, int(launches_overlap()))
         history = self._kernels.record(index, call, dtype)
-        return Bound(form, launch, call, _weights(form) + call.n_rates, history, shared, shape.tile)
+        return Bound(form, launch, call, _weights(form) + call.n_rates, history, shared, shape.tile, shape.terms)
 
     def _launched(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
         """By which launch; None where the chip has no room for it."""
@@ -202,6 +209,10 @@ def _sizes(a: InnerLoopArgs, form: Form) -> MlpCall:
     call.rate_at[:tensors] = [begins[i] for i in own]
     call.n_rates = begins[-1] if call.wants_rates else 0
     return call
+
+
+def _widths(shape: MlpShape) -> tuple[int, ...]:
+    return tuple(shape.widths[: shape.layers + 1])
 
 
 def _weights(form: Form) -> int:

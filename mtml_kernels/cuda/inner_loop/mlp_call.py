@@ -53,4 +53,5 @@ class MlpShape(ctypes.Structure):
         ("bent", ctypes.c_int32),
         ("rows", ctypes.c_int32 * 2),
         ("tile", ctypes.c_int32),
+        ("terms", ctypes.c_int32),
     )

@@ -38,28 +38,34 @@ def form_of(a: InnerLoopArgs) -> Form | None:
 
 def why_not(a: InnerLoopArgs) -> str:
     """What of a call the kernels of perceptrons do not take, in words; "" for nothing, but perhaps its widths."""
-    spec = a.spec
-    losses = {spec.support_loss[0], spec.query_loss[0]}
-    refused = {
-        "no momentum and no other update rule": spec.update != PLAIN,
-        "rates of tensors or steps": any(rate.ndim != 1 for rate in a.lr) or bool(spec.axes),
-        "adapted parameters that are not handed out": spec.keep != KEEP_NONE,
-        "all parameters adapted": not all(spec.adapted),
-        "no masks": a.support_mask is not None or a.query_mask is not None,
-        "no losses of all steps": a.step_weights is not None,
-        "gradients of parameters and rates alone": bool(a.needs & ~(NEED_PARAMS | NEED_LR)),
-        # whose gradients are made on the way back of second order
-        "rates without gradients where it is of first order": bool(spec.first_order and a.needs & NEED_LR),
-        "one input, and a query set": a.query_y is None or len(a.support_x) != 1 or len(a.query_x) != 1,
-        f"losses of elements ({', '.join(KINDS[kind] for kind in _OF_ELEMENTS)})": not losses <= set(_OF_ELEMENTS),
-        "samples": not a.support_y.numel() or a.query_y is None or not a.query_y.numel(),
-    }
-    for wanted, missing in refused.items():
-        if missing:
-            return f"they take {wanted}"
-    if _form(tuple(spec.program), tuple(spec.consts)) is None:
-        return "they take linear layers with biases and one activation between them"
+    if options := _refused_options(a):
+        return options
+    if _form(tuple(a.spec.program), tuple(a.spec.consts)) is None:
+        return "the network is no perceptron: linear layers with a bias each, one activation between them"
     return ""
+
+
+def _refused_options(a: InnerLoopArgs) -> str:
+    spec, losses = a.spec, {a.spec.support_loss[0], a.spec.query_loss[0]}
+    refused = {
+        "the update is not plain gradient descent": spec.update != PLAIN,
+        "steps have data or starts of their own": bool(spec.axes),
+        "adapted parameters are handed out": spec.keep != KEEP_NONE,
+        "not all parameters are adapted": not all(spec.adapted),
+        "there are masks": a.support_mask is not None or a.query_mask is not None,
+        "the losses of all steps are weighed": a.step_weights is not None,
+        "gradients of data are wanted": bool(a.needs & ~(NEED_PARAMS | NEED_LR)),
+        # which are made on the way back of second order
+        "gradients of rates are wanted of first order": bool(spec.first_order and a.needs & NEED_LR),
+        "there is no query set": a.query_y is None,
+        "sets have several inputs": (len(a.support_x), len(a.query_x)) != (1, 1),
+        "elements of a tensor have rates of their own": any(rate.ndim != 1 for rate in a.lr),
+        f"a loss is not one of elements ({', '.join(KINDS[kind] for kind in _OF_ELEMENTS)})": (
+            not losses <= set(_OF_ELEMENTS)
+        ),
+        "a set has no targets": not a.support_y.numel() or (a.query_y is not None and not a.query_y.numel()),
+    }
+    return next((why for why, holds in refused.items() if holds), "")
 
 
 @functools.lru_cache(maxsize=256)

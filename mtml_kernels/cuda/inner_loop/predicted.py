@@ -149,6 +149,8 @@ def prediction(bound: Bound, device: Device, known: tuple[Row, ...] | None = Non
         known: rows, those of the table by default.
     """
     call, widths = bound.call, bound.form.widths
+    if bound.terms:
+        return "the clocks of products on matrix units are not known"
     if bound.form.bent:
         return "the clocks of an activation that bends are not known"
     if not call.wants_gradient or call.first_order or call.wants_rates or not call.steps:

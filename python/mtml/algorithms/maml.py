@@ -79,12 +79,14 @@ class MAML(ModelLearner):
             bias for every one of the steps: the model's BatchNorm layers are replaced, in the model itself, by
             `PerStepBatchNorm` layers, which are meta-trained and not adapted.
         backend: "auto"; "cpu" or "triton" for that engine or an error; "cuda" for a call as one launch, of models
-            without convolutions, in builds with CUDA code ("auto" leaves it); "cpu:weights" or "cpu:low_rank" for the
-            engine with each task's own weights, or with shared ones and low-rank corrections, where "cpu" chooses by a
-            cost model; "torch" for the same inner loop as a list of PyTorch operations, forward-over-reverse without a
-            graph, on any device and in half precision too (what "auto" takes where neither "cpu" nor "triton" runs);
-            "reference" for the engine's plain PyTorch specification; "general" for PyTorch operations on
-            the module itself, differentiable any number of times.
+            without convolutions, in builds with CUDA code ("auto" leaves it); "cuda:tf32" or "cuda:tf32x3" for the same
+            on matrix units, of perceptrons that have kernels there: large products in TF32, or by three of TF32 each
+            with about float32's error; "cpu:weights" or "cpu:low_rank" for the engine with each task's own weights, or
+            with shared ones and low-rank corrections, where "cpu" chooses by a cost model; "torch" for the same inner
+            loop as a list of PyTorch operations, forward-over-reverse without a graph, on any device and in half
+            precision too (what "auto" takes where neither "cpu" nor "triton" runs); "reference" for the engine's plain
+            PyTorch specification; "general" for PyTorch operations on the module itself, differentiable any number of
+            times.
         update: another rule than gradient descent: one of `mtml.inner` (SGD with momentum, Adam, AdamW, RMSprop,
             clipping), fused; or update(params, grads, lr, step) -> params on dicts by name, on the general path. Such a
             rule with a fifth parameter `state` gets what it returned before (None at first) and returns (params,

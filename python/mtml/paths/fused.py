@@ -15,6 +15,7 @@ from mtml.paths.path import Outcome, in_our_words
 from mtml.paths.predicted import launched, predicted
 from mtml.paths.rates import Rates
 from mtml_kernels.checks import Sizes, check_class_ids, widened
+from mtml_kernels.cuda.backends import FORMS as CUDA_FORMS
 from mtml_kernels.losses import IGNORED
 from mtml_kernels.native.inner_loop import low_rank_weights
 from mtml_kernels.ops.inner_loop import inner_loop_call, task_gradients_call
@@ -86,9 +87,10 @@ class Fused:
 
     def launched(self, sizes: Sizes) -> str:
         """How one launch runs all of it, where a schedule could be that or is."""
-        if self.backend not in SCHEDULED and self.backend != "cuda":
+        if self.backend not in SCHEDULED and self.backend not in CUDA_FORMS:
             return ""
-        return launched(self.program, self.tensors(), self.rates(), self._numbers(), self.spec, sizes)
+        form = self.backend if self.backend in CUDA_FORMS else "cuda"
+        return launched(self.program, self.tensors(), self.rates(), self._numbers(), self.spec, sizes, form)
 
     def _numbers(self) -> Sequence[Tensor]:
         """The update rule's, for what only looks at their shapes."""

@@ -23,6 +23,8 @@ MTMLK_ANYWHERE constexpr int least(int a, int b) { return a < b ? a : b; }
 // kBent: whether f'' is not 0, so that the way back needs what relu and its like do not.
 template <bool kBent_, int... kWidths>
 struct MlpShape {
+  using Plain = MlpShape;
+  static constexpr int kTerms = 0;  // products by multiply-adds
   static constexpr int kLayers = int(sizeof...(kWidths)) - 1;
   static constexpr bool kBent = kBent_;
   static_assert(kLayers >= 1, "no layer");
@@ -106,6 +108,12 @@ struct MlpShape {
   }
   using Ends = std::make_integer_sequence<int, kLayers + 2>;
   using Planes = std::make_integer_sequence<int, 4 * (kLayers + 2)>;
+};
+
+// The same whose large products are made on matrix units, by one or three terms of TF32 (tf32.cuh).
+template <class Shape, int kTerms_>
+struct InTf32 : Shape {
+  static constexpr int kTerms = kTerms_;
 };
 
 }  // namespace mtmlk

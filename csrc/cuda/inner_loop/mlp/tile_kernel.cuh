@@ -41,7 +41,7 @@ struct TileMemory {
 // A block's tiles of one set, by kR rows of a warp.
 template <class T, class S, int kTile, int kR>
 struct TileLoop {
-  static constexpr int kSide = kR < 8 ? 4 : 8;  // of tiles of weights
+  static constexpr int kSide = kR < 8 || S::kTerms ? 4 : 8;  // of tiles of weights, those that a thread takes
   using Space = TileSpace<T, S, kTile>;
   MlpTask<T, S> t;
   MlpStep<T, S> step;

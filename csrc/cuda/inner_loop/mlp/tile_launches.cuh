@@ -39,7 +39,7 @@ struct TileLaunches {
     Launch own = launch;
     own.grid = dim3(unsigned(sum_blocks<S>() * call.tasks)), own.block = dim3(unsigned(kSumThreads));
     own.overlaps = overlaps;
-    return start(mlp_sum_kernel<T, S, kTile>, own, call, k, int(back));
+    return start(mlp_sum_kernel<T, typename S::Plain, kTile>, own, call, k, int(back));
   }
   int run() const {
     int status = 0;
