@@ -3,7 +3,7 @@
     python examples/image_and_text.py [--steps 300] [--out image_and_text.png]
 
 A convolutional trunk reads scikit-learn's handwritten digits, a recurrent one names of digits in four languages with
-every sixth letter wrong or so; one `MultiHead` computes both losses in one call. Expect the recurrent head some 6 points above
+a sixth of the letters wrong; one `MultiHead` computes both losses in one call. Expect the recurrent head 6 points above
 a linear classifier of letter counts (order helps), the convolutional one a point above a linear one of pixels.
 """
 
