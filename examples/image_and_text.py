@@ -71,9 +71,8 @@ def plot(history: list[list[float]], truth: dict[str, Tensor], found: dict[str, 
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
-    axes[0].plot(history, label=list(truth))
-    axes[0].set(xlabel="step", ylabel="cross-entropy of a batch", title="losses", yscale="log")
-    axes[0].legend()
+    axes[0].set(xlabel="step", title="cross-entropy of a batch", yscale="log")
+    axes[0].legend(axes[0].plot(history), list(truth))
     for ax, (name, y) in zip(axes[1:], truth.items(), strict=True):
         ax.imshow(confusion_matrix(y, found[name], normalize="true"), cmap="Blues")
         ax.set(title=name, xlabel="taken for", ylabel="digit", xticks=range(10), yticks=range(10))
@@ -92,7 +91,6 @@ def main() -> None:
     train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.3, random_state=0)
     text_y, text_test_y = (torch.randint(10, (n,), generator=generator) for n in (2000, 1000))
     words, test_words = misspelt(text_y, generator), misspelt(text_test_y, generator)
-
     look, read = looker(), Reader()
     heads = mtml.MultiHead(64, {"image": mtml.Classification(10), "text": mtml.Classification(10)}, weighting="sum")
     optimizer = torch.optim.Adam([*look.parameters(), *read.parameters(), *heads.parameters()], 3e-3)
@@ -106,7 +104,6 @@ def main() -> None:
         optimizer.step()
         history.append([float(loss.detach()) for loss in losses.per_head.values()])
         bar.set_postfix(loss=f"{float(losses.total.detach()):.2f}", refresh=False)
-
     logits = heads({"image": look(test_x), "text": read(test_words)})
     truth = {"image": test_y, "text": text_test_y}
     found = {name: value.argmax(1) for name, value in logits.items()}

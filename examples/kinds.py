@@ -1,17 +1,19 @@
-"""One meta-learner for four kinds of tasks: images, sequences like speech, ratings and diagnoses.
+"""One meta-learner for three kinds of tasks: images, sequences like speech, and recommendation from tables.
 
     python examples/kinds.py [--steps 300] [--out kinds.png]
 
 Each group of `MultiTaskMAML` has inputs, a head and a loss of its own; to a task's few samples its group's head adapts.
 Images: which of three digits (scikit-learn's)? Speech: which of four words, as formants that glide through noise? By a
-GRU; a speaker shifts the formants and numbers the words in an order of his own. Ratings (a user's) and diagnoses (a
-clinic's, three at once): from rows of tables, by one trunk. All learn at once, weighted by uncertainty. The baseline is
-the same network before it adapts, which can only guess.
+GRU; a speaker shifts the formants and numbers the words in an order of his own. Ratings: a user's, from the features of
+items. All learn at once, weighted by uncertainty; the baseline is the same network before it adapts, which can only
+guess. Expect 97 and 98 % of the classes, and 0.85 of the ratings' variance.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -36,59 +38,34 @@ class Listener(nn.Module):
         return self.gru(x)[1][0]
 
 
-def split(x: Tensor, y: Tensor) -> mtml.TaskBatch:
-    """The first SHOTS samples of [T, N, ...] to adapt on, the others to be judged on."""
-    return mtml.TaskBatch(x[:, :SHOTS], y[:, :SHOTS], x[:, SHOTS:], y[:, SHOTS:])
+def batches(seed: int, tasks: int) -> Iterator[dict[str, mtml.TaskBatch]]:
+    """Endless batches of every group; seeds of the other parity see other drawings, and all the same world."""
+    generator, world = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(0)
+    x, y = load_digits(return_X_y=True)
+    drawings = torch.from_numpy(x[seed % 2 :: 2]).float() / 16, y[seed % 2 :: 2]
+    images = mtml.tasks.EpisodeDataset(drawings, 3, SHOTS // 3, SHOTS // 3, seed, episodes=10**6)
+    traits = torch.randn(FEATURES, 4, generator=world) / 3
+    words, time = torch.rand(4, 2, 3, generator=world), torch.linspace(0, 1, 10)[:, None]
 
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(tasks, *shape, generator=generator)
 
-class Source:
-    """Endless batches of every group: {group: TaskBatch}."""
-
-    def __init__(self, seed: int, tasks: int) -> None:
-        self.generator, self.tasks = torch.Generator().manual_seed(seed), tasks
-        x, y = load_digits(return_X_y=True)
-        half = slice(seed % 2, None, 2)  # other drawings for each parity of the seed
-        drawings = torch.from_numpy(x[half]).float() / 16, y[half]
-        self.episodes = mtml.tasks.EpisodeDataset(drawings, 3, SHOTS // 3, 5, seed, episodes=10**6)
-        fixed = torch.Generator().manual_seed(0)  # the world is the same for all seeds
-        self.taste, self.illness = torch.randn(2, FEATURES, 4, generator=fixed) / 3
-        self.words = torch.rand(4, 2, 3, generator=fixed)  # start and end of the formants of four words
-        self.drawn = 0
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(self.tasks, *shape, generator=self.generator)
-
-    def __next__(self) -> dict[str, mtml.TaskBatch]:
-        self.drawn += self.tasks
-        images = mtml.tasks.collate([self.episodes[i] for i in range(self.drawn - self.tasks, self.drawn)])
-        (items, ratings), (patients, scores) = self.rows(self.taste, 1), self.rows(self.illness, 3)
-        tables = {"ratings": split(items, ratings), "diagnoses": split(patients, (scores > 0).float())}
-        return {"images": images, "speech": self.speech(), **tables}
-
-    def speech(self) -> mtml.TaskBatch:
-        """Words [T, N, 10, 8] in bands; a speaker shifts and swaps them: which of the four is it?"""
-        said = torch.randint(4, (self.tasks, 2 * SHOTS), generator=self.generator)
-        names = torch.stack([torch.randperm(4, generator=self.generator) for _ in range(self.tasks)])
-        ends = self.words[said] + 0.1 * self.normal(1, 1, 1)
-        time = torch.linspace(0, 1, 10)[:, None]
-        formants = ends[:, :, :1] * (1 - time) + ends[:, :, 1:] * time  # [T, N, 10, 3]
+    def speech() -> tuple[Tensor, Tensor]:
+        """Words [T, N, 10, 8]: loudness in 8 bands over time; their numbers [T, N], in the speaker's order."""
+        said = torch.randint(4, (tasks, 2 * SHOTS), generator=generator)
+        numbers = torch.rand(tasks, 4, generator=generator).argsort(1)
+        ends = words[said] + 0.1 * normal(1, 1, 1)  # of the formants
+        formants = torch.lerp(ends[:, :, :1], ends[:, :, 1:], time)  # [T, N, 10, 3]
         bands = torch.exp(-20 * (formants[..., None] - torch.linspace(0, 1, 8)).square()).sum(-2)
-        return split(bands + 0.3 * self.normal(2 * SHOTS, 10, 8), names.gather(1, said))
+        return bands + 0.3 * normal(2 * SHOTS, 10, 8), numbers.gather(1, said)
 
-    def rows(self, causes: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
-        """Rows of a table [T, N, FEATURES], and what a task makes of four hidden causes of them [T, N, outputs]."""
-        x = self.normal(2 * SHOTS, FEATURES)
-        return x, torch.tanh(2 * x @ causes) @ self.normal(4, outputs)
-
-
-def learner() -> mtml.MultiTaskMAML:
-    table = nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU(), nn.Linear(64, 32), nn.Tanh())
-    images = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.Tanh())
-    trunks = {"images": images, "speech": Listener(), "ratings": table, "diagnoses": table}
-    heads = {"images": mtml.Classification(3), "speech": mtml.Classification(4)}
-    heads |= {"ratings": mtml.Regression(1), "diagnoses": mtml.MultiLabel(3)}
-    rates = {"images": 0.1, "speech": 0.1, "ratings": 0.1, "diagnoses": 1.0}
-    return mtml.MultiTaskMAML(trunks, heads, rates, steps=STEPS, weighting="uncertainty")
+    for start in itertools.count(0, tasks):
+        items = normal(2 * SHOTS, FEATURES)
+        rated = torch.tanh(2 * items @ traits) @ normal(4, 1)  # four hidden traits, and what a user makes of them
+        drawn = {"speech": speech(), "ratings": (items, rated)}
+        halves = {n: (x[:, :SHOTS], y[:, :SHOTS], x[:, SHOTS:], y[:, SHOTS:]) for n, (x, y) in drawn.items()}
+        episodes = mtml.tasks.collate([images[i] for i in range(start, start + tasks)])
+        yield {"images": episodes, **{name: mtml.TaskBatch(*each) for name, each in halves.items()}}
 
 
 @torch.no_grad()
@@ -96,29 +73,22 @@ def scores(model: mtml.MultiTaskMAML, test: dict[str, mtml.TaskBatch], steps: in
     """Accuracy of each group after so many steps; of ratings the share of their variance that is predicted."""
     found = {}
     for name, batch in test.items():
-        out = model.transfer(name, None, batch.sx, batch.sy, steps=steps)(batch.qx).flatten(0, 1)
-        y = batch.qy.flatten(0, 1)
-        if name == "ratings":
-            found[name] = r2_score(y, out)
-        else:
-            found[name] = accuracy_score(y.flatten(), (out > 0).flatten() if name == "diagnoses" else out.argmax(1))
+        out = model.transfer(name, None, batch.sx, batch.sy, steps=steps)(batch.qx)
+        y = batch.qy.flatten()
+        found[name] = r2_score(y, out.flatten()) if name == "ratings" else accuracy_score(y, out.argmax(-1).flatten())
     return found
 
 
-def plot(history: list[list[float]], before: dict[str, float], after: dict[str, float], out: Path) -> None:
-    """The groups' losses over the meta-steps, and their scores on new tasks."""
+def plot(before: dict[str, float], after: dict[str, float], out: Path) -> None:
+    """The groups' scores on new tasks."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    left.plot(history, label=list(after), lw=1)
-    left.set(xlabel="meta-step", ylabel="query loss", yscale="log", title="training")
-    left.legend()
-    place = torch.arange(len(after))
-    right.bar(place - 0.2, [max(v, 0) for v in before.values()], 0.4, label="before adaptation")
-    right.bar(place + 0.2, after.values(), 0.4, label=f"after {STEPS} steps")
-    right.set(title="new tasks: accuracy (ratings: R²)", ylim=(0, 1.3))
-    right.set_xticks(place, list(after))
-    right.legend(ncol=2)
+    figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for shift, values, name in ((-0.2, before, "before adaptation"), (0.2, after, f"after {STEPS} steps")):
+        ax.bar([i + shift for i in range(len(values))], values.values(), 0.4, label=name)
+    ax.set(title="new tasks: accuracy (ratings: R²)", ylim=(0, 1.25))
+    ax.set_xticks(range(len(after)), list(after))
+    ax.legend(ncol=2)
     figure.savefig(out, dpi=120)
 
 
@@ -128,21 +98,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("kinds.png"))
     args = parser.parse_args()
     torch.manual_seed(0)
-    model, source = learner(), Source(0, TASKS)
-    test = next(Source(1, 100))
+    inputs = {"images": 64, "ratings": FEATURES}
+    trunks: dict[str, nn.Module] = {
+        name: nn.Sequential(nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, 32), nn.Tanh())
+        for name, size in inputs.items()
+    }
+    heads = {"images": mtml.Classification(3), "speech": mtml.Classification(4), "ratings": mtml.Regression(1)}
+    model = mtml.MultiTaskMAML({**trunks, "speech": Listener()}, heads, lr=0.1, steps=STEPS, weighting="uncertainty")
+    source, test = batches(0, TASKS), next(batches(1, 100))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    history: list[list[float]] = []
     for _ in (bar := tqdm(range(args.steps), unit="step")):
         losses = model.meta_loss(next(source))
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        history.append([float(loss.detach().mean()) for loss in losses.per_task.values()])
-        bar.set_postfix({n: f"{v:.2f}" for n, v in zip(losses.per_task, history[-1], strict=True)}, refresh=False)
+        bar.set_postfix(loss=f"{float(losses.total.detach()):.2f}", refresh=False)
     before, after = (scores(model, test, steps) for steps in (0, STEPS))
     for name, score in after.items():
         print(f"{name}: {'R2' if name == 'ratings' else 'accuracy'} {score:.3f} (before adaptation {before[name]:.3f})")
-    plot(history, before, after, args.out)
+    plot(before, after, args.out)
     print(f"wrote {args.out}")
 
 

@@ -5,7 +5,7 @@
 A point in the plane starts at 0 and goes 10 steps of at most 0.2; its reward is minus its distance to a goal on the
 unit circle, which it never sees. A task is a goal. The inner loop is REINFORCE on 20 episodes of the policy, the
 outer one on episodes of the adapted policies, through the inner step (Finn et al. 2017, arXiv 1703.03400). The baseline
-is the same policy before it adapts: it cannot know where to go. Expect the distance at the end to fall from 1 to a quarter.
+is the same policy before it adapts: it cannot know where to go. Expect the last distance to fall from 1 to a quarter.
 """
 
 from __future__ import annotations

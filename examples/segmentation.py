@@ -37,7 +37,7 @@ def draw(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tens
 
 
 def block(i: int, o: int, wide: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(i, o, 3, padding=wide, dilation=wide), nn.GroupNorm(4, o), nn.ReLU()
+    return nn.Conv2d(i, o, 3, padding=wide, dilation=wide), nn.BatchNorm2d(o, track_running_stats=False), nn.ReLU()
 
 
 class Model(nn.Module):

@@ -4,8 +4,8 @@
 
 The tasks ask of scikit-learn's digits whether they are even, prime, how many loops they have, which third they lie in;
 they share two hidden layers and have a head each (`MultiHead`). The new task, which digit it is, has few images. The
-saved layers with a new head are fine-tuned beside a network from scratch, on 40 draws of the images at once, each a task
-of `adapt_tasks`. Expect them 13 points ahead with one image a digit, one point with twenty.
+saved layers with a new head are fine-tuned beside a network from scratch, on 40 draws of the images at once, each a
+task of `adapt_tasks`. Expect them 13 points ahead with one image a digit, one point with twenty.
 """
 
 from __future__ import annotations
@@ -40,26 +40,23 @@ def digits(half: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x[half::2]).float() / 16, torch.from_numpy(y[half::2])
 
 
-def learn(steps: int, folder: Path) -> list[float]:
-    """Learn all tasks together and save {trunk, head} of each in a file; the losses."""
+def learn(steps: int, folder: Path) -> None:
+    """Learn all tasks together and save {trunk, head} of each in a file."""
     x, y = digits(0)
     targets = {name: torch.tensor(classes)[y] for name, classes in TASKS.items()}
     shared = trunk()
     heads = mtml.MultiHead(64, {n: mtml.Classification(max(c) + 1) for n, c in TASKS.items()}, weighting="sum")
     optimizer = torch.optim.Adam([*shared.parameters(), *heads.parameters()], 1e-3)
-    history = []
     for _ in (bar := tqdm(range(steps), unit="step")):
         rows = torch.randint(len(x), (64,))
         losses = heads.loss(shared(x[rows]), {name: t[rows] for name, t in targets.items()})
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        history.append(float(losses.total.detach()))
-        bar.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
+        bar.set_postfix(loss=f"{float(losses.total.detach()):.3f}", refresh=False)
     folder.mkdir(parents=True, exist_ok=True)
     for name, head in heads.layers.items():
         torch.save({"trunk": shared.state_dict(), "head": head.state_dict()}, folder / f"{name}.pt")
-    return history
 
 
 def new_task(shots: int) -> mtml.TaskBatch:
@@ -80,23 +77,19 @@ def accuracies(start: dict[str, Tensor] | None, batch: mtml.TaskBatch) -> Tensor
     return torch.tensor([accuracy_score(y, p) for y, p in zip(batch.qy, found, strict=True)])
 
 
-def plot(history: list[float], found: dict[str, list[Tensor]], out: Path) -> None:
-    """The loss over the steps, and both accuracies over the number of images, with their quartiles."""
+def plot(found: dict[str, list[Tensor]], out: Path) -> None:
+    """Both accuracies over the number of images, with their quartiles."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    left.plot(history)
-    left.set(xlabel="step", ylabel="sum of cross-entropies", title="the list of tasks", yscale="log")
+    figure, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
     for name, values in found.items():
         low, mean, high = zip(*((v.quantile(0.25), v.mean(), v.quantile(0.75)) for v in values), strict=True)
-        right.plot(SHOTS, mean, "o-", label=name)
-        right.fill_between(SHOTS, low, high, alpha=0.2)
-    right.set(
-        xlabel="labelled images of each digit", ylabel="accuracy", title="the new task: which digit", xscale="log"
-    )
-    right.set_xticks(SHOTS, map(str, SHOTS))
-    right.minorticks_off()
-    right.legend()
+        ax.plot(SHOTS, mean, "o-", label=name)
+        ax.fill_between(SHOTS, low, high, alpha=0.2)
+    ax.set(xlabel="labelled images of each digit", ylabel="accuracy", title="the new task: which digit", xscale="log")
+    ax.set_xticks(SHOTS, map(str, SHOTS))
+    ax.minorticks_off()
+    ax.legend()
     figure.savefig(out, dpi=120)
 
 
@@ -107,7 +100,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("transfer.png"))
     args = parser.parse_args()
     torch.manual_seed(0)
-    history = learn(args.steps, args.saved)
+    learn(args.steps, args.saved)
     print(f"wrote {', '.join(path.name for path in sorted(args.saved.glob('*.pt')))} to {args.saved}")
     saved = torch.load(args.saved / "even.pt")["trunk"]
     batches = [new_task(shots) for shots in SHOTS]
@@ -117,7 +110,7 @@ def main() -> None:
     }
     for shots, own, base in zip(SHOTS, *found.values(), strict=True):
         print(f"{shots:2} images a digit: transfer {own.mean():.1%} (from scratch {base.mean():.1%})")
-    plot(history, found, args.out)
+    plot(found, args.out)
     print(f"wrote {args.out}")
 
 

@@ -67,11 +67,6 @@ def meta_train(maml: mtml.MAML, loader: DataLoader[mtml.TaskBatch]) -> list[tupl
     return history
 
 
-def linear(x: Tensor, y: Tensor, qx: Tensor, qy: Tensor) -> float:
-    """The accuracy of a linear classifier of one task's support images."""
-    return LogisticRegression(max_iter=1000).fit(x, y).score(qx, qy)
-
-
 def plot(history: list[tuple[float, float]], curve: list[float], base: float, out: Path) -> None:
     """Loss and accuracy over the meta-steps, and the accuracy on new tasks over steps of adaptation."""
     import matplotlib.pyplot as plt
@@ -109,15 +104,14 @@ def main() -> None:
         found = [adapted(test.qx, step=k).argmax(-1).flatten() for k in range(2 * STEPS + 1)]
     truth = test.qy.flatten()
     curve = [accuracy_score(truth, each) for each in found]
-    base = float(np.mean([linear(*task) for task in zip(*test[:4], strict=True)]))
+    base = np.mean([LogisticRegression().fit(x, y).score(qx, qy) for x, y, qx, qy in zip(*test[:4], strict=True)])
     recall, f1 = (score(truth, found[STEPS], average="macro") for score in (recall_score, f1_score))
     print(f"new tasks: accuracy {curve[STEPS]:.1%} (linear {base:.1%}), recall {recall:.3f}, F1 {f1:.3f}")
-
     torch.save(adapted.task(0, step=STEPS).state_dict(), args.saved)
     again = network()  # elsewhere, in plain PyTorch
     again.load_state_dict(torch.load(args.saved))
     print(f"{args.saved} on its task: accuracy {accuracy_score(test.qy[0], again(test.qx[0]).argmax(1)):.1%}")
-    plot(history, curve, base, args.out)
+    plot(history, curve, float(base), args.out)
     print(f"wrote {args.out}")
 
 
