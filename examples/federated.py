@@ -75,7 +75,6 @@ def average(server: mtml.MAML, crowd: list[Client], batch: int, generator: torch
 
 
 def network() -> nn.Sequential:
-    """Two convolutions and two linear layers."""
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
@@ -89,9 +88,8 @@ def plot(crowd: list[Client], history: list[float], out: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
     held = torch.stack([torch.bincount(c.y, minlength=CLASSES) for c in crowd])
-    shown = left.imshow(held.T, aspect="auto", cmap="Blues")
+    figure.colorbar(left.imshow(held.T, aspect="auto", cmap="Blues"), ax=left)
     left.set(xlabel="client", ylabel="class", title="samples at each client", xticks=range(0, len(crowd), 5))
-    figure.colorbar(shown, ax=left)
     right.plot(range(1, len(history) + 1), history)
     right.set(xlabel="round", ylabel="accuracy of the average", title="new images of all classes", ylim=(0, 1))
     figure.savefig(out, dpi=120)
@@ -103,18 +101,15 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20, help="default %(default)s")
     parser.add_argument("--out", type=Path, default=Path("federated.png"))
     args = parser.parse_args()
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.manual_seed(0)
     crowd, labels = clients(args.clients, generator), torch.arange(500) % CLASSES
     images, history = draw(labels, generator), []
     server = mtml.MAML(network(), lr=0.1, loss="cross_entropy")
     for _ in (bar := tqdm(range(args.steps), unit="round")):
         own = average(server, crowd, 10, generator)
-        with torch.no_grad():
-            history.append(float((server(images).argmax(1) == labels).float().mean()))
+        history.append(float((server(images).argmax(1) == labels).float().mean()))
         bar.set_postfix(accuracy=f"{history[-1]:.0%}", refresh=False)
-    found = own(images.expand(args.clients, *images.shape)).argmax(-1)  # of each client's weights, not averaged
-    alone = float((found == labels).float().mean())
+    alone = float((own(images.expand(args.clients, *images.shape)).argmax(-1) == labels).float().mean())
     print(f"accuracy after {args.steps} rounds: {history[-1]:.0%} (of a client's weights, not averaged, {alone:.0%})")
     plot(crowd, history, args.out)
     print(f"wrote {args.out}")

@@ -4,9 +4,8 @@
 
 Each group of `MultiTaskMAML` has inputs, a head and a loss of its own; to a task's few samples its group's head adapts.
 Images: which of three digits (scikit-learn's)? Speech: which of four words, as formants that glide through noise? By a
-GRU; a speaker shifts the formants and numbers the words in an order of his own. Ratings: a user's, from the features of
-items. All learn at once, weighted by uncertainty; the baseline is the same network before it adapts, which can only
-guess. Expect 97 and 98 % of the classes, and 0.85 of the ratings' variance.
+GRU; a speaker shifts the formants and numbers the words in his own order. Ratings: a user's, from items' features. All
+learn at once, weighted by uncertainty; the baseline, the same network before it adapts, can only guess.
 """
 
 from __future__ import annotations
@@ -86,8 +85,7 @@ def plot(before: dict[str, float], after: dict[str, float], out: Path) -> None:
     figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for shift, values, name in ((-0.2, before, "before adaptation"), (0.2, after, f"after {STEPS} steps")):
         ax.bar([i + shift for i in range(len(values))], values.values(), 0.4, label=name)
-    ax.set(title="new tasks: accuracy (ratings: R²)", ylim=(0, 1.25))
-    ax.set_xticks(range(len(after)), list(after))
+    ax.set(title="new tasks: accuracy (ratings: R²)", ylim=(0, 1.25), xticks=range(3), xticklabels=list(after))
     ax.legend(ncol=2)
     figure.savefig(out, dpi=120)
 
@@ -98,11 +96,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("kinds.png"))
     args = parser.parse_args()
     torch.manual_seed(0)
-    inputs = {"images": 64, "ratings": FEATURES}
-    trunks: dict[str, nn.Module] = {
-        name: nn.Sequential(nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, 32), nn.Tanh())
-        for name, size in inputs.items()
-    }
+    widths = {"images": 64, "ratings": FEATURES}
+    trunks = {n: nn.Sequential(nn.Linear(w, 64), nn.ReLU(), nn.Linear(64, 32), nn.Tanh()) for n, w in widths.items()}
     heads = {"images": mtml.Classification(3), "speech": mtml.Classification(4), "ratings": mtml.Regression(1)}
     model = mtml.MultiTaskMAML({**trunks, "speech": Listener()}, heads, lr=0.1, steps=STEPS, weighting="uncertainty")
     source, test = batches(0, TASKS), next(batches(1, 100))
@@ -114,8 +109,8 @@ def main() -> None:
         optimizer.step()
         bar.set_postfix(loss=f"{float(losses.total.detach()):.2f}", refresh=False)
     before, after = (scores(model, test, steps) for steps in (0, STEPS))
-    for name, score in after.items():
-        print(f"{name}: {'R2' if name == 'ratings' else 'accuracy'} {score:.3f} (before adaptation {before[name]:.3f})")
+    for name, found in after.items():
+        print(f"{name}: {'R2' if name == 'ratings' else 'accuracy'} {found:.3f} (before adaptation {before[name]:.3f})")
     plot(before, after, args.out)
     print(f"wrote {args.out}")
 
