@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +56,13 @@ class Group:
         chosen = select(self.model, f"{HEAD}*" if params is None else params)
         self.rows = all(tensor.startswith(HEAD) for tensor in chosen)
         spec = fused_criterion(layer) if self.rows or layer.head.rank == 2 else None
-        self.criterion: Any = spec or HeadCriterion(layer, self.rows)
+        self.criterion = spec or HeadCriterion(layer, self.rows)
         self.learner = MAML(
             HeadRows(layer) if self.rows else self.model,
             lr,
             first_order,
             steps=steps,
-            loss=self.criterion,
+            loss=cast(Any, self.criterion),  # a LossSpec is what a name of a loss stands for
             params=chosen,
             update=update,
             backend=backend,
