@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class Group:
         chosen = select(self.model, f"{HEAD}*" if params is None else params)
         self.rows = all(tensor.startswith(HEAD) for tensor in chosen)
         spec = fused_criterion(layer) if self.rows or layer.head.rank == 2 else None
-        self.criterion: Any = spec or HeadCriterion(layer, self.rows)
+        self.criterion = cast(Any, spec or HeadCriterion(layer, self.rows))  # MAML takes specifications too
         self.learner = MAML(
             HeadRows(layer) if self.rows else self.model,
             lr,
