@@ -19,6 +19,7 @@ BIN := $(abspath $(VENV))/bin
 CLANG_FORMAT = find csrc tests/cuda -regex '.*\.\(cpp\|h\|inl\|cu\|cuh\)' -print0 | PATH="$(BIN):$$PATH" xargs -0 clang-format
 ENVIRONMENT := $(VENV)/.mtml-environment
 PEERS := $(VENV)/.mtml-peers
+DOCS := $(VENV)/.mtml-docs
 BUILT := $(VENV)/.mtml-built
 # Folders are listed too: their times change when a file is deleted.
 BUILD_SOURCES := setup.py pyproject.toml $(shell find build_support -name '*.py') $(shell find csrc)
@@ -32,11 +33,11 @@ ifeq ($(MTML_CUDA_ARCHS)$(TORCH_CUDA_ARCH_LIST)$(CUDAARCHS),)
 $(VENV)/.mtml-built: export MTML_CUDA_ARCHS = $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo native || echo 90)
 endif
 
-.PHONY: help demo test test-slow lint format bench doctor build clean distclean FORCE
+.PHONY: help demo test test-slow lint format docs bench doctor build clean distclean FORCE
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | test-slow | lint | format | bench | doctor | build | clean | distclean"
+	@echo "make demo | test | test-slow | lint | format | docs | bench | doctor | build | clean | distclean"
 
 demo: $(BUILT)
 	$(BIN)/mtml train sinusoid --demo $(DEMO_ARGS)
@@ -61,6 +62,11 @@ format: $(ENVIRONMENT)
 	$(BIN)/python -m ruff format .
 	$(CLANG_FORMAT) -i
 
+# Reads the sources, so nothing is built for it; a warning is an error.
+docs: $(DOCS)
+	$(BIN)/python -m mkdocs build --quiet
+	@echo "build/docs/index.html"
+
 bench: $(BUILT) $(PEERS)
 	$(BIN)/python -m bench run $(BENCH_ARGS)
 
@@ -76,6 +82,11 @@ $(ENVIRONMENT): pyproject.toml constraints-dev.txt .ci/devenv.py
 # What the benchmarks compare with and nothing else needs.
 $(PEERS): $(ENVIRONMENT)
 	$(PYTHON) .ci/devenv.py $(VENV) --extras peers
+	@touch $@
+
+# What makes the pages of docs/.
+$(DOCS): $(ENVIRONMENT)
+	$(PYTHON) .ci/devenv.py $(VENV) --extras docs
 	@touch $@
 
 $(BUILT): $(ENVIRONMENT) $(BUILD_SOURCES) build/variables

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.arguments import Commands, names, positive
-from bench.commands import export, gpu, multitask, predict, ranks, task_map, transfer, triton
+from bench.commands import autocast, compat, export, gpu, multitask, predict, ranks, task_map, transfer, triton
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +77,9 @@ def readme(args: argparse.Namespace) -> int:
     from bench.report import readme as writing
     from bench.report import record
 
-    writing.write(args.readme, record.read_csv(args.csv), args.table)
-    print(f"wrote the table into {args.readme}")
+    target = args.readme or writing.document(args.table)
+    writing.write(target, record.read_csv(args.csv), args.table)
+    print(f"wrote the table into {target}")
     return 0
 
 
@@ -222,10 +223,10 @@ def _add_files(commands: Commands) -> None:
     p.add_argument("csv")
     p.add_argument("--out", help="image file (default: beside the CSV)")
     p.set_defaults(call=plot)
-    p = commands.add_parser("readme", help="write README's speed table from recorded times")
+    p = commands.add_parser("readme", help="write a speed table of README or docs/benchmarks.md from recorded times")
     p.add_argument("csv")
-    p.add_argument("--readme", default=str(Path(__file__).resolve().parent.parent / "README.md"))
-    p.add_argument("--table", default="", help="which of its tables: the NAME in <!-- bench:NAME:start -->")
+    p.add_argument("--readme", help="another document (default: the one of the two that has the table)")
+    p.add_argument("--table", default="", help="which table: the NAME in <!-- bench:NAME:start -->; README's has none")
     p.set_defaults(call=readme)
 
 
@@ -280,7 +281,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of mtml-kernels.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
-    for module in (gpu, triton, export, predict, ranks, task_map, multitask, transfer):
+    for module in (gpu, triton, export, predict, ranks, task_map, autocast, compat, multitask, transfer):
         module.add(commands)
     _add_files(commands)
     _add_kernel(commands)

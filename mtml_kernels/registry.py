@@ -11,14 +11,25 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 
 from mtml_kernels.errors import BackendUnavailable, FallbackWarning
 
-__all__ = ["AUTO", "CONTRACT_NAMES", "ENV", "REFERENCE", "VARIANT", "Backend", "Registry", "ShapeAndType", "imported"]
+__all__ = [
+    "AUTO",
+    "CONTRACT_NAMES",
+    "ENV",
+    "REFERENCE",
+    "VARIANT",
+    "Backend",
+    "Registry",
+    "ShapeAndType",
+    "imported",
+    "without_autocast",
+]
 
 ENV = "MTML_BACKEND"
 AUTO = "auto"
@@ -33,6 +44,7 @@ _VARIABLES: Any = getattr(os.environ, "_data", os.environ)
 _KEY: Any = ENV if _VARIABLES is os.environ else os.environ.encodekey(ENV)
 
 ShapeAndType = tuple[tuple[int, ...], torch.dtype]
+T = TypeVar("T")
 
 
 def imported(module: str, name: str) -> Callable[..., Any]:
@@ -43,6 +55,19 @@ def imported(module: str, name: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), name)
 
     return lambda *args: found()(*args)
+
+
+def without_autocast(function: Callable[..., T]) -> Callable[..., T]:
+    """The function with autocast off, on all devices: what is made of PyTorch's operations is computed as it stands."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> T:
+        if not torch._C._is_any_autocast_enabled():
+            return function(*args, **options)
+        with torch._C._DisableAutocast():
+            return function(*args, **options)
+
+    return run
 
 
 def _supports_everything(device_type: str, dtype: torch.dtype) -> str | None:
@@ -87,7 +112,14 @@ class Registry:
         self._warned: set[str] = set()
 
     def register(self, backend: Backend) -> None:
-        """Adds a backend, or replaces the one of that name."""
+        """Adds a backend, or replaces the one of that name.
+
+        All but the compiled ones run with autocast off, in both directions: a backward pass is surrounded by whatever
+        surrounds `loss.backward()`, which would change products on the way back alone.
+        """
+        if not backend.name.startswith("cpu"):
+            ways = (without_autocast(backend.forward), without_autocast(backend.backward))
+            backend = replace(backend, forward=ways[0], backward=ways[1])
         self._backends[backend.name] = backend
         self._resolved.clear()
 

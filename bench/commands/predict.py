@@ -60,9 +60,13 @@ def _sass(args: argparse.Namespace) -> Iterator[str]:
 
 def _persistent(args: argparse.Namespace) -> Iterator[str]:
     """By the persistent kernel."""
-    from bench.sass.persistent import report
+    from bench.sass.persistent import report, table
 
-    request = report.Request(args.device, args.tasks, args.steps, args.worst, args.out, args.interpreted)
+    if args.table:
+        yield from table.write(args.device)
+        return
+    form = f"cuda:{args.form}" if args.form else "cuda"
+    request = report.Request(args.device, args.tasks, args.steps, args.worst, args.out, args.interpreted, form)
     yield from report.report(args.workloads or report.DEFAULT, request)
 
 
@@ -73,8 +77,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("out: expected with --sass or --backend cuda, whose table it is")
     if args.launches and not counted:
         raise ValueError("launches: expected with --sass, whose table it is")
-    if (args.tasks or args.steps or args.interpreted) and not persistent:
-        raise ValueError("tasks, steps, interpreted: expected with --backend cuda")
+    if (args.tasks or args.steps or args.interpreted or args.form or args.table) and not persistent:
+        raise ValueError("tasks, steps, interpreted, form, table: expected with --backend cuda")
+    if args.form and args.interpreted:
+        raise ValueError("form: expected without --interpreted, whose programs compute in float32")
+    if args.table and (args.workloads or args.tasks or args.steps or args.interpreted or args.form or args.out):
+        raise ValueError("table: expected with --device alone, for it has kernels and sizes of its own")
     if persistent and (counted or args.precision != ("fp32",)):
         raise ValueError("backend: cuda is one kernel in fp32, which knows neither --sass nor --precision")
 
@@ -114,6 +122,8 @@ def add(commands: Commands) -> None:
     p.add_argument("--tasks", type=_numbers, default=(), help="with --backend cuda: some numbers of tasks")
     p.add_argument("--steps", type=_numbers, default=(), help="with --backend cuda: some numbers of inner steps")
     p.add_argument("--interpreted", action="store_true", help="with --backend cuda: perceptrons by a program too")
+    p.add_argument("--form", choices=("tf32", "tf32x3"), default="", help="with --backend cuda: as backend='cuda:FORM'")
+    p.add_argument("--table", action="store_true", help="with --backend cuda: write what explain() predicts by")
     p.add_argument("--sass", action="store_true", help="of the compiled launches, beside the first prediction")
     p.add_argument("--worst", type=positive, default=5, help="longest launches or phases (default %(default)s)")
     p.add_argument("--out", default="", metavar="CSV", help="the table as a file")

@@ -1,6 +1,6 @@
-"""``python -m bench readme CSV``: a speed table of README's, written between its two markers from recorded results.
+"""``python -m bench readme CSV``: a documented speed table, written between its two markers from recorded results.
 
-Several tables, of several machines, have names: ``<!-- bench:NAME:start -->``.
+README's has no name; those of docs/benchmarks.md, of other machines, have: ``<!-- bench:NAME:start -->``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from bench.report.record import Record, fastest_peer
 from bench.workloads import WORKLOADS
 from bench.workloads.heads import WORKLOADS as HEADS
 from bench.workloads.inner import WORKLOADS as INNER
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 
 NETWORKS = {w.name: w.network for w in (*WORKLOADS.values(), *INNER.values())}
 
@@ -91,8 +94,19 @@ def markers(name: str = "") -> tuple[str, str]:
     return f"<!-- {label}start -->", f"<!-- {label}end -->"
 
 
+def document(name: str = "") -> Path:
+    """The document with the table of this name. Raises ValueError where there is none."""
+    first = markers(name)[0]
+    for path in DOCUMENTS:
+        if first in path.read_text():
+            return path
+    raise ValueError(
+        f"--table {name}: expected {first} in README.md or docs/benchmarks.md; --readme names another document"
+    )
+
+
 def write(path: str | os.PathLike[str], records: Iterable[Record], name: str = "") -> None:
-    """Replace what stands between the markers of a README. Raises ValueError where a marker is missing."""
+    """Replace what stands between the markers of a document. Raises ValueError where a marker is missing."""
     target = Path(path)
     first, last = markers(name)
     text = target.read_text()

@@ -20,7 +20,7 @@ from bench.sass.counting import LANES, matrix_macs, pipe_of, words_of
 from bench.sass.listing import Instruction
 from bench.sass.paths import Node, Repeat
 
-__all__ = ["clocks_of", "latency_of", "names_in", "results_of"]
+__all__ = ["clocks_of", "latency_of", "names_in", "reads_of", "results_of"]
 
 ROUNDS = 3
 _NAME = re.compile(r"\b(U?R|U?P)(\d+)(\.64)?\b")
@@ -60,6 +60,18 @@ def results_of(one: Instruction) -> tuple[int, int]:
     pair = one.base == "CS2R" or one.base in _DOUBLE or one.opcode.startswith("F2F.F64")
     width = _ACCUMULATOR if one.base == "HMMA" else 2 if pair else words_of(one)
     return count, 0 if one.base == "HGMMA" else width
+
+
+def reads_of(one: Instruction) -> tuple[str, ...]:
+    """Registers and predicates that an instruction reads."""
+    sources = one.operands[results_of(one)[0] :]
+    widths = [1] * len(sources)
+    if one.base == "HMMA":
+        widths = [_LEFT, 2, _ACCUMULATOR, *widths][: len(sources)]
+    elif one.base in ("ST", "STS", "STG") and sources:
+        widths[-1] = words_of(one)
+    names = [name for word, many in zip(sources, widths, strict=True) for name in names_in(word, many)]
+    return (*names, *names_in(one.guard))
 
 
 def latency_of(one: Instruction, pipe: str, chip: Chip, far: int) -> float:
@@ -111,18 +123,10 @@ def _use(one: Instruction, chip: Chip, warps: int, far: int) -> _Use:
     pipe = pipe_of(one)
     count, width = results_of(one)
     writes = [name for i, word in enumerate(one.operands[:count]) for name in names_in(word, width if i == 0 else 1)]
-    sources = one.operands[count:]
-    widths = [1] * len(sources)
-    if one.base == "HMMA":
-        widths = [_LEFT, 2, _ACCUMULATOR, *widths][: len(sources)]
-    elif one.base in ("STS", "STG") and sources:
-        widths[-1] = words_of(one)
-    reads = [name for word, many in zip(sources, widths, strict=True) for name in names_in(word, many)]
     unit = "mad" if pipe == "fma" else pipe  # both are issued to the units that multiply
     latency = latency_of(one, pipe, chip, far)
-    reads += names_in(one.guard)
     products = one.base in ("HGMMA", "WARPGROUP")
-    return _Use(tuple(reads), tuple(writes), unit, _busy(one, pipe, chip, warps), latency, _kind(one), products)
+    return _Use(reads_of(one), tuple(writes), unit, _busy(one, pipe, chip, warps), latency, _kind(one), products)
 
 
 class _Groups:

@@ -81,6 +81,19 @@ DEV T* peer_shared(T* p, int rank) {
 }
 #endif
 
+// ---------------------------------------------------------------- launches that begin early (Launch::overlaps)
+
+// wait_for_earlier_launches: until they have ended, and what they wrote is there. Every thread calls it. Before it a kernel
+// reads nothing that the call's earlier launches write, and writes nothing but its block's memory.
+// let_next_launch_begin: the next launch may begin when all blocks have said so, or have returned.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900  // where none begins early
+DEV void wait_for_earlier_launches() {}
+DEV void let_next_launch_begin() {}
+#else
+DEV void wait_for_earlier_launches() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEV void let_next_launch_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+#endif
+
 // ---------------------------------------------------------------- copies that overlap with work (cp.async)
 
 // 16 bytes, from and to multiples of 16. What was in the target is gone at once.

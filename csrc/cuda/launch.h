@@ -22,9 +22,20 @@ struct Launch {
   size_t shared_bytes = 0;  // dynamic, of a block
   int cluster = 1;          // blocks, along x; more than one need sm_90
   Stream stream = nullptr;
+  // It may begin before the launch before it has ended: its kernel calls wait_for_earlier_launches(), and so does that of
+  // the launch before it, if that overlaps too. By code for sm_90 and later; else it begins when that has ended.
+  bool overlaps = false;
 };
 
 #if defined(__CUDACC__)
+
+// Whether the code of a kernel on this device is for sm_90 or later. What was compiled for less does not wait for the
+// launch before it, also where a driver makes it code for a later GPU.
+template <class... P>
+bool waits_for_earlier(void (*kernel)(P...)) {
+  cudaFuncAttributes found = {};
+  return cudaFuncGetAttributes(&found, kernel) == cudaSuccess && found.ptxVersion >= 90 && found.binaryVersion >= 90;
+}
 
 // 0, or the cudaError_t of the step that failed. Errors of the kernel itself come with a later call of the stream.
 template <class... P, class... A>
@@ -35,14 +46,20 @@ template <class... P, class... A>
     const cudaError_t error = cudaFuncSetAttribute(kernel, limit, int(launch.shared_bytes));
     if (error != cudaSuccess) return int(error);
   }
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = unsigned(launch.cluster);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (launch.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {unsigned(launch.cluster), 1, 1};
+  }
+  if (launch.overlaps && waits_for_earlier(kernel)) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = launch.grid, config.blockDim = launch.block;
   config.dynamicSmemBytes = launch.shared_bytes, config.stream = launch.stream;
-  config.attrs = &cluster, config.numAttrs = launch.cluster > 1 ? 1 : 0;
+  config.attrs = attributes, config.numAttrs = count;
   return int(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...));
 }
 
@@ -50,7 +67,7 @@ template <class... P, class... A>
 
 template <class... P, class... A>
 [[nodiscard]] int start(void (*kernel)(P...), const Launch& launch, A&&... arguments) {
-  const host::Shape shape = {launch.grid, launch.block, launch.shared_bytes, launch.cluster};
+  const host::Shape shape = {launch.grid, launch.block, launch.shared_bytes, launch.cluster, launch.overlaps};
   return host::start(kernel, shape, std::forward<A>(arguments)...);
 }
 

@@ -19,13 +19,15 @@ from mtml_kernels.checks import (
 from mtml_kernels.functional.head_forms import gram_is_cheaper, head_rates, weight_form
 from mtml_kernels.losses import KINDS as LOSSES
 from mtml_kernels.losses import Loss, Opaque, resolve
-from mtml_kernels.ops.head_inner_loop import backend_for, head_inner_loop_call
+from mtml_kernels.ops.head_inner_loop import BACKENDS, backend_for, head_inner_loop_call
+from mtml_kernels.precision import cast, computed_in, float32_call, plainly, result_dtype
 from mtml_kernels.reference.head_inner_loop import KINDS, scales
 from mtml_kernels.schema.head_inner_loop import HeadArgs, HeadOptions, encode_options
 from mtml_kernels.schema.losses import IGNORED, LossSpec
 
 __all__ = ["HeadResult", "head_inner_loop"]
 
+_computed = computed_in(BACKENDS)
 FORMS = ("auto", "gram", "weight")
 LOOK_AT_LABELS = ("cpu", "triton")  # one raises, the other makes NaN of a task with a wrong label and waits for nothing
 
@@ -33,10 +35,12 @@ LOOK_AT_LABELS = ("cpu", "triton")  # one raises, the other makes NaN of a task 
 class HeadResult(NamedTuple):
     """What `head_inner_loop` returns.
 
-    loss: [T] query losses; [0] without query labels.
-    logits: [T, Q, C] of the adapted heads on the query features.
-    support_losses: [K, T], before each step.
-    weight, bias: [T, C, D] and [T, C] of the adapted heads, None unless adapted=True (or where there is no bias).
+    Attributes:
+        loss: [T] query losses; [0] without query labels.
+        logits: [T, Q, C] of the adapted heads on the query features.
+        support_losses: [K, T], before each step.
+        weight: [T, C, D] of the adapted heads, None unless adapted=True.
+        bias: [T, C], likewise, and None where there is none.
     """
 
     loss: Tensor
@@ -74,20 +78,26 @@ def head_inner_loop(
     once, to the features, the weight, the bias and the rates.
 
     Args:
-        features_support [T, S, D], features_query [T, Q, D]; Q may be 0.
-        labels: [T, S] class ids (-100: ignored), or values [T, S, C]. query_labels: likewise, or None for logits alone.
-        weight [C, D], bias [C] or None: where every task starts.
+        features_support: [T, S, D].
+        labels: [T, S] class ids (-100: ignored), or values [T, S, C].
+        features_query: [T, Q, D]; Q may be 0.
+        query_labels: as `labels`, or None for logits alone.
+        weight, bias: [C, D], and [C] or None: where every task starts.
         lr: a number; a scalar tensor; [K], one per step; [1, C] or [K, C], one per class; or a pair of such for the
             weight and the bias.
         steps: K.
         loss, query_loss: "cross_entropy", "mse" or "bce_with_logits", or the ``nn.*Loss`` or ``F.*`` of that name
             (form "weight" also takes huber and l1). query_loss None: as `loss`.
-        support_mask [T, S], query_mask [T, Q]: weights of the samples; a loss is sum(w l) / sum(w), or 0.
+        support_mask, query_mask: [T, S] and [T, Q], weights of the samples; a loss is sum(w l) / sum(w), or 0.
         weight_decay: adds weight_decay * theta to every inner gradient, of the weight and of the bias.
         proximal: adds proximal * (theta - theta_0), the pull of iMAML's regulariser back to the start.
         adapted: return the adapted weights (T x C x D elements, which nothing else here allocates).
         form: "auto", "gram" or "weight".
         backend: "auto", "cpu", "triton" (CUDA tensors; the Gram form, S x C up to 4096) or "reference".
+
+    float16 and bfloat16 are how tensors are stored: where the backend does not take them, all K steps run on float32
+    copies, and results come in the weight's dtype. Under autocast the features may be of half precision beside a
+    float32 head; loss and logits are float32 then.
 
     Raises:
         ValueError: shapes disagree, labels are out of range (on "triton", where an error would have to wait for the
@@ -109,6 +119,13 @@ def head_inner_loop(
     Paper: Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of
     MAML", 2020 (ANIL); Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", 2019 (proximal term).
     """
+    given = (features_support, labels, features_query, weight, bias)
+    if float32_call(_computed, backend, weight, given, query_labels):
+        options: Any = {"steps": steps, "loss": loss, "query_loss": query_loss, "query_mask": query_mask}
+        options |= {"query_labels": cast(query_labels, torch.float32), "support_mask": support_mask}
+        options |= {"weight_decay": weight_decay, "proximal": proximal, "adapted": adapted, "form": form}
+        found = head_inner_loop(*cast(given, torch.float32), lr, **options, backend=backend)
+        return _narrowed(found, weight, bias)
     check_choice("form", form, FORMS)
     steps = check_steps(steps)
     specs = _specs(loss, loss if query_loss is None else query_loss)
@@ -134,9 +151,16 @@ def head_inner_loop(
     _check_gram(options)
     if chosen not in LOOK_AT_LABELS:
         _check_labels(args, options)
-    found, logits, support_losses, coefficients = head_inner_loop_call(args, chosen)
+    losses, logits, support_losses, coefficients = head_inner_loop_call(args, chosen)
     own = _adapted(args, options, coefficients) if adapted else (None, None)
-    return HeadResult(found, logits, support_losses, *own)
+    return HeadResult(losses, logits, support_losses, *own)
+
+
+def _narrowed(found: HeadResult, weight: Tensor, bias: Tensor | None) -> HeadResult:
+    """Results of a call on float32 copies in the dtypes that they are to have."""
+    dtype, w, b = result_dtype(weight), found.weight, found.bias
+    w, b = w if w is None else w.to(weight.dtype), b if b is None or bias is None else b.to(bias.dtype)
+    return HeadResult(found.loss.to(dtype), found.logits.to(dtype), found.support_losses.to(dtype), w, b)
 
 
 def _form(form: str, options: HeadOptions, sizes: tuple[int, int, int, int, int], backend: str) -> str:
@@ -164,7 +188,8 @@ def _adapted(a: HeadArgs, options: HeadOptions, coefficients: Tensor) -> tuple[T
     if options.decay:
         u, v = scales(a.rates, options.decay, options.proximal)
         weight, bias = u[-1][:, None] * weight, None if bias is None else v[-1] * bias
-    own = weight - coefficients[:, 0] @ a.support
+    with plainly(weight):
+        own = weight - coefficients[:, 0] @ a.support
     return own, None if bias is None else bias - coefficients[:, -1].sum(-1)
 
 

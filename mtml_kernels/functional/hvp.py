@@ -12,9 +12,13 @@ from torch.utils import _pytree as pytree
 from mtml_kernels.checks import check_devices, check_dtypes, shown
 from mtml_kernels.functional.inner_loop import inner_loop
 from mtml_kernels.losses import Loss
+from mtml_kernels.ops.inner_loop import BACKENDS
+from mtml_kernels.precision import cast, computed_in, float32_call
 from mtml_kernels.program import Program
 
 __all__ = ["follows", "hvp", "long_rate", "products", "recordable"]
+
+_computed = computed_in(BACKENDS)
 
 
 def hvp(
@@ -41,7 +45,7 @@ def hvp(
         x, y, loss, mask: data [T, S, ...] and loss as of `inner_loop`.
         vectors: {name: [T, *shape]} of parameters; those that it does not name count as constants.
         start: {name: [T, *shape]} of parameters among them: where each task stands, in place of `params`.
-        backend: as of `inner_loop`.
+        backend: as of `inner_loop`, and so are float16 and bfloat16; products come in the dtype of their vectors.
 
     Raises:
         ValueError, TypeError, BackendUnavailable: as `inner_loop`; vectors that fit no parameter.
@@ -65,6 +69,10 @@ def hvp(
         raise TypeError(f"params: expected {{name: tensor}}, got {type(params).__name__}")
     if not isinstance(y, Tensor):
         raise TypeError(f"y: expected a tensor of targets [T, S, ...], got {shown(y)}")
+    if float32_call(_computed, backend, next(iter(params.values()), None), params, x, y, vectors, start):
+        copies = cast((dict(params), x, y, dict(vectors), start), torch.float32)
+        found = hvp(program, *copies[:4], loss=loss, mask=mask, start=copies[4], backend=backend)
+        return {name: product.to(vectors[name].dtype) for name, product in found.items()}
     given, tasks = {} if start is None else dict(start), y.shape[0]
     recording = follows(params, x, y, mask, given, vectors)
     with torch.inference_mode(False), torch.enable_grad():

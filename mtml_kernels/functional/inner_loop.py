@@ -24,6 +24,7 @@ from mtml_kernels.losses import Loss, Opaque, resolve, unfused_target
 from mtml_kernels.ops.inner_loop import BACKENDS, inner_loop_call
 from mtml_kernels.ops.inner_loop_backends import FORMS
 from mtml_kernels.ops.inner_loop_lane import is_open
+from mtml_kernels.precision import cast, computed_in, float32_call, result_dtype
 from mtml_kernels.program import Program
 from mtml_kernels.rates import op_rates
 from mtml_kernels.schema.inner_loop import KEEP_LAST, KEEP_NONE, KEEP_STEPS, STARTS, InnerLoopSpec
@@ -32,16 +33,18 @@ from mtml_kernels.schema.losses import IGNORED, LossSpec
 __all__ = ["InnerLoopResult", "inner_loop"]
 
 KEEP = {"none": KEEP_NONE, "last": KEEP_LAST, "steps": KEEP_STEPS}
+_computed = computed_in(BACKENDS)
 NAMES = ("x", "y", "query_x", "query_y", "mask", "query_mask")
 
 
 class InnerLoopResult(NamedTuple):
     """What `inner_loop` returns.
 
-    loss: [T] query losses; [0] without query targets.
-    output: [T, Q, *out] of the adapted models on the query inputs; [T, 0, *out] without them.
-    support_losses: [K, T], before each step.
-    params: {name: [T, *shape]} of the adapted parameters, [K+1, T, *shape] with keep="steps", {} with keep="none".
+    Attributes:
+        loss: [T] query losses; [0] without query targets.
+        output: [T, Q, *out] of the adapted models on the query inputs; [T, 0, *out] without them.
+        support_losses: [K, T], before each step.
+        params: {name: [T, *shape]} of the adapted parameters, [K+1, T, *shape] with keep="steps", {} with keep="none".
     """
 
     loss: Tensor
@@ -97,6 +100,10 @@ def inner_loop(
             name start from `params`. Differentiable.
         backend: "auto", "cpu", "triton" (CUDA tensors), "torch" or "reference".
 
+    float16 and bfloat16 are how tensors are stored: where the backend does not take them, all K steps run on float32
+    copies. Results come in the params' dtype. Under autocast float16, bfloat16 and float32 may be mixed, losses and
+    outputs are float32, and adapted parameters have their params' dtypes.
+
     Raises:
         ValueError: shapes disagree, labels are out of range, rates are not finite or fewer than the steps, a name is
             unknown, or the loss is not fused.
@@ -124,6 +131,12 @@ def inner_loop(
     known = answer(program, params, lr, (sx, qx), single, told, backend) if quick else None
     if known is not None:
         return _result(program, known[1], *known[0])
+    given = {"params": params, "x": sx, "y": y, "query_x": qx, "query_y": query_y, "start": start}
+    if float32_call(_computed, backend, like := _first(params), given):
+        options: Any = cast(given, torch.float32) | {"query_x": cast(qx, torch.float32) or None}
+        options |= {"steps": steps, "loss": loss, "query_loss": query_loss, "mask": mask, "query_mask": query_mask}
+        options |= {"adapted": adapted, "step_weights": step_weights, "first_order": first_order, "keep": keep}
+        return _narrowed(inner_loop(program, lr=lr, **options, backend=backend), program, params, result_dtype(like))
     check_choice("keep", keep, list(KEEP))
     steps = check_steps(steps)
     tensors = _parameters(program, params)
@@ -162,6 +175,19 @@ def _result(
     if len(program.output_shape) != 1:
         output = output.reshape(*output.shape[:2], *program.output_shape)
     return InnerLoopResult(loss, output, support_losses, dict(zip(names, kept, strict=False)))
+
+
+def _first(params: Any) -> Any:
+    """The tensor that gives the others their dtype, None where there is none."""
+    values = params.values() if isinstance(params, Mapping) else params
+    return next(iter(values), None) if isinstance(values, Iterable) else None
+
+
+def _narrowed(found: InnerLoopResult, program: Program, params: Any, dtype: torch.dtype) -> InnerLoopResult:
+    """Results of a call on float32 copies: adapted parameters in the dtypes of `params`, the others in `dtype`."""
+    given = params if isinstance(params, Mapping) else dict(zip(program.names, params, strict=True))
+    own = {name: t.to(given[name].dtype) for name, t in found.params.items()}
+    return InnerLoopResult(found.loss.to(dtype), found.output.to(dtype), found.support_losses.to(dtype), own)
 
 
 def _parameters(program: Program, params: Mapping[str, Tensor] | Sequence[Tensor]) -> list[Tensor]:

@@ -16,7 +16,8 @@ from mtml_kernels.checks import shown
 from mtml_kernels.functional.multihead_loss import Kinds, multihead_loss, multihead_loss_and_gradients
 from mtml_kernels.losses.head_checks import check_head, column, same_length
 from mtml_kernels.ops.linear_multihead_loss import FUSED, LinearCall, linear_multihead_loss_call
-from mtml_kernels.ops.multihead_loss_backends import resolve
+from mtml_kernels.ops.multihead_loss_backends import BACKENDS, resolve
+from mtml_kernels.precision import cast, computed_in, float32_call, plainly, result_dtype
 from mtml_kernels.schema.linear_multihead_loss import LinearHead
 from mtml_kernels.schema.losses import HeadLoss
 from mtml_kernels.transforms import is_forward_mode
@@ -24,6 +25,8 @@ from mtml_kernels.transforms import is_forward_mode
 __all__ = ["linear_multihead_gram", "linear_multihead_loss"]
 
 Weights = Sequence[Tensor | None] | None
+
+_computed = computed_in(BACKENDS)
 
 
 def linear_multihead_loss(
@@ -48,12 +51,15 @@ def linear_multihead_loss(
     held.
 
     On CUDA tensors ("triton") a block has 1024 rows, or as many as there are in 64 MB of logits; gradients are summed
-    over blocks in float32 whatever the dtype, and nothing waits for the device. The dtype that is given is the one that
-    is computed in: autocast does not reach it.
+    over blocks in float32 whatever the dtype, and nothing waits for the device.
+
+    float16 and bfloat16 as of `multihead_loss`. Autocast rounds nothing here; under it features may be of half
+    precision, as its trunks give them, beside float32 weights.
 
     Args:
         features: [..., N, D], shared by all heads, or one such tensor for each.
-        weights: [C, D] for each head, as nn.Linear's. biases: [C] or None for each head, or None.
+        weights: [C, D] for each head, as nn.Linear's.
+        biases: [C] or None for each head, or None.
         targets: class ids [..., N], or values [..., N, C] ([..., N, C / 2] for gaussian_nll), for each head.
         kinds, backend: as in `multihead_loss`; the classes are the logits' last dimension whatever class_dim says.
         sample_weights: for each head None, or weights whose shape begins that of the rows [..., N].
@@ -79,6 +85,10 @@ def linear_multihead_loss(
 
     Paper: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2025 (losses without their logits).
     """
+    if float32_call(_computed, backend, first := _first(features), features, weights, biases, targets):
+        given = cast((features, weights, biases, targets), torch.float32)
+        more: Any = {"sample_weights": sample_weights, "class_weights": class_weights, "pos_weights": pos_weights}
+        return linear_multihead_loss(*given, kinds, **more, backend=backend).to(result_dtype(first))
     xs, specs, columns = _prepare(features, weights, biases, targets, kinds, sample_weights, class_weights, pos_weights)
     if not xs:
         return torch.zeros(0)
@@ -88,7 +98,8 @@ def linear_multihead_loss(
     tracing = is_compiling() or torch._C._len_torch_dispatch_stack()
     empty = any(t.numel() == 0 for t in (*xs, *columns[0]))
     if chosen.name not in FUSED or transformed or tracing or empty:
-        logits = [F.linear(x, w, b) for x, w, b in zip(xs, *columns[:2], strict=True)]
+        with plainly(like):
+            logits = [F.linear(x, w, b) for x, w, b in zip(xs, *columns[:2], strict=True)]
         weighted = dict(zip(("sample_weights", "class_weights", "pos_weights"), columns[3:], strict=True))
         return multihead_loss(logits, columns[2], specs, backend=chosen.name, **weighted)
     _refuse_gradients(columns[2:])
@@ -126,17 +137,27 @@ def linear_multihead_gram(
     """
     if not isinstance(features, Tensor):
         raise TypeError(f"features: expected one tensor, which all heads share, got {shown(features)}")
+    if float32_call(_computed, backend, features, features, weights, biases, targets):
+        copies = cast((features, weights, biases, targets), torch.float32)
+        more: Any = {"sample_weights": sample_weights, "class_weights": class_weights, "pos_weights": pos_weights}
+        losses, products = linear_multihead_gram(*copies, kinds, **more, backend=backend)
+        return losses.to(result_dtype(features)), products.to(result_dtype(features))
     given = (weights, biases, targets, kinds, sample_weights, class_weights, pos_weights)
     xs, specs, columns = _prepare(features, *given)
     if not xs:
         return torch.zeros(0), torch.zeros(0, 0)
-    with torch.no_grad():
+    with torch.no_grad(), plainly(features):
         x, ws = features.detach(), [w.detach() for w in columns[0]]  # tangents too are dropped by all or by none
         logits = [F.linear(x, w, b if b is None else b.detach()) for w, b in zip(ws, columns[1], strict=True)]
         weighted = dict(zip(("sample_weights", "class_weights", "pos_weights"), columns[3:], strict=True))
         losses, at_logits = multihead_loss_and_gradients(logits, columns[2], specs, backend=backend, **weighted)
         rows = torch.stack([(g @ w).flatten() for g, w in zip(at_logits, ws, strict=True)])  # [H, N D]
         return losses, rows @ rows.t()
+
+
+def _first(features: Any) -> Any:
+    """The tensor that gives the others their dtype, None where there is none."""
+    return features if isinstance(features, Tensor) or not isinstance(features, list | tuple) else (*features, None)[0]
 
 
 def _refuse_gradients(columns: Sequence[Sequence[Tensor | None]]) -> None:

@@ -13,7 +13,8 @@ from torch.compiler import is_compiling
 from mtml_kernels.losses.head_checks import check_head, column, same_length
 from mtml_kernels.ops.multihead_loss import multihead_loss_call
 from mtml_kernels.ops.multihead_loss_autograd import gradients_at
-from mtml_kernels.ops.multihead_loss_backends import check_labels, reference_call, resolve
+from mtml_kernels.ops.multihead_loss_backends import BACKENDS, check_labels, reference_call, resolve
+from mtml_kernels.precision import cast, computed_in, float32_call, result_dtype
 from mtml_kernels.registry import REFERENCE, Backend
 from mtml_kernels.schema.losses import HeadLoss
 from mtml_kernels.schema.multihead_loss import HeadsCall, HeadTensors, Plain, make_call
@@ -26,6 +27,7 @@ Weights = Sequence[Tensor | None] | Tensor | None
 
 _calls: dict[Any, HeadsCall] = {}
 _MAX_CALLS = 512
+_computed = computed_in(BACKENDS)
 
 
 def multihead_loss(
@@ -55,6 +57,9 @@ def multihead_loss(
         pos_weights: a tensor that broadcasts to a sample's shape or None for each head, bce_with_logits only.
         backend: "auto", "cpu", "triton" (CUDA tensors) or "reference".
 
+    float16 and bfloat16 are computed in float32 (`mtml_kernels.precision`): losses come in the logits' dtype, under
+    autocast in float32, which mixes dtypes.
+
     Returns:
         [H]. A head whose rows all count for nothing has loss 0 and gradient 0; where weights add up to no finite
         number, its loss is NaN.
@@ -78,6 +83,10 @@ def multihead_loss(
     Paper: Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics", 2018 (what such losses are for).
     """
+    if float32_call(_computed, backend, first := _first(logits), logits, targets):
+        given = cast((logits, targets), torch.float32)
+        weights: Any = {"sample_weights": sample_weights, "class_weights": class_weights, "pos_weights": pos_weights}
+        return multihead_loss(*given, kinds, **weights, backend=backend).to(result_dtype(first))
     found = _prepare(backend, logits, targets, kinds, sample_weights, class_weights, pos_weights)
     if found is None:
         return torch.zeros(0)
@@ -115,6 +124,13 @@ def multihead_loss_and_gradients(
 
     Paper: Sener, Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018 (a use of the gradients).
     """
+    if float32_call(_computed, backend, first := _first(logits), logits, targets):
+        given = cast((logits, targets), torch.float32)
+        weights: Any = {"sample_weights": sample_weights, "class_weights": class_weights, "pos_weights": pos_weights}
+        losses, gradients = multihead_loss_and_gradients(*given, kinds, **weights, backend=backend)
+        own = [logits] if isinstance(logits, Tensor) else logits
+        pairs = zip(gradients, own, strict=True)
+        return losses.to(result_dtype(first)), [g.to(z.dtype) for g, z in pairs]
     found = _prepare(backend, logits, targets, kinds, sample_weights, class_weights, pos_weights)
     if found is None:
         return torch.zeros(0), []
@@ -127,6 +143,11 @@ def multihead_loss_and_gradients(
             return losses, list(gradients_at(call, chosen, ones, constants))
         losses, gradients = chosen.forward(call, tensors, True)
     return losses, list(gradients)
+
+
+def _first(logits: Any) -> Any:
+    """The tensor that gives the others their dtype, None where there is none."""
+    return logits if isinstance(logits, Tensor) else logits[0] if isinstance(logits, list | tuple) and logits else None
 
 
 def _refuse_gradients(call: HeadsCall, tensors: HeadTensors) -> None:

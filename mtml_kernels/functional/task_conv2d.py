@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtml_kernels.checks import shown
 from mtml_kernels.functional.task_tensors import of_tasks
-from mtml_kernels.ops.task_conv2d import task_conv2d_call
+from mtml_kernels.ops.task_conv2d import BACKENDS, task_conv2d_call
+from mtml_kernels.precision import cast, computed_in, float32_call, result_dtype
 from mtml_kernels.schema.task_conv2d import ConvForm
 
 __all__ = ["task_conv2d"]
 
 Size = int | tuple[int, int]
+
+_computed = computed_in(BACKENDS)
 
 
 def task_conv2d(
@@ -40,6 +44,9 @@ def task_conv2d(
         groups: into how many the channels and the outputs are divided.
         backend: "auto", "cpu" (float32 and float64), "triton" (CUDA tensors), "torch" (any device) or "reference".
 
+    float16 and bfloat16 are computed in float32 where the backend does not take them; under autocast dtypes may differ,
+    and y is float32.
+
     Returns:
         y [T, N, O, OH, OW].
 
@@ -58,6 +65,10 @@ def task_conv2d(
         >>> y.shape, weight.grad.shape
         (torch.Size([4, 10, 5, 4, 4]), torch.Size([4, 5, 3, 3, 3]))
     """
+    if float32_call(_computed, backend, x, x, weight, bias):
+        options: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        given = cast((x, weight, bias), torch.float32)
+        return task_conv2d(*given, **options, backend=backend).to(result_dtype(x))
     pairs = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation))
     if not _whole(groups):
         raise TypeError(f"groups: expected a whole number, got {shown(groups)}")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mtml_kernels.checks import shown
 from mtml_kernels.functional.task_tensors import of_tasks
-from mtml_kernels.ops.task_linear import task_linear_call
+from mtml_kernels.ops.task_linear import BACKENDS, task_linear_call
+from mtml_kernels.precision import cast, computed_in, float32_call, result_dtype
 from mtml_kernels.program.activations import Act
 from mtml_kernels.schema.task_linear import LinearForm
 
 __all__ = ["task_linear"]
+
+_computed = computed_in(BACKENDS)
 
 # Those without options of their own; sin and cos of z itself.
 ACTIVATIONS = {act.name.lower(): act for act in Act if act is not Act.RSQRT}
@@ -40,6 +44,9 @@ def task_linear(
             "cos" or "elu", with PyTorch's default options.
         backend: "auto", "cpu" (float32 and float64), "triton" (CUDA tensors), "torch" (any device) or "reference".
 
+    float16 and bfloat16 are computed in float32 where the backend does not take them; under autocast dtypes may differ,
+    and y is float32.
+
     Returns:
         y [T, N, O].
 
@@ -61,4 +68,7 @@ def task_linear(
     if form is None:
         names = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"activation: expected None or one of {names}; got {shown(activation)}")
+    if float32_call(_computed, backend, x, x, weight, bias):
+        given = cast((x, weight, bias), torch.float32)
+        return task_linear(*given, activation=activation, backend=backend).to(result_dtype(x))
     return task_linear_call(x, of_tasks("weight", weight, 2), of_tasks("bias", bias, 1), form, backend)

@@ -10,11 +10,14 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels.checks import check_finite, check_steps, shown
-from mtml_kernels.ops.task_update import task_update_call
+from mtml_kernels.ops.task_update import BACKENDS, task_update_call
+from mtml_kernels.precision import cast, computed_in, float32_call
 from mtml_kernels.schema.task_update import UpdateArgs, UpdateForm
 from mtml_kernels.schema.update import HYPERS, NAMED, UpdateRule, UpdateSpec
 
 __all__ = ["task_update"]
+
+_computed = computed_in(BACKENDS)
 
 
 def task_update(
@@ -43,6 +46,9 @@ def task_update(
             `mtml.inner.SGD(momentum=0.9)` or `mtml.inner.Adam(clip_norm=1.0)`.
         backend: "auto", "cpu" (float32 and float64), "triton" (CUDA tensors), "torch" (any device) or "reference".
 
+    float16 and bfloat16 are computed in float32 where the backend does not take them, and come back as they were; under
+    autocast dtypes may differ.
+
     Returns:
         The P parameters after the step, then the state: P tensors for each of the rule's moments, in the order of
         `rule.spec.moments` ("exp_avg", "exp_avg_sq" for Adam; none for plain SGD). So with P parameters, `found[:P]`
@@ -68,6 +74,10 @@ def task_update(
     (arXiv:1711.05101).
     """
     theta, given = _tensors("params", params), _tensors("grads", grads)
+    if theta and float32_call(_computed, backend, theta[0], theta, given, state):
+        copies: Any = cast((theta, given, lr, state), torch.float32)
+        found = task_update(*copies[:3], state=copies[3], step=step, rule=rule, backend=backend)
+        return [t.to(theta[i % len(theta)].dtype) for i, t in enumerate(found)]
     if not theta or theta[0].ndim == 0:
         raise ValueError(f"params: expected at least one tensor [T, *shape], got {shown(theta[0] if theta else [])}")
     spec, numbers = _rule(rule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from types import CellType, FunctionType, MethodType
@@ -19,6 +20,8 @@ __all__ = ["STRUCTURE", "Twins", "twin"]
 Replacement = Callable[[Tensor, bool], Tensor]
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
+PLAIN = frozenset(ATOMS) - {type}  # the types themselves, not what is made of them
+CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set, frozenset})
 DEPTH = 4  # of containers and objects within an attribute that are looked into
 ENTRIES = 20_000  # of containers that are looked into, in all: what holds more holds data
 STRUCTURE = ("_parameters", "_buffers", "_modules")
@@ -57,7 +60,10 @@ class Twins:
         self.root = self._copy(module)
         for original, twin in self.pairs:
             for name, value in original.__dict__.items():
-                if value is not None and name not in STRUCTURE and name not in RELINKED:
+                kind = type(value)
+                if kind in PLAIN or (kind in CONTAINERS and not value):  # nearly all that a module has, skipped quickly
+                    continue
+                if name not in STRUCTURE and name not in RELINKED:
                     twin.__dict__[name] = self.mapped(value)
             relink(twin)
 

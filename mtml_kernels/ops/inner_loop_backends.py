@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mtml_kernels import native
 from mtml_kernels.checks import check_ids
-from mtml_kernels.cuda.backends import INNER_LOOP as CUDA_INNER_LOOP
+from mtml_kernels.cuda.backends import INNER_LOOP as CUDA_INNER_LOOPS
 from mtml_kernels.native.inner_loop import (
     AUTO,
     LOW_RANK,
@@ -208,5 +208,6 @@ BACKENDS.register(
     )
 )
 # Behind `torch`, which takes every call: for those who ask by name, as no GPU has timed it and it has no convolutions.
-BACKENDS.register(_checked(CUDA_INNER_LOOP))
+for _cuda in CUDA_INNER_LOOPS:
+    BACKENDS.register(_checked(_cuda))
 BACKENDS.register(Backend(REFERENCE, available=lambda: None, forward=_reference_forward, backward=_reference_backward))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mtml_kernels.native.linear_multihead_loss import Problem
 from mtml_kernels.native.tensors import recycled_like
+from mtml_kernels.precision import plainly
 from mtml_kernels.reference.linear_multihead_loss import linear_multihead_loss as reference_losses
 from mtml_kernels.schema.linear_multihead_loss import Grads, LinearHead, Wants
 from mtml_kernels.transforms import abstract
@@ -161,7 +162,8 @@ class _Linear(torch.autograd.Function):
         call = LinearCall(list(saved[:n]), ctx.of, [h._replace(weight=w, bias=b) for h, w, b in pairs], ctx.backend)
         # create_graph=True, is_grads_batched=True, or compiled autograd
         if torch.is_grad_enabled() or abstract(cotangent):
-            return (None, *_formula_gradients(call, cotangent))
+            with plainly(cotangent):
+                return (None, *_formula_gradients(call, cotangent))
         parts = _forward(call)[1] if ctx.parts is None else ctx.parts
         # What was made in the forward pass is the caller's now, who may change it: a second backward makes it again.
         ctx.parts = None if any(part.kept is None for part in parts) else parts

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from mtml_kernels.ops.common import contiguous, own_memory, recording
+from mtml_kernels.precision import plainly
 from mtml_kernels.registry import Backend, Registry
 from mtml_kernels.schedule.call import ABSENT, Part
 from mtml_kernels.transforms import abstract, alive, is_forward_mode
@@ -135,7 +136,8 @@ def _formulas_only() -> bool:
 def layer_call(static: Static, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y by the door that is right here. x [T, N, ...], weight [T or 1, O, ...], bias [T or 1, O] or None."""
     if _formulas_only():
-        return static.layer.formula(x, weight, bias, static.form)
+        with plainly(x):
+            return static.layer.formula(x, weight, bias, static.form)
     if _tracing():
         found: Tensor = static.layer.op(x, weight, bias, *static.form, static.backend)
         return found
@@ -187,7 +189,8 @@ def _by_formula(static: Static, needs: int, d: Tensor, x: Tensor, weight: Tensor
         x, weight, *rest = tensors
         return static.layer.formula(x, weight, rest[0] if rest else None, static.form)
 
-    found = [*torch.func.vjp(formula, *given)[1](d), None]
+    with plainly(d):
+        found = [*torch.func.vjp(formula, *given)[1](d), None]
     return [found[i] if needs >> i & 1 else None for i in range(3)]
 
 

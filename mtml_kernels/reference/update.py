@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mtml_kernels.schema.update import UpdateSpec
 
-__all__ = ["clip", "root", "update"]
+__all__ = ["clip", "quotient", "root", "update"]
 
 Numbers = Mapping[str, Tensor | float]
 
@@ -46,7 +46,7 @@ def root(x: Tensor) -> Tensor:
     return torch.where(above, torch.where(above, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x))
 
 
-def _quotient(x: Tensor, y: Tensor) -> Tensor:
+def quotient(x: Tensor, y: Tensor) -> Tensor:
     """x / y, and 0 where y is: without an eps, what has never had a gradient stays where it is."""
     return torch.where(y == 0, torch.zeros_like(x), x / torch.where(y == 0, torch.ones_like(y), y))
 
@@ -113,7 +113,7 @@ def _direction(
         m = numbers["beta1"] * moments[0] + numbers["rest1"] * grad
         v = numbers["beta2"] * moments[1] + numbers["rest2"] * grad * grad
         spread = root(v / numbers["bias2"] + numbers.get("eps_root", 0.0))
-        return _quotient(m / numbers["bias1"], spread + numbers["eps"]), [m, v]
+        return quotient(m / numbers["bias1"], spread + numbers["eps"]), [m, v]
     if spec.rule == "rmsprop":
         return _rmsprop(spec, numbers, grad, moments)
     if not spec.momentum:
@@ -130,7 +130,7 @@ def _rmsprop(spec: UpdateSpec, numbers: Numbers, grad: Tensor, moments: list[Ten
     if spec.centered:
         mean = beta2 * moments[1] + rest * grad
         after, spread = [square, mean], square - mean * mean
-    scaled = _quotient(grad, root(spread + numbers.get("eps_root", 0.0)) + numbers["eps"])
+    scaled = quotient(grad, root(spread + numbers.get("eps_root", 0.0)) + numbers["eps"])
     if not spec.momentum:
         return scaled, after
     buffer = numbers["momentum"] * moments[-1] + scaled

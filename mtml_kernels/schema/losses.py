@@ -198,7 +198,8 @@ def _check_options(prefix: str, spec: LossSpec | HeadLoss) -> None:
 class LossSpec:
     """A loss that the kernels compute: its kind and options, as in the torch function of that name.
 
-    Raises ValueError for an unknown kind or reduction or an option outside its range.
+    Raises:
+        ValueError: an unknown kind or reduction, or an option outside its range.
 
     Example:
         >>> LossSpec("cross_entropy", label_smoothing=0.1).encode()
@@ -252,14 +253,14 @@ class LossSpec:
 class HeadLoss:
     """The loss of one head.
 
-    ============== ================================ ==========================================
-    kind           logits                           target
-    ============== ================================ ==========================================
-    cross_entropy  [N, C, ...] (or [..., C])        class ids [N, ...], or probabilities like logits
-    kl             [N, C, ...] (or [..., C])        probabilities like logits: KL(target || softmax)
-    bce_with_logits, mse, l1, huber  [N, ...]       like logits
-    gaussian_nll   [N, ..., 2 O]: mean, log variance  [N, ..., O]  (Kendall, Gal 2017, arXiv:1703.04977)
-    ============== ================================ ==========================================
+    | kind                            | logits                            | target                                     |
+    |---------------------------------|-----------------------------------|--------------------------------------------|
+    | cross_entropy                   | [N, C, ...] (or [..., C])         | class ids [N, ...], or probabilities       |
+    | kl                              | [N, C, ...] (or [..., C])         | probabilities: KL from softmax to target   |
+    | bce_with_logits, mse, l1, huber | [N, ...]                          | like logits                                |
+    | gaussian_nll                    | [N, ..., 2 O]: mean, log variance | [N, ..., O]                                |
+
+    Probabilities have the shape of the logits. gaussian_nll: Kendall, Gal 2017, arXiv:1703.04977.
 
     Args:
         kind: one of the above.

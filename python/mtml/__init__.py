@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mtml_kernels._version import __version__
 
 if TYPE_CHECKING:
-    from mtml import balance, distributed, inner, tasks, weighting
+    from mtml import balance, compat, distributed, inner, tasks, weighting
     from mtml.adapted import Adapted
     from mtml.algorithms.anil import ANIL
     from mtml.algorithms.base import MetaOutput
@@ -82,6 +82,7 @@ __all__ = [
     "Tokens",
     "__version__",
     "balance",
+    "compat",
     "distributed",
     "inner",
     "task_affinity",
@@ -127,7 +128,7 @@ _WHERE = {
     "DeviceMemoryError": "mtml_kernels.errors",
     "FallbackWarning": "mtml_kernels.errors",
 }
-_MODULES = ("balance", "distributed", "inner", "tasks", "train", "weighting")
+_MODULES = ("balance", "compat", "distributed", "inner", "tasks", "train", "weighting")
 
 
 def __getattr__(name: str) -> Any:

@@ -15,9 +15,11 @@ __all__ = ["HeadLosses"]
 class HeadLosses:
     """What `MultiHead.loss` gives; unpacks as ``total, per_head``.
 
-    total: the weighted loss, a scalar. per_head: {head: its own loss, a scalar}, unweighted; 0 for absent heads.
-    sources, copies: with ``separate=True`` the features that every present head was given, and the copies that it read,
-    whose gradients are the heads' own.
+    Attributes:
+        total: the weighted loss, a scalar.
+        per_head: {head: its own loss, a scalar}, unweighted; 0 for absent heads.
+        sources: with ``separate=True`` the features that every present head was given.
+        copies: of those, the ones that each head read, whose gradients are the heads' own.
     """
 
     total: Tensor

@@ -17,19 +17,21 @@ def is_sharded(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def refuse_data_parallel(name: str, model: nn.Module) -> None:
+WRAP_LEARNER = "wrap the learner: DistributedDataParallel(mtml.distributed.MetaLoss(learner))"
+
+
+def refuse_data_parallel(name: str, model: nn.Module, instead: str = WRAP_LEARNER) -> None:
     """Raise TypeError where DistributedDataParallel is in a model whose parameters an inner loop takes.
 
     It averages what a backward through its own forward leaves. Inner loops run forward many times on parameters of
-    their own, or not at all: ranks would drift apart without a word.
+    their own, or not at all: ranks would drift apart without a word. `instead`: what averages them.
     """
     for path, module in model.named_modules():
         if isinstance(module, DistributedDataParallel):
             where = f" at {path!r}" if path else ""
             raise TypeError(
                 f"{name}: expected a model that is not wrapped, got DistributedDataParallel{where}, which would not "
-                "average meta-gradients; pass the model within (its .module) and wrap the learner: "
-                "DistributedDataParallel(mtml.distributed.MetaLoss(learner))"
+                f"average meta-gradients; pass the model within (its .module) and {instead}"
             )
 
 

@@ -360,6 +360,13 @@ def test_readme_table_stands_between_its_markers(tmp_path: Path, name: str) -> N
         readme.table(measured[1:])
 
 
+def test_every_table_has_one_document() -> None:
+    assert readme.document().name == "README.md"
+    assert {readme.document(name).name for name in ("images", "heads")} == {"benchmarks.md"}
+    with pytest.raises(ValueError, match="--table nothing"):
+        readme.document("nothing")
+
+
 def test_plot_writes_an_image(tmp_path: Path) -> None:
     path = tmp_path / "run.csv"
     record.write_csv(path, rows(2.0, 6.0))

@@ -23,7 +23,7 @@ from bench.sass.listing import instructions  # noqa: E402
 from bench.sass.persistent.kernel import Kernel  # noqa: E402
 from bench.sass.persistent.model import GAP_SECONDS, LAUNCH_SECONDS, time_of  # noqa: E402
 from bench.sass.persistent.perceptrons import sum_blocks  # noqa: E402
-from bench.sass.persistent.tiles import TileLaunch, time_of_tiles  # noqa: E402
+from bench.sass.persistent.tiles import TileLaunch, time_of_call  # noqa: E402
 
 H200 = CHIPS["h200"]
 EXIT = "EXIT"
@@ -310,7 +310,7 @@ def test_a_launch_of_tiles_waits_for_its_copies() -> None:
 
 def test_launches_of_tiles_have_gaps() -> None:
     launches = [tile_launch(132, 1, times=3), tile_launch(132 * 3, 1, times=2)]
-    found = time_of_tiles(launches, H200)
+    found = time_of_call(launches, H200)
     assert found.seconds == pytest.approx((3 + 6) * 1000 / H200.device.hertz + 4 * GAP_SECONDS + LAUNCH_SECONDS)
 
 
@@ -347,6 +347,37 @@ def test_the_kernel_as_compiled_gives_the_reference(chip: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
     (found,) = engine.ran
     assert sum(phase.fma for phase in found.clocks.phases) >= macs_of(found.program.words) > 0
+
+
+def test_a_product_of_fragments() -> None:
+    """D [16, 8] = A B + C by what lanes hold of them; of a fraction 10 bits are read, sums are cut off."""
+    rng = np.random.default_rng(0)
+    a, b, c = rng.normal(size=(16, 8)), rng.normal(size=(8, 8)), rng.normal(size=(16, 8)).astype(np.float32)
+    a, b = ((x.astype(np.float32).view(np.uint32) & 0xFFFFE000).view(np.float32) for x in (a, b))
+    group, within = np.divmod(np.arange(32), 4)
+    left = {f"R{4 + i}": a[group + 8 * (i % 2), within + 4 * (i // 2)] for i in range(4)}
+    right = {f"R{8 + i}": b[within + 4 * i, group] for i in range(2)}
+    added = {f"R{12 + i}": c[group + 8 * (i // 2), 2 * within + i % 2] for i in range(4)}
+    left["R4"] = np.nextafter(left["R4"], np.float32(np.inf) * np.sign(left["R4"]))  # which is not seen
+    state = ran("HMMA.1688.F32.TF32 R16, R4, R8, R12", **left, **right, **added)
+    exact = a.astype(np.float64) @ b + c
+    for i in range(4):
+        expected = exact[group + 8 * (i // 2), 2 * within + i % 2]
+        found = state.floats[16 + i, 0].astype(np.float64)
+        assert (np.abs(found) <= np.abs(expected)).all()
+        np.testing.assert_allclose(found, expected, rtol=2**-22)
+    with pytest.raises(ValueError, match="not known here"):
+        ran("HMMA.16816.F32.BF16 R16, R4, R8, R12")
+
+
+def test_what_products_of_fragments_take() -> None:
+    """Each waits for its accumulator; all share the matrix units, at the rate of mma.sync."""
+    one, two = "HMMA.1688.F32.TF32 R16, R4, R8, RZ", "HMMA.1688.F32.TF32 R16, R4, R8, R16"
+    (apart,), (chain,) = clocks_of(one, one).phases, clocks_of(one, two).phases
+    assert chain.chain == apart.chain + H200.latencies.matrix - 1
+    (four,) = clocks_of(one, two, warps=4).phases
+    assert four.units["matrix"] == pytest.approx(4 * chain.units["matrix"])
+    assert four.units["matrix"] == pytest.approx(8 * 1024 / (H200.matrix_macs * 0.62))
 
 
 @pytest.mark.slow

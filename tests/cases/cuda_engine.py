@@ -215,9 +215,11 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def backend(engine: HostEngine, perceptrons: Perceptrons | None = None, lane: bool = True) -> Backend:
-    """`lane`: plain calls take the fast lane, as on a GPU."""
-    persistent = Persistent(lambda: engine, perceptrons)
+def backend(
+    engine: HostEngine, perceptrons: Perceptrons | None = None, lane: bool = True, form: str | None = None
+) -> Backend:
+    """`lane`: plain calls take the fast lane, as on a GPU. `form`: as of `Persistent`."""
+    persistent = Persistent(lambda: engine, perceptrons, form)
     fast_lane = FastLane(read_call, Lane(persistent, lambda: engine).make) if lane else None
 
     def supports(device: str, dtype: torch.dtype) -> str | None:

@@ -25,6 +25,7 @@ CASES = {
     "copies_at_once": 0,
     "clusters": 0,
     "clusters_named": 0,
+    "overlaps": 0,
     "tf32": 4e-3,
     "tf32_thrice": 4e-6,
     "side_by_side": 0,

@@ -37,6 +37,17 @@ def library() -> ctypes.CDLL:
     return found
 
 
+@functools.cache
+def tf32_library() -> ctypes.CDLL:
+    """Of the kernels on matrix units."""
+    found = ctypes.CDLL(str(build(TESTS / "cuda" / "inner_loop" / "mlp_tf32.cu", "plain", "-shared")))
+    for name in ("mtmlk_tf32_mlp_shared_bytes", "mtmlk_tf32_mlp_record"):
+        getattr(found, name).restype = ctypes.c_int64
+    for name in ("rounded_to_tf32", "rounded_by_the_unit"):
+        getattr(found, name).restype, getattr(found, name).argtypes = ctypes.c_float, [ctypes.c_float]
+    return found
+
+
 @dataclass
 class HostKernels:
     """Kernels whose device is the CPU; `rows` and `threads` of a launch, where they are not those of the policy."""
@@ -49,11 +60,21 @@ class HostKernels:
     order: int | None = None
     launches: int = 0
     entries: list[Any] = field(default_factory=list)  # which native code calls as long as it likes
+    terms: int = 0  # of TF32, on matrix units
+
+    def entry_of(self, name: str, dtype: torch.dtype = torch.float32) -> Any:
+        """A function of the library."""
+        if self.terms:
+            assert dtype == torch.float32
+            kind, _, rest = name.partition("mlp")
+            return getattr(tf32_library(), f"mtmlk_{kind}tf32_mlp{rest}")
+        return getattr(library(), f"{name}_in_double" if dtype == torch.float64 else f"mtmlk_{name}")
 
     def shapes(self, dtype: torch.dtype) -> list[MlpShape]:
         found: list[MlpShape] = []
         shape = MlpShape()
-        while library().mtmlk_mlp_shape(len(found), ctypes.byref(shape)):
+        entry = self.entry_of("mlp_shape")
+        while entry(len(found), ctypes.byref(shape)):
             found.append(MlpShape.from_buffer_copy(shape))
         return found
 
@@ -61,12 +82,10 @@ class HostKernels:
         return Chip(self.multiprocessors, 227 * KB, 228 * KB)
 
     def shared_bytes(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
-        name = "mlp_shared_bytes_in_double" if dtype == torch.float64 else "mtmlk_mlp_shared_bytes"
-        return int(getattr(library(), name)(shape, ctypes.byref(call)))
+        return int(self.entry_of("mlp_shared_bytes", dtype)(shape, ctypes.byref(call)))
 
     def record(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
-        name = "mlp_record_in_double" if dtype == torch.float64 else "mtmlk_mlp_record"
-        return int(getattr(library(), name)(shape, ctypes.byref(call)))
+        return int(self.entry_of("mlp_record", dtype)(shape, ctypes.byref(call)))
 
     def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
         launch = MlpLaunch.from_buffer_copy(launch)
@@ -77,10 +96,10 @@ class HostKernels:
         if self.rows is not None:
             launch.rows = self.shapes(torch.float32)[launch.shape].rows[self.rows]
         call.sets = self.sets or call.sets
-        name = "run_mlp_in_double" if launch.dtype else "mtmlk_run_mlp"
+        entry = self.entry_of("run_mlp", torch.float64 if launch.dtype else torch.float32)
         reason = Reason()
         with in_order(self.order):
-            status = getattr(library(), name)(ctypes.byref(launch), ctypes.byref(call), None, ctypes.byref(reason))
+            status = entry(ctypes.byref(launch), ctypes.byref(call), None, ctypes.byref(reason))
         if status != 0:
             raise RuntimeError(reason.text.decode())
         self.launches += 1
@@ -109,7 +128,8 @@ class HostKernels:
 def with_kernels(kernels: HostKernels | None = None, lane: bool = True) -> Iterator[HostKernels]:
     """`cuda-host` is a backend inside, which runs perceptrons by these kernels."""
     kernels = kernels or HostKernels()
-    BACKENDS.register(backend(HostEngine(), Perceptrons(kernels), lane))
+    form = CUDA_HOST if kernels.terms else None
+    BACKENDS.register(backend(HostEngine(), Perceptrons(kernels, kernels.terms), lane, form))
     try:
         yield kernels
     finally:

@@ -16,6 +16,8 @@ RACES = {
     "clusters_without_first": ("clusters.cu", "from_next: write", "from_next: read"),
     "copies_too_early": ("copies.cu", "early: copy", "early: read"),
     "blocks_race": ("blocks.cu", "overwrite: write"),
+    "overlaps_without_wait": ("overlaps.cu", "twice: write", "add_reversed: read"),
+    "overlaps_copied_early": ("overlaps.cu", "twice: write", "add_copied: wait"),
     "last_block_without_fence": ("blocks.cu", "last block: write", "last block: read"),
 }
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from cases.cuda_engine import HostEngine, registered
+from cases.cuda_mlp import call_of
 from cases.on_gpu import ORDERS, SMALL, check_meta_step, check_order
 from torch import Tensor, nn
 
@@ -19,11 +21,14 @@ from bench.report.predict import meta_step
 from mtml import MAML, MetaOutput
 from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.describe import launch_of
+from mtml_kernels.cuda.inner_loop.device import DeviceKernels
+from mtml_kernels.cuda.inner_loop.mlp import OVERLAP, Perceptrons
 from mtml_kernels.functional import inner_loop
 from mtml_kernels.native import engine
 from mtml_kernels.ops.inner_loop import BACKENDS
 from mtml_kernels.program import trace
 from mtml_kernels.schedule.devices import DEVICES
+from mtml_kernels.schema.inner_loop import InnerLoopArgs, Outputs
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif("cuda" not in BACKENDS.available(), reason=str(BACKENDS.status()["cuda"]))
@@ -166,6 +171,28 @@ def test_a_task_does_not_see_the_others() -> None:
 @pytest.mark.parametrize("order", ORDERS)
 def test_calls_in_any_order(order: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
     check_order("cuda", "cuda", order, monkeypatch)
+
+
+@gpu
+@needs_cuda
+def test_launches_that_overlap_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first calls find a GPU that is busy, the others one another."""
+    a = InnerLoopArgs._make(on_gpu(each) for each in call_of([2, 64, 64, 64, 3], dtype=torch.float32, support=500))
+    perceptrons, found = Perceptrons(DeviceKernels()), list[Outputs]()
+    for overlap in ("0", *["1"] * 20):
+        monkeypatch.setenv(OVERLAP, overlap)
+        bound = perceptrons.bound(a)
+        assert bound is not None and bound.tile
+        torch.cuda._sleep(1_000_000)
+        found.append(perceptrons.forward(a, bound))
+    for one in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip((*found[0][:3], *found[0][4]), (*one[:3], *one[4]), strict=True))
+
+
+def on_gpu(value: Any) -> Any:
+    if isinstance(value, list):
+        return [on_gpu(each) for each in value]
+    return value.cuda() if isinstance(value, torch.Tensor) else value
 
 
 @gpu

@@ -16,7 +16,7 @@ from torch import nn
 from mtml import MAML
 from mtml_kernels.cuda.inner_loop import describe
 from mtml_kernels.cuda.inner_loop.chip import Chip
-from mtml_kernels.cuda.inner_loop.mlp import tile_blocks
+from mtml_kernels.cuda.inner_loop.mlp import OVERLAP, Perceptrons, tile_blocks
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.inner_loop_backends import BACKENDS
 from mtml_kernels.program import Act
@@ -161,7 +161,7 @@ def test_blocks_of_the_way_back(tasks: int, tiles: int, blocks: int) -> None:
 
 
 def test_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describe, "DeviceKernels", lambda chip_of: HostKernels())
+    monkeypatch.setattr(describe, "DeviceKernels", lambda chip_of, tf32: HostKernels())
     chip = Chip(132, 227 * 1024, 228 * 1024)
     for needs, launches in ((NEED_PARAMS, 14), (0, 8)):
         a = images(needs=needs, tasks=8, support=1024, query=1024, steps=3, dtype=torch.float32)
@@ -172,6 +172,19 @@ def test_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None:
     maml = MAML(nn.Sequential(*layers, nn.Linear(64, 3)), 0.01, loss="mse", backend="torch")
     kernels = "the kernels of perceptrons 2-64-64-64-3 by tiles of 32 samples"
     assert maml.explain(x, y, x, y).launch.startswith(f"by backend='cuda' some for each step, on an H200: {kernels}")
+
+
+def test_launches_overlap_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = images(support=33, query=5, steps=1, dtype=torch.float32)
+    expected, perceptrons = run(a), Perceptrons(HostKernels())
+    for asked, overlaps in (("1", 1), ("0", 0), ("", 0)):
+        monkeypatch.setenv(OVERLAP, asked)
+        bound = perceptrons.bound(a)
+        assert bound is not None and bound.launch.overlaps == overlaps
+        assert same_bits(run(a), expected)
+    monkeypatch.setenv(OVERLAP, "yes")
+    with pytest.raises(ValueError, match="MTML_CUDA_OVERLAP: expected 0 or 1, got 'yes'"):
+        run(a)
 
 
 def test_a_launch_of_half_warps_is_refused() -> None:

@@ -162,6 +162,9 @@ OTHERS: dict[str, InnerLoopArgs] = {
     "kept parameters": call_of(SINUSOID, keep=1),
     "rates of first order": call_of(SINUSOID, first_order=True),
     "no query set": call_of(SINUSOID, query=None),
+    "a head over many features": call_of(
+        [1600, 5], loss=LossSpec("cross_entropy"), tasks=2, support=3, query=2, steps=2
+    ),
     "a slope below 0": InnerLoopArgs.of_schema(
         draft_case(mlp(SINUSOID, Act.LEAKY_RELU, (-0.2, 0.0))).op_arguments(NEED_PARAMS)
     ),

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtml.balance import METHODS, aligned_mtl, cagrad, imtl_g, mgda, pcgrad, upgrad
+from mtml.balance import (
+    METHODS,
+    aligned_mtl,
+    cagrad,
+    config,
+    dualproj,
+    fairgrad,
+    imtl_g,
+    mgda,
+    nash,
+    pcgrad,
+    upgrad,
+)  # fmt: skip
 
 optimize = pytest.importorskip("scipy.optimize")
 
@@ -123,7 +137,105 @@ def test_aligned_mtl_makes_all_singular_values_the_smallest(j: Array) -> None:
     np.testing.assert_allclose(aligned_mtl(j @ j.T) @ j, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@given(jacobians())
+def test_dualproj_is_the_mean_s_projection(j: Array) -> None:
+    j = unit(j) * np.linspace(1, 3, len(j))[:, None]
+    mean, d = j.mean(0), dualproj(j @ j.T) @ j
+    # the projection onto {d: J d >= 0} is g + J' l with the l >= 0 of least |g + J' l|
+    np.testing.assert_allclose(d, mean + j.T @ optimize.nnls(j.T, -mean, maxiter=1000)[0], atol=1e-6)
+    assert (j @ d >= -1e-6).all()
+
+
+@given(jacobians(full_rank=True))
+def test_dualproj_is_the_mean_where_none_conflicts(j: Array) -> None:
+    np.testing.assert_allclose(dualproj(np.abs(j) @ np.abs(j).T), 1 / len(j))
+
+
+@given(jacobians(full_rank=True))
+def test_config_has_one_angle_with_all_gradients(j: Array) -> None:
+    units = unit(j)
+    d = config(j @ j.T) @ j
+    length = np.linalg.norm(d)
+    cosines = units @ d / length
+    np.testing.assert_allclose(cosines, cosines[0], rtol=1e-5)
+    assert cosines[0] > 0
+    np.testing.assert_allclose(length, (j @ d).sum() / length, rtol=1e-6)
+    direction = np.linalg.pinv(units) @ np.ones(len(j))  # the paper's formula
+    np.testing.assert_allclose(d / length, direction / np.linalg.norm(direction), atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.7, 1.0, 2.0, 5.0, 10.0])
+@given(jacobians(full_rank=True))
+def test_fairgrad_meets_its_equation(alpha: float, j: Array) -> None:
+    gram = j @ j.T
+    w = fairgrad(gram, alpha=alpha)
+    assert (w > 0).all()
+    np.testing.assert_allclose(gram @ w, w ** (-1 / alpha), rtol=1e-6)
+
+
+@given(jacobians(full_rank=True))
+def test_nash_is_the_bargain(j: Array) -> None:
+    w = nash(j @ j.T)
+    d = w @ j
+    np.testing.assert_allclose(w, fairgrad(j @ j.T, alpha=1.0), rtol=1e-9)
+    assert np.linalg.norm(d) == pytest.approx(np.sqrt(len(j)))
+    # of all d of this length it is the one with the largest product of the gains <g_i, d>
+    rng, gains = np.random.default_rng(0), unit(j) @ d
+    for size in (1e-4, 1e-2, 1.0):
+        other = d + size * rng.standard_normal(len(d))
+        others = unit(j) @ (other * np.linalg.norm(d) / np.linalg.norm(other))
+        assert (others <= 0).any() or np.log(others).sum() <= np.log(gains).sum() + 1e-9
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 10.0])
+def test_fairgrad_agrees_with_a_general_solver(alpha: float) -> None:
+    for seed in range(20):
+        j = np.random.default_rng(seed).standard_normal((4, 9)) - 0.2
+        gram = j @ j.T
+
+        def residual(w: Array, gram: Array = gram) -> Array:
+            return gram @ w - w ** (-1 / alpha)
+
+        found = optimize.least_squares(residual, np.full(4, 0.25), bounds=(0, np.inf), xtol=1e-14, ftol=1e-14)
+        np.testing.assert_allclose(fairgrad(gram, alpha=alpha), found.x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 10.0])
+def test_fairgrad_stops_where_gradients_cancel(alpha: float) -> None:
+    rng = np.random.default_rng(1)
+    for dtype in (np.float64, np.float32):
+        j = rng.standard_normal((3, 50)).astype(dtype)
+        j[2] = -(2 * j[0] + 0.1 * j[1])  # in float32 up to rounding
+        assert not fairgrad((j @ j.T).astype(np.float64), alpha=alpha).any()
+        repeated = np.stack([j[0], j[0], j[1]])  # linearly dependent, and yet all can fall
+        gram = (repeated @ repeated.T).astype(np.float64)
+        w = fairgrad(gram, alpha=alpha)
+        np.testing.assert_allclose(gram @ w, w ** (-1 / alpha), rtol=1e-4)
+
+
+def test_fairgrad_alpha() -> None:
+    for alpha in (0.0, 0.4, 11.0, float("nan")):
+        with pytest.raises(ValueError, match=rf"alpha: expected in \[0.5, 10\], got {alpha}"):
+            fairgrad(np.eye(2), alpha=alpha)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "pcgrad"])  # which draws by place
+@settings(max_examples=10)
+@given(jacobians(full_rank=True), st.randoms())
+def test_the_losses_order_does_not_matter(name: str, j: Array, draws: random.Random) -> None:
+    order = draws.sample(range(len(j)), len(j))
+    j = unit(j)
+    want = METHODS[name](j @ j.T) @ j
+    np.testing.assert_allclose(METHODS[name](j[order] @ j[order].T) @ j[order], want, atol=1e-5)
+
+
+@given(jacobians(full_rank=True), st.sampled_from([1e-12, 1e-3, 1e12]), st.sampled_from([0.5, 1.0, 2.0, 10.0]))
+def test_fairgrad_under_another_scale(j: Array, scale: float, alpha: float) -> None:
+    want = fairgrad(j @ j.T, alpha=alpha) * scale ** (-alpha / (1 + alpha))
+    np.testing.assert_allclose(fairgrad(scale * (j @ j.T), alpha=alpha), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("fairgrad", "nash")])
 @given(jacobians(full_rank=True), st.sampled_from([1e-12, 1e12]))
 def test_the_gradients_scale_does_not_matter(name: str, j: Array, scale: float) -> None:
     j, options = unit(j), {"generator": torch.Generator().manual_seed(0)} if name == "pcgrad" else {}
@@ -135,7 +247,8 @@ def test_the_gradients_scale_does_not_matter(name: str, j: Array, scale: float) 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_single_loss_keeps_its_direction(name: str) -> None:
-    want = 1.4 if name == "cagrad" else 1.0  # CAGrad goes to the rim of its ball
+    # CAGrad goes to the rim of its ball; 9 w = 1 / w, and 9 w = w^(-1 / 2)
+    want = {"cagrad": 1.4, "nash": 1 / 3, "fairgrad": 9 ** (-2 / 3)}.get(name, 1.0)
     np.testing.assert_allclose(METHODS[name](np.array([[9.0]])), [want])
 
 
@@ -154,14 +267,18 @@ def test_cagrad_radius() -> None:
 
 def test_an_independent_library_agrees() -> None:
     torchjd = pytest.importorskip("torchjd.aggregation")
+    exact = pytest.importorskip("torchjd.linalg").QuadprogProjector(norm_eps=1e-12, reg_eps=1e-12)
     for seed in range(20):
         j = np.random.default_rng(seed).standard_normal((4, 9)) - 0.2
         matrix = torch.from_numpy(j)
         theirs = {  # its MGDA is Frank-Wolfe, which comes near slowly
             "aligned_mtl": torchjd.AlignedMTL(),
+            "config": torchjd.ConFIG(),
+            "dualproj": torchjd.DualProj(projector=exact),
+            "fairgrad": torchjd.FairGrad(alpha=2.0),
             "imtl_g": torchjd.IMTLG(),
             "mgda": torchjd.MGDA(epsilon=1e-9, max_iters=2000),
-            "upgrad": torchjd.UPGrad(norm_eps=1e-12, reg_eps=1e-12),
+            "upgrad": torchjd.UPGrad(projector=exact),
         }
         for name, aggregator in theirs.items():
             want = aggregator(matrix).numpy()

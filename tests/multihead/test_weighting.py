@@ -6,16 +6,17 @@ import copy
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mtml
-from mtml.weighting import DWA, GLS, RLW, Fixed, GradNorm, Uncertainty, Weighting
+from mtml.weighting import COSMOS, DWA, FAMO, GLS, IMTLL, RLW, STCH, Fixed, GradNorm, Uncertainty, Weighting
 
 HEADS = {"a": mtml.Classification(3), "b": mtml.Regression(2), "c": mtml.MultiLabel(4)}
 ALL = torch.ones(3, dtype=torch.bool)
-NAMED = ("sum", "uncertainty", "dwa", "gls", "rlw", "gradnorm")
+NAMED = ("sum", "uncertainty", "dwa", "gls", "rlw", "gradnorm", "famo", "stch", "imtl_l", "cosmos")
 
 
 def bound(weighting: Weighting) -> Weighting:
@@ -132,6 +133,82 @@ def test_gls_is_the_geometric_mean() -> None:
     total.backward()
     torch.testing.assert_close(each.grad, 3.0 / (3 * each.detach()))
     assert bound(GLS())(losses(1e-30, 1e-30, 1e-30), ALL).item() == pytest.approx(1e-30, rel=1e-4)
+
+
+def slopes(weighting: Weighting, values: np.ndarray) -> tuple[float, np.ndarray]:
+    """The total and its gradient, in float64."""
+    each = torch.from_numpy(values).requires_grad_()
+    total = weighting.double()(each, ALL)
+    return total.item(), torch.autograd.grad(total, each)[0].numpy()
+
+
+@pytest.mark.parametrize("mu", [1e-4, 0.05, 1.0, 50.0])
+def test_stch_is_the_smooth_maximum(mu: float) -> None:
+    weighting = bound(STCH(mu, preferences={"a": 3.0, "c": 0.5}, ideal={"a": 0.25, "b": -1.0}))
+    values, w, z = np.array([1.0, 2.0, 30.0]), np.array([3.0, 1.0, 0.5]) / 4.5, np.array([0.25, -1.0, 0.0])
+    scores = w * (values - z) / mu
+    powers = np.exp(scores - scores.max())
+    total, gradient = slopes(weighting, values)
+    np.testing.assert_allclose(total, mu * (np.log(powers.sum()) + scores.max()), rtol=1e-7)
+    np.testing.assert_allclose(gradient, w * powers / powers.sum(), rtol=1e-7, atol=1e-12)
+    bounds = (w * (values - z)).max()
+    assert bounds <= total <= bounds + mu * math.log(3) + 1e-9
+
+
+def test_imtl_l_is_lius() -> None:
+    weighting, values = bound(IMTLL()), np.array([1.0, 2.0, 30.0])
+    s = np.array([0.5, -0.2, 0.1])
+    with torch.no_grad():
+        weighting.scales.copy_(torch.from_numpy(s))
+    total, gradient = slopes(weighting, values)
+    np.testing.assert_allclose(total, (np.exp(s) * values - s).sum(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, np.exp(s), rtol=1e-6)
+    weighting.scales.data = -torch.from_numpy(values).log()  # where every scaled loss is 1
+    (slope,) = torch.autograd.grad(weighting(torch.from_numpy(values), ALL), weighting.scales)
+    torch.testing.assert_close(slope, torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.5, 8.0])
+def test_cosmos_is_ruchtes(penalty: float) -> None:
+    weighting, values = bound(COSMOS(penalty, preferences={"a": 2.0})), np.array([1.0, 2.0, 3.0])
+    r = np.array([2.0, 1.0, 1.0]) / 4
+    lengths = np.linalg.norm(r) * np.linalg.norm(values)
+    total, gradient = slopes(weighting, values)
+    np.testing.assert_allclose(total, r @ values - penalty * (r @ values) / lengths)
+    cosine = r / lengths - (r @ values) / lengths * values / (values @ values)
+    np.testing.assert_allclose(gradient, r - penalty * cosine)
+
+
+def test_cosmos_takes_preferences() -> None:
+    heads, (features, targets) = mtml.MultiHead(5, HEADS, "cosmos"), batch()
+    given = torch.distributions.Dirichlet(torch.ones(3)).sample()
+    assert torch.equal(heads.weighting.prefer(given), given)
+    total, per_head = heads.loss(features, targets)
+    each = torch.stack(list(per_head.values()))
+    torch.testing.assert_close(total, given @ each - nn.functional.cosine_similarity(given, each, 0))
+    again = mtml.MultiHead(5, HEADS, "cosmos")
+    again.load_state_dict(heads.state_dict())
+    assert torch.equal(again.weighting.preferences, given)
+    with pytest.raises(ValueError, match=r"preferences: expected \[3\], one a head \(a, b, c\), got .*\[2\]"):
+        heads.weighting.prefer(torch.ones(2))
+
+
+@pytest.mark.parametrize("make", [STCH, COSMOS])
+def test_preferences_are_of_the_present(make: type[STCH] | type[COSMOS]) -> None:
+    given = {"a": 1.0, "b": 5.0, "c": 3.0}
+    weighting, pair = bound(make(preferences=given)), make(preferences={"a": 0.25, "c": 0.75})
+    pair.bind({name: HEADS[name] for name in ("a", "c")})
+    found = weighting(losses(1, 0, 3), torch.tensor([True, False, True]))
+    torch.testing.assert_close(found, pair(losses(1, 3), ALL[:2]))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name != "rlw"])  # which draws by place
+def test_the_heads_order_does_not_matter(name: str) -> None:
+    heads, features = mtml.MultiHead(5, HEADS, name), batch()
+    other = mtml.MultiHead(5, dict(reversed(HEADS.items())), name)
+    other.layers.load_state_dict(heads.layers.state_dict())
+    features[0].requires_grad_()
+    torch.testing.assert_close(other.loss(*features).total, heads.loss(*features).total)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.5])
@@ -254,6 +331,8 @@ def test_state_dict(name: str) -> None:
         with torch.no_grad():
             for p in heads.parameters():
                 p -= 0.1 * p.grad
+            if name == "famo":
+                heads.weighting.update(heads.loss(*features[-1]))
         heads.weighting.end_epoch()
     other, twin = mtml.MultiHead(5, HEADS, name), copy.deepcopy(heads)
     other.load_state_dict(heads.state_dict())
@@ -288,6 +367,18 @@ def test_bad_input() -> None:
         DWA(0.0)
     with pytest.raises(ValueError, match="alpha: expected at least 0"):
         GradNorm(-1.0)
+    with pytest.raises(ValueError, match="mu: expected above 0, got 0"):
+        STCH(0.0)
+    with pytest.raises(ValueError, match="penalty: expected at least 0"):
+        COSMOS(-1.0)
+    with pytest.raises(ValueError, match="decay: expected at least 0"):
+        FAMO(decay=-1.0)
+    with pytest.raises(ValueError, match=r"expected finite preferences of at least 0, got -1\.0 for 'a'"):
+        STCH(preferences={"a": -1.0})
+    with pytest.raises(ValueError, match="expected finite lower bounds, got nan for 'a'"):
+        FAMO(lower={"a": math.nan})
+    with pytest.raises(ValueError, match="expected lower bounds for a, b, got one for 'z'"):
+        bad(FAMO(lower={"z": 1.0}))
     shared = DWA()
     bad(shared)
     bad(shared)  # the same heads: allowed

@@ -254,7 +254,7 @@ def test_bad_arguments(name: str) -> None:
         task_linear(**arguments)
 
 
-def test_half_precision_takes_pytorchs_kernels() -> None:
+def test_half_precision_beside_pytorchs_kernels() -> None:
     case = [t.bfloat16() for t in tensors()]
     found = with_gradients(task_linear, case)
     assert {t.dtype for t in found} == {torch.bfloat16}

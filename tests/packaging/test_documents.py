@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,52 @@ def exists(path: str) -> bool:
     return any(ROOT.glob(re.sub(r"<[^>]*>", "*", path).rstrip("/")))
 
 
+def anchors(document: Path) -> set[str]:
+    """Of its headings, as GitHub and mkdocs name them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def broken_links(document: Path) -> list[str]:
+    """Links to files that are not there, or to headings that they have not. Those into the web are not followed."""
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", document.read_text(), flags=re.S))
+    broken = []
+    for link in [link for link in links if "://" not in link]:
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_path_exists(document: str) -> None:
     assert [path for path in paths_in((ROOT / document).read_text()) if not exists(path)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_somewhere(document: str) -> None:
+    assert broken_links(ROOT / document) == []
+
+
+def test_broken_links_are_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A title: of two\n[a](page.md#a-title-of-two) [b](#nowhere) [c](missing.md) [d](https://example.org)"
+    )
+    assert broken_links(page) == ["#nowhere", "missing.md"]
+
+
+def test_lists_and_tables_of_pages_follow_an_empty_line() -> None:
+    """GitHub does without; on the pages that `make docs` makes they would be running text."""
+    inside = re.compile(r"^\s*$|^#|^<!--|^\s|^[-|] |^\|-|^\d+\. ")
+    run_on = []
+    for page in (ROOT / "docs").rglob("*.md"):
+        lines = re.sub(r"```.*?```", "```", page.read_text(), flags=re.S).splitlines()
+        for above, line in itertools.pairwise(lines):
+            if re.match(r"[-|] |\d+\. ", line) and not inside.match(above):
+                run_on.append(f"{page.name}: {line}")
+    assert run_on == []
 
 
 def test_paths_are_found_and_missing_ones_noticed() -> None:

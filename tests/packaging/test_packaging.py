@@ -87,6 +87,7 @@ def test_sdist_carries_what_a_build_needs(source_tree: Path, tmp_path: Path) -> 
     wanted = {f"csrc/{name}" for name in files(source_tree / "csrc")}
     for folder in ("build_support", "mtml_kernels", "python"):
         wanted |= {f"{folder}/{name}" for name in files(source_tree / folder, "*.py")}
+    wanted |= {"mtml_kernels/cuda/inner_loop/predicted.json"}  # clocks for explain()
     wanted |= {"pyproject.toml", "setup.py", "LICENSE", "mtml_kernels/py.typed", "python/mtml/py.typed"}
     assert wanted - carried == set()
     assert not [name for name in carried if name.endswith((".so", ".o", "_build.json", ".pyc"))]
@@ -97,6 +98,7 @@ def test_wheel_has_every_module_and_both_type_markers(source_tree: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     built = files(tmp_path)
     wanted = {f"mtml_kernels/{name}" for name in files(source_tree / "mtml_kernels", "*.py")}
+    wanted |= {"mtml_kernels/cuda/inner_loop/predicted.json"}  # clocks for explain()
     wanted |= files(source_tree / "python", "*.py") | {"mtml_kernels/py.typed", "mtml/py.typed"}
     assert wanted == built
 

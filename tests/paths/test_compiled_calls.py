@@ -179,7 +179,10 @@ def test_gradients_of_tasks() -> None:
     torch.testing.assert_close(compiled(data), learner.task_gradients(data))
 
 
-@pytest.mark.parametrize("weighting", ["uncertainty", "sum", "dwa", "gls", "rlw", {"kind": 1.0, "size": 2.0}])
+@pytest.mark.parametrize(
+    "weighting",
+    ["uncertainty", "sum", "dwa", "gls", "rlw", "famo", "stch", "imtl_l", "cosmos", {"kind": 1.0, "size": 2.0}],
+)
 def test_multi_head(weighting: Any) -> None:
     def make() -> tuple[nn.Module, mtml.MultiHead]:
         torch.manual_seed(1)

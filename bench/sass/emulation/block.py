@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.sass.emulation import integers, logic, memory, reals, sources  # noqa: F401  register themselves
+from bench.sass.emulation import integers, logic, matrices, memory, reals, sources  # noqa: F401  register themselves
 from bench.sass.emulation.operands import predicate, register
 from bench.sass.emulation.state import Array, State
 from bench.sass.emulation.table import MAKERS, Made
@@ -22,7 +22,7 @@ __all__ = ["Block", "Observer"]
 _IGNORED = frozenset(
     {
         *("NOP", "YIELD", "WARPSYNC", "LDGDEPBAR", "DEPBAR", "ENDCOLLECTIVE"),
-        *("MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL"),  # programs run one after the other
+        *("MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "ACQBULK", "PREEXIT"),  # programs run one after the other
     }
 )
 INSTRUCTION_BYTES = 16

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.sass.chain import latency_of, names_in, results_of
+from bench.sass.chain import latency_of, names_in, reads_of, results_of
 from bench.sass.chips import ALU_LANES, SCHEDULERS, SPECIAL_LANES, Chip
-from bench.sass.counting import pipe_of, words_of
+from bench.sass.counting import matrix_macs, pipe_of, words_of
 from bench.sass.emulation.memory import where
 from bench.sass.emulation.operands import predicate
 from bench.sass.emulation.state import LANES, Array, State
@@ -98,7 +98,7 @@ class Clocks:
         many = int(warps.sum())
         self.lines[at] += many
         self._issued += warps
-        self._units[form.unit] += many
+        self._units[form.unit] += many * (matrix_macs(one) if form.unit == "matrix" else 1)
         before = self._clock[warps]
         start = before
         for name in form.reads:
@@ -136,6 +136,7 @@ class Clocks:
             "special": units["special"] * LANES / SPECIAL_LANES,
             "double": units["double"] * LANES / doubles,
             "shared memory": units["wavefronts"],
+            "matrix": units["matrix"] / (chip.matrix_macs * chip.synchronous),
         }
 
     def _guarded(self, one: Instruction, lanes: Array) -> Array:
@@ -189,8 +190,12 @@ _FIRST = {"R": 0, "UR": _REGISTERS, "P": _REGISTERS + _UNIFORM, "UP": _REGISTERS
 
 def _places(words: Iterable[str], width: int = 1) -> tuple[int, ...]:
     """Where the table of what is ready has the registers of operands; the first of them has `width`."""
-    named = (name for i, word in enumerate(words) for name in names_in(word, width if i == 0 else 1))
-    return tuple(_FIRST[kind] + int(name.removeprefix(kind)) for name in named for kind in [name.rstrip("0123456789")])
+    return tuple(_place(name) for i, word in enumerate(words) for name in names_in(word, width if i == 0 else 1))
+
+
+def _place(name: str) -> int:
+    kind = name.rstrip("0123456789")
+    return _FIRST[kind] + int(name.removeprefix(kind))
 
 
 def _form(one: Instruction, chip: Chip) -> _Form:
@@ -198,6 +203,5 @@ def _form(one: Instruction, chip: Chip) -> _Form:
     count, width = results_of(one)
     unit = "double" if one.base in _DOUBLE else pipe_of(one)
     latency = chip.latencies.special if unit == "double" else latency_of(one, unit, chip, chip.latencies.l2)
-    stored = words_of(one) if one.base in ("ST", "STS", "STG") else 1
-    reads = _places([one.guard, *one.operands[count:]]) + _places(one.operands[-1:], stored)
+    reads = tuple(_place(name) for name in reads_of(one))
     return _Form(reads, _places(one.operands[:count], width), unit, latency, one.base in _MEMORY, words_of(one))

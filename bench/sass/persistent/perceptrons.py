@@ -20,8 +20,7 @@ from mtml_kernels.cuda.inner_loop.chip import Chip
 from mtml_kernels.cuda.inner_loop.device import DeviceKernels
 from mtml_kernels.cuda.inner_loop.mlp import tile_blocks
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
-
-SUM_THREADS = 64
+from mtml_kernels.cuda.inner_loop.predicted import SUM_THREADS, sum_blocks
 
 __all__ = ["EmulatedKernels", "RanMlp", "macs_of_perceptron"]
 
@@ -35,6 +34,7 @@ class RanMlp(NamedTuple):
     threads: int
     blocks: int
     clocks: Clocks
+    rows: int  # of a warp
 
 
 class _One(NamedTuple):
@@ -48,10 +48,10 @@ class _One(NamedTuple):
 
 
 class EmulatedKernels(DeviceKernels):
-    """Launches as if there were `tasks` of them, and runs the first."""
+    """Launches as if there were `tasks` of them, and runs the first. tf32: of the kernels on matrix units."""
 
-    def __init__(self, chip: str, tasks: int) -> None:
-        super().__init__(lambda _: policy(chip))
+    def __init__(self, chip: str, tasks: int, tf32: bool = False) -> None:
+        super().__init__(lambda _: policy(chip), tf32)
         self._name, self.tasks = chip, tasks
         self.ran: list[RanMlp | RanTiles] = []
 
@@ -80,7 +80,7 @@ class EmulatedKernels(DeviceKernels):
         shared = self.shared_bytes(launch.shape, call, torch.float32)
         one = _One(code_of(shape, launch.rows), shared, launch.threads, call.tasks, bytes(call))
         kernel, resident, clocks = self._run_block(one, memory)
-        return RanMlp(kernel, _widths(shape), call, launch.threads, resident, clocks)
+        return RanMlp(kernel, _widths(shape), call, launch.threads, resident, clocks, launch.rows)
 
     def _run_tiles(self, launch: MlpLaunch, shape: MlpShape, call: MlpCall, memory: Memory) -> RanTiles:
         """The launches of `tasks` tasks, of which the call has fewer: so many blocks of a task."""
@@ -109,7 +109,7 @@ class EmulatedKernels(DeviceKernels):
             if times:
                 kernel, resident, clocks = self._run_block(one, memory)
                 found.append(TileLaunch(name, times, kernel, threads, blocks * self.tasks, resident, clocks))
-        return RanTiles(_widths(shape), call, tuple(found))
+        return RanTiles(_widths(shape), shape.tile, call, tuple(found))
 
     def _run_block(self, one: _One, memory: Memory) -> tuple[Kernel, int, Clocks]:
         """The first block of a launch, and how many a multiprocessor holds."""
@@ -151,19 +151,15 @@ def code_of(shape: MlpShape, rows: int) -> Code:
 def tile_code(shape: MlpShape, back: bool | None) -> Code:
     """The kernel of a shape's tiles, there or back; None: the one that adds up what they leave."""
     widths, bent = ", ".join(map(str, _widths(shape))), str(bool(shape.bent)).lower()
-    of = f"float, mtmlk::MlpShape<{bent}, {widths}>, {shape.tile}"
+    own = f"mtmlk::MlpShape<{bent}, {widths}>"
+    if shape.terms and back is not None:
+        own = f"mtmlk::InTf32<{own}, {shape.terms}>"
+    of = f"float, {own}, {shape.tile}"
     folder, size = "cuda/inner_loop/mlp/", ctypes.sizeof(MlpCall)
     if back is None:
         return Code(f"{folder}tile_sums.cuh", f"mlp_sum_kernel<{of}>", size + 8)
     name = f"mlp_tile_kernel<{of}, {shape.rows[back]}, {str(back).lower()}>"
     return Code(f"{folder}tile_kernel.cuh", name, size + 4)
-
-
-def sum_blocks(widths: Sequence[int]) -> int:
-    """Of a task, as csrc/cuda/inner_loop/mlp/tile_sums.cuh has it: a thread four parameters, and one block more."""
-    rows = [i if i < 4 else 4 * (-(-i // 4) | 1) for i in widths]
-    whole = sum(-(-o * rows[at] // 4) + -(-o // 4) for at, o in enumerate(widths[1:]))
-    return -(-whole // SUM_THREADS) + 1
 
 
 def _tensors(call: MlpCall, shape: MlpShape, history: int) -> dict[tuple[str, int | None], Tensor]:

@@ -15,10 +15,11 @@ from bench.sass.persistent.engine import Emulated, Ran
 from bench.sass.persistent.meta_steps import POLICY, call_of
 from bench.sass.persistent.model import BEFORE, Time, time_of
 from bench.sass.persistent.perceptrons import EmulatedKernels, RanMlp, macs_of_perceptron
-from bench.sass.persistent.tiles import RanTiles, time_of_tiles
+from bench.sass.persistent.tiles import RanTiles, time_of_call
 from bench.sass.persistent.where import shares
 from bench.sass.persistent.words import macs_of, phases_of
 from bench.workloads import Workload, select
+from mtml_kernels.cuda.backends import FORMS
 from mtml_kernels.cuda.inner_loop.backend import Persistent
 from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
 from mtml_kernels.errors import BackendUnavailable
@@ -46,6 +47,7 @@ class Request(NamedTuple):
     """What a report is to say: chips, numbers of tasks and of steps (empty: the workload's), phases, a file or "".
 
     interpreted: by a program also where a perceptron has a kernel of its own.
+    form: of the backend, one of mtml_kernels.cuda.backends.FORMS.
     """
 
     chips: Sequence[str]
@@ -54,6 +56,7 @@ class Request(NamedTuple):
     worst: int
     out: str = ""
     interpreted: bool = False
+    form: str = "cuda"
 
 
 class Prediction(NamedTuple):
@@ -107,19 +110,20 @@ class Prediction(NamedTuple):
         return ["see csrc/cuda/inner_loop/mlp/kernel.cuh"] * (len(self.phases) - BEFORE)
 
 
-def predicted(w: Workload, chip: str, interpreted: bool = False) -> Prediction:
+def predicted(w: Workload, chip: str, interpreted: bool = False, form: str = "cuda") -> Prediction:
     """Compile where that is needed, run a task, and predict. Raises BackendUnavailable for what has no kernel."""
-    a, kernels, engine = call_of(w), EmulatedKernels(chip, w.tasks), Emulated(chip, w.tasks)
-    perceptrons = Perceptrons(kernels)
+    terms = FORMS[form]
+    a, kernels, engine = call_of(w), EmulatedKernels(chip, w.tasks, terms > 0), Emulated(chip, w.tasks)
+    perceptrons = Perceptrons(kernels, terms)
     found = None if interpreted else perceptrons.bound(a)
     ran: Ran | RanMlp | RanTiles
     if found is not None:
         perceptrons.forward(a, found)
         ran = kernels.ran[0]
         if isinstance(ran, RanTiles):
-            return Prediction(w, chip, ran, time_of_tiles(ran.launches, CHIPS[chip]))
+            return Prediction(w, chip, ran, time_of_call(ran.launches, CHIPS[chip]))
     else:
-        Persistent(lambda: engine).forward(a)
+        Persistent(lambda: engine, perceptrons if terms else None, form if terms else None).forward(a)
         ran = engine.ran[0]
     return Prediction(w, chip, ran, time_of(ran.clocks.phases, CHIPS[chip], w.tasks, ran.blocks))
 
@@ -142,7 +146,7 @@ def report(names: Iterable[str], request: Request) -> Iterator[str]:
     yield _line(COLUMNS)
     for w, chip in itertools.product(_workloads(names, request), request.chips):
         try:
-            found = predicted(w, chip, request.interpreted)
+            found = predicted(w, chip, request.interpreted, request.form)
         except BackendUnavailable as why:
             yield f"{w.name:14s} {chip:>13s}: {why}"
             continue

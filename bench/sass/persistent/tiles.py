@@ -14,13 +14,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bench.sass.chips import Chip
-from bench.sass.emulation.clocks import SECTOR, Clocks, Phase
+from bench.sass.emulation.clocks import Clocks, Phase
 from bench.sass.persistent.kernel import Kernel
-from bench.sass.persistent.model import GAP_SECONDS, LAUNCH_SECONDS, Time, time_of
+from bench.sass.persistent.model import GAP_SECONDS, LAUNCH_SECONDS, Time, summed
 from bench.sass.persistent.where import shares
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall
+from mtml_kernels.cuda.inner_loop.predicted import Clocks as BlockClocks
+from mtml_kernels.cuda.inner_loop.predicted import time_of_tiles
 
-__all__ = ["RanTiles", "TileLaunch", "time_of_tiles"]
+__all__ = ["RanTiles", "TileLaunch", "time_of_call"]
 
 
 class TileLaunch(NamedTuple):
@@ -36,21 +38,20 @@ class TileLaunch(NamedTuple):
 
     def time(self, chip: Chip) -> Time:
         """Of one of them, without what lies between two."""
-        found = time_of(self.clocks.phases, chip, self.blocks, self.resident)
-        own = -(-self.blocks // chip.device.processors)
-        share = chip.device.l2_bandwidth / chip.device.processors / chip.device.hertz  # bytes a clock
-        copied = own * 4 * self.clocks.copied / share
-        moved = own * 4 * SECTOR * (len(self.clocks.read) + len(self.clocks.written)) / share
-        every = {"latency": found.latency, found.unit: found.work, "second-level cache": moved}
-        unit = max(every, key=lambda name: every[name])
-        clocks = copied + every[unit]
-        return found._replace(latency=0.0, work=clocks, unit=unit, seconds=clocks / chip.device.hertz)
+        return time_of_tiles(self.summed(), chip.device, self.blocks, self.resident)
+
+    def summed(self) -> BlockClocks:
+        """Of its first block."""
+        clocks = self.clocks
+        moved = float(len(clocks.read) + len(clocks.written))
+        return summed(clocks.phases)._replace(copied=4.0 * clocks.copied, sectors=moved)
 
 
 class RanTiles(NamedTuple):
     """A call by tiles: every kind of its launches."""
 
     widths: tuple[int, ...]
+    tile: int  # samples
     call: MlpCall
     launches: tuple[TileLaunch, ...]
 
@@ -76,7 +77,7 @@ class RanTiles(NamedTuple):
             yield f"    clocks of warps: {spent}"
 
 
-def time_of_tiles(launches: Sequence[TileLaunch], chip: Chip) -> Time:
+def time_of_call(launches: Sequence[TileLaunch], chip: Chip) -> Time:
     """Of a call; its bound is that of the launches that take the longest."""
     times = [launch.times * launch.time(chip).seconds for launch in launches]
     longest = launches[max(range(len(times)), key=lambda i: times[i])].time(chip)

@@ -34,6 +34,11 @@ class Copies {
     deliver(all());
     clear();
   }
+  // Those on their way may have read what they read already.
+  void may_have_read() const {
+    if (!kTsan) return;
+    for (size_t i = delivered_; i < all(); ++i) tsan::read(at(i).global, at(i).bytes);
+  }
   void clear() {
     tsan::Quiet quiet;
     copies_.clear(), groups_.clear();
@@ -53,6 +58,10 @@ class Copies {
     }
   };
 
+  Copy at(size_t i) const {
+    tsan::Quiet quiet;
+    return copies_[i];
+  }
   size_t all() const {
     tsan::Quiet quiet;
     return copies_.size();

@@ -24,7 +24,8 @@ struct Job {
 struct Shape {
   dim3 grid, block;
   size_t shared_bytes;
-  int cluster;  // blocks, along x
+  int cluster;    // blocks, along x
+  bool overlaps;  // knows nothing of earlier launches until its threads wait for them
 };
 
 class Engine {
@@ -35,6 +36,7 @@ class Engine {
   void meet(Barrier& barrier, Place place);
   void meet(Warp& warp, int meeting, Place place, bool orders);
   void fence();
+  void wait_for_earlier();
   Block& peer(int rank) { return blocks_[size_t(rank)]; }
   Barrier& cluster() { return cluster_; }
   const Shape& shape() const { return shape_; }
@@ -69,9 +71,12 @@ class Engine {
   Barrier cluster_;
   Stacks stacks_;
   Fiber launcher_;
-  Fiber* previous_ = nullptr;    // of the fiber that runs
-  std::vector<void*> watched_;   // fibers that ended, as ThreadSanitizer knows them
-  char ended_ = 0, fenced_ = 0;  // what ThreadSanitizer knows by these addresses
+  Fiber* previous_ = nullptr;   // of the fiber that runs
+  std::vector<void*> watched_;  // fibers that ended, as ThreadSanitizer knows them
+  // What ThreadSanitizer knows by these addresses; and a fiber that knows what came before the last launch that did not
+  // overlap.
+  char ended_ = 0, fenced_ = 0, earlier_ = 0;
+  void* before_ = nullptr;
 };
 
 inline Engine& engine() {

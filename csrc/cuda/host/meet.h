@@ -46,5 +46,10 @@ inline void Engine::fence() {
   tsan::receive(&fenced_);
 }
 
+inline void Engine::wait_for_earlier() {
+  self().copies.may_have_read();
+  tsan::receive(&earlier_);
+}
+
 }  // namespace host
 }  // namespace mtmlk

@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <cmath>
+
 #include "cuda/host/exchange.h"
 
 namespace mtmlk {
@@ -39,11 +41,13 @@ inline void gather_column(const Exchange& lanes, int column, double (&b)[8]) {
   for (int k = 0; k < 8; ++k) b[k] = tf32_value(lanes.of<uint32_t>(column * 4 + k % 4, 4 + k / 4));
 }
 
-// Hardware adds in an order of its own.
-inline float dot(const double (&a)[8], const double (&b)[8]) {
-  double sum = 0;
+// Hardware adds in an order of its own, and cuts off what the accumulator has no room for (Fasi, Higham, Mikaitis,
+// Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021).
+inline float sum_of(float first, const double (&a)[8], const double (&b)[8]) {
+  double sum = first;
   for (int k = 0; k < 8; ++k) sum += a[k] * b[k];
-  return float(sum);
+  const float rounded = float(sum);
+  return std::abs(double(rounded)) > std::abs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
 }
 
 }  // namespace host
@@ -60,7 +64,7 @@ inline void mma_tf32_16x8x8(float (&d)[4], const uint32_t (&a)[4], const uint32_
     host::gather_row(lanes, group + 8 * i, rows[i]);
     host::gather_column(lanes, 2 * within + i, columns[i]);
   }
-  for (int i = 0; i < 4; ++i) d[i] += host::dot(rows[i / 2], columns[i % 2]);
+  for (int i = 0; i < 4; ++i) d[i] = host::sum_of(d[i], rows[i / 2], columns[i % 2]);
 }
 
 }  // namespace mtmlk

@@ -15,6 +15,11 @@ inline void Engine::run(const Shape& shape, Job job) {
   {
     tsan::Quiet quiet;
     shape_ = shape, job_ = job;
+    tsan::publish(&earlier_, true);
+    if (!shape.overlaps) {
+      if (before_ != nullptr) tsan::destroy(before_);
+      before_ = tsan::create("before launches that overlap");
+    }
     order_ = Order::current();
     const size_t clusters = size_t(shape.grid.x) * shape.grid.y * shape.grid.z / size_t(shape.cluster);
     for (size_t i = 0; i < clusters; ++i) {
@@ -75,7 +80,7 @@ inline void Engine::prepare(Thread& thread, Block& block, unsigned number) {
   char name[96];
   snprintf(name, sizeof name, "block (%u, %u, %u) thread (%u, %u, %u)", block.index.x, block.index.y, block.index.z,
            thread.index.x, thread.index.y, thread.index.z);
-  thread.fiber.tsan = tsan::create(name);
+  thread.fiber.tsan = tsan::create_by(before_, name);
 }
 
 inline void Engine::start_fibers() {

@@ -29,6 +29,7 @@ void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_set_fiber_name(void* fiber, const char* name);
 void __tsan_release(void* address);
 void __tsan_write_range(void* address, unsigned long bytes);
+void __tsan_read_range(void* address, unsigned long bytes);
 void AnnotateIgnoreReadsBegin(const char* file, int line);
 void AnnotateIgnoreReadsEnd(const char* file, int line);
 void AnnotateIgnoreWritesBegin(const char* file, int line);
@@ -72,6 +73,15 @@ inline void* create(const char* name) {
   __tsan_set_fiber_name(fiber, name);
   return fiber;
 }
+// As if the fiber `by` had created it.
+MTMLK_UNWATCHED inline void* create_by(void* by, const char* name) {
+  void* const own = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(by, 1);
+  void* const fiber = __tsan_create_fiber(0);
+  __tsan_switch_to_fiber(own, 1);
+  __tsan_set_fiber_name(fiber, name);
+  return fiber;
+}
 inline void destroy(void* fiber) { __tsan_destroy_fiber(fiber); }
 inline void enter(void* fiber) { __tsan_switch_to_fiber(fiber, 1); }  // 1: the switch orders nothing
 
@@ -84,6 +94,7 @@ inline void publish(char* order, bool first) {
 }
 inline void receive(char* order) { (void)__atomic_load_n(order, __ATOMIC_ACQUIRE); }
 inline void publish_more(char* order) { __tsan_release(order); }
+inline void read(const void* p, size_t bytes) { __tsan_read_range(const_cast<void*>(p), bytes); }
 // A write that counts, though a Quiet lives.
 inline void write(void* p, size_t bytes) {
   AnnotateIgnoreWritesEnd("", 0), AnnotateIgnoreReadsEnd("", 0);
@@ -96,11 +107,13 @@ struct Quiet {
 };
 inline void* current() { return nullptr; }
 inline void* create(const char*) { return nullptr; }
+inline void* create_by(void*, const char*) { return nullptr; }
 inline void destroy(void*) {}
 inline void enter(void*) {}
 inline void publish(char*, bool) {}
 inline void receive(char*) {}
 inline void publish_more(char*) {}
+inline void read(const void*, size_t) {}
 inline void write(void*, size_t) {}
 #endif
 

@@ -45,6 +45,7 @@ typedef struct {
   int32_t rows;   // of a warp, one of those of the shape
   int32_t blocks, threads;
   int32_t back_threads;  // of tiles, whose `blocks` are those of the way back, as many for every task
+  int32_t overlaps;      // launches of tiles begin before the one before has ended, where the GPU can do that
 } MtmlkMlpLaunch;
 
 typedef struct {
@@ -52,6 +53,7 @@ typedef struct {
   int32_t bent;     // for activations whose second derivative is not 0
   int32_t rows[2];  // of a warp: for few tasks, for many; of tiles there and back
   int32_t tile;     // samples of a tile; 0: a block takes a whole task
+  int32_t terms;    // of TF32 for one product of float32, on matrix units: 1 or 3; 0: multiply-adds
 } MtmlkMlpShape;
 
 // The shape at a place of the list; 0 beyond its end.
@@ -61,6 +63,13 @@ MTMLK_API int mtmlk_mlp_shape(int32_t index, MtmlkMlpShape* shape);
 MTMLK_API int64_t mtmlk_mlp_shared_bytes(int32_t shape, const MtmlkMlpCall* call);
 MTMLK_API int64_t mtmlk_mlp_record(int32_t shape, const MtmlkMlpCall* call);
 MTMLK_API int mtmlk_run_mlp(const MtmlkMlpLaunch* launch, const MtmlkMlpCall* call, void* stream, MtmlkReason* reason);
+
+// The same with a list of their own, of kernels whose large products are made on matrix units. Float32 only.
+MTMLK_API int mtmlk_tf32_mlp_shape(int32_t index, MtmlkMlpShape* shape);
+MTMLK_API int64_t mtmlk_tf32_mlp_shared_bytes(int32_t shape, const MtmlkMlpCall* call);
+MTMLK_API int64_t mtmlk_tf32_mlp_record(int32_t shape, const MtmlkMlpCall* call);
+MTMLK_API int mtmlk_run_tf32_mlp(const MtmlkMlpLaunch* launch, const MtmlkMlpCall* call, void* stream,
+                                 MtmlkReason* reason);
 
 #ifdef __cplusplus
 }

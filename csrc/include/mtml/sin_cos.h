@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "mtml/arithmetic.h"
+#include "mtml/rounded.h"
 
 namespace mtmlk {
 
@@ -26,22 +27,6 @@ struct Quarters {
   T r, rest;
   int n;
 };
-
-// The rounded product, never the inside of a fused operation. Hosts compile with -ffp-contract=off.
-MTMLK_ANYWHERE float rounded_product(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-MTMLK_ANYWHERE double rounded_product(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
 
 // c + z (c1 + z (c2 + ...))
 template <class T>

@@ -77,10 +77,15 @@ class _Run(NamedTuple):
 
 
 class Persistent:
-    """A backend of `inner_loop` by programs of a thread block."""
+    """A backend of `inner_loop` by programs of a thread block, and by the kernels of perceptrons where a call has one.
 
-    def __init__(self, engine: Callable[[], Engine], perceptrons: Perceptrons | None = None) -> None:
-        self._engine, self._perceptrons = engine, perceptrons
+    form: the name of a backend whose calls these kernels take, or nothing does.
+    """
+
+    def __init__(
+        self, engine: Callable[[], Engine], perceptrons: Perceptrons | None = None, form: str | None = None
+    ) -> None:
+        self._engine, self._perceptrons, self._form = engine, perceptrons, form
         self._plans: dict[Any, tuple[Any, Plan]] = {}
         self._bound: dict[Any, _Bound] = {}
         self._ones: dict[Any, Tensor] = {}
@@ -122,6 +127,8 @@ class Persistent:
         return found[1]
 
     def _bind(self, a: InnerLoopArgs, plan: Plan, given: Given | None) -> _Bound:
+        if self._form is not None:
+            raise self._refusal(self._form, a)
         key = id(plan), given, a.params[0].device
         found = self._bound.get(key)
         if found is None or found.plan is not plan:
@@ -129,6 +136,17 @@ class Persistent:
                 self._bound.clear()
             found = self._bound[key] = self._make(a, plan, given)
         return found
+
+    def _refusal(self, form: str, a: InnerLoopArgs) -> BackendUnavailable:
+        """What of a call its kernels do not take."""
+        perceptrons = self._perceptrons
+        assert perceptrons is not None
+        bound = perceptrons.bound(a) is not None
+        why = "what flows back is more than the losses' gradient" if bound else perceptrons.why_not(a)
+        return BackendUnavailable(
+            f'backend: expected a call that kernels on matrix units take, got "{form}" where {why}. Use '
+            'backend="cuda", which computes in float32'
+        )
 
     def _make(self, a: InnerLoopArgs, plan: Plan, given: Given | None) -> _Bound:
         schedules, device, dtype = [plan.there], a.params[0].device, a.params[0].dtype
@@ -201,7 +219,8 @@ class Persistent:
             return tuple(_group(a, at, [ABSENT] * len(tensors), []) for at, (_, tensors) in enumerate(a.groups))
         plan, given, scale = self._plan(a), cotangents.given, None
         if self._perceptrons is not None and (perceptron := self._perceptrons.bound(a)) is not None:
-            if carry and given == plan.usually and grad_loss is not None:
+            if given == plan.usually and grad_loss is not None:
+                carry = carry or self._perceptrons.forward(a, perceptron)[-1]  # a registered op keeps none
                 params, lr = self._perceptrons.gradients(a, perceptron, carry[0], grad_loss)
                 others: list[Grads] = [[None] * len(tensors) for _, tensors in a.groups[2:]]
                 return (params, lr, *others)

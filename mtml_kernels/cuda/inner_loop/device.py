@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mtml_kernels.cuda.backends import FORMS
 from mtml_kernels.cuda.inner_loop.backend import Persistent
 from mtml_kernels.cuda.inner_loop.chip import REGISTERS, Chip
 from mtml_kernels.cuda.inner_loop.lane import Lane, Native
@@ -20,7 +22,7 @@ from mtml_kernels.errors import BackendUnavailable
 from mtml_kernels.native import engine
 from mtml_kernels.native.cuda_device import built_codes, devices, no_code
 
-__all__ = ["DeviceEngine", "DeviceKernels", "backward", "forward", "make"]
+__all__ = ["DeviceEngine", "DeviceKernels", "of_form"]
 
 
 class DeviceEngine:
@@ -117,11 +119,22 @@ def _unavailable(error: Exception, device: torch.device) -> BackendUnavailable:
 
 
 class DeviceKernels(DeviceEngine):
-    """The perceptrons' kernels on the GPU of their tensors, on its current stream."""
+    """The perceptrons' kernels on the GPU of their tensors, on its current stream.
+
+    tf32: those on matrix units.
+    """
+
+    def __init__(self, chip_of: Callable[[torch.device], Chip] = Chip.of, tf32: bool = False) -> None:
+        super().__init__(chip_of)
+        self._tf32 = tf32
+
+    def _native(self, name: str) -> Any:
+        """An entry, of those on matrix units that of the same name behind `tf32_`."""
+        return getattr(engine(), f"tf32_{name}" if self._tf32 else name)
 
     def shapes(self, dtype: torch.dtype) -> Sequence[MlpShape]:
         """The perceptrons that there are kernels for: in float32."""
-        return _shapes() if dtype == torch.float32 and built_codes() else ()
+        return _shapes(self._native("mlp_shape")) if dtype == torch.float32 and built_codes() else ()
 
     def chip(self, device: torch.device) -> Chip:
         """The numbers of the device."""
@@ -129,35 +142,39 @@ class DeviceKernels(DeviceEngine):
 
     def shared_bytes(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
         """Of a block's memory on the chip."""
-        found: int = engine().mlp_shared_bytes(shape, ctypes.addressof(call))
+        found: int = self._native("mlp_shared_bytes")(shape, ctypes.addressof(call))
         return found
 
     def record(self, shape: int, call: MlpCall, dtype: torch.dtype) -> int:
         """Elements of a step in the history; of a shape in tiles of all of it."""
-        found: int = engine().mlp_record(shape, ctypes.addressof(call))
+        found: int = self._native("mlp_record")(shape, ctypes.addressof(call))
         return found
 
     def entry(self) -> int:
-        """Address of `mtmlk_run_mlp`."""
-        found: int = engine().mlp_launch()
+        """Address of `mtmlk_run_mlp`, or of `mtmlk_run_tf32_mlp`."""
+        found: int = self._native("mlp_launch")()
         return found
 
     def run_mlp(self, launch: MlpLaunch, call: MlpCall, device: torch.device) -> None:
         """Launches the kernels."""
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
-            _checked(device, engine().run_mlp, ctypes.addressof(launch), ctypes.addressof(call), stream)
+            _checked(device, self._native("run_mlp"), ctypes.addressof(launch), ctypes.addressof(call), stream)
 
 
 @functools.cache
-def _shapes() -> tuple[MlpShape, ...]:
+def _shapes(entry: Native) -> tuple[MlpShape, ...]:
     found: list[MlpShape] = []
     shape = MlpShape()
-    while engine().mlp_shape(len(found), ctypes.addressof(shape)):
+    while entry(len(found), ctypes.addressof(shape)):
         found.append(MlpShape.from_buffer_copy(shape))
     return tuple(found)
 
 
-_persistent = Persistent(DeviceEngine, Perceptrons(DeviceKernels()))
-forward, backward = _persistent.forward, _persistent.backward
-make = Lane(_persistent, DeviceEngine).make
+@functools.cache
+def of_form(name: str) -> tuple[Persistent, Lane]:
+    """The backend `cuda` or another of its forms, and its fast lane."""
+    terms = FORMS[name]
+    perceptrons = Perceptrons(DeviceKernels(tf32=terms > 0), terms)
+    persistent = Persistent(DeviceEngine, perceptrons, name if terms else None)
+    return persistent, Lane(persistent, DeviceEngine)

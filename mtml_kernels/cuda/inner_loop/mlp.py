@@ -6,6 +6,7 @@ Forward, and backward where the cotangent is that of the losses; what else a cal
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from mtml_kernels.cuda.inner_loop.chip import MLP_REGISTERS, Chip
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
-from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of
+from mtml_kernels.cuda.inner_loop.mlp_form import Form, form_of, why_not
 from mtml_kernels.memory import in_memory
 from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, InnerLoopArgs, InnerLoopSpec, Outputs, output_shapes
 
-__all__ = ["Bound", "Kernels", "Perceptrons", "tile_blocks"]
+__all__ = ["OVERLAP", "Bound", "Kernels", "Perceptrons", "launches_overlap", "tile_blocks"]
 
+OVERLAP = "MTML_CUDA_OVERLAP"
 MOST = 256  # calls of given shapes that are kept
 TILE_THREADS = 256  # of a block that takes tiles on the way back; no bit of a result depends on it
 
@@ -61,13 +63,17 @@ class Bound(NamedTuple):
     history: int  # elements, of all blocks or tiles
     shared_bytes: int
     tile: int = 0  # samples of a tile, where blocks take tiles
+    terms: int = 0  # of TF32 for a large product, on matrix units
 
 
 class Perceptrons:
-    """Runs calls by the kernels of perceptrons, where there is one."""
+    """Runs calls by the kernels of perceptrons, where there is one.
 
-    def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    terms: of those whose products are so many of TF32 on matrix units; 0: of those by multiply-adds.
+    """
+
+    def __init__(self, kernels: Kernels, terms: int = 0) -> None:
+        self._kernels, self._terms = kernels, terms
         self._bound: dict[Any, tuple[InnerLoopSpec, Bound | None]] = {}  # the spec keeps its id from being another's
 
     def bound(self, a: InnerLoopArgs) -> Bound | None:
@@ -75,7 +81,7 @@ class Perceptrons:
         like, y = a.params[0], a.query_y
         absent = (a.support_mask is None, a.query_mask is None, a.step_weights is None)
         shapes = [t.shape for t in (*a.support_x, *a.query_x, a.support_y, *a.lr)], None if y is None else y.shape
-        key = (id(a.spec), a.needs, like.dtype, like.device, str(shapes), absent)
+        key = (id(a.spec), a.needs, like.dtype, like.device, str(shapes), absent, launches_overlap())
         if key not in self._bound:
             if len(self._bound) >= MOST:
                 self._bound.clear()
@@ -88,9 +94,26 @@ class Perceptrons:
         if form is None:
             return None
         for index, shape in enumerate(self._kernels.shapes(like.dtype)):
-            if tuple(shape.widths[: shape.layers + 1]) == form.widths and bool(shape.bent) == form.bent:
+            own = _widths(shape), bool(shape.bent), shape.terms
+            if own == (form.widths, form.bent, self._terms):
                 return (self._tiled if shape.tile else self._launched)(a, form, index, shape)
         return None
+
+    def why_not(self, a: InnerLoopArgs) -> str:
+        """Why a call has no kernel here, in words that go on from "where" or "for"; only where `bound` finds none."""
+        form, dtype = form_of(a), a.params[0].dtype
+        if form is None:
+            return why_not(a)
+        shapes = [shape for shape in self._kernels.shapes(dtype) if shape.terms == self._terms]
+        if not shapes:
+            return f"this build has none in {dtype}"
+        known = {_widths(shape) for shape in shapes if bool(shape.bent) == form.bent}
+        if form.widths in known:
+            return "a block of theirs does not fit this GPU"
+        bends = "an activation that bends" if form.bent else "a piecewise linear activation"
+        named = " and ".join("-".join(map(str, widths)) for widths in sorted(known)) or "none"
+        widths, file = "-".join(map(str, form.widths)), "tf32_list.cuh" if self._terms else "list.cuh"
+        return f"the widths are {widths} (with {bends} there are {named}; csrc/cuda/inner_loop/mlp/{file} takes others)"
 
     def _tiled(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
         """By launches whose blocks take tiles of samples; None where the chip has no room for a block."""
@@ -100,9 +123,10 @@ class Perceptrons:
             return None
         blocks = call.tasks * tile_blocks(chip, call.tasks, _up(call.support, shape.tile), shared)
         there = 32 * _up(shape.tile, shape.rows[0])  # a warp for its rows
-        launch = MlpLaunch(int(dtype == torch.float64), index, shape.rows[0], blocks, there, TILE_THREADS)
+        options = (int(dtype == torch.float64), index, shape.rows[0], blocks, there, TILE_THREADS)
+        launch = MlpLaunch(*options, int(launches_overlap()))
         history = self._kernels.record(index, call, dtype)
-        return Bound(form, launch, call, _weights(form) + call.n_rates, history, shared, shape.tile)
+        return Bound(form, launch, call, _weights(form) + call.n_rates, history, shared, shape.tile, shape.terms)
 
     def _launched(self, a: InnerLoopArgs, form: Form, index: int, shape: MlpShape) -> Bound | None:
         """By which launch; None where the chip has no room for it."""
@@ -187,9 +211,25 @@ def _sizes(a: InnerLoopArgs, form: Form) -> MlpCall:
     return call
 
 
+def _widths(shape: MlpShape) -> tuple[int, ...]:
+    return tuple(shape.widths[: shape.layers + 1])
+
+
 def _weights(form: Form) -> int:
     """Numbers of all its parameters."""
     return sum(o * (i + 1) for i, o in itertools.pairwise(form.widths))
+
+
+def launches_overlap() -> bool:
+    """Whether MTML_CUDA_OVERLAP asks that launches of tiles begin before the one before has ended (sm_90 and later).
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+    """
+    asked = os.environ.get(OVERLAP) or "0"
+    if asked not in {"0", "1"}:
+        raise ValueError(f"{OVERLAP}: expected 0 or 1, got {asked!r}")
+    return asked == "1"
 
 
 def tile_blocks(chip: Chip, tasks: int, tiles: int, shared: int) -> int:

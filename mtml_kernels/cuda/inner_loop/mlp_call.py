@@ -39,7 +39,9 @@ class MlpCall(ctypes.Structure):
 class MlpLaunch(ctypes.Structure):
     """Which kernel runs a call, and how."""
 
-    _fields_ = tuple((name, ctypes.c_int32) for name in ("dtype", "shape", "rows", "blocks", "threads", "back_threads"))
+    _fields_ = tuple(
+        (name, ctypes.c_int32) for name in ("dtype", "shape", "rows", "blocks", "threads", "back_threads", "overlaps")
+    )
 
 
 class MlpShape(ctypes.Structure):
@@ -51,4 +53,5 @@ class MlpShape(ctypes.Structure):
         ("bent", ctypes.c_int32),
         ("rows", ctypes.c_int32 * 2),
         ("tile", ctypes.c_int32),
+        ("terms", ctypes.c_int32),
     )

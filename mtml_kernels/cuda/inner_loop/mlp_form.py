@@ -11,7 +11,7 @@ from mtml_kernels.program.ops import Op
 from mtml_kernels.schema.inner_loop import KEEP_NONE, NEED_LR, NEED_PARAMS, PLAIN, InnerLoopArgs
 from mtml_kernels.schema.losses import KINDS
 
-__all__ = ["Form", "form_of"]
+__all__ = ["Form", "form_of", "why_not"]
 
 _STRAIGHT = (Act.RELU, Act.LEAKY_RELU)
 _OF_ELEMENTS = tuple(KINDS.index(name) for name in ("mse", "bce_with_logits", "huber", "l1"))
@@ -33,20 +33,39 @@ class Form(NamedTuple):
 
 def form_of(a: InnerLoopArgs) -> Form | None:
     """The perceptron that a call is of, where its options are those of the kernels."""
-    spec = a.spec
-    plain = spec.update == PLAIN and not spec.axes and spec.keep == KEEP_NONE and all(spec.adapted)
-    absent = (a.support_mask, a.query_mask, a.step_weights)
-    if not plain or any(t is not None for t in absent) or a.needs & ~(NEED_PARAMS | NEED_LR):
-        return None
-    if spec.first_order and a.needs & NEED_LR:  # whose gradients are made on the way back of second order
-        return None
-    if a.query_y is None or len(a.support_x) != 1 or len(a.query_x) != 1 or any(rate.ndim != 1 for rate in a.lr):
-        return None
-    if not {spec.support_loss[0], spec.query_loss[0]} <= set(_OF_ELEMENTS):
-        return None
-    if not a.support_y.numel() or not a.query_y.numel():
-        return None
-    return _form(tuple(spec.program), tuple(spec.consts))
+    return None if why_not(a) else _form(tuple(a.spec.program), tuple(a.spec.consts))
+
+
+def why_not(a: InnerLoopArgs) -> str:
+    """What of a call the kernels of perceptrons do not take, in words; "" for nothing, but perhaps its widths."""
+    if options := _refused_options(a):
+        return options
+    if _form(tuple(a.spec.program), tuple(a.spec.consts)) is None:
+        return "the network is no perceptron: linear layers with a bias each, one activation between them"
+    return ""
+
+
+def _refused_options(a: InnerLoopArgs) -> str:
+    spec, losses = a.spec, {a.spec.support_loss[0], a.spec.query_loss[0]}
+    refused = {
+        "the update is not plain gradient descent": spec.update != PLAIN,
+        "steps have data or starts of their own": bool(spec.axes),
+        "adapted parameters are handed out": spec.keep != KEEP_NONE,
+        "not all parameters are adapted": not all(spec.adapted),
+        "there are masks": a.support_mask is not None or a.query_mask is not None,
+        "the losses of all steps are weighed": a.step_weights is not None,
+        "gradients of data are wanted": bool(a.needs & ~(NEED_PARAMS | NEED_LR)),
+        # which are made on the way back of second order
+        "gradients of rates are wanted of first order": bool(spec.first_order and a.needs & NEED_LR),
+        "there is no query set": a.query_y is None,
+        "sets have several inputs": (len(a.support_x), len(a.query_x)) != (1, 1),
+        "elements of a tensor have rates of their own": any(rate.ndim != 1 for rate in a.lr),
+        f"a loss is not one of elements ({', '.join(KINDS[kind] for kind in _OF_ELEMENTS)})": (
+            not losses <= set(_OF_ELEMENTS)
+        ),
+        "a set has no targets": not a.support_y.numel() or (a.query_y is not None and not a.query_y.numel()),
+    }
+    return next((why for why, holds in refused.items() if holds), "")
 
 
 @functools.lru_cache(maxsize=256)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from mtml.adapted import Adapted
 from mtml_kernels.functional.hvp import long_rate, products
+from mtml_kernels.precision import autocast_dtype, cast, plainly
 
 __all__ = ["Point", "long_rate"]
 
@@ -37,7 +39,13 @@ class Point:
     def __init__(self, step: Step, data: tuple[Any, Any, Tensor | None], start: Mapping[str, Tensor]) -> None:
         sx, sy, mask = data
         self.start = dict(start)
-        adapted = step.adapt_tasks(sx, sy, steps=1, support_mask=mask, start=self.start)
+        like = next(iter(self.start.values()))
+        if autocast_dtype(like.device.type) is torch.float16:  # whose range cotangents times such a rate leave
+            sx, sy = cast((sx, sy), like.dtype)
+            with plainly(like):
+                adapted = step.adapt_tasks(sx, sy, steps=1, support_mask=mask, start=self.start)
+        else:
+            adapted = step.adapt_tasks(sx, sy, steps=1, support_mask=mask, start=self.start)
         self.after, self.losses = adapted.params, adapted.support_losses[0]
 
     def gradient(self) -> dict[str, Tensor]:

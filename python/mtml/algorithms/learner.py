@@ -25,7 +25,8 @@ from mtml_kernels.losses import resolve
 
 __all__ = ["BACKENDS", "LearnerOptions", "ModelLearner", "Rate"]
 
-BACKENDS = ("auto", "cpu", "cpu:weights", "cpu:low_rank", "torch", "triton", "cuda", "reference", "general")
+OF_CUDA = ("cuda", "cuda:tf32", "cuda:tf32x3")
+BACKENDS = ("auto", "cpu", "cpu:weights", "cpu:low_rank", "torch", "triton", *OF_CUDA, "reference", "general")
 
 Rate = float | Tensor | Mapping[str, Any] | InnerLR
 

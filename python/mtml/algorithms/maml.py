@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from mtml.algorithms.base import CallOptions, Loss
 from mtml.algorithms.gram import gram_of_tasks, some_tasks
 from mtml.algorithms.learner import ModelLearner, Rate
-from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow
-from mtml.inner_lr import InnerLR
-from mtml.params import ParamsArg, aliases, by_first_name, select
+from mtml.clone import clone_module, inner_gradients, replace_tensors, shallow, step_rates
+from mtml.params import ParamsArg, select
 from mtml.paths.batch import Batch, Parts, unpacked, weights_list
 from mtml.paths.fused import Fused
+from mtml.paths.half import Narrowed
 from mtml.paths.path import Path
 from mtml_kernels.batch_norm import per_step_names, step_rows
 from mtml_kernels.checks import check_steps
 from mtml_kernels.general.task import apply_update
 from mtml_kernels.general.twin import twin
-from mtml_kernels.rates import op_rates, rate_at
 from mtml_kernels.transforms import refuse_transforms
 
 __all__ = ["MAML"]
@@ -39,6 +38,11 @@ class MAML(ModelLearner):
 
     Models of known layers run in the fused engine (`explain` says which layers those are), everything else in PyTorch
     operations with the same results (one `FallbackWarning` says so).
+
+    Half precision is how tensors are stored: a fused model in float16 or bfloat16 adapts in float32, and results come
+    in its dtype, rounded once. Under torch.autocast a fused call computes in float32 what a plain loop rounds; data may
+    be of half precision beside a float32 model then, and losses and outputs are float32. float64 stays float64. On the
+    general path modules run as autocast has them.
 
     The model and everything given here may change between two calls: the next call takes them as they are. Only what no
     name in the forward's code shows (a file, the environment, thread-local state) is noticed late, by tracing the model
@@ -75,12 +79,14 @@ class MAML(ModelLearner):
             bias for every one of the steps: the model's BatchNorm layers are replaced, in the model itself, by
             `PerStepBatchNorm` layers, which are meta-trained and not adapted.
         backend: "auto"; "cpu" or "triton" for that engine or an error; "cuda" for a call as one launch, of models
-            without convolutions, in builds with CUDA code ("auto" leaves it); "cpu:weights" or "cpu:low_rank" for the
-            engine with each task's own weights, or with shared ones and low-rank corrections, where "cpu" chooses by a
-            cost model; "torch" for the same inner loop as a list of PyTorch operations, forward-over-reverse without a
-            graph, on any device and in half precision too (what "auto" takes where neither "cpu" nor "triton" runs);
-            "reference" for the engine's plain PyTorch specification; "general" for PyTorch operations on
-            the module itself, differentiable any number of times.
+            without convolutions, in builds with CUDA code ("auto" leaves it); "cuda:tf32" or "cuda:tf32x3" for the same
+            on matrix units, of perceptrons that have kernels there: large products in TF32, or by three of TF32 each
+            with about float32's error; "cpu:weights" or "cpu:low_rank" for the engine with each task's own weights, or
+            with shared ones and low-rank corrections, where "cpu" chooses by a cost model; "torch" for the same inner
+            loop as a list of PyTorch operations, forward-over-reverse without a graph, on any device and in half
+            precision too (what "auto" takes where neither "cpu" nor "triton" runs); "reference" for the engine's plain
+            PyTorch specification; "general" for PyTorch operations on the module itself, differentiable any number of
+            times.
         update: another rule than gradient descent: one of `mtml.inner` (SGD with momentum, Adam, AdamW, RMSprop,
             clipping), fused; or update(params, grads, lr, step) -> params on dicts by name, on the general path. Such a
             rule with a fifth parameter `state` gets what it returned before (None at first) and returns (params,
@@ -167,7 +173,7 @@ class MAML(ModelLearner):
         named = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         masks = options.get("support_mask"), options.get("query_mask")
         path, batch = self._apart(unpacked(sx, sy, qx, qy, *masks, self), options)
-        if isinstance(path, Fused):
+        if isinstance(path.path if isinstance(path, Narrowed) else path, Fused):
             found = path(batch).adapted
             tasks = batch.tasks
             return {n: found[n] if n in found else p.new_zeros(tasks, *p.shape) for n, p in named.items()}
@@ -248,7 +254,7 @@ class MAML(ModelLearner):
             torch.Size([1, 2])
         """
         named = frozenset() if self.params is None else frozenset(select(self.module, self.params))
-        learner: MAML = shallow(self, clone_module(self.module, named))
+        learner: MAML = shallow(self, module=clone_module(self.module, named))
         given = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
         learner.__dict__.update({name: value for name, value in given.items() if value is not None})
         return learner
@@ -271,10 +277,18 @@ class MAML(ModelLearner):
         allow_unused = self.allow_unused if allow_unused is None else allow_unused
         first_order = self.first_order if first_order is None else first_order
         tensors = self._adapted_tensors()
-        grads = inner_gradients(loss, tensors, first_order, allow_unused, allow_nograd)
-        moved = [name for name, grad in grads.items() if grad is not None]
-        new = self._stepped({n: tensors[n] for n in moved}, {n: g for n, g in grads.items() if g is not None})
-        replace_tensors(self.module, {id(tensors[name]): new[name] for name in moved})
+        names = list(tensors)
+        grads = inner_gradients(
+            loss,
+            list(tensors.values()),
+            lambda: names,
+            create_graph=not first_order,
+            allow_unused=allow_unused,
+            allow_nograd=allow_nograd,
+        )
+        found = {name: grad for name, grad in zip(names, grads, strict=True) if grad is not None}
+        new = self._stepped({name: tensors[name] for name in found}, found)
+        replace_tensors(self.module, {id(tensors[name]): tensor for name, tensor in new.items()})
         self._taken += 1
 
     def _adapted_tensors(self) -> dict[str, Tensor]:
@@ -289,15 +303,8 @@ class MAML(ModelLearner):
         """The tensors after one step of the update rule."""
         if not tensors:
             return {}
-        k, names = self._taken, list(tensors)
-        like = next(iter(tensors.values()))
-        lr: Any = self.lr.as_dict() if isinstance(self.lr, InnerLR) else self.lr
-        if hasattr(lr, "items"):
-            lr = by_first_name(lr, aliases(self.module))
-        shapes = {name: t.shape for name, t in tensors.items()}
-        table = op_rates(lr, shapes, k + 1, like.dtype, like.device, _names_of(lr))
-        rates = {name: rate_at(table, i, k) for i, name in enumerate(names)}
-        new, self._rule_state = apply_update(self.update, tensors, grads, rates, k, self._rule_state)
+        rates = step_rates(self.lr, self.module, tensors, self._taken)
+        new, self._rule_state = apply_update(self.update, tensors, grads, rates, self._taken, self._rule_state)
         return new
 
     def __getattr__(self, name: str) -> Any:
@@ -307,8 +314,3 @@ class MAML(ModelLearner):
             if name == "module":
                 raise
             return getattr(super().__getattr__("module"), name)
-
-
-def _names_of(lr: Any) -> list[str]:
-    """Names in a dict of rates: in the per-task loop a tensor may have a rate and no gradient."""
-    return list(lr) if isinstance(lr, Mapping) else []

@@ -14,6 +14,7 @@ from mtml.inner import SGD, Rule
 from mtml.params import ParamsArg, adaptable, select
 from mtml_kernels.batch_norm import per_step_batch_norm
 from mtml_kernels.checks import check_steps, shown
+from mtml_kernels.precision import plainly
 from mtml_kernels.schema.update import UpdateSpec
 
 __all__ = ["Curvature", "MetaCurvature"]
@@ -73,8 +74,9 @@ class Curvature(nn.Module):
         matrices = self.matrices[self.index[name]]
         assert isinstance(matrices, nn.ParameterList)
         found = grad.reshape(_modes(grad.shape))
-        for mode, matrix in enumerate(matrices):
-            found = torch.movedim(torch.tensordot(matrix, found, ([1], [mode])), 0, mode)
+        with plainly(grad):  # updates are no products that autocast rounds
+            for mode, matrix in enumerate(matrices):
+                found = torch.movedim(torch.tensordot(matrix, found, ([1], [mode])), 0, mode)
         return found.reshape(grad.shape)
 
 

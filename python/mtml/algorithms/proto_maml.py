@@ -20,6 +20,7 @@ from mtml.wrappers import refuse_data_parallel
 from mtml_kernels.checks import shown, widened
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.losses import IGNORED, resolve
+from mtml_kernels.precision import cast, plainly
 
 __all__ = ["ProtoMAML"]
 
@@ -110,7 +111,7 @@ class ProtoMAML(ModelLearner):
 
     def prototypes(self, sx: Any, sy: Tensor, support_mask: Tensor | None = None) -> dict[str, Tensor]:
         """Where every task's head starts: {"head.weight": [T, C, D], "head.bias": [T, C]}, differentiable."""
-        x = self._features(sx, sy)  # [T, S, D]
+        x = cast(self._features(sx, sy), torch.float32)  # [T, S, D]
         head = self.module.head
         assert isinstance(head, nn.Linear)
         classes = head.out_features
@@ -129,8 +130,10 @@ class ProtoMAML(ModelLearner):
                 f"sy: expected samples of all {classes} classes in every support set, got none of class {kind} in task "
                 f"{task}; make a head of as many classes as the tasks have"
             )
-        centres = weights.mT @ x / total[..., None]  # [T, C, D]
-        return {"head.weight": 2.0 * centres, "head.bias": -centres.square().sum(2)}
+        with plainly(x):
+            centres = weights.mT @ x / total[..., None]  # [T, C, D]
+        dtype = head.weight.dtype
+        return {"head.weight": (2.0 * centres).to(dtype), "head.bias": -centres.square().sum(2).to(dtype)}
 
     def _features(self, sx: Any, sy: Tensor) -> Tensor:
         """The trunk at theta, on each task's samples by themselves, as the inner loop runs it."""

@@ -11,18 +11,27 @@
 """
 
 from mtml.balance.affinity import gram, task_affinity
-from mtml.balance.methods import METHODS, aligned_mtl, cagrad, imtl_g, mgda, pcgrad, upgrad
+from mtml.balance.fair import fairgrad, nash
+from mtml.balance.gradvac import GradVac
+from mtml.balance.methods import METHODS, aligned_mtl, cagrad, config, dualproj, imtl_g, mgda, pcgrad, upgrad
+from mtml.balance.modo import MoDo
 from mtml.balance.update import BalanceResult, backward
 
 __all__ = [
     "METHODS",
     "BalanceResult",
+    "GradVac",
+    "MoDo",
     "aligned_mtl",
     "backward",
     "cagrad",
+    "config",
+    "dualproj",
+    "fairgrad",
     "gram",
     "imtl_g",
     "mgda",
+    "nash",
     "pcgrad",
     "task_affinity",
     "upgrad",

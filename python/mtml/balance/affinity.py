@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mtml.balance.gradients import Losses, Shared, gradients
+from mtml_kernels.precision import plainly
 
-__all__ = ["gram", "gram_of", "task_affinity"]
+__all__ = ["gram", "gram_of", "products_of", "task_affinity"]
 
 
 def gram(losses: Losses, shared: Shared = None) -> Tensor:
@@ -61,9 +62,21 @@ def task_affinity(losses: Losses, shared: Shared = None) -> Tensor:
 
 def gram_of(rows: Sequence[Tensor]) -> Tensor:
     """The inner products [H, H], float64, of gradients in parts [H, *shape]."""
-    total = torch.zeros(rows[0].shape[0], rows[0].shape[0], dtype=torch.float64, device=rows[0].device)
-    for row in rows:
-        flat = row.flatten(1) if row.ndim > 1 else row[:, None]
-        wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
-        total += (wide @ wide.T).to(total)
+    total = products_of(rows, rows)
     return (total + total.T) / 2
+
+
+def products_of(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """The inner products [H, H], float64, of two batches' gradients in parts [H, *shape]."""
+    h, device = first[0].shape[0], first[0].device
+    total = torch.zeros(h, h, dtype=torch.float64, device=device)
+    with plainly(total):  # autocast would round the gradients to half precision
+        for left, right in zip(first, second, strict=True):
+            total += (_wide(left) @ _wide(right).T).to(total)
+    return total
+
+
+def _wide(row: Tensor) -> Tensor:
+    """[H, numel], in float32 at least."""
+    flat = row.flatten(1) if row.ndim > 1 else row[:, None]
+    return flat.to(torch.promote_types(flat.dtype, torch.float32))

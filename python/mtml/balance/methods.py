@@ -5,9 +5,13 @@
     CAGrad       max_d min_i <g_i, d>,  |d - g_0| <= c |g_0|,  g_0 the mean
     IMTL-G       <d, g_i> / |g_i| the same for all i,  sum w = 1:  w ~ G^+ n,  n_i = |g_i|
     UPGrad       the mean over i of the projection of g_i on {d: <d, g_j> >= 0 for all j}
+    DualProj     the projection of the mean on {d: <d, g_j> >= 0 for all j}
+    ConFIG       d ~ U^+ 1,  rows of U g_i / |g_i|:  <d, g_i> / |g_i| the same for all i;  |d| = sum_i <g_i, d> / |d|
     Aligned-MTL  w = B p,  B = sqrt(l_min) V L^(-1/2) V',  G = V L V' over its rank
+    Nash, FairGrad  G w = w^(-1 / alpha),  w > 0,  alpha = 1 for Nash: see `mtml.balance.fair`
 
-All are scale-free: c G gives the same weights. Every function takes G in float64, H >= 1, and no gradient that is 0.
+All but the last two are scale-free: c G gives the same weights; there they are c^(-alpha / (1 + alpha)) times as large.
+Every function takes G in float64, H >= 1, and no gradient that is 0.
 """
 
 from __future__ import annotations
@@ -20,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mtml.balance.fair import fairgrad, nash
 from mtml.balance.programs import above, min_norm, optimiser, root
 
-__all__ = ["METHODS", "Array", "aligned_mtl", "cagrad", "imtl_g", "mgda", "pcgrad", "upgrad"]
+__all__ = ["METHODS", "Array", "aligned_mtl", "cagrad", "config", "dualproj", "imtl_g", "mgda", "pcgrad", "upgrad"]
 
 Array = npt.NDArray[np.float64]
 
@@ -118,6 +123,34 @@ def upgrad(gram: Array) -> Array:
     return weights
 
 
+def dualproj(gram: Array) -> Array:
+    """The mean of the gradients, projected so that it conflicts with no gradient; no loss rises along it.
+
+    Paper: Lopez-Paz, Ranzato, "Gradient Episodic Memory for Continual Learning", 2017 (arXiv:1706.08840), whose
+    projection this is, there of the newest task's gradient.
+    """
+    n = len(gram)
+    return above(root(gram / np.trace(gram) * n), np.full(n, 1 / n))
+
+
+def config(gram: Array) -> Array:
+    """ConFIG: along the direction that has one angle with all gradients, as far as they reach along it together.
+
+    0 where the least squares for that direction have none, as for opposite gradients.
+
+    Paper: Liu, Chu, Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", 2024
+    (arXiv:2408.11104).
+    """
+    lengths = np.sqrt(np.diagonal(gram))
+    cosines = gram / np.outer(lengths, lengths)
+    raw = np.linalg.pinv(cosines, rcond=len(gram) * np.finfo(np.float32).eps, hermitian=True).sum(1)
+    square = raw.sum()  # of the direction's length, for raw' C raw = 1' C^+ C C^+ 1
+    if square <= 1e-12:
+        return np.zeros_like(raw)
+    weights: Array = (lengths @ cosines @ raw) / square * raw / lengths
+    return weights
+
+
 def aligned_mtl(gram: Array) -> Array:
     """The mean of the gradients after their principal components have been brought to the length of the smallest.
 
@@ -140,8 +173,12 @@ def _length(gram: Array, weights: Array) -> float:
 METHODS: dict[str, Callable[..., Array]] = {
     "aligned_mtl": aligned_mtl,
     "cagrad": cagrad,
+    "config": config,
+    "dualproj": dualproj,
+    "fairgrad": fairgrad,
     "imtl_g": imtl_g,
     "mgda": mgda,
+    "nash": nash,
     "pcgrad": pcgrad,
     "upgrad": upgrad,
 }

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -76,7 +76,13 @@ class _Finder:
     def _is_ours(self, name: str, library: str) -> bool:
         if name != library:  # a submodule is whose its library is
             return sys.modules.get(library) is sys.modules.get(f"mtml.compat.{library}")
-        return self.replaces[library] or PathFinder.find_spec(library) is None
+        return self.replaces[library] or not self._installed(library)
+
+    def _installed(self, library: str) -> bool:
+        """Whether any other finder knows the original; a folder of its name without code (a clone, data) is none."""
+        others = [finder.find_spec for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        found = [find(library, None) for find in others]
+        return any(spec is not None and spec.origin is not None for spec in found)
 
 
 class _Alias(Loader):

@@ -39,7 +39,8 @@ class MultiHead(nn.Module):
     Args:
         in_features: the features' width D, one for all heads or {head: width}.
         heads: {name: head}; see `mtml.multihead.heads.Head` for what there is and which shapes each takes.
-        weighting: "uncertainty", "sum", "dwa", "gls", "rlw", "gradnorm", {head: fixed weight}, or a `Weighting`.
+        weighting: "uncertainty", "sum", "dwa", "gls", "rlw", "gradnorm", "famo", "stch", "imtl_l", "cosmos",
+            {head: fixed weight}, or a `Weighting`.
 
     Raises:
         ValueError, TypeError: no heads, names that a module cannot have, widths that do not fit the heads' names; when
@@ -93,7 +94,7 @@ class MultiHead(nn.Module):
         masks: Mapping[str, Tensor] | None = None,
         separate: bool = False,
     ) -> HeadLosses:
-        """All losses of one batch.
+        """All losses of one batch. Under autocast they are computed in the heads' own dtype.
 
         Args:
             features: for all heads, or {head: features}.
@@ -164,7 +165,7 @@ class MultiHead(nn.Module):
         losses: dict[str, Tensor] = {}
         for names in _by_tensor(rest):
             one = features[names[0]] is sources[names[0]]  # no copies: all heads of the group read the same tensor
-            own = [features[name].flatten(0, -2) for name in (names[:1] if one else names)]
+            own = [_in_dtype_of(self.layers[n], features[n]).flatten(0, -2) for n in (names[:1] if one else names)]
             each = linear_multihead_loss(
                 own[0] if one else own,
                 [self.layers[name].weight for name in names],
@@ -176,7 +177,7 @@ class MultiHead(nn.Module):
             losses.update(zip(names, each.unbind(), strict=True))
         if maps:
             each = multihead_loss(
-                [self.layers[name](features[name]) for name in maps],
+                [_in_dtype_of(self.layers[name], self.layers[name](features[name])) for name in maps],
                 [targets[name] for name in maps],
                 [self.heads[name].spec for name in maps],
                 **self._row_weights(maps, masks),
@@ -202,6 +203,11 @@ class MultiHead(nn.Module):
                 "before them; give the features of a trunk that is trained, or choose another weighting"
             )
         return gram(losses, shared).diagonal().sqrt()
+
+
+def _in_dtype_of(layer: HeadLayer, x: Tensor) -> Tensor:
+    """Under autocast in the layer's dtype, for losses are not for half precision; as it is elsewhere."""
+    return x.to(layer.weight.dtype) if torch.is_autocast_enabled(x.device.type) else x
 
 
 def _by_tensor(features: Mapping[str, Tensor]) -> list[list[str]]:

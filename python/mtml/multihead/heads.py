@@ -24,15 +24,13 @@ Weights = Sequence[float] | Tensor
 class Head(abc.ABC):
     """One head: a linear layer over the features' channels, and a loss.
 
-    ================= ==================== ==================== =======================================================
-    head              features             prediction           target
-    ================= ==================== ==================== =======================================================
-    Classification(C) [N, D]               [N, C] logits        class ids [N], or probabilities [N, C]
-    Regression(O)     [N, D]               [N, O], or [N, 2 O]  [N, O]
-    MultiLabel(C)     [N, D]               [N, C] logits        [N, C] in [0, 1]
-    Segmentation(C)   [N, D, H, W]         [N, C, H, W] logits  class ids [N, H, W], or probabilities [N, C, H, W]
-    Tokens(V)         [N, L, D]            [N, L, V] logits     token ids [N, L], or probabilities [N, L, V]
-    ================= ==================== ==================== =======================================================
+    | head              | features     | prediction          | target                                         |
+    |-------------------|--------------|---------------------|------------------------------------------------|
+    | Classification(C) | [N, D]       | [N, C] logits       | class ids [N], or probabilities [N, C]         |
+    | Regression(O)     | [N, D]       | [N, O], or [N, 2 O] | [N, O]                                         |
+    | MultiLabel(C)     | [N, D]       | [N, C] logits       | [N, C] in [0, 1]                               |
+    | Segmentation(C)   | [N, D, H, W] | [N, C, H, W] logits | class ids [N, H, W], or probabilities as logits |
+    | Tokens(V)         | [N, L, D]    | [N, L, V] logits    | token ids [N, L], or probabilities [N, L, V]   |
 
     Options of every head: ``bias`` and ``reduction`` ("mean" over what counts, or "sum"). `HeadLoss` says what they and
     the losses mean.
@@ -82,8 +80,11 @@ class Classification(Head):
     """One of `outputs` classes a sample: features [N, D], logits [N, C], targets ids [N] or probabilities [N, C].
 
     Args:
-        outputs: C. loss: "cross_entropy", or "kl" for probabilities.
-        ignore_index: class id whose samples count for nothing. label_smoothing: in [0, 1]. class_weights: [C].
+        outputs: C.
+        loss: "cross_entropy", or "kl" for probabilities.
+        ignore_index: class id whose samples count for nothing.
+        label_smoothing: in [0, 1].
+        class_weights: [C].
 
     Raises:
         ValueError: an option outside its range.
@@ -176,7 +177,8 @@ class MultiLabel(Head):
     """Any of `outputs` labels a sample: features [N, D], logits [N, C], targets [N, C] in [0, 1].
 
     Args:
-        outputs: C. pos_weight: [C], what a positive label counts.
+        outputs: C.
+        pos_weight: [C], what a positive label counts.
 
     Raises:
         ValueError: an option outside its range.

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from mtml.tasks.task_batch import TaskBatch
 from mtml_kernels.checks import NAMES, leaves, shown
 from mtml_kernels.losses.task import takes
+from mtml_kernels.precision import cast
 from mtml_kernels.schema.inner_loop import PER_STEP, QUERY_STEPS, STARTS, TASKS_APART
 
 __all__ = ["Batch", "Extras", "Parts", "check_parts", "signature", "unpacked", "weights_list"]
@@ -98,6 +99,21 @@ class Batch:
     def over(self, sx: Any, qx: Any) -> Batch:
         """The same targets, masks and weights with other inputs, such as features in place of images."""
         return Batch(sx, self.sy, qx, self.qy, self.support_mask, self.query_mask, self.weights, self.extras)
+
+    def floats(self) -> list[Tensor]:
+        """All floating-point tensors: of the parts, and where tasks start."""
+        extras = self.extras
+        found = pytree.tree_leaves((self.parts(), () if extras is None else (extras.start, extras.moments)))
+        return [t for t in found if isinstance(t, Tensor) and t.is_floating_point()]
+
+    def in_float32(self) -> Batch:
+        """The same with float32 copies of what is in half precision."""
+        extras = self.extras
+        parts, weights, start, moments = cast(
+            (self.parts(), self.weights, *((None, None) if extras is None else (extras.start, extras.moments))),
+            torch.float32,
+        )
+        return Batch(*parts, weights, extras and extras._replace(start=start, moments=moments))
 
     def first_step(self) -> Batch:
         """The support sets of one step in the place of all, by which shapes are checked and models are traced."""

@@ -38,7 +38,11 @@ class Explanation:
             are none.
         low_rank: how many weights are held as the shared ones plus a low-rank correction a task.
         adapted: names of the adapted tensors.
-        steps, first_order, loss, query_loss, batch_norm: of the learner.
+        steps: of the learner, as the next four.
+        first_order: whether inner gradients are constants.
+        loss: of the support set.
+        query_loss: of the query set.
+        batch_norm: how batch normalisation normalises.
         predicted: where a schedule is what runs: how many calls it has, their work, and the time that a model predicts
             for them on a GPU; else empty.
         launch: where a schedule is what runs, or the backend "cuda": the one launch that this backend makes of it

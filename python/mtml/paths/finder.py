@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from mtml.inner import Rule
 from mtml.params import adaptable, aliases, select
-from mtml.paths.as_written import OTHER_IDS, as_written
+from mtml.paths.as_written import OTHER_IDS, AsWritten, as_written
 from mtml.paths.batch import Batch, Extras
 from mtml.paths.fused import Fused
 from mtml.paths.general import General, general_data
 from mtml.paths.gram import FusedHead, is_head
+from mtml.paths.half import Narrowed
 from mtml.paths.inputs import input_names, named_inputs, sample_shapes
 from mtml.paths.loss_reads import Verdicts
 from mtml.paths.path import Options, Path
@@ -35,6 +36,7 @@ from mtml_kernels.losses.matching import Sizes as LossSizes
 from mtml_kernels.losses.task import TaskLoss
 from mtml_kernels.neutral import exclusive, uncompiled, unhooked
 from mtml_kernels.ops.inner_loop import BACKENDS
+from mtml_kernels.precision import HALF, autocast_dtype, computed_in, mixes
 from mtml_kernels.program import Norm, Op, Program, Unfusable, trace
 from mtml_kernels.program.guards import SIDE_EFFECTS
 from mtml_kernels.program.split import once_is_dearer, split_head
@@ -46,6 +48,7 @@ __all__ = ["GENERAL", "PathFinder"]
 
 Losses = Sequence[LossSpec | Recognised | Opaque]
 GENERAL = "general"
+_computed = computed_in(BACKENDS)
 FIRST_LOOK = 64  # calls of a model with code of the user's before its program is traced again; then 4 times as many
 
 
@@ -140,7 +143,8 @@ class PathFinder:
         if not traced.reasons:
             assert traced.program is not None
             path = self._fused(traced.program, _specs(traced.losses), batch, options, sizes)
-            return self._as_written(path, traced.losses, options, rates)
+            self._set_precision(path, traced.program, whole)
+            return self._narrowed(self._as_written(path, traced.losses, options, rates), traced.program)
         self._refuse_to_fall_back(traced.reasons)
         general = self._live(whole, options, rates)
         general.notice = general.plan.mode, "; ".join(traced.reasons)
@@ -163,10 +167,6 @@ class PathFinder:
             reasons.append("torch.func: the call is inside a transform (grad, vmap, ...), which needs the general path")
         elif is_forward_mode():
             reasons.append("forward_ad: the call is inside a dual level, which needs the general path")
-        if (dtype := self.autocast()) is not None:
-            reasons.append(
-                f"autocast: the call is inside torch.autocast to {dtype}, and the fused engine casts nothing"
-            )
         if torch.is_grad_enabled() and isinstance(batch.weights, Tensor) and batch.weights.requires_grad:
             reasons.append("step_weights requires grad, which the fused path does not give")
         traced = self._trace(batch)
@@ -197,8 +197,9 @@ class PathFinder:
         if program is None or not isinstance(target, Tensor):
             missing = "the model's output" if program is None else "its targets"
             return replace(loss, reason=f"{loss.reason}: it is not tried without {missing}")
-        shape, dtype = tuple(target.shape[1:]), self.tensors[program.params[0].name].dtype
-        sizes = LossSizes((shape[0], *program.output_shape), shape, target.dtype, dtype)
+        shape, dtype = tuple(target.shape[1:]), self._dtype(program)
+        given = dtype if self._fits(target.dtype, program) else target.dtype
+        sizes = LossSizes((shape[0], *program.output_shape), shape, given, dtype)
         factors = self.update is None  # a factor is one of the rates for plain steps alone
         return recognise(loss, sizes, mask is not None, factors)
 
@@ -214,9 +215,20 @@ class PathFinder:
 
     def autocast(self) -> torch.dtype | None:
         """What torch.autocast, where it is on, casts to on the model's device."""
-        device = self.device_type
-        known = torch.amp.is_autocast_available(device)  # not of "meta", which raises an error below
-        return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else None
+        return autocast_dtype(self.device_type)
+
+    def _dtype(self, program: Program) -> torch.dtype:
+        """What a fused call computes in."""
+        stored = self.tensors[program.params[0].name].dtype
+        if self.autocast() is not None:
+            return torch.float32 if mixes(stored) else stored
+        asked = self.requested()  # `explain` tells of the general path, too, what another would do
+        return _computed("auto" if asked == GENERAL else asked, self.device_type, stored)
+
+    def _fits(self, dtype: torch.dtype, program: Program) -> bool:
+        """Whether data of a dtype goes with the program's parameters: theirs, or what autocast mixes with it."""
+        stored = self.tensors[program.params[0].name].dtype
+        return dtype is stored or (self.autocast() is not None and mixes(dtype) and mixes(stored))
 
     def _program(self, shapes: Any) -> _Traced:
         try:
@@ -235,8 +247,9 @@ class PathFinder:
                 continue
             check_target(name, loss.kind, target, (*target.shape[:2], *program.output_shape))
             reason = unfused_target(loss, program.output_shape, target, tuple(target.shape[2:]))
-            dtype = self.tensors[program.params[0].name].dtype if program.params else target.dtype
-            if loss.info.ids and target.is_floating_point() and target.dtype != dtype:
+            probabilities = loss.info.ids and target.is_floating_point()
+            if probabilities and program.params and not self._fits(target.dtype, program):
+                dtype = self.tensors[program.params[0].name].dtype
                 reason = f"{loss.kind}: the probabilities are {target.dtype}, the model {dtype}"
             reasons += [f"{name}: {reason}"] if reason else []
         return reasons
@@ -249,9 +262,10 @@ class PathFinder:
             if name in self.names or self.tensors[name].requires_grad:
                 return [f"{name}: a running statistic, which PyTorch gives no gradient, is adapted or requires grad"]
         kinds = {(t.dtype, t.device) for t in params}
-        if len(kinds) > 1:
+        alike = all(device == params[0].device and self._fits(dtype, program) for dtype, device in kinds)
+        if not alike:
             return [f"model: its parameters differ in dtype or device ({sorted(map(str, kinds))})"]
-        dtype, device = kinds.pop()
+        dtype, device = self._dtype(program), params[0].device
         backends = [BACKENDS.named(name) for name in BACKENDS.names() if name != "reference"]
         refusals = [backend.supports(device.type, dtype) for backend in backends]
         if self.requested() == "auto" and refusals and all(refusals):
@@ -265,8 +279,8 @@ class PathFinder:
     ) -> Fused | TrunkOnce:
         """The engine's path: the whole program in every step, or its trunk once where that is exact and cheaper."""
         like = self.tensors[program.params[0].name]
-        backend = BACKENDS.resolve(self.requested(), like.device.type, like.dtype).name
-        self._check_dtypes(program, losses, batch, like.dtype)
+        backend = BACKENDS.resolve(self.requested(), like.device.type, self._dtype(program)).name
+        self._check_dtypes(program, losses, batch)
         names = (input_names(program, batch.sx), input_names(program, batch.sx if batch.qx is None else batch.qx))
         parts = split_head(program, [p.name in self.names for p in program.params])
         if options.axes:
@@ -281,6 +295,26 @@ class PathFinder:
         path = self._in_engine(program, losses, batch, options, sizes, backend, names)
         path.trunk = f"it runs in every step: {why}" if why else ""
         return path
+
+    def _set_precision(self, path: Fused | TrunkOnce, program: Program, batch: Batch) -> None:
+        """Whether the path copies what batches hold in half precision; and what `explain` says of dtypes."""
+        if not mixes(dtype := self._dtype(program)):
+            return
+        stored, engine = self.tensors[program.params[0].name].dtype, path.head if isinstance(path, TrunkOnce) else path
+        path.float32 = engine.float32 = dtype not in HALF and any(t.dtype in HALF for t in batch.floats())
+        if self.autocast() is not None:
+            engine.how += "; in float32 throughout, which autocast does not round"
+        elif stored is not dtype:
+            engine.how += f"; in float32 throughout, {str(stored).removeprefix('torch.')} is how tensors are stored"
+
+    def _narrowed(self, path: Fused | TrunkOnce | AsWritten, program: Program) -> Path:
+        """The path with results in the dtypes that they are to have."""
+        dtype, read = self._dtype(program), {p.name for p in program.params}
+        kinds = {name: self.tensors[name].dtype for name in (*read, *self.names)}
+        if all(kind is dtype for kind in kinds.values()):
+            return path
+        result = dtype if self.autocast() is not None else self.tensors[program.params[0].name].dtype
+        return Narrowed(path, result, kinds)
 
     def _in_engine(
         self,
@@ -297,16 +331,17 @@ class PathFinder:
         losses = [loss.fitting(target) for loss, target in zip(losses, (batch.sy, batch.qy), strict=True)]
         spec = self._spec(program, adapted, losses, options)
         moving = [p.name for p, flag in zip(program.params, adapted, strict=True) if flag]
-        rates = self._rates(moving, options, self.tensors[program.params[0].name])
+        dtype = self._dtype(program)
+        rates = self._rates(moving, options, self.tensors[program.params[0].name].new_empty(0, dtype=dtype))
         narrow = any(isinstance(y, Tensor) and y.dtype in NARROW for y in (batch.sy, batch.qy))
         looks = backend in ("reference", "torch") or narrow
         classes = _classes(program.output_shape[-1:], losses, batch) if looks else (0, 0)
         if self.rule is not None or options.axes or _beyond_gram(batch, losses):
-            return Fused(program, self.tensors, self.names, rates, spec, backend, names, classes, self.rule)
+            return Fused(program, self.tensors, self.names, rates, spec, backend, names, classes, self.rule, dtype)
         # asked for a way of holding weights, or for the schedule: of those the Gram form has none
         asked = VARIANT in backend or backend == "torch"
         kind = FusedHead if not asked and is_head(program, spec, rates(), losses, sizes) else Fused
-        return kind(program, self.tensors, self.names, rates, spec, backend, names, classes)
+        return kind(program, self.tensors, self.names, rates, spec, backend, names, classes, None, dtype)
 
     def _spec(
         self, program: Program, adapted: Sequence[bool], losses: Sequence[LossSpec], options: Options
@@ -332,7 +367,8 @@ class PathFinder:
             expected = [batch.tasks, *like.shape]
             if list(tensor.shape) != expected:
                 raise ValueError(f"start[{name!r}]: expected [T, *shape] = {expected}, got {list(tensor.shape)}")
-            if (tensor.dtype, tensor.device) != (like.dtype, like.device):
+            mixed = self.autocast() is not None and mixes(tensor.dtype) and mixes(like.dtype)
+            if (tensor.dtype is not like.dtype and not mixed) or tensor.device != like.device:
                 raise TypeError(
                     f"start[{name!r}]: expected {like.dtype} on {like.device}, as the model's, got {tensor.dtype} on "
                     f"{tensor.device}; convert it with .to()"
@@ -345,7 +381,9 @@ class PathFinder:
                 "Use backend='auto' or 'general' for the general path, which runs any module and loss"
             )
 
-    def _as_written(self, path: Fused | TrunkOnce, losses: Losses, options: Options, rates: Rates) -> Path:
+    def _as_written(
+        self, path: Fused | TrunkOnce, losses: Losses, options: Options, rates: Rates
+    ) -> Fused | TrunkOnce | AsWritten:
         """The path with what its losses are beside the engine's; on other ids than the engine's it runs live."""
 
         def live(batch: Batch) -> General:
@@ -392,16 +430,17 @@ class PathFinder:
                 lead = target.shape[:2] if isinstance(target, Tensor) else ()
                 check_target(name, loss.kind, target, (*lead, *output))
 
-    def _check_dtypes(self, program: Program, losses: Sequence[LossSpec], batch: Batch, dtype: torch.dtype) -> None:
+    def _check_dtypes(self, program: Program, losses: Sequence[LossSpec], batch: Batch) -> None:
+        dtype = self.tensors[program.params[0].name].dtype
         why = f"the model's dtype, which {_first_layer(program)} needs"
         for name, x in (("sx", batch.sx), ("qx", batch.qx)):
             for info, called, tensor in [] if x is None else named_inputs(program, name, x):
                 if info.ids:
                     check_ids(called, tensor)
-                else:
+                elif not self._fits(tensor.dtype, program):
                     check_dtypes(dtype, iter([(called, tensor)]), why)
         for name, loss, target in (("sy", losses[0], batch.sy), ("qy", losses[1], batch.qy)):
-            if isinstance(target, Tensor) and target.is_floating_point():
+            if isinstance(target, Tensor) and target.is_floating_point() and not self._fits(target.dtype, program):
                 check_dtypes(dtype, iter([(name, target)]), f"the model's dtype, for loss {loss.kind!r}")
 
 

@@ -15,6 +15,7 @@ from mtml.paths.path import Outcome, in_our_words
 from mtml.paths.predicted import launched, predicted
 from mtml.paths.rates import Rates
 from mtml_kernels.checks import Sizes, check_class_ids, widened
+from mtml_kernels.cuda.backends import FORMS as CUDA_FORMS
 from mtml_kernels.losses import IGNORED
 from mtml_kernels.native.inner_loop import low_rank_weights
 from mtml_kernels.ops.inner_loop import inner_loop_call, task_gradients_call
@@ -45,6 +46,7 @@ class Fused:
         names: tuple[Any, Any],
         classes: tuple[int, int] = (0, 0),
         rule: Rule | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.rule = None if rule is None or rule.plain else rule
         self.moments = () if self.rule is None else spec.rule.moments
@@ -55,7 +57,9 @@ class Fused:
         # adapted by the caller's wish, but the model never reads them: they stay as they are
         self.idle = {name: tensors[name] for name in adapted if name not in read}
         self.order = list(adapted)
-        self.dtype = self.params[0].dtype
+        self.dtype = self.params[0].dtype if dtype is None else dtype  # that is computed in
+        self.copies = any(t.dtype is not self.dtype for t in self.params)
+        self.float32 = False  # whether batches have tensors in half precision, to be copied
         self.support_names, self.query_names = names  # None: one tensor; else keys of a dict or indices of a tuple
         self.reshape = len(program.output_shape) != 1
         # > 0: class ids that are checked here, because the backend indexes without a look, or that are not int64
@@ -64,30 +68,37 @@ class Fused:
         self.apart = spec.has(TASKS_APART)
         self.notice: tuple[str, str] | None = None
 
+    def tensors(self) -> list[Tensor]:
+        """The program's parameters in the dtype that is computed in."""
+        return [t.to(self.dtype) for t in self.params]
+
     def low_rank(self, sizes: Sizes) -> int:
         """How many weights are held as the shared ones plus a low-rank correction for each task, in training."""
         if self.backend not in FORMS:
             return 0
         form = FORMS[self.backend]
-        return low_rank_weights(self.params, self.rates(), self.spec, sizes.support, sizes.query, form)
+        return low_rank_weights(self.tensors(), self.rates(), self.spec, sizes.support, sizes.query, form)
 
     def predicted(self, sizes: Sizes) -> tuple[str, list[dict[str, Any]]]:
         """The schedule in one line and its calls, where a schedule is what runs."""
         if self.backend not in SCHEDULED:
             return "", []
-        return predicted(self.program, self.params, self.rates(), self._numbers(), self.spec, sizes)
+        return predicted(self.program, self.tensors(), self.rates(), self._numbers(), self.spec, sizes)
 
     def launched(self, sizes: Sizes) -> str:
         """How one launch runs all of it, where a schedule could be that or is."""
-        if self.backend not in SCHEDULED and self.backend != "cuda":
+        if self.backend not in SCHEDULED and self.backend not in CUDA_FORMS:
             return ""
-        return launched(self.program, self.params, self.rates(), self._numbers(), self.spec, sizes)
+        form = self.backend if self.backend in CUDA_FORMS else "cuda"
+        return launched(self.program, self.tensors(), self.rates(), self._numbers(), self.spec, sizes, form)
 
     def _numbers(self) -> Sequence[Tensor]:
         """The update rule's, for what only looks at their shapes."""
         return () if self.rule is None else (self.rule.vector(torch.device("cpu")),)
 
     def __call__(self, batch: Batch) -> Outcome:
+        if self.float32:
+            batch = batch.in_float32()
         sx, qx, sy, qy = batch.sx, batch.qx, batch.sy, batch.qy
         sm, qm, sw = batch.support_mask, batch.query_mask, batch.weights
         if self.classes != (0, 0):
@@ -103,9 +114,9 @@ class Fused:
         lr = self.rates.constant
         if lr is None:
             lr = self.rates()
-        params, rule = self.params, _NO_RULE
+        params, rule = self.tensors() if self.copies else self.params, _NO_RULE
         if self.rule is not None or batch.extras is not None:
-            params, rule = self._starts(batch), self._rule(batch)
+            params, rule = self._starts(batch, params), self._rule(batch)
         try:
             if self.apart:
                 lists = (params, lr, support, query, [*rule[0]], [*rule[1]])
@@ -122,14 +133,14 @@ class Fused:
         names = [p.name for p in self.program.params]
         return Outcome(loss, None, loss.new_zeros(0, len(loss)), dict(zip(names, grads, strict=True)))
 
-    def _starts(self, batch: Batch) -> list[Tensor]:
+    def _starts(self, batch: Batch, params: list[Tensor]) -> list[Tensor]:
         """The parameters of a call: the model's, or of the adapted ones each task's own."""
         if batch.extras is None or batch.extras.start is None:
-            return self.params
+            return params
         start, tasks = batch.extras.start, batch.tasks
         return [
             t if not flag else start[p.name] if p.name in start else t.expand(tasks, *t.shape)
-            for t, flag, p in zip(self.params, self.spec.adapted, self.program.params, strict=True)
+            for t, flag, p in zip(params, self.spec.adapted, self.program.params, strict=True)
         ]
 
     def _rule(self, batch: Batch) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

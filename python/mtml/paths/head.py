@@ -29,9 +29,12 @@ from mtml_kernels.checks import (
 from mtml_kernels.functional.head_forms import gram_is_cheaper
 from mtml_kernels.functional.head_inner_loop import head_inner_loop
 from mtml_kernels.losses import KINDS, Loss, LossSpec, Opaque, resolve
-from mtml_kernels.ops.head_inner_loop import backend_for
+from mtml_kernels.ops.head_inner_loop import BACKENDS, backend_for
+from mtml_kernels.precision import casts, computed_in, mixes
 
 __all__ = ["HeadFinder", "HeadPath", "features_of", "fold", "fused_loss", "head_rate", "rows_of"]
+
+_computed = computed_in(BACKENDS)
 
 
 class HeadFinder:
@@ -116,7 +119,9 @@ class HeadPath:
         return output
 
     def explain(self, subject: Subject, sizes: Sizes) -> Explanation:
-        backend = backend_for(self.anil.backend, self.anil.head.weight, sizes.support)
+        head, name = self.anil.head.weight, self.anil.backend
+        dtype = torch.float32 if casts(head) and mixes(head.dtype) else _computed(name, head.device.type, head.dtype)
+        backend = backend_for(name, torch.empty_like(head, dtype=dtype), sizes.support)
         form, why = self._form(sizes, backend)
         return Explanation(
             path=self.kind,

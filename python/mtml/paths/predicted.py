@@ -46,19 +46,23 @@ def launched(
     hyper: Sequence[Tensor],
     spec: InnerLoopSpec,
     sizes: Sizes,
+    form: str,
 ) -> str:
-    """What the backend `cuda` starts for a meta-step of these sizes, or why it cannot; and why it is not here."""
+    """What a form of `cuda` starts for a meta-step of these sizes, or why it cannot; and why it is not here."""
     on = params[0].device
-    known = device_of(on)[0]
-    chip, name = (Chip.of(on), "this GPU") if on.type == "cuda" else (Chip.named(known), with_article(known.name))
+    device, known = device_of(on)
+    chip, name = (Chip.of(on), "this GPU") if on.type == "cuda" else (Chip.named(device), with_article(device.name))
+    on_known = device if known or on.type != "cuda" else None
     try:
-        launch = launch_of(_meta_step(program, params, rates, hyper, spec, sizes), chip)
+        launch = launch_of(_meta_step(program, params, rates, hyper, spec, sizes), chip, form, on_known)
     except BackendUnavailable as error:
-        return f"backend='cuda' cannot run it: {error.__cause__}; backend='triton' does, layer by layer"
-    missing = BACKENDS.named("cuda").refusal(on.type, params[0].dtype)
+        if error.__cause__ is None:  # what another form would take
+            return str(error)
+        return f"backend={form!r} cannot run it: {error.__cause__}; backend='triton' does, layer by layer"
+    missing = BACKENDS.named(form).refusal(on.type, params[0].dtype)
     here = f"; not here: {missing}" if missing else ""
     how = "some for each step" if isinstance(launch, TiledLaunches) else "one for all steps"
-    return f"by backend='cuda' {how}, on {name}: {launch}{here}"
+    return f"by backend={form!r} {how}, on {name}: {launch}{here}"
 
 
 def _meta_step(

@@ -17,6 +17,7 @@ from mtml.paths.trunk import TrunkOnce
 from mtml_kernels.checks import Sizes, check_batch, widened
 from mtml_kernels.losses import IGNORED, LossSpec, Opaque, resolve
 from mtml_kernels.losses.task import TaskLoss
+from mtml_kernels.precision import cast, plainly, result_dtype
 
 __all__ = ["RidgeFinder", "RidgePath", "ridge"]
 
@@ -79,12 +80,26 @@ class RidgePath:
         self.owner, self.options = owner, options
 
     def __call__(self, batch: Batch) -> Outcome:
-        """loss [T], output [T, Q, O], no support losses [0, T]; the heads' weight [T, O, D] and bias [T, O]."""
+        """loss [T], output [T, Q, O], no support losses [0, T]; the heads' weight [T, O, D] and bias [T, O].
+
+        Features in half precision are solved for in float32: PyTorch has no solver for less.
+        """
+        features = features_of(self.owner.features, batch.sx, batch.qx)
+        support, query = cast(features, torch.float32)
+        with plainly(support):
+            found = self._solved(batch if support.dtype is features[0].dtype else batch.in_float32(), support, query)
+        dtype, kind = result_dtype(features[0]), self.owner.log_strength.dtype
+        if features[0].dtype is support.dtype is kind:
+            return found
+        adapted = {name: t.to(kind) for name, t in found.adapted.items()}
+        return Outcome(found.loss.to(dtype), found.output.to(dtype), found.support_losses.to(dtype), adapted)
+
+    def _solved(self, batch: Batch, support: Tensor, query: Tensor) -> Outcome:
+        """The same of the features of both sets."""
         owner, loss = self.owner, resolve(self.owner.loss)
-        support, query = features_of(owner.features, batch.sx, batch.qx)
         tasks = support.shape[0]
         y, weights = self._targets(batch, loss, support)
-        weight = owner.scale * ridge(support, y, weights, owner.log_strength.exp()).mT  # [T, O, D]
+        weight = owner.scale * ridge(support, y, weights, cast(owner.log_strength, torch.float32).exp()).mT  # [T, O, D]
         bias = owner.shift.expand(tasks, owner.outputs)
         adapted = {"head.weight": weight, "head.bias": bias} if self.options.keep else {}
         output, found = query @ weight.mT + bias[:, None], support.new_zeros(0)

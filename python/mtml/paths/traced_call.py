@@ -21,6 +21,7 @@ from mtml.paths.batch import Batch
 from mtml.paths.finder import GENERAL
 from mtml.paths.form import form_of
 from mtml.paths.path import Outcome, Path
+from mtml_kernels.precision import autocast_dtype
 
 if TYPE_CHECKING:
     from mtml.paths.cache import PathCache, Watch
@@ -41,8 +42,7 @@ class Modes(NamedTuple):
     @staticmethod
     def now(device_type: str) -> Modes:
         """As they are."""
-        on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-        return Modes(torch.is_grad_enabled(), device_type, torch.get_autocast_dtype(device_type) if on else None)
+        return Modes(torch.is_grad_enabled(), device_type, autocast_dtype(device_type))
 
     @contextmanager
     def entered(self, now: Modes) -> Iterator[None]:

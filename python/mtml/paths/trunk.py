@@ -33,18 +33,22 @@ class TrunkOnce:
     kind = "fused"
     trunk = "it runs once over both sets"  # what explain() says of it
 
+    float32 = False  # as of `Fused`
+
     def __init__(self, parts: Parts, tensors: Mapping[str, Tensor], head: Fused, names: tuple[Any, Any]) -> None:
         trunk, self.joint = parts.trunk, parts.joint
         self.head, self.backend = head, head.backend
         self.notice: tuple[str, str] | None = None
         head.how = f", on the features of a trunk that runs once{head.how}"
         head.trunk = self.trunk
-        self.params = [tensors[p.name] for p in trunk.params]
+        self.params, self.dtype = [tensors[p.name] for p in trunk.params], head.dtype
         losses = (LossSpec("mse"), LossSpec("mse"))  # of no samples and no targets
         self.pass_spec = InnerLoopSpec.of(trunk, [False] * len(self.params), losses, steps=0)
         self.support_names, self.query_names = names
 
     def __call__(self, batch: Batch) -> Outcome:
+        if self.float32:
+            batch = batch.in_float32()
         inputs = self.head.inputs(batch.sx, self.support_names)
         if batch.qx is None:
             return self.head(batch.over(self.features(inputs), None))
@@ -57,9 +61,10 @@ class TrunkOnce:
     def features(self, inputs: Sequence[Tensor]) -> Tensor:
         """[T, N, elements of a sample's features] of inputs [T, N, ...]."""
         none = [x[:, :0] for x in inputs]
-        like = self.params[0]  # inputs may be ids
+        params = [t if t.dtype is self.dtype else t.to(self.dtype) for t in self.params]
+        like = params[0]  # inputs may be ids
         targets, rate = like.new_empty(inputs[0].shape[0], 0, 1), like.new_zeros(1)
-        call = (self.pass_spec, self.params, none, targets, list(inputs), None, None, None, [rate], None, self.backend)
+        call = (self.pass_spec, params, none, targets, list(inputs), None, None, None, [rate], None, self.backend)
         return inner_loop_call(*call)[1]
 
     def explain(self, subject: Subject, sizes: Sizes) -> Explanation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from mtml.multihead.heads import Head
 
-__all__ = ["Weighting"]
+__all__ = ["Weighting", "by_head", "checked", "preferred", "share_among"]
 
 
 class Weighting(nn.Module, abc.ABC):
@@ -53,7 +54,9 @@ class Weighting(nn.Module, abc.ABC):
         """The total.
 
         Args:
-            losses: [H]; 0 where absent. present: [H] bool. norms: [H], constants, where `needs_norms`.
+            losses: [H]; 0 where absent.
+            present: [H] bool.
+            norms: [H], constants, where `needs_norms`.
         """
 
     def end_epoch(self) -> None:
@@ -63,3 +66,36 @@ class Weighting(nn.Module, abc.ABC):
     def learning(self) -> bool:
         """Whether this call may change what the weighting remembers."""
         return self.training and torch.is_grad_enabled()
+
+
+def by_head(what: str, given: Mapping[str, float], heads: Mapping[str, Head], default: float) -> Tensor:
+    """{head: number} as [H], the default where a head is not named.
+
+    Raises:
+        ValueError: a name that is no head.
+    """
+    unknown = [name for name in given if name not in heads]
+    if unknown:
+        raise ValueError(f"weighting: expected {what} for {', '.join(heads)}, got one for {unknown[0]!r}")
+    return torch.tensor([float(given.get(name, default)) for name in heads])
+
+
+def checked(what: str, given: Mapping[str, float] | None, *, least: float = -math.inf) -> dict[str, float]:
+    """{head: number} of finite numbers, none below `least`; ValueError otherwise."""
+    for name, value in (given or {}).items():
+        if not (math.isfinite(value) and value >= least):
+            bound = "" if least == -math.inf else f" of at least {least:g}"
+            raise ValueError(f"weighting: expected finite {what}{bound}, got {value} for {name!r}")
+    return dict(given or {})
+
+
+def share_among(present: Tensor, scores: Tensor) -> Tensor:
+    """The softmax [H] of scores over the present heads, 0 for the others."""
+    return scores.masked_fill(~present, -math.inf).softmax(0).nan_to_num()  # none present: 0, not 0 / 0
+
+
+def preferred(preferences: Tensor, present: Tensor) -> Tensor:
+    """Preferences [H] brought to sum 1 over the present heads, 0 for the others."""
+    kept = torch.where(present, preferences, 0.0)
+    total = kept.sum()
+    return torch.where(total > 0, kept / total, 0.0)

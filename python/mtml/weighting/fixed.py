@@ -7,14 +7,13 @@ GLS    (prod_h L_h)^(1 / n) over the n present heads
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mtml.weighting.base import Weighting
+from mtml.weighting.base import Weighting, by_head, checked, share_among
 from mtml.weighting.counted import counted_normal
 from mtml_kernels.checks import check_steps
 
@@ -44,17 +43,10 @@ class Fixed(Weighting):
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        self.given = dict(weights or {})
-        for name, weight in self.given.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"weighting: expected finite weights of at least 0, got {weight} for {name!r}")
+        self.given = checked("weights", weights, least=0)
 
     def setup(self, heads: Mapping[str, Head]) -> None:
-        unknown = [name for name in self.given if name not in heads]
-        if unknown:
-            raise ValueError(f"weighting: expected weights for {', '.join(heads)}, got one for {unknown[0]!r}")
-        weights = torch.tensor([float(self.given.get(name, 1.0)) for name in heads])
-        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("weights", by_head("weights", self.given, heads, 1.0), persistent=False)
 
     def forward(self, losses: Tensor, present: Tensor, norms: Tensor | None = None) -> Tensor:
         return (self.weights.to(losses.dtype) * losses).sum()
@@ -95,9 +87,7 @@ class RLW(Weighting):
         if self.learning:
             scores = counted_normal(self.seed, self._draws, losses.shape[0])
             self._draws += 1
-        scores = scores.to(losses.device, losses.dtype).masked_fill(~present, -math.inf)
-        weights = torch.where(present, scores, -math.inf).softmax(0).nan_to_num()  # none present: 0, not 0 / 0
-        return (weights * losses).sum()
+        return (share_among(present, scores.to(losses.device, losses.dtype)) * losses).sum()
 
     def get_extra_state(self) -> dict[str, int]:
         return {"seed": self.seed, "draws": self.draws}

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mtml.weighting.base import Weighting
+from mtml.weighting.cosmos import COSMOS
+from mtml.weighting.famo import FAMO
 from mtml.weighting.fixed import GLS, RLW, Fixed
 from mtml.weighting.following import DWA, GradNorm
+from mtml.weighting.imtl import IMTLL
+from mtml.weighting.stch import STCH
 from mtml.weighting.uncertainty import Uncertainty
 from mtml_kernels.checks import shown
 
@@ -19,6 +23,10 @@ NAMED: dict[str, type[Weighting]] = {
     "gls": GLS,
     "rlw": RLW,
     "gradnorm": GradNorm,
+    "famo": FAMO,
+    "stch": STCH,
+    "imtl_l": IMTLL,
+    "cosmos": COSMOS,
 }
 
 

@@ -1,5 +1,6 @@
 // The perceptrons' kernels for a library on the CPU, in double too.
 #include "cuda/inner_loop/mlp/in_float.cu"
+#include "cuda/inner_loop/mlp/part.cuh"
 
 extern "C" {
 

@@ -7,6 +7,7 @@
 #include "clusters.cu"
 #include "copies.cu"
 #include "faults.cu"
+#include "overlaps.cu"
 #include "products.cu"
 #include "warps.cu"
 
@@ -50,6 +51,9 @@ static const Case kCases[] = {
     {"clusters_named", clusters_named},
     {"clusters_without_first", clusters_without_first},
     {"clusters_without_last", clusters_without_last},
+    {"overlaps", overlaps_right},
+    {"overlaps_without_wait", overlaps_without_wait},
+    {"overlaps_copied_early", overlaps_copied_early},
     {"tf32", tf32},
     {"tf32_thrice", tf32_thrice},
     {"side_by_side", side_by_side},

@@ -30,22 +30,17 @@ int64_t mlp_record(int32_t shape, const MtmlkMlpCall& call) {
   });
 }
 
-template <class T>
+// The launches of a shape of this part; defined by part.cuh.
+template <class T, int kPart>
+int run_mlp_part(const MtmlkMlpLaunch& l, const MtmlkMlpCall& call, Stream stream);
+
+template <class T, int kPart = 0>
 int run_mlp(const MtmlkMlpLaunch& l, const MtmlkMlpCall& call, Stream stream) {
-  Launch launch;
-  launch.grid = dim3(unsigned(l.blocks)), launch.block = dim3(unsigned(l.threads)), launch.stream = stream;
-  launch.shared_bytes = size_t(mlp_shared_bytes<T>(l.shape, call));
-  return with_mlp(l.shape, Mlps{}, kNoSuchMlp, [&](auto listed) {
-    using Listed = decltype(listed);
-    if constexpr (Listed::kTile != 0) {
-      return TileLaunches<T, Listed>{call, launch, l.blocks, l.back_threads}.run();
-    } else {
-      constexpr int kFew = Listed::kRows[0], kMany = Listed::kRows[1];
-      if (l.rows == kFew) return start(mlp_kernel<T, typename Listed::S, kFew>, launch, call);
-      if (l.rows == kMany) return start(mlp_kernel<T, typename Listed::S, kMany>, launch, call);
-      return kNoSuchMlp;
-    }
-  });
+  if constexpr (kPart < kMlpParts) {
+    if (l.shape % kMlpParts != kPart) return run_mlp<T, kPart + 1>(l, call, stream);
+    return run_mlp_part<T, kPart>(l, call, stream);
+  }
+  return kNoSuchMlp;
 }
 
 }  // namespace mtmlk

@@ -1,8 +1,9 @@
 // The perceptrons that have a kernel of their own: a block a task, or of those that come with many samples a block for
 // tiles of a task's.
 //
-// A new entry needs nothing else: the Python side reads the list. Widths are multiples of four, or fewer than four; the
-// number of kernels is counted in tests/cuda/test_persistent_compiles.py.
+// A new entry needs nothing else: the Python side reads the list, and the files part_0.cu, part_1.cu, ... share its
+// kernels out among them. Widths are multiples of four, or fewer than four; the number of kernels is counted in
+// tests/cuda/test_persistent_compiles.py.
 #pragma once
 
 #include "cuda/inner_loop/mlp/shape.cuh"
@@ -35,6 +36,9 @@ using Mlps = MlpList<ListedMlp<MlpShape<false, 1, 40, 40, 1>, 2, 10>,        // 
                      ListedMlp<MlpShape<true, 2, 100, 100, 2>, 2, 6>,        //
                      TiledMlp<MlpShape<false, 2, 64, 64, 64, 3>, 32, 8, 8>,  // images by coordinates
                      TiledMlp<MlpShape<true, 2, 64, 64, 64, 3>, 16, 4, 4>>;
+
+// Files that compile the kernels, side by side: entry i is compiled by part_<i % kMlpParts>.cu.
+constexpr int kMlpParts = 6;
 
 // body(entry) of the entry at `index`, or `otherwise` beyond the end.
 template <class R, class Body>

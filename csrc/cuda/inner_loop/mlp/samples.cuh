@@ -77,7 +77,7 @@ struct Samples {
   }
   // For products of so many terms, whose results are as wide as layer l.
   template <int l, int kDepth>
-  DEV WarpTile<T, kR, S::width(l), kDepth> tile() const {
+  DEV WarpTile<T, kR, S::width(l), kDepth, S::kTerms> tile() const {
     return {t.lane(), first, set.samples};
   }
 

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include <utility>
+
 #include "cuda/device_api.h"
 #include "mtml/arithmetic.h"
 
@@ -21,6 +23,8 @@ MTMLK_ANYWHERE constexpr int least(int a, int b) { return a < b ? a : b; }
 // kBent: whether f'' is not 0, so that the way back needs what relu and its like do not.
 template <bool kBent_, int... kWidths>
 struct MlpShape {
+  using Plain = MlpShape;
+  static constexpr int kTerms = 0;  // products by multiply-adds
   static constexpr int kLayers = int(sizeof...(kWidths)) - 1;
   static constexpr bool kBent = kBent_;
   static_assert(kLayers >= 1, "no layer");
@@ -31,22 +35,14 @@ struct MlpShape {
     return found;
   }
   // Of a set of parameters.
-  MTMLK_ANYWHERE static constexpr int weight(int l) {
-    int at = 0;
-    for (int i = 1; i < l; ++i) at += layer(i);
-    return at;
-  }
-  MTMLK_ANYWHERE static constexpr int bias(int l) { return weight(l) + whole_vectors(width(l) * row_of(width(l - 1))); }
+  MTMLK_ANYWHERE static constexpr int weight(int l) { return among<&MlpShape::find_weight>(l, Ends{}); }
+  MTMLK_ANYWHERE static constexpr int bias(int l) { return among<&MlpShape::find_bias>(l, Ends{}); }
   MTMLK_ANYWHERE static constexpr int layer(int l) {
     return whole_vectors(width(l) * row_of(width(l - 1))) + whole_vectors(width(l));
   }
   static constexpr int kParams = weight(kLayers + 1);
   // The same without gaps, as the caller has them.
-  MTMLK_ANYWHERE static constexpr int plain_weight(int l) {
-    int at = 0;
-    for (int i = 1; i < l; ++i) at += width(i) * (width(i - 1) + 1);
-    return at;
-  }
+  MTMLK_ANYWHERE static constexpr int plain_weight(int l) { return among<&MlpShape::find_plain_weight>(l, Ends{}); }
   static constexpr int kPlainParams = plain_weight(kLayers + 1);
 
   // Of the values of a set of samples, in rows of samples: of each layer z, its cotangent dz, and below the last one
@@ -57,6 +53,43 @@ struct MlpShape {
   }
   // Where a plane begins, per sample. Those of rows of whole vectors come first: so they all begin with one.
   MTMLK_ANYWHERE static constexpr int plane(Plane p, int l) {
+    return among<&MlpShape::find_plane>(p * (kLayers + 2) + l, Planes{});
+  }
+  static constexpr int kPerSample = plane(kA, kLayers + 1);  // of none: behind all
+
+  // Numbers of a sample whose sum is <dz_l, a_{l-1} lambda_l^T>: one of each lane that has a part of it.
+  MTMLK_ANYWHERE static constexpr int dots_of(int l) { return width(l) < 8 ? width(l) : width(l - 1) < 4 ? 16 : 32; }
+  MTMLK_ANYWHERE static constexpr int dots(int l) { return among<&MlpShape::find_dots>(l, Ends{}); }
+  static constexpr int kDots = dots(kLayers + 1);
+
+  // Elements of such a set's planes, and of a step: its parameters and the set's.
+  MTMLK_ANYWHERE static constexpr int values(int samples) { return whole_vectors(kPerSample * samples); }
+  MTMLK_ANYWHERE static constexpr int step(int samples) { return kParams + values(samples); }
+
+ private:
+  // In a kernel these loops would be the optimizer's to unroll, at every use, which takes it longer than all the rest.
+  // So their results are constants, of which among() takes one.
+  MTMLK_ANYWHERE static constexpr int find_weight(int l) {
+    int at = 0;
+    for (int i = 1; i < l; ++i) at += layer(i);
+    return at;
+  }
+  MTMLK_ANYWHERE static constexpr int find_bias(int l) {
+    return l < 1 ? 0 : find_weight(l) + whole_vectors(width(l) * row_of(width(l - 1)));
+  }
+  MTMLK_ANYWHERE static constexpr int find_plain_weight(int l) {
+    int at = 0;
+    for (int i = 1; i < l; ++i) at += width(i) * (width(i - 1) + 1);
+    return at;
+  }
+  MTMLK_ANYWHERE static constexpr int find_dots(int l) {
+    int at = 0;
+    for (int i = 1; i < l; ++i) at += dots_of(i);
+    return at;
+  }
+  MTMLK_ANYWHERE static constexpr int find_plane(int number) {
+    const Plane p = Plane(number / (kLayers + 2));
+    const int l = number % (kLayers + 2);
     int at = 0;
     for (bool narrow : {false, true})
       for (int i = 1; i <= kLayers; ++i)
@@ -67,20 +100,20 @@ struct MlpShape {
         }
     return at;
   }
-  static constexpr int kPerSample = plane(kA, kLayers + 1);  // of none: behind all
-
-  // Numbers of a sample whose sum is <dz_l, a_{l-1} lambda_l^T>: one of each lane that has a part of it.
-  MTMLK_ANYWHERE static constexpr int dots_of(int l) { return width(l) < 8 ? width(l) : width(l - 1) < 4 ? 16 : 32; }
-  MTMLK_ANYWHERE static constexpr int dots(int l) {
-    int at = 0;
-    for (int i = 1; i < l; ++i) at += dots_of(i);
-    return at;
+  template <int (*kFind)(int), int... i>
+  MTMLK_ANYWHERE static constexpr int among(int at, std::integer_sequence<int, i...>) {
+    int found = 0;
+    ((found = i == at ? std::integral_constant<int, kFind(i)>::value : found), ...);
+    return found;
   }
-  static constexpr int kDots = dots(kLayers + 1);
+  using Ends = std::make_integer_sequence<int, kLayers + 2>;
+  using Planes = std::make_integer_sequence<int, 4 * (kLayers + 2)>;
+};
 
-  // Elements of such a set's planes, and of a step: its parameters and the set's.
-  MTMLK_ANYWHERE static constexpr int values(int samples) { return whole_vectors(kPerSample * samples); }
-  MTMLK_ANYWHERE static constexpr int step(int samples) { return kParams + values(samples); }
+// The same whose large products are made on matrix units, by one or three terms of TF32 (tf32.cuh).
+template <class Shape, int kTerms_>
+struct InTf32 : Shape {
+  static constexpr int kTerms = kTerms_;
 };
 
 }  // namespace mtmlk

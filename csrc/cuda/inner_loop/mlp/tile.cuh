@@ -7,47 +7,11 @@
 
 #include "cuda/inner_loop/machine.cuh"
 #include "cuda/inner_loop/matmul.cuh"
+#include "cuda/inner_loop/mlp/elements.cuh"
+#include "cuda/inner_loop/mlp/matrix_tile.cuh"
 #include "cuda/inner_loop/mlp/shape.cuh"
 
 namespace mtmlk {
-
-// What a lane has of [R, N] once its products are added up: kRows x kCols elements, of which some may be beyond the end.
-template <class T, int kN, int kRows_, int kCols_>
-struct LaneElements {
-  static constexpr int kRows = kRows_, kCols = kCols_;
-  int row[kRows], col[kCols];  // beyond the end: the last
-  bool row_lives[kRows], col_lives[kCols];
-  T value[kRows][kCols];
-
-  // The same elements of a plane: read before a product, they are there when the product is.
-  struct Others {
-    T at[kRows][kCols];
-  };
-  DEV Others of(const T* plane) const {
-    Others found;
-#pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int j = 0; j < kCols; ++j) found.at[i][j] = plane[row[i] * row_of(kN) + col[j]];
-    return found;
-  }
-  // body(row, column, value, i, j)
-  template <class Body>
-  DEV void each(Body body) const {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int j = 0; j < kCols; ++j)
-        if (row_lives[i] && col_lives[j]) body(row[i], col[j], value[i][j], i, j);
-  }
-  DEV void set_row(int i, int at, int end) { row_lives[i] = at < end, row[i] = at < end ? at : end - 1; }
-  DEV void set_col(int j, int at) { col_lives[j] = at < kN, col[j] = least(at, kN - 1); }
-};
-
-template <class T>
-struct alignas(2 * sizeof(T)) Two {
-  T v[2];
-};
 
 // Eight columns or more: a quarter of the warp, eight lanes, has a fourth of k, of all rows and all columns, lane g the
 // columns g, g + 8, ... Of an nt product every fourth vector; of an nn product two neighbours of eight, for rows of B
@@ -294,8 +258,12 @@ struct NarrowTile {
   }
 };
 
-template <class T, int kR, int kN, int kK>
-using WarpTile = std::conditional_t<(kN < 8), NarrowTile<T, kR, kN>,
-                                    std::conditional_t<(kK < 4), ShallowTile<T, kR, kN>, WideTile<T, kR, kN>>>;
+// kTerms: on matrix units, by so many terms, where the product has whole fragments; 0: nowhere.
+template <class T, int kR, int kN, int kK, int kTerms = 0>
+using WarpTile =
+    std::conditional_t<(kN < 8), NarrowTile<T, kR, kN>,
+                       std::conditional_t<(kK < 4), ShallowTile<T, kR, kN>,
+                                          std::conditional_t<(kTerms != 0 && kN % 16 == 0 && kK % 16 == 0),
+                                                             MatrixTile<T, kR, kN, kTerms>, WideTile<T, kR, kN>>>>;
 
 }  // namespace mtmlk

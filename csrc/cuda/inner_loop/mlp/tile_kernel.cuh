@@ -41,7 +41,7 @@ struct TileMemory {
 // A block's tiles of one set, by kR rows of a warp.
 template <class T, class S, int kTile, int kR>
 struct TileLoop {
-  static constexpr int kSide = kR < 8 ? 4 : 8;  // of tiles of weights
+  static constexpr int kSide = kR < 8 || S::kTerms ? 4 : 8;  // of tiles of weights, those that a thread takes
   using Space = TileSpace<T, S, kTile>;
   MlpTask<T, S> t;
   MlpStep<T, S> step;
@@ -104,23 +104,26 @@ struct TileLoop {
       load_parameters(t, step);
     else
       load_vectors(t, step.at, space.theta(k, t.task), S::kParams);
-    set_ones(t);
   }
   DEV void load_back() const {
     load_vectors(t, step.at, space.theta(k, t.task), S::kParams);
     load_vectors(t, t.lambda, space.lambda(t.task), S::kParams);
-    load_rates(t);
-    set_ones(t);
   }
 
   template <bool kBack>
   DEV void run(int from, int by) {
+    const int end = tiles_of(samples(), kTile);
+    if (from < end) load_tile(from);  // the caller's data, which no launch of the call writes
+    if (kBack) load_rates(t);
+    set_ones(t);
+    wait_for_earlier_launches();
+    let_next_launch_begin();
     if (kBack)
       load_back();
     else
       load();
-    for (int tile = from; tile < tiles_of(samples(), kTile); tile += by) {
-      load_tile(tile);
+    for (int tile = from; tile < end; tile += by) {
+      if (tile != from) load_tile(tile);
       if (kBack) load_vectors(t, step.values().at, space.values(k, t.task, tile), step.values().size());
       copy_async_wait_all();
       __syncthreads();

@@ -15,6 +15,7 @@ struct TileLaunches {
   const MtmlkMlpCall& call;
   Launch launch;
   int blocks, back_threads;  // of a launch of the way back
+  bool overlaps = false;     // but the first, which waits for what the caller has launched
 
   static size_t shared_bytes(const MtmlkMlpCall& call, bool back) {
     SharedCarver carver;
@@ -31,12 +32,14 @@ struct TileLaunches {
     own.grid = dim3(unsigned(of_task * call.tasks));
     own.shared_bytes = shared_bytes(call, kBack);
     if (kBack) own.block = dim3(unsigned(back_threads));
+    own.overlaps = overlaps && (kBack || k > 0);
     return start(mlp_tile_kernel<T, S, kTile, kR, kBack>, own, call, k);
   }
   int sums(int k, bool back) const {
     Launch own = launch;
     own.grid = dim3(unsigned(sum_blocks<S>() * call.tasks)), own.block = dim3(unsigned(kSumThreads));
-    return start(mlp_sum_kernel<T, S, kTile>, own, call, k, int(back));
+    own.overlaps = overlaps;
+    return start(mlp_sum_kernel<T, typename S::Plain, kTile>, own, call, k, int(back));
   }
   int run() const {
     int status = 0;

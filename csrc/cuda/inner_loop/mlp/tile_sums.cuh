@@ -111,6 +111,8 @@ __global__ void __launch_bounds__(kSumThreads)
   const int task = int(blockIdx.x) / kBlocks, block = int(blockIdx.x) - task * kBlocks, rank = int(threadIdx.x);
   const int tiles = tiles_of(k == call.steps ? call.query : call.support, kTile);
   const TileSums<T, S, kTile> sums = {call, TileSpace<T, S, kTile>::of(call), task, tiles, k, rank, back != 0};
+  wait_for_earlier_launches();
+  let_next_launch_begin();
   if (block == kBlocks - 1) return sums.others();
   const int e = 4 * (block * kSumThreads + rank);
   if (e < S::kParams && (k < call.steps || call.wants_gradient)) sums.parameters(e);

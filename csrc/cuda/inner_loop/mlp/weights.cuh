@@ -8,6 +8,7 @@
 // A bias is the weight of an input that is 1, whose tangent is 0. Samples are added up in their order.
 #pragma once
 
+#include "cuda/inner_loop/mlp/matrix_tile.cuh"
 #include "cuda/inner_loop/mlp/task.cuh"
 #include "cuda/inner_loop/mlp/tile.cuh"
 
@@ -162,6 +163,21 @@ struct Weights {
     if constexpr (kHigh > 4) change<l, kBecomes, 4, kHigh - 4>(g, to, kept, rate);
   }
 
+  // The same on a matrix unit: blocks of 32 x 32, a warp each.
+  template <int l>
+  static constexpr bool kByWarps = S::kTerms != 0 && S::width(l) % 32 == 0 && S::width(l - 1) % 32 == 0;
+  template <int l, Becomes kBecomes>
+  DEV void block(int at, T* part) const {
+    static_assert(is_part(kBecomes) && !kBias && l > 1, "only parts, and no biases among them");
+    constexpr int kO = row_of(S::width(l)), kI = row_of(S::width(l - 1)), kCols = S::width(l - 1) / 32;
+    const int o = at / kCols * 32, i = at % kCols * 32;
+    const auto from = [&](const MlpValues<T, S>& values) { return values.plane(S::kDz, l) + o; };
+    MatrixBlock<T, kO, kI, S::kTerms> g(t.lane());
+    g.add(from(of_way_back(kBecomes) ? t.moving : step.values()), inputs<l>() + i, samples);
+    if constexpr (of_way_back(kBecomes)) g.add(from(step.values()), t.moving.plane(S::kA, l - 1) + i, samples);
+    g.store(part + S::weight(l) + o * kI + i);
+  }
+
   // Biases by themselves, four of them a thread, from thread `at` on: dz (dzt on the way back) added up.
   template <Becomes kBecomes, int l = 1>
   DEV void biases(int at, T* to) const {
@@ -186,9 +202,13 @@ struct Weights {
   // would else do two layers' tiles one after the other. `kept`: where theta goes that changes, or where a part does.
   template <Becomes kBecomes, int l = 1>
   DEV void tiles(int at, int k, T* kept) const {
-    constexpr int kCount = LayerTiles<S, l, kSide, kBias>::kCount, kWarps = (kCount + 31) / 32;
+    constexpr int kCount = LayerTiles<S, l, kSide, kBias>::kCount;
+    constexpr int kWarps = kByWarps<l> ? S::width(l) * S::width(l - 1) / 1024 : (kCount + 31) / 32;
     for (; at < 32 * kWarps; at += t.threads)
-      if (at < kCount) tile<l, kBecomes>(at, k, kept);
+      if constexpr (kByWarps<l>)
+        block<l, kBecomes>(at / 32, kept);
+      else if (at < kCount)
+        tile<l, kBecomes>(at, k, kept);
     if constexpr (l < S::kLayers) tiles<kBecomes, l + 1>(at - 32 * kWarps, k, kept);
   }
 };
