@@ -56,13 +56,13 @@ class Group:
         chosen = select(self.model, f"{HEAD}*" if params is None else params)
         self.rows = all(tensor.startswith(HEAD) for tensor in chosen)
         spec = fused_criterion(layer) if self.rows or layer.head.rank == 2 else None
-        self.criterion = spec or HeadCriterion(layer, self.rows)
+        self.criterion = cast(Any, spec or HeadCriterion(layer, self.rows))  # MAML takes specifications too
         self.learner = MAML(
             HeadRows(layer) if self.rows else self.model,
             lr,
             first_order,
             steps=steps,
-            loss=cast(Any, self.criterion),  # a LossSpec is what a name of a loss stands for
+            loss=self.criterion,
             params=chosen,
             update=update,
             backend=backend,
