@@ -4,7 +4,7 @@
 
 Generated images hold a disc, a square or a triangle in noise. One convolutional encoder has two heads, the kind of the
 shape and that of every pixel. Weights by homoscedastic uncertainty are learned (Kendall et al. 2018, arXiv 1705.07115);
-the baseline are fixed weights of 1. Expect both to do well and within a point or two of each other.
+the baseline are fixed weights of 1. Expect nearly the same of both here: the two losses are of like size.
 """
 
 from __future__ import annotations
