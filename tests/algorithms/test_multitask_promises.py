@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mtml
 from mtml.distributed import shard_tasks
+from mtml.weighting.make import NAMED
 from tests.cases import multitask as cases
 from tests.cases.ranks import together
 
@@ -37,7 +38,7 @@ def data() -> dict[str, mtml.TaskBatch]:
     return {name: batch for name, batch in cases.batches().items() if name in VECTORS}
 
 
-@pytest.mark.parametrize("weighting", ["sum", "uncertainty", "dwa", "gls", "rlw", "gradnorm", {"value": 0.5}])
+@pytest.mark.parametrize("weighting", [*NAMED, {"value": 0.5}], ids=str)
 def test_a_weighting_makes_the_groups_losses_one(weighting: Any) -> None:
     model = made(weighting=weighting)
     found = model.meta_loss(data())
@@ -237,6 +238,20 @@ def test_explain_has_a_line_a_group(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == list(cases.HEADS) == list(found)
     assert all(explanation.path == "fused" for explanation in found.values())
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("params", [None, "*"])
+def test_autocast_is_near_float32(steps: int, params: Any) -> None:
+    model = mtml.MultiTaskMAML(cases.trunks(), cases.HEADS, lr=0.1, steps=steps, params=params)
+    some = cases.batches(masks=True)
+    expected = model.meta_loss(some).per_group
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.meta_loss(some)
+    found.total.backward()
+    for name, loss in found.per_group.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name], rtol=0.05, atol=0.02)
 
 
 def test_no_grad_adapts_and_saves_nothing() -> None:

@@ -33,6 +33,7 @@ class HeadCriterion:
             prediction = as_rows(head, prediction[None])[0]
             target = as_rows(head, target[None])[0] if floating else target.flatten()
         weights = weights.flatten()
+        prediction = prediction.to(weights.dtype)  # under autocast, for losses are not for half precision
         return head_loss(prediction, target, head.spec, weights, self.layer.class_weights, self.layer.pos_weight)
 
 

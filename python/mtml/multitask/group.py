@@ -69,8 +69,8 @@ class Group:
         )
 
     def losses(self, batch: TaskBatch, **options: Any) -> Tensor:
-        """The query loss of every task [T] after the inner loop."""
-        return self.learner.meta_loss(self.problem(batch), **options)
+        """The query loss of every task [T] after the inner loop, in the head's dtype under autocast too."""
+        return self.learner.meta_loss(self.problem(batch), **options).to(self.layer.weight.dtype)
 
     def problem(self, batch: TaskBatch) -> TaskBatch:
         """The batch as the learner takes it."""

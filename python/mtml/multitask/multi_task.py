@@ -71,8 +71,9 @@ class MultiTaskMAML(nn.Module):
         steps: K, the number of inner gradient steps; 0 for plain multi-task learning.
         params: what the inner loop changes, by the names of a group's model: None for "head.*"; patterns or a
             predicate, as of `MAML`; or {group: such}.
-        weighting: across groups: "sum", "uncertainty", "dwa", "gls", "rlw", "gradnorm", {group: weight} or a
-            `mtml.weighting.Weighting`. "gradnorm" measures gradients at the trunks' parameters, or where it is told.
+        weighting: across groups: "sum", "uncertainty", "dwa", "gls", "rlw", "gradnorm", "famo", "stch", "imtl_l",
+            "cosmos", {group: weight} or a `mtml.weighting.Weighting`. "gradnorm" measures gradients at the trunks'
+            parameters, or where it is told.
         first_order, update, backend: as of `MAML`.
         in_features: D of the trunk's features, or {group: D}; None: as the trunk's last layer with a width says.
 

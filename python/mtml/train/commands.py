@@ -293,7 +293,9 @@ def multitask(
     steps: Annotated[int, count("Inner steps; 0 for plain multi-task learning.", least=0)] = 5,
     inner_lr: Annotated[float, number("Inner learning rate.")] = 0.1,
     outer_lr: Annotated[float, number("Adam's learning rate.", min=0.0)] = 1e-3,
-    weighting: Annotated[str, typer.Option(help="Of the groups: sum, uncertainty, dwa, gls, rlw or gradnorm.")] = "sum",
+    weighting: Annotated[
+        str, typer.Option(help="Of the groups, by its name in mtml.weighting: sum, uncertainty, dwa, ...")
+    ] = "sum",
     seed: Seed = 0,
     threads: Threads = None,
     out: Out = None,
