@@ -74,3 +74,19 @@ def test_every_call(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()[-len(found.lines) :]
     assert lines == list(map(str, found.lines))
     assert all("step" in line or "losses" in line or "sums" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--form", "tf32"], "form, table: expected with --backend cuda"),
+        (["--table"], "form, table: expected with --backend cuda"),
+        (["--backend", "cuda", "--form", "tf32", "--interpreted"], "form: expected without --interpreted"),
+        (["--backend", "cuda", "--form", "tf32", "--table"], "table: expected with --device alone"),
+        (["siren", "--backend", "cuda", "--table"], "table: expected with --device alone"),
+    ],
+)
+def test_options_of_another_way_are_refused(options: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clocks of the table are of kernels in float32."""
+    assert main(["predict", *options]) == 2
+    assert why in capsys.readouterr().err
