@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mtml_kernels.ops",),
     ("mtml_kernels.functional",),
     ("mtml_kernels.doctor", "mtml_kernels"),
-    ("mtml.params", "mtml.inner", "mtml.inner_lr", "mtml.notices", "mtml.tasks", "mtml.wrappers"),
+    ("mtml.params", "mtml.gradients", "mtml.inner", "mtml.inner_lr", "mtml.notices", "mtml.tasks", "mtml.wrappers"),
     ("mtml.paths",),
     ("mtml.adapted", "mtml.clone"),
     ("mtml.algorithms", "mtml.head_losses", "mtml.multihead.heads"),
@@ -91,16 +91,18 @@ def imports_of(name: str, text: str, known: Mapping[str, str]) -> Iterator[Impor
             assert node.level == 0, f"{name}: relative import of {node.module}; write the whole name"
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                if full in known and not _exports(known.get(node.module, ""), alias.name):
+                if full in known and not _exports(node.module, known.get(node.module, ""), alias.name):
                     yield Import(name, full, "")
                 elif node.module in known:
                     yield Import(name, node.module, alias.name)
 
 
-def _exports(text: str, name: str) -> bool:
+def _exports(package: str, text: str, name: str) -> bool:
     """Whether a package's own text binds the name of one of its modules to something else, a function say."""
     return any(
-        isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names)
+        isinstance(node, ast.ImportFrom)
+        and node.module != package  # that would be the module itself
+        and any((alias.asname or alias.name) == name for alias in node.names)
         for node in ast.parse(text).body
     )
 
