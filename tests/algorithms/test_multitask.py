@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from cases import multitask as cases
 from torch import Tensor, nn
 
 import mtml
 from mtml_kernels.reference.multihead_loss import head_loss
-from tests.cases import multitask as cases
 
 pytestmark = pytest.mark.filterwarnings("ignore::mtml.FallbackWarning")
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from cases import multitask as cases
+from cases.ranks import together
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mtml
 from mtml.distributed import shard_tasks
 from mtml.weighting.make import NAMED
-from tests.cases import multitask as cases
-from tests.cases.ranks import together
 
 pytestmark = pytest.mark.filterwarnings("ignore::mtml.FallbackWarning")
 VECTORS = ("class", "value", "label")
@@ -302,6 +302,17 @@ def _shared(folder: Path) -> list[Tensor]:
     wrapped(shares, tasks={name: batch.tasks for name, batch in some.items()}).total.backward()
     dist.destroy_process_group()
     return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0]])
+def test_the_usual_ignored_id_is_none_where_another_is_ignored(weights: Any) -> None:
+    head = mtml.Classification(3, ignore_index=0, class_weights=weights)
+    model = mtml.MultiTaskMAML(nn.Identity(), {"label": head}, lr=0.1, in_features=4)
+    x, y = torch.randn(2, 5, 4), torch.randint(3, (2, 5))
+    wrong = y.clone()
+    wrong[1, 2] = -100
+    with pytest.raises(ValueError, match="label"):
+        model.meta_loss({"label": mtml.TaskBatch(x, wrong, x, y)})
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases.compiled import whole_graph
 from torch import Tensor, nn
 
 from mtml_kernels import (
@@ -25,7 +26,6 @@ from mtml_kernels import (
 )
 from mtml_kernels.functional.multihead_loss import multihead_loss_and_gradients
 from mtml_kernels.precision import cast
-from tests.cases.compiled import whole_graph
 
 T, S, Q, D, C = 3, 5, 4, 6, 3
 F32 = torch.float32

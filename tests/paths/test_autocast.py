@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases.algorithms import EVERY, made
+from cases.algorithms import batch as classes_batch
+from cases.compiled import whole_graph
 from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtml
 from mtml.tasks import TaskBatch
-from tests.algorithms.test_every_algorithm import EVERY, made
-from tests.algorithms.test_every_algorithm import batch as classes_batch
-from tests.cases.compiled import whole_graph
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 

@@ -15,6 +15,8 @@ from mtml_kernels.reference.multihead_loss import head_loss
 
 __all__ = ["HeadCriterion", "fused_criterion", "fused_targets", "packed"]
 
+_NO_CLASS = -1  # which the engine refuses, as it does every id out of range
+
 
 class HeadCriterion:
     """The loss of any head for one task: (prediction [N, ...], {"target": ..., "weights": one a row}) -> a scalar."""
@@ -63,7 +65,9 @@ def fused_targets(layer: HeadLayer, y: Tensor, mask: Tensor | None) -> tuple[Ten
     if weights is not None:
         own = weights[y.masked_fill(ignored, 0).clamp(0, len(weights) - 1)]  # the engine names a label out of range
         mask = own if mask is None else mask.to(own.dtype) * own
-    return (y if layer.head.spec.ignore_index == IGNORED else y.masked_fill(ignored, IGNORED)), mask
+    if layer.head.spec.ignore_index != IGNORED:
+        y = y.masked_fill(y == IGNORED, _NO_CLASS).masked_fill(ignored, IGNORED)
+    return y, mask
 
 
 def packed(target: Tensor, weights: Tensor, dtype: torch.dtype) -> dict[str, Any]:
