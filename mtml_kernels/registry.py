@@ -59,6 +59,8 @@ def imported(module: str, name: str) -> Callable[..., Any]:
 
 def without_autocast(function: Callable[..., T]) -> Callable[..., T]:
     """The function with autocast off, on all devices: what is made of PyTorch's operations is computed as it stands."""
+    if hasattr(function, "plain"):  # it is one already
+        return function
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> T:
@@ -67,6 +69,7 @@ def without_autocast(function: Callable[..., T]) -> Callable[..., T]:
         with torch._C._DisableAutocast():
             return function(*args, **options)
 
+    run.plain = function  # type: ignore[attr-defined]
     return run
 
 
@@ -119,7 +122,8 @@ class Registry:
         """
         if not backend.name.startswith("cpu"):
             ways = (without_autocast(backend.forward), without_autocast(backend.backward))
-            backend = replace(backend, forward=ways[0], backward=ways[1])
+            if ways != (backend.forward, backend.backward):
+                backend = replace(backend, forward=ways[0], backward=ways[1])
         self._backends[backend.name] = backend
         self._resolved.clear()
 

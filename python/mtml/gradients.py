@@ -36,9 +36,10 @@ def recorded_gradients(
         >>> recorded_gradients(x * x, [x], factor=0.5)[0].item()
         3.0
     """
-    if loss.is_complex():
+    if loss.dtype.is_complex:
         raise TypeError(f"loss: expected a real number, got {loss.dtype}; take its .real or .abs()")
-    seed = torch.full_like(loss, factor, requires_grad=False)
-    if _run is None or has_torch_function_unary(loss):
+    if _run is None or has_torch_function_unary(loss):  # a mode that watches what is called, too
+        seed = None if factor == 1.0 else torch.full_like(loss, factor, requires_grad=False)
         return torch.autograd.grad(loss, list(tensors), seed, retain_graph, create_graph=True, allow_unused=True)
+    seed = torch.full_like(loss, factor, requires_grad=False)
     return _run((loss,), (seed,), retain_graph, True, tuple(tensors), True, accumulate_grad=False)

@@ -14,7 +14,14 @@ from mtml.train.loop import Budget, Loop
 
 SINUSOID = ["train", "sinusoid", "--meta-batch", "2", "--plain-seconds", "0.1", "--iterations", "30"]
 DIGITS = ["train", "omniglot", "--meta-batch", "2", "--plain-seconds", "0.1", "--iterations", "4", "--test-tasks", "20"]
-START = {"sinusoid": SINUSOID, "omniglot": DIGITS, "record": ["record", "run", "kept/run"], "plot": ["plot", "log.csv"]}
+GROUPS = ["train", "multitask", "--groups", "sinusoid", "--meta-batch", "2", "--iterations", "4"]
+START = {
+    "sinusoid": SINUSOID,
+    "omniglot": DIGITS,
+    "multitask": GROUPS,
+    "record": ["record", "run", "kept/run"],
+    "plot": ["plot", "log.csv"],
+}
 
 REASONS = {
     errno.ENOSPC: "free some space",

@@ -43,7 +43,7 @@ FOUND = list(options())
 
 
 def test_options_are_all_looked_at():
-    assert {command for command, *_ in FOUND} == {"sinusoid", "omniglot", "record"}
+    assert {command for command, *_ in FOUND} == {"sinusoid", "omniglot", "multitask", "record"}
     assert {"--backend", "--init", "--tasks", "--net", "--preset", "--split", "--norm", "--learn-lr", "--minutes"} <= {
         name for _, name, _ in FOUND
     }
