@@ -247,3 +247,13 @@ def test_it_learns() -> None:
     options: dict[str, Any] = {"strength": 2.0, "steps": 8, "cg_steps": 5, "loss": "mse"}
     before, after = trained(mtml.IMAML(perceptron(1, 1), lr=0.05, **options), curves, 80)
     assert after < 0.4 * before
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0])
+def test_steps_beyond_the_solution_change_nothing_in_float32(scale: float) -> None:
+    """Residuals of roundings were divided by each other until they were infinite."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(50, 3, 3, generator=generator)
+    a, b = 0.8 * torch.eye(3) + 0.1 * root @ root.mT / 3, scale * torch.randn(50, 3, generator=generator)
+    found = module.conjugate_gradients(lambda v: torch.einsum("tij,tj->ti", a, v), b, 40)
+    torch.testing.assert_close(found, torch.linalg.solve(a, b), rtol=1e-4, atol=1e-6 * scale)

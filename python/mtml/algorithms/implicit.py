@@ -38,21 +38,22 @@ class Implicit(torch.autograd.Function):
 def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> Tensor:
     """x with matrix(x) = b for every row by itself, [T, P], in `steps` products, one for all rows each.
 
-    matrix: symmetric, [T, P] -> [T, P]. A row whose residual is 0 stays as it is.
+    matrix: symmetric, [T, P] -> [T, P]. A row whose residual has become that of rounding stays as it is: further steps
+    would divide roundings by each other, up to infinity.
     """
     x, residual, direction = torch.zeros_like(b), b, b
     square = b.square().sum(1, keepdim=True)
+    least = square * torch.finfo(b.dtype).eps ** 2
     for _ in range(steps):
         product = matrix(direction)
         curvature = (direction * product).sum(1, keepdim=True)
-        step = _ratio(square, curvature, square)
+        step = _ratio(square, curvature, square <= least)
         x, residual = x + step * direction, residual - step * product
         before, square = square, residual.square().sum(1, keepdim=True)
-        direction = residual + _ratio(square, before, before) * direction
+        direction = residual + _ratio(square, before, before <= least) * direction
     return x
 
 
-def _ratio(a: Tensor, b: Tensor, square: Tensor) -> Tensor:
+def _ratio(a: Tensor, b: Tensor, solved: Tensor) -> Tensor:
     """a / b, and 0 where the row is solved."""
-    solved = square == 0
     return torch.where(solved, torch.zeros_like(a), a / torch.where(solved, torch.ones_like(b), b))
