@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -120,7 +121,8 @@ def test_some_models(name: str, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "kind"), list(itertools.product(MODELS, KINDS))[:: int(os.environ.get("MTML_EVERY", 1))]
+)
 def test_every_model(name: str, kind: str) -> None:
     KINDS[kind](*made(name))
