@@ -23,11 +23,15 @@ __global__ void product(const float* A, const float* B, float* C) {
     uint32_t a[4], a_low[4], b[2], b_low[2];
     for (int i = 0; i < 4; ++i) split(A[(group + 8 * (i % 2)) * kDepth + k + within + 4 * (i / 2)], a[i], a_low[i]);
     for (int i = 0; i < 2; ++i) split(B[(k + within + 4 * i) * 8 + group], b[i], b_low[i]);
-    if (kThree) {
-      mma_tf32_16x8x8(d, a_low, b);
-      mma_tf32_16x8x8(d, a, b_low);
+    if (!kThree) {
+      mma_tf32_16x8x8(d, a, b);
+      continue;
     }
-    mma_tf32_16x8x8(d, a, b);
+    float of_eight[4] = {};  // the unit cuts off sums, so they leave it before they grow
+    mma_tf32_16x8x8(of_eight, a_low, b);
+    mma_tf32_16x8x8(of_eight, a, b_low);
+    mma_tf32_16x8x8(of_eight, a, b);
+    for (int i = 0; i < 4; ++i) d[i] += of_eight[i];
   }
   for (int i = 0; i < 4; ++i) C[(group + 8 * (i / 2)) * 8 + 2 * within + i % 2] = d[i];
 }
