@@ -244,7 +244,8 @@ def pytest_configure(config: Any) -> None:
     BACKENDS.register(backend(HostEngine()))
 
 
-def run_engine_tests(name: str, expression: str) -> int:
-    """pytest's exit code over a file of tests/, with this backend among all and for the compiled engine."""
+def run_engine_tests(name: str, expression: str) -> None:
+    """Runs a file of tests/ with this backend among all and for the compiled engine; ends the process where one fails."""
     options = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-k", expression]
-    return int(pytest.main([str(TESTS / name), *options], plugins=[sys.modules[__name__]]))
+    if code := pytest.main([str(TESTS / name), *options], plugins=[sys.modules[__name__]]):
+        sys.exit(code)

@@ -213,7 +213,9 @@ LOOPS: dict[str, tuple[Draft, dict[str, Any]]] = {
     "deep_relu": (mlp([5, *[24] * 10, 3], Act.RELU), SMALL | {"weight_scale": 1.4}),
     "many_samples": (mlp([5, 64, 64, 5], Act.TANH), {"tasks": 1, "support": 600, "query": 600, "steps": 1}),
 }
-SEEDS = range(21)
+# The errors of a saturated gelu's loop grow by chance: beside a PyTorch without AVX2 medians of 21 seeds lie between
+# 0.9 and 2.9 where that of 315 is 1.5.
+SEEDS = {name: range(315 if name == "saturated_gelu" else 21) for name in LOOPS}
 
 
 def errors(found: Evaluated, exact: Evaluated) -> list[float]:
@@ -227,7 +229,7 @@ def test_float32_errors_are_at_most_twice_pytorchs(name: str) -> None:
     """The median over the seeds of (engine's error / error of the reference in float32), both against float64."""
     draft, options = LOOPS[name]
     ratios: list[list[float]] = []
-    for seed in SEEDS:
+    for seed in SEEDS[name]:
         case = problem(random.Random(seed), draft, dtype=torch.float32, **options)
         if name == "siren":
             siren_weights(case)

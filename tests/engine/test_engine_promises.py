@@ -215,7 +215,7 @@ def script(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders)), **variables}
     command = [sys.executable, "-c", call]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
