@@ -1,4 +1,4 @@
-# A fresh clone needs Python >= 3.11 and a C++ compiler with OpenMP, nothing else:
+# A fresh clone needs Python >= 3.11 and a C++17 compiler, nothing else:
 #   make demo     meta-train on sinusoids and plot what was learned (about a minute)
 #   make test     the test suite; MTML_CPU_ISA=avx2 (or base) runs it on another instruction set
 #   make test-slow   what `make test` leaves out: heavy sweeps, measurements of memory, the engine under sanitizers

@@ -1,7 +1,7 @@
 """Builds ``mtml_kernels._C``, the compiled module, and writes the build record beside it.
 
 Everything else about the distribution stands in pyproject.toml. PyTorch is never imported here: the C++ and CUDA
-sources know raw pointers and sizes only, so a build needs setuptools, pybind11 and a C++17 compiler with OpenMP, takes
+sources know raw pointers and sizes only, so a build needs setuptools, pybind11 and a C++17 compiler, takes
 nvcc where it finds one, and outlives any upgrade of PyTorch. CONTRIBUTING.md lists the variables that shape it.
 """
 

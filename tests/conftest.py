@@ -16,6 +16,8 @@ from typing import Any
 
 # Before torch loads OpenMP: on busy cores, threads that wait awake for one another burn many times the work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Small cases are shared by threads as large ones are.
+os.environ.setdefault("MTML_THREAD_WORK", "1")
 
 import numpy as np
 import pytest

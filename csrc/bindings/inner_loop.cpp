@@ -57,6 +57,8 @@ class Plan {
     return {info_.carry_cols, info_.carry_per_task != 0, info_.low_rank, py::tuple(ids)};
   }
 
+  int threads(int64_t tasks, int most) const { return mtmlk_plan_threads(plan_.get(), tasks, most); }
+
   // Writes the outputs and, where `differentiate`, the meta-gradient of every task's loss. 0: nowhere.
   void forward(int64_t tasks, int threads, const InnerLoopInputs& inputs, Address loss, Address output,
                Address support_losses, const Addresses& adapted, bool differentiate, Address carry,
@@ -201,6 +203,7 @@ void bind_inner_loop(py::module_& m) {
            arg("keep"), arg("lr_steps"), arg("lr_elements"), arg("form"), arg("update"), arg("starts"), arg("per_step"),
            arg("query_steps"), arg("tasks_apart"))
       .def("info", &Plan::info)
+      .def("threads", &Plan::threads, arg("tasks"), arg("most"))
       .def("forward", &Plan::forward)
       .def("backward", &Plan::backward)
       .def("carry_to_grads", &Plan::carry_to_grads, arg("carry"), arg("tasks"), arg("scale"), arg("stride"),

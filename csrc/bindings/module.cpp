@@ -84,6 +84,7 @@ PYBIND11_MODULE(_C, m) {
   bind_cuda_mlp(m);
 #endif
   m.def("fma_peak", &mtmlk_fma_peak, py::call_guard<py::gil_scoped_release>());
+  m.def("thread_work", &mtmlk_thread_work);
   m.def("isa", &mtmlk_isa);
   m.def("isa_reason", &mtmlk_isa_reason);
   m.def("isa_available", &mtmlk_isa_available);

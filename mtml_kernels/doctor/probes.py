@@ -104,7 +104,6 @@ def _package() -> dict[str, Any]:
 
 def _native() -> dict[str, Any]:
     """Whether the compiled module loads, and the instruction set it chose."""
-    importlib.import_module("torch")  # first, so that the two share one OpenMP runtime
     native = importlib.import_module("mtml_kernels.native")
     return dict(native.info())
 

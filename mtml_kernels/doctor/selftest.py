@@ -1,7 +1,7 @@
 """The doctor's self-test: a small meta-step on every backend that can run here, beside the reference in float64.
 
 Run as a child process, which prints one line of JSON. It shows that what is installed computes what it should on this
-machine (a wrong instruction set, a mixed-up OpenMP, a stale build); the proofs of exactness are in tests/.
+machine (a wrong instruction set, a stale build); the proofs of exactness are in tests/.
 """
 
 from __future__ import annotations

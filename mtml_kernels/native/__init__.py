@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+import os
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +22,6 @@ def _load() -> ModuleType | None:
     global _module, _reason
     if _module is None and _reason is None:
         try:
-            # torch is already imported, so the engine and torch share one OpenMP pool.
             module = importlib.import_module("mtml_kernels._C")
         except ImportError as error:
             _reason = (
@@ -28,11 +29,24 @@ def _load() -> ModuleType | None:
                 "`pip install -e .` in a checkout); from a checkout's root, Python imports the source tree"
             )
         else:
-            if not module.isa():
-                _reason = module.isa_reason()
-            else:
-                _module = module
+            _reason = _thread_work(module) if module.isa() else module.isa_reason()
+            _module = module if _reason is None else None
     return _module
+
+
+def _thread_work(module: ModuleType) -> str | None:
+    """Sets what MTML_THREAD_WORK says; the reason why it cannot be."""
+    given = os.environ.get("MTML_THREAD_WORK")
+    if not given:
+        return None
+    try:
+        share = float(given)
+    except ValueError:
+        share = 0.0
+    if not 1 <= share < math.inf:
+        return f"MTML_THREAD_WORK: expected multiply-adds a thread, at least 1, got {given!r}; unset it for 524288"
+    module.thread_work(share)
+    return None
 
 
 def availability() -> str | None:

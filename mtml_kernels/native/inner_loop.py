@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtml_kernels.checks import id_message
+from mtml_kernels.checks import Sizes, id_message
 from mtml_kernels.native import engine
 from mtml_kernels.native.tensors import (
     address_of,
@@ -185,8 +185,23 @@ def low_rank_weights(
     params: list[Tensor], lr: list[Tensor], spec: InnerLoopSpec, support: int, query: int, form: int = AUTO
 ) -> int:
     """How many weights training calls of these sizes hold in low-rank form."""
+    return _training_plan(params, lr, spec, support, query, form).low_rank
+
+
+def call_threads(
+    params: list[Tensor], lr: list[Tensor], spec: InnerLoopSpec, sizes: Sizes, form: int = AUTO
+) -> tuple[int, int]:
+    """How many threads training calls of these sizes use, and how many they might."""
+    most = torch.get_num_threads()
+    plan = _training_plan(params, lr, spec, sizes.support, sizes.query, form)
+    return plan.engine_plan.threads(sizes.tasks, most), most
+
+
+def _training_plan(
+    params: list[Tensor], lr: list[Tensor], spec: InnerLoopSpec, support: int, query: int, form: int
+) -> Plan:
     a = InnerLoopArgs(params, lr, [], [], [], [], params[0], None, None, None, None, spec, NEED_PARAMS)
-    return _plan(a, support, query, form).low_rank
+    return _plan(a, support, query, form)
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ def pytest_configure(config: Any) -> None:
 
 
 def run_engine_tests(name: str, expression: str) -> None:
-    """Runs a file of tests/ with this backend among all and for the compiled engine; ends the process where one fails."""
+    """Runs a file of tests/ with this backend for the compiled engine; ends the process where a test fails."""
     options = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-k", expression]
     if code := pytest.main([str(TESTS / name), *options], plugins=[sys.modules[__name__]]):
         sys.exit(code)

@@ -187,7 +187,7 @@ def test_activations_pass_nan(kind: Act, dtype: torch.dtype) -> None:
 
 
 def test_two_python_threads_at_once() -> None:
-    """Different programs, each on two OpenMP threads of its own; a workspace is never shared."""
+    """Different programs, each on two threads; a workspace is never shared."""
     names = ("chunks", "summed carry")
     alone = [evaluate(LARGE[name], ENGINE, ones_of(LARGE[name])) for name in names]
     found: dict[str, list[Evaluated]] = {name: [] for name in names}

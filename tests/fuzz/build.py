@@ -23,7 +23,7 @@ sys.path.append(str(ROOT))  # build_support/ is not installed; last: the install
 
 from build_support import compilation  # noqa: E402
 
-COMMON = ("-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off", "-g1", "-w")
+COMMON = ("-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-g1", "-w")
 DEFINES = ("-DMTMLK_HAVE_BASE", "-DMTMLK_SINGLE=double")
 # What compiles fast enough for code that is instantiated for every node and form.
 OF_KERNELS = "address,signed-integer-overflow,shift,integer-divide-by-zero,bounds,float-cast-overflow"
@@ -93,7 +93,7 @@ def _compile(sources: list[Path], folder: Path, module: Path) -> None:
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         objects = list(pool.map(compiled, sources))
-    _run([*compiler(), *objects, "-shared", "-fopenmp", f"-fsanitize={OF_PLANNING}"], module)
+    _run([*compiler(), *objects, "-shared", "-pthread", f"-fsanitize={OF_PLANNING}"], module)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_includes_that_point_up_are_found() -> None:
 def complaints(text: str, *flags: str) -> str:
     """What the compiler says of a translation unit; empty where nothing is wrong."""
     include = [f"-I{CSRC / root}" for root in ROOTS]
-    command = [*compiler(), "-std=c++17", "-fopenmp", "-fsyntax-only", *include, *flags, "-x", "c++", "-"]
+    command = [*compiler(), "-std=c++17", "-fsyntax-only", *include, *flags, "-x", "c++", "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True).stderr
 
 

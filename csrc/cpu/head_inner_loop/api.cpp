@@ -20,7 +20,6 @@ int mtmlk_head_loop(const MtmlkHeadCall* given, MtmlkError* error) {
   if (call.query_loss.kind == kCrossEntropy &&
       !labels_ok(call.query_y, call.tasks, call.query, call.classes, true, error))
     return MTMLK_BAD_LABEL;
-  call.threads = usable_threads(call.threads);
   const TypedKernels& k = kernels_of(call.dtype);
   Watch watch = start_watch();
   const Workspace workspace(k.head_loop_bytes(call), &watch);
@@ -31,7 +30,6 @@ int mtmlk_head_loop(const MtmlkHeadCall* given, MtmlkError* error) {
 
 int mtmlk_head_chain(const MtmlkHeadCall* given) {
   MtmlkHeadCall call = *given;
-  call.threads = usable_threads(call.threads);
   const TypedKernels& k = kernels_of(call.dtype);
   Watch watch = start_watch();
   const Workspace workspace(k.head_chain_bytes(call), &watch);

@@ -1,14 +1,14 @@
 // All tasks of a linear head's call.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 
 #include "mtml/abi.h"
 #include "mtml/program.h"
 #include "simd/simd.h"
 #include "runtime/carver.h"
-#include "runtime/stops.h"
+#include "runtime/team.h"
+#include "runtime/threads.h"
 #include "runtime/watch.h"
 #include "head_inner_loop/chain.h"
 #include "head_inner_loop/loss.h"
@@ -18,12 +18,10 @@
 namespace mtmlk {
 namespace {
 
-// Serial below about 30 us: waking a second thread costs 5 to 20.
 inline int head_threads(const MtmlkHeadCall& c, int64_t most) {
   const int64_t small = c.steps * c.support * c.support * c.classes, pulled = c.query * c.classes * c.features;
   const int64_t work = c.tasks * (c.support * (c.support + c.classes) * c.features + 2 * pulled + small);
-  const int64_t useful = c.threads < most ? c.threads : most;
-  return work < (1 << 20) || useful < 1 ? 1 : int(useful);
+  return threads_for(double(work), c.threads < most ? c.threads : int(most));
 }
 
 // The columns of one thread: whole panels, as even as they go.
@@ -98,16 +96,13 @@ void run_head_loop(const MtmlkHeadCall& call, void* workspace, Watch* watch) {
   Carver size = {nullptr, 0};
   HeadTask<T> probe = {};
   probe.carve(size, call);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    Carver own = {c.base + c.used + omp_get_thread_num() * size.used, 0};
+  each_piece(threads, call.tasks, watch, [&](int64_t t, int slot) {
+    Carver own = {c.base + c.used + slot * size.used, 0};
     HeadTask<T> task = {};
     task.carve(own, call);
     task.call = &call, task.tables = &tables, task.watch = watch;
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < call.tasks; ++t)
-      if (!stops(watch)) run_head_task<T>(task, t);
-  }
+    run_head_task<T>(task, t);
+  });
 }
 
 template <class T>
@@ -143,18 +138,17 @@ void run_head_chain(const MtmlkHeadCall& call, void* workspace, Watch* watch) {
   const int parts = head_threads(call, call.features);
   char* base = static_cast<char*>(workspace);
   if (call.grad_support_x || call.grad_query_x || call.grad_weight) {
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-    for (int i = 0; i < parts; ++i) {
+    each_piece(parts, parts, watch, [&](int64_t i, int) {
       Carver c = {nullptr, 0};
       HeadChain<T> chain = {};
-      for (int before = 0; before <= i; ++before) {  // the pieces differ in size; only this one is placed
+      for (int before = 0; before <= int(i); ++before) {  // the pieces differ in size; only this one is placed
         if (before == i) c.base = base;
         chain.carve(c, call, head_column<T>(call.features, before, parts),
                     head_column<T>(call.features, before + 1, parts));
       }
       chain.watch = watch;
       chain.run();
-    }
+    });
   }
   head_small_sums<T>(call);
 }

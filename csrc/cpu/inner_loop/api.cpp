@@ -44,6 +44,8 @@ const char* missing(const Plan& p, const MtmlkCall& call) {
   return nullptr;
 }
 
+int threads_of(const Plan& p, int64_t tasks, int most) { return threads_for(p.task_work * double(tasks), most); }
+
 }  // namespace
 
 }  // namespace mtmlk
@@ -84,6 +86,10 @@ void mtmlk_plan_info(const MtmlkPlan* handle, MtmlkPlanInfo* info) {
            p.n_moments};
 }
 
+int32_t mtmlk_plan_threads(const MtmlkPlan* handle, int64_t tasks, int32_t most) {
+  return threads_of(*handle->plan, tasks, most);
+}
+
 int32_t mtmlk_reads_ids(const MtmlkPlan* handle, int64_t input) { return handle->plan->inputs[input].ids; }
 
 int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError* error) {
@@ -99,7 +105,7 @@ int mtmlk_inner_loop(const MtmlkPlan* handle, const MtmlkCall* given, MtmlkError
       !labels_ok(call.query_y, call.tasks, p.query.samples, p.out_features, true, error))
     return MTMLK_BAD_LABEL;
   if (!ids_ok(p, call, error)) return MTMLK_BAD_ID;
-  call.threads = usable_threads(call.threads);
+  call.threads = threads_of(p, call.tasks, call.threads);
   const TypedKernels& k = kernels_of(p.dtype);
   Watch watch = start_watch();
   const Workspace workspace(k.workspace_bytes(p, call.tasks, call.threads, call.carry != nullptr), &watch);
@@ -126,8 +132,7 @@ int mtmlk_carry_to_grads(const MtmlkPlan* handle, const void* carry, int64_t tas
   std::vector<void*> targets(grads, grads + p.n_params);
   targets.push_back(workspace.data());
   const CarryTargets to = {targets.data(), lr_grads, hyper_grads, moment_grads};
-  kernels_of(p.dtype).carry_to_grads(p, carry, p.carry_per_task ? tasks : 1, scale, scale_stride, to,
-                                     usable_threads(threads));
+  kernels_of(p.dtype).carry_to_grads(p, carry, p.carry_per_task ? tasks : 1, scale, scale_stride, to, threads);
   return MTMLK_OK;
 }
 

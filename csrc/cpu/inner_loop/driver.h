@@ -4,7 +4,6 @@
 // run in task order within groups of a few tasks, and over the groups in order, so the bits do not depend on threads.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 
 #include "mtml/abi.h"
@@ -13,6 +12,8 @@
 #include "simd/simd.h"
 #include "runtime/carver.h"
 #include "runtime/stops.h"
+#include "runtime/team.h"
+#include "runtime/threads.h"
 #include "runtime/watch.h"
 #include "inner_loop/plan/plan.h"
 #include "layers/block.h"
@@ -37,6 +38,7 @@ struct alignas(128) Team {
   MtmlkCall call;
   Shared<T> shared;
   Runner<T> runner;
+  bool ready;
 };
 
 template <class T>
@@ -158,15 +160,14 @@ void sum_groups(const Plan& p, const MtmlkCall& call, const T* groups, int64_t n
   constexpr int64_t kPart = 4096;
   T* out = static_cast<T*>(call.carry);
   fill_zero<T>(out + p.carry_end, p.carry_room - p.carry_end);
-#pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
-  for (int64_t start = 0; start < p.carry_cols; start += kPart) {
-    const int64_t end = start + kPart < p.carry_cols ? start + kPart : p.carry_cols;
+  each_piece(call.threads, (p.carry_cols + kPart - 1) / kPart, nullptr, [&](int64_t part, int) {
+    const int64_t start = part * kPart, end = start + kPart < p.carry_cols ? start + kPart : p.carry_cols;
     for (int64_t i = start; i < end; i += Simd<T>::kLanes) {
       VecOf<T> sum = load<T>(groups + i);
       for (int64_t g = 1; g < n; ++g) sum += load<T>(groups + g * p.carry_cols + i);
       store<T>(out + i, sum);
     }
-  }
+  });
 }
 
 // Written at the end, by one thread: tasks side by side would fight for the cache lines of [K, T] all along.
@@ -185,20 +186,18 @@ template <class T>
 void sum_low_rank(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last, Watch* watch) {
   int64_t units = 0;
   each_low_rank_unit<T>(p, [&](const LowRankUnit<T>&) { ++units; });
-#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
-  for (int64_t unit = 0; unit < units; ++unit) {
-    if (stops(watch)) continue;
+  each_piece(call.threads, units, watch, [&](int64_t unit, int slot) {
     LowRankUnit<T> own = {};
     int64_t nth = 0;
     each_low_rank_unit<T>(p, [&](const LowRankUnit<T>& u) {
       if (nth++ == unit) own = u;
     });
-    T* scratch = l.scratch + omp_get_thread_num() * low_rank_scratch<T>();
+    T* scratch = l.scratch + slot * low_rank_scratch<T>();
     T* grad = static_cast<T*>(call.carry) + p.params[own.layer->weight].low_at;
     sum_unit<T>(own, first, last, summed_tasks(p), grad, scratch, [&](int64_t task, auto take) {
       each_factor<T>(p, call, l.passes + task % l.wave * (p.steps + 1), 0, nullptr, take);
     });
-  }
+  });
 }
 
 template <class T>
@@ -208,6 +207,7 @@ void prepare(const Plan& p, const MtmlkCall& call, const Layout<T>& l, Team<T>& 
   team.call = call;
   team.runner.plan = &p, team.runner.call = &team.call, team.runner.shared = &team.shared;
   team.runner.watch = watch;
+  team.ready = true;
 }
 
 // Groups [first, last) of tasks.
@@ -219,17 +219,12 @@ void run_groups(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_
     for (int64_t g = first; g < last && !stops(watch); ++g) run_group(p, l, l.teams[0], g, size);
     return;
   }
-  int32_t finished = 0;
-#pragma omp parallel num_threads(int(l.count))
-  {
-    const Layout<T> own = l;
-    Team<T>& team = own.teams[omp_get_thread_num()];
-    prepare(p, call, own, team, watch);
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t g = first; g < last; ++g)
-      if (!stops(watch)) run_group(*team.runner.plan, own, team, g, size);
-    if (p.watched) wait_for_others(watch, &finished, omp_get_num_threads());
-  }
+  for (int64_t i = 0; i < l.count; ++i) l.teams[i].ready = false;
+  each_piece(int(l.count), last - first, watch, [&](int64_t g, int slot) {
+    Team<T>& team = l.teams[slot];
+    if (!team.ready) prepare(p, call, l, team, watch);
+    run_group(p, l, team, first + g, size);
+  });
 }
 
 template <class T>
@@ -238,8 +233,7 @@ void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace, Watch
   Layout<T> l = lay_out<T>(c, p, call.tasks, call.threads, call.carry != nullptr);
   const int64_t size = group_size(p), groups = (call.tasks + size - 1) / size;
   if (!l.alone) {
-#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
-    for (int64_t i = 0; i < p.n_params; ++i) pack_one(p, call, l.teams[0].shared, i);
+    each_piece(call.threads, p.n_params, watch, [&](int64_t i, int) { pack_one(p, call, l.teams[0].shared, i); });
     pack_rates(p, call, l.teams[0].shared);
     for (int64_t i = 1; i < l.count; ++i) l.teams[i].shared = l.teams[0].shared;
   }
@@ -275,19 +269,18 @@ void carry_to_grads(const Plan& p, const void* carry, int64_t rows, const void* 
     }
   };
   T* scratch = static_cast<T*>(to.params[p.n_params]);  // [carry_room], from the caller
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && rows * p.carry_cols > 65536)
-  for (int64_t i = 0; i < p.n_params; ++i) {
-    if (!to.params[i]) continue;
+  each_piece(threads_for(8 * double(rows * p.carry_cols), threads), p.n_params, nullptr, [&](int64_t i, int) {
+    if (!to.params[i]) return;
     const ParamPlan& param = p.params[i];
     const int64_t at = param.low ? param.low_at : param.full;
     T* out = static_cast<T*>(to.params[i]);
     if (param.starts || p.tasks_apart) {
       each(param, at, scratch + at, out);
-      continue;
+      return;
     }
     sum(at, param.size, scratch + at);
     unpack_param<T>(param, scratch + at, out);
-  }
+  });
   for (int64_t i = 0; to.lr && i < p.n_lr; ++i) {
     if (!to.lr[i]) continue;
     const LrPlan& lr = p.lrs[i];

@@ -1,7 +1,6 @@
 // The passes of one task: see task.h for the recursion.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 
 #include "simd/layout.h"
@@ -160,12 +159,7 @@ void Runner<T>::sample_weights(const Phase& p, T* out) const {
 template <class T>
 template <class Body>
 void Runner<T>::each_chunk(const Cut& cut, Body body) {
-  if (shared->workers == 1 || cut.chunks == 1) {
-    for (int64_t c = 0; c < cut.chunks; ++c) body(c, 0);
-    return;
-  }
-#pragma omp parallel for num_threads(shared->workers) schedule(static)
-  for (int64_t c = 0; c < cut.chunks; ++c) body(c, omp_get_thread_num());
+  each_piece(shared->workers, cut.chunks, plan->watched ? watch : nullptr, body);
 }
 
 MTMLK_INLINE int64_t chunk_samples(const Cut& cut) { return (cut.samples + cut.chunks - 1) / cut.chunks; }

@@ -8,7 +8,6 @@
 #include <string>
 
 #include "mtml/abi.h"
-#include "runtime/threads.h"
 
 namespace mtmlk {
 namespace {
@@ -84,7 +83,7 @@ using namespace mtmlk;
 extern "C" {
 
 double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds) {
-  return kernels().fma_peak(dtype, usable_threads(threads), seconds);
+  return kernels().fma_peak(dtype, threads, seconds);
 }
 
 const char* mtmlk_isa(void) { return isa_ok() ? kernels().name : ""; }

@@ -1,11 +1,13 @@
 // The machine's multiply-add peak, measured: independent chains that stay in registers.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 #include <time.h>
 
+#include <atomic>
+
 #include "mtml/abi.h"
+#include "runtime/team.h"
 #include "simd/simd.h"
 
 namespace mtmlk {
@@ -40,11 +42,12 @@ inline double measure_fma_peak(int32_t dtype, int threads, double seconds) {
   double best = 0;
   const double stop = seconds_now() + seconds;
   do {
-    double flops = 0;
+    std::atomic<int64_t> flops{0};
     const double start = seconds_now();
-#pragma omp parallel num_threads(threads) reduction(+ : flops)
-    flops += dtype == MTMLK_F32 ? fma_burst<float>(rounds) : fma_burst<double>(rounds);
-    const double rate = flops / (seconds_now() - start) * 1e-9;
+    each_piece(threads, threads, nullptr, [&](int64_t, int) {
+      flops += int64_t(dtype == MTMLK_F32 ? fma_burst<float>(rounds) : fma_burst<double>(rounds));
+    });
+    const double rate = double(flops) / (seconds_now() - start) * 1e-9;
     best = rate > best ? rate : best;
   } while (seconds_now() < stop);
   return best;

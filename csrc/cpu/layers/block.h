@@ -1,7 +1,6 @@
 // A block of samples and its planes: what every node works on.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 
 #include "simd/simd.h"
@@ -54,14 +53,8 @@ struct Block {
 // body(i, worker) for i < n, less what is left when the call is stopped. What i covers never depends on how many
 // workers there are.
 template <class T, class Body>
-void share(const Block<T>& b, int64_t n, Body body) {
-  if (b.workers == 1 || n == 1) {
-    for (int64_t i = 0; i < n && !stops(b.watch); ++i) body(i, 0);
-    return;
-  }
-#pragma omp parallel for num_threads(b.workers) schedule(static)
-  for (int64_t i = 0; i < n; ++i)
-    if (!stops(b.watch)) body(i, omp_get_thread_num());
+void share(const Block<T>& b, int64_t n, const Body& body) {
+  each_piece(b.workers, n, b.watch, body);
 }
 
 // An input from sample `at` on; of ids, which are as wide in either dtype, the address alone.

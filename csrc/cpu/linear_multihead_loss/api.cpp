@@ -16,7 +16,6 @@ namespace {
 
 constexpr int64_t kLogitBytes = int64_t(96) << 20;   // of one block of rows
 constexpr int64_t kBlockRows = 384, kMultiple = 24;  // whole tiles of 6, 8 and 12 rows
-constexpr int64_t kParallel = 1 << 18;               // multiply-adds worth the threads' start
 
 int64_t stride(int32_t dtype, int64_t columns) { return round_up(columns, kernels_of(dtype).lanes); }
 
@@ -33,8 +32,8 @@ class LinearRun {
       : linear_(linear), kernels_(kernels_of(dtype)), itemsize_(element_bytes(dtype)), starts_(1, 0) {
     for (int64_t h = 0; h < linear.n_heads; ++h) starts_.push_back(starts_.back() + linear.heads[h].classes);
     call_.linear = &linear_, call_.starts = starts_.data(), call_.ld = round_up(starts_.back(), kernels_.lanes);
-    const bool is_long = linear.rows * linear.features * starts_.back() >= kParallel;
-    call_.threads = is_long ? usable_threads(threads) : 1, call_.watch = is_long ? watch : nullptr;
+    const double work = double(linear.rows) * double(linear.features * starts_.back());
+    call_.threads = threads_for(work, threads), call_.watch = is_long(work) ? watch : nullptr;
     int64_t thread = 0, shared = 0;
     kernels_.linear_bytes(linear.features, most_rows, &thread, &shared);
     call_.thread_bytes = round_up(thread, 128);
@@ -98,7 +97,7 @@ int64_t mtmlk_linear_stride(int32_t dtype, int64_t columns) { return stride(dtyp
 int mtmlk_linear_keep(const MtmlkLinear* linear, int32_t dtype, int32_t threads, void* losses, void* kept,
                       MtmlkHeadError* error) {
   Watch watch = start_watch();
-  MultiheadUnits units(linear->heads, linear->n_heads, dtype, usable_threads(threads), &watch);
+  MultiheadUnits units(linear->heads, linear->n_heads, dtype, threads, &watch);
   int status = units.prepare(error);
   if (status != MTMLK_OK) return status;
   LinearRun run(*linear, dtype, threads, 0, &watch);
@@ -128,7 +127,7 @@ int mtmlk_linear_blocks(const MtmlkLinear* linear, int32_t dtype, int32_t thread
                         void* const* dw, void* const* db, MtmlkHeadError* error) {
   const std::vector<double> ones(size_t(linear->n_heads), 1.0);
   Watch watch = start_watch();
-  MultiheadUnits units(linear->heads, linear->n_heads, dtype, usable_threads(threads), &watch);
+  MultiheadUnits units(linear->heads, linear->n_heads, dtype, threads, &watch);
   int status = units.prepare(error);
   if (status != MTMLK_OK) return status;
   bool gradient = dx;

@@ -7,7 +7,6 @@
 // and every sum runs in an order that the sizes fix. Weights are packed a panel at a time, in the thread that needs it.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 
 #include "mtml/abi.h"
@@ -16,6 +15,7 @@
 #include "simd/layout.h"
 #include "simd/simd.h"
 #include "runtime/stops.h"
+#include "runtime/team.h"
 #include "linear_multihead_loss/call.h"
 
 namespace mtmlk {
@@ -60,9 +60,13 @@ struct HeadOf {
 };
 
 template <class T>
-T* scratch_of(const LinearMultiheadCall& call) {
-  const int64_t thread = call.threads > 1 ? omp_get_thread_num() : 0;
-  return reinterpret_cast<T*>(static_cast<char*>(call.scratch) + thread * call.thread_bytes);
+T* scratch_of(const LinearMultiheadCall& call, int slot) {
+  return reinterpret_cast<T*>(static_cast<char*>(call.scratch) + slot * call.thread_bytes);
+}
+
+template <class Body>
+void share(const LinearMultiheadCall& call, int64_t n, const Body& body) {
+  each_piece(call.threads, n, call.watch, body);
 }
 
 // to [D, width] <- W^T, and the biases [width]
@@ -95,17 +99,15 @@ void pack_panel(const LinearMultiheadCall& call, int64_t col, int64_t width, T* 
 template <class T>
 void linear_logits(const LinearMultiheadCall& call) {
   const int64_t depth = call.linear->features, panels = panels_of<T>(call.starts[call.linear->n_heads]);
-#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
-  for (int64_t p = 0; p < panels; ++p) {
-    if (stops(call.watch)) continue;
+  share(call, panels, [&](int64_t p, int slot) {
     const int64_t col = p * kPanel<T>, width = panel_width<T>(call.ld, p);
-    T *const bias = scratch_of<T>(call), *const packed = bias + kPanel<T>;
+    T *const bias = scratch_of<T>(call, slot), *const packed = bias + kPanel<T>;
     pack_panel<T>(call, col, width, packed, bias);
     const T* x = static_cast<const T*>(call.linear->x) + call.row0 * depth;
     Gemm<T> g = {static_cast<T*>(call.z) + col,    call.ld, bias, 0, T(1), nullptr, 0,
                  {x, depth, packed, width, depth}, {}};
     panel_any<T, false>(int(width / Simd<T>::kLanes), call.rows, g);
-  }
+  });
 }
 
 // --- dX ---
@@ -125,10 +127,10 @@ void pack_weights(const LinearMultiheadCall& call, int64_t col, int64_t columns,
 }
 
 template <class T>
-void features_unit(const LinearMultiheadCall& call, int64_t panel, int64_t row, int64_t rows) {
+void features_unit(const LinearMultiheadCall& call, int64_t panel, int64_t row, int64_t rows, T* packed) {
   const int64_t depth = call.linear->features, from = panel * kPanel<T>, width = panel_width<T>(depth, panel);
   const int64_t total = call.starts[call.linear->n_heads];
-  T *const packed = scratch_of<T>(call), *const sums = packed + kDepth * kPanel<T>;
+  T* const sums = packed + kDepth * kPanel<T>;
   for (int64_t col = 0; col < total; col += kDepth) {
     const int64_t columns = total - col < kDepth ? total - col : kDepth;
     pack_weights<T>(call, col, columns, from, width, packed);
@@ -146,12 +148,10 @@ void features_unit(const LinearMultiheadCall& call, int64_t panel, int64_t row, 
 template <class T>
 void linear_features(const LinearMultiheadCall& call) {
   const int64_t panels = panels_of<T>(call.linear->features), groups = (call.rows + kRowGroup - 1) / kRowGroup;
-#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
-  for (int64_t u = 0; u < panels * groups; ++u) {
-    if (stops(call.watch)) continue;
-    const int64_t row = u % groups * kRowGroup;
-    features_unit<T>(call, u / groups, row, call.rows - row < kRowGroup ? call.rows - row : kRowGroup);
-  }
+  share(call, panels * groups, [&](int64_t u, int slot) {
+    const int64_t row = u % groups * kRowGroup, rows = call.rows - row < kRowGroup ? call.rows - row : kRowGroup;
+    features_unit<T>(call, u / groups, row, rows, scratch_of<T>(call, slot));
+  });
 }
 
 // --- dW and db ---
@@ -166,9 +166,7 @@ template <class T>
 void pack_features(const LinearMultiheadCall& call) {
   const int64_t depth = call.linear->features, panels = panels_of<T>(depth);
   const int64_t blocks = (call.rows + kRowBlock - 1) / kRowBlock;
-#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
-  for (int64_t u = 0; u < blocks * panels; ++u) {
-    if (stops(call.watch)) continue;
+  share(call, blocks * panels, [&](int64_t u, int) {
     const int64_t panel = u % panels, row0 = u / panels * kRowBlock, from = panel * kPanel<T>;
     const int64_t width = panel_width<T>(depth, panel);
     const int64_t rows = call.rows - row0 < kRowBlock ? call.rows - row0 : kRowBlock;
@@ -177,7 +175,7 @@ void pack_features(const LinearMultiheadCall& call) {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t i = 0; i < width; i += Simd<T>::kLanes)
         store<T>(to + r * width + i, load_some<T>(x + r * depth + i, depth - from - i));
-  }
+  });
 }
 
 // to [rows, width] <- columns of G, and their sums
@@ -234,11 +232,11 @@ void put_biases(const LinearMultiheadCall& call, int64_t col, int64_t columns, c
 }
 
 template <class T>
-void weights_unit(const LinearMultiheadCall& call, int64_t col, int64_t first) {
+void weights_unit(const LinearMultiheadCall& call, int64_t col, int64_t first, T* found) {
   const int64_t depth = call.linear->features, panels = panels_of<T>(depth), total = call.starts[call.linear->n_heads];
   const int64_t last = first + kPanelGroup < panels ? first + kPanelGroup : panels;
   const int64_t columns = total - col < kPanel<T> ? total - col : kPanel<T>, width = round_up(columns, Simd<T>::kLanes);
-  T *const found = scratch_of<T>(call), *const packed = found + kPanelGroup * kPanel<T> * kPanel<T>;
+  T* const packed = found + kPanelGroup * kPanel<T> * kPanel<T>;
   T* const sums = packed + kRowBlock * kPanel<T>;
   for (int64_t i = 0; i < width; ++i) sums[i] = T(0);
   for (int64_t row = 0; row < call.rows && !stops(call.watch); row += kRowBlock) {
@@ -261,9 +259,9 @@ void linear_weights(const LinearMultiheadCall& call) {
   pack_features<T>(call);
   const int64_t groups = (panels_of<T>(call.linear->features) + kPanelGroup - 1) / kPanelGroup;
   const int64_t chunks = panels_of<T>(call.starts[call.linear->n_heads]);
-#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1) if (call.threads > 1)
-  for (int64_t u = 0; u < chunks * groups; ++u)
-    if (!stops(call.watch)) weights_unit<T>(call, u / groups * kPanel<T>, u % groups * kPanelGroup);
+  share(call, chunks * groups, [&](int64_t u, int slot) {
+    weights_unit<T>(call, u / groups * kPanel<T>, u % groups * kPanelGroup, scratch_of<T>(call, slot));
+  });
 }
 
 // Bytes: of a thread's scratch, and of what the threads share.

@@ -13,8 +13,8 @@
 namespace mtmlk {
 namespace {
 
-constexpr int64_t kUnit = 1 << 15;      // elements; a multiple of every tile's columns
-constexpr int64_t kTogether = 1 << 16;  // elements of all heads, 100 us of one core, from which threads are started
+constexpr int64_t kUnit = 1 << 15;  // elements; a multiple of every tile's columns
+constexpr double kElement = 16;     // multiply-adds that take as long as an element: 1.5 ns
 
 void cut(const MtmlkHead& h, int64_t index, std::vector<MultiheadUnit>& units) {
   const bool softmax = is_softmax(h.kind);
@@ -32,11 +32,10 @@ void cut(const MtmlkHead& h, int64_t index, std::vector<MultiheadUnit>& units) {
     }
 }
 
-// Less is neither shared by threads nor looked at while it runs.
-bool is_long(const MtmlkHead* heads, int64_t n) {
+double work_of(const MtmlkHead* heads, int64_t n) {
   int64_t elements = 0;
   for (int64_t i = 0; i < n; ++i) elements += heads[i].rows * heads[i].classes;
-  return elements >= kTogether;
+  return kElement * double(elements);
 }
 
 // Labels of heads without classes, which have no units.
@@ -56,13 +55,13 @@ MultiheadUnits::MultiheadUnits(const MtmlkHead* heads, int64_t n, int32_t dtype,
     : heads_(heads), n_(n), dtype_(dtype), threads_(threads), watch_(watch), inverse_(size_t(n)), sums_(size_t(n)) {}
 
 MultiheadCall MultiheadUnits::call(const MtmlkHead* heads, std::vector<MultiheadUnit>& units) const {
-  const bool together = is_long(heads, n_);
+  const double work = work_of(heads, n_);
   return {heads,
           units.data(),
           int64_t(units.size()),
           inverse_.data(),
-          together && units.size() > 1 ? threads_ : 1,
-          together ? watch_ : nullptr};
+          threads_for(work, threads_),
+          is_long(work) ? watch_ : nullptr};
 }
 
 int MultiheadUnits::prepare(MtmlkHeadError* error) {
@@ -123,7 +122,7 @@ extern "C" {
 int mtmlk_multihead_loss(const MtmlkHead* heads, int64_t n, int32_t dtype, int32_t threads, void* losses,
                          MtmlkHeadError* error) {
   Watch watch = start_watch();
-  MultiheadUnits units(heads, n, dtype, usable_threads(threads), &watch);
+  MultiheadUnits units(heads, n, dtype, threads, &watch);
   int status = units.prepare(error);
   if (status == MTMLK_OK) status = units.add_losses(heads);
   if (status == MTMLK_OK) units.put_losses(losses);

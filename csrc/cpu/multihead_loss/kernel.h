@@ -5,13 +5,13 @@
 // their sums are added in order: the bits depend neither on the threads nor on the heads beside.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 
 #include "mtml/abi.h"
 #include "mtml/losses.h"
 #include "simd/simd.h"
 #include "runtime/stops.h"
+#include "runtime/team.h"
 #include "multihead_loss/call.h"
 #include "multihead_loss/elements.h"
 #include "multihead_loss/math.h"
@@ -52,14 +52,12 @@ inline int64_t first_bad_label(const MtmlkHead& h, int64_t row0, int64_t row1) {
 
 template <class T>
 void multihead_norms(const MultiheadCall& call) {
-#pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
-  for (int64_t i = 0; i < call.n_units; ++i) {
-    if (stops(call.watch)) continue;
+  each_piece(call.threads, call.n_units, call.watch, [&](int64_t i, int) {
     MultiheadUnit& u = call.units[i];
     const MtmlkHead& h = call.heads[u.head];
     u.bad = h.ids ? first_bad_label(h, u.row0, u.row1) : -1;
     u.norm = u.bad >= 0 || u.col0 > 0 ? 0 : unit_norm<T>(h, u.row0, u.row1);  // a row's first part speaks for it
-  }
+  });
 }
 
 // Gradients beyond this are stored past the caches: nobody finds them there.
@@ -82,17 +80,14 @@ double unit_loss(const MtmlkHead& h, const MultiheadUnit& u, double inverse, T* 
   return loss;
 }
 
-// `workspace`: of every thread, what multihead_scratch says. Heads differ in size, so units go out a few at a time.
+// `workspace`: of every thread, what multihead_scratch says.
 template <class T>
 void multihead_losses(const MultiheadCall& call, void* workspace, int64_t thread_bytes) {
-  const int64_t few = call.n_units / (8 * call.threads), at_once = few > 1 ? few : 1;
-#pragma omp parallel for num_threads(call.threads) schedule(dynamic, at_once) if (call.threads > 1)
-  for (int64_t i = 0; i < call.n_units; ++i) {
-    if (stops(call.watch)) continue;
+  each_piece(call.threads, call.n_units, call.watch, [&](int64_t i, int slot) {
     MultiheadUnit& u = call.units[i];
-    char* mine = static_cast<char*>(workspace) + thread_bytes * (call.threads > 1 ? omp_get_thread_num() : 0);
+    char* mine = static_cast<char*>(workspace) + thread_bytes * slot;
     u.loss = unit_loss<T>(call.heads[u.head], u, call.inverse[u.head], reinterpret_cast<T*>(mine));
-  }
+  });
 }
 
 // Bytes of scratch that a head asks of a thread.

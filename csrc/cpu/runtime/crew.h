@@ -1,9 +1,9 @@
 // The threads of one call, and the memory of each.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 
+#include "runtime/team.h"
 #include "runtime/watch.h"
 
 namespace mtmlk {
@@ -17,10 +17,14 @@ struct Crew {
 
 namespace {
 
-// Of the thread that asks, inside of a parallel region or not.
 template <class T>
-T* own_scratch(const Crew& crew) {
-  return reinterpret_cast<T*>(crew.scratch + (crew.threads > 1 ? omp_get_thread_num() : 0) * crew.thread_bytes);
+T* own_scratch(const Crew& crew, int slot) {
+  return reinterpret_cast<T*>(crew.scratch + slot * crew.thread_bytes);
+}
+
+template <class Body>
+void share(const Crew& crew, int64_t n, const Body& body) {
+  each_piece(crew.threads, n, crew.watch, body);
 }
 
 }  // namespace

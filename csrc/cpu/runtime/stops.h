@@ -1,7 +1,7 @@
 // The look at a call's Watch.
 //
 // A piece of work that is skipped leaves its memory as it was, and what reads it computes with whatever is there: no
-// value may decide where memory is read. Once one thread has seen the flag, so do all that it meets at a barrier.
+// value may decide where memory is read. Once one thread has seen the flag, so does every job that begins later.
 #pragma once
 
 #include "simd/simd.h"

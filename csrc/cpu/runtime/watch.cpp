@@ -2,7 +2,6 @@
 #include "runtime/watch.h"
 
 #include <time.h>
-#include <unistd.h>
 
 #include <atomic>
 
@@ -48,17 +47,6 @@ bool ask_caller(Watch* watch) {
   watch->asks = answer == MTMLK_GO_ON;
   if (answer == MTMLK_STOP) __atomic_store_n(&watch->stopped, 1, __ATOMIC_RELAXED);
   return answer == MTMLK_STOP;
-}
-
-void wait_for_others(Watch* watch, int32_t* finished, int32_t team) {
-  constexpr int kTurns = 1 << 20;  // a millisecond or two, about as long as a barrier stays awake
-  __atomic_add_fetch(finished, 1, __ATOMIC_RELAXED);
-  if (!pthread_equal(pthread_self(), watch->caller)) return;
-  for (int turn = 0; __atomic_load_n(finished, __ATOMIC_RELAXED) < team && !is_stopped(watch); ++turn) {
-    if (turn < kTurns) continue;
-    if (ask_caller(watch)) return;
-    usleep(200);
-  }
 }
 
 }  // namespace mtmlk

@@ -20,8 +20,4 @@ Watch start_watch();
 // In the calling thread, and where it is time: asks. Returns whether the call has been stopped.
 bool ask_caller(Watch* watch);
 
-// A thread of a team is through with its work. The one that called stays awake to ask until all are: in a barrier it
-// could not.
-void wait_for_others(Watch* watch, int32_t* finished, int32_t team);
-
 }  // namespace mtmlk

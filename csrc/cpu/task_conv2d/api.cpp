@@ -13,8 +13,6 @@ using namespace mtmlk;
 
 namespace {
 
-constexpr int64_t kParallel = int64_t(1) << 18;  // multiply-adds worth the threads' start
-
 AxisShape axis(const MtmlkTaskConv2d& c, int i) {
   return {c.size[i], c.out[i], c.kernel[i], c.stride[i], c.pad[i], c.dilation[i]};
 }
@@ -22,9 +20,9 @@ AxisShape axis(const MtmlkTaskConv2d& c, int i) {
 int run(const MtmlkTaskConv2d& conv, bool backward) {
   const TaskKernels& kernels = task_kernels_of(conv.dtype);
   const int64_t channels = conv.channels / conv.groups, outputs = conv.outputs / conv.groups;
-  const int64_t images = conv.tasks * conv.samples * conv.out[0] * conv.out[1];
-  const bool is_long = images * conv.outputs * channels * conv.kernel[0] * conv.kernel[1] >= kParallel;
-  const int threads = is_long ? usable_threads(conv.threads) : 1;
+  const double pixels = double(conv.tasks * conv.samples) * double(conv.out[0] * conv.out[1]);
+  const double work = pixels * double(conv.outputs * channels * conv.kernel[0] * conv.kernel[1]);
+  const int threads = threads_for(work, conv.threads);
   TapStorage forward, back;
   if (!backward || conv.dw) make_forward_taps(axis(conv, 0), axis(conv, 1), channels, channels, forward);
   if (backward && conv.dx)
@@ -36,7 +34,7 @@ int run(const MtmlkTaskConv2d& conv, bool backward) {
   if (!workspace.data()) return workspace.status();
   char* base = static_cast<char*>(workspace.data());
   const TaskConvCall call = {&conv, &forward.plan, &back.plan};
-  const Crew crew = {threads, is_long ? &watch : nullptr, base + sums, own};
+  const Crew crew = {threads, is_long(work) ? &watch : nullptr, base + sums, own};
   if (backward)
     kernels.conv2d_backward(call, base, crew);
   else

@@ -7,7 +7,6 @@
 // one task and group, goes there and back in a thread's own memory. What a unit covers depends on one task's sizes only.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 
 #include "mtml/abi.h"
@@ -74,8 +73,8 @@ int64_t task_conv2d_bytes(const MtmlkTaskConv2d& call) {
 }
 
 template <class T>
-ConvScratch<T> conv_scratch(const Crew& crew, const ConvSizes& s) {
-  return ConvScratch<T>(Carver{own_scratch<char>(crew), 0}, s);
+ConvScratch<T> conv_scratch(const Crew& crew, int slot, const ConvSizes& s) {
+  return ConvScratch<T>(Carver{own_scratch<char>(crew, slot), 0}, s);
 }
 
 MTMLK_INLINE ParamPlan weight_plan(const ConvSizes& s) {
@@ -123,9 +122,8 @@ template <class T, class Body>
 void each_conv_unit(const TaskConvCall& call, const ConvSizes& s, const Crew& crew, Body body) {
   const MtmlkTaskConv2d& c = *call.conv;
   const int64_t blocks = (c.samples + s.samples - 1) / s.samples;
-#pragma omp parallel for num_threads(crew.threads) schedule(static) if (crew.threads > 1)
-  for (int64_t i = 0; i < c.tasks * s.groups * blocks; ++i)
-    if (!stops(crew.watch)) body(conv_unit<T>(c, s, i), conv_scratch<T>(crew, s));
+  share(crew, c.tasks * s.groups * blocks,
+        [&](int64_t i, int slot) { body(conv_unit<T>(c, s, i), conv_scratch<T>(crew, slot, s)); });
 }
 
 template <class T>
@@ -198,12 +196,11 @@ int64_t task_conv2d_sums(const MtmlkTaskConv2d& c) {
 // Units [first, last) of a group's, blocks of one weight's samples, into one packed sum.
 template <class T>
 void conv_grad_part(const TaskConvCall& call, const ConvSizes& s, int64_t weight, int64_t group, int64_t first,
-                    int64_t last, const Crew& crew, T* sum) {
+                    int64_t last, const ConvScratch<T>& own, Watch* watch, T* sum) {
   const MtmlkTaskConv2d& c = *call.conv;
   const int64_t blocks = (c.samples + s.samples - 1) / s.samples;
-  const ConvScratch<T> own = conv_scratch<T>(crew, s);
   fill_zero<T>(sum, s.taps * s.channels * s.out_ld);
-  for (int64_t b = first; b < last && !stops(crew.watch); ++b) {
+  for (int64_t b = first; b < last && !stops(watch); ++b) {
     const int64_t task = c.weights == 1 ? b / blocks : weight;
     const ConvUnit<T> u = conv_unit<T>(c, s, (task * s.groups + group) * blocks + b % blocks);
     channels_last<T>(static_cast<const T*>(c.x) + u.at_x, c.channels * s.pixels, u.samples, s.channels, s.pixels,
@@ -220,26 +217,25 @@ void conv_weight_gradients(const TaskConvCall& call, const ConvSizes& s, void* s
   const int64_t parts = grad_parts(c, s), size = s.taps * s.channels * s.out_ld;
   const int64_t blocks = (c.samples + s.samples - 1) / s.samples * (c.weights == 1 ? c.tasks : 1);
   T* const all = static_cast<T*>(sums);
-#pragma omp parallel for num_threads(crew.threads) schedule(static) if (crew.threads > 1)
-  for (int64_t i = 0; i < c.weights * s.groups * parts; ++i) {
+  share(crew, c.weights * s.groups * parts, [&](int64_t i, int slot) {
     const int64_t part = i % parts, group = i / parts % s.groups, weight = i / parts / s.groups;
-    conv_grad_part<T>(call, s, weight, group, blocks * part / parts, blocks * (part + 1) / parts, crew, all + i * size);
-  }
+    const ConvScratch<T> own = conv_scratch<T>(crew, slot, s);
+    conv_grad_part<T>(call, s, weight, group, blocks * part / parts, blocks * (part + 1) / parts, own, crew.watch,
+                      all + i * size);
+  });
   const int64_t elements = s.outputs * s.channels * s.taps;
-#pragma omp parallel for num_threads(crew.threads) schedule(static) if (crew.threads > 1)
-  for (int64_t i = 0; i < c.weights * s.groups; ++i) {
+  share(crew, c.weights * s.groups, [&](int64_t i, int) {
     T* const sum = all + i * parts * size;
     store_parts<T>(sum, parts, size, size, nullptr, T(1), sum);
     unpack_conv<T>(weight_plan(s), sum, static_cast<T*>(c.dw) + i * elements);
-  }
+  });
 }
 
 // db: of every image in parts, since long chains of additions lose digits.
 template <class T>
 void conv_bias_gradients(const MtmlkTaskConv2d& c, int64_t pixels, const Crew& crew) {
   const int64_t samples = c.tasks * c.samples / c.biases;
-#pragma omp parallel for num_threads(crew.threads) schedule(static) if (crew.threads > 1)
-  for (int64_t i = 0; i < c.biases * c.outputs; ++i) {
+  share(crew, c.biases * c.outputs, [&](int64_t i, int) {
     T total = 0;
     for (int64_t n = 0; n < samples && !stops(crew.watch); ++n) {
       const int64_t image = (i / c.outputs * samples + n) * c.outputs + i % c.outputs;
@@ -249,7 +245,7 @@ void conv_bias_gradients(const MtmlkTaskConv2d& c, int64_t pixels, const Crew& c
       total += sum_lanes<T>(sum);
     }
     static_cast<T*>(c.db)[i] = total;
-  }
+  });
 }
 
 template <class T>

@@ -11,11 +11,9 @@ using namespace mtmlk;
 
 namespace {
 
-constexpr int64_t kParallel = int64_t(1) << 18;  // multiply-adds worth the threads' start
-
 int run(const MtmlkTaskLinear& call, bool backward) {
-  const bool is_long = call.tasks * call.rows * call.inputs * call.outputs >= kParallel;
-  const int threads = is_long ? usable_threads(call.threads) : 1;
+  const double work = double(call.tasks * call.rows) * double(call.inputs * call.outputs);
+  const int threads = threads_for(work, call.threads);
   const TaskKernels& kernels = task_kernels_of(call.dtype);
   Watch watch = start_watch();
   const int64_t own = round_up(kernels.linear_bytes(call), 128), values = call.tasks * call.rows * call.outputs;
@@ -23,7 +21,7 @@ int run(const MtmlkTaskLinear& call, bool backward) {
   const Workspace workspace(slopes + own * threads, &watch);
   if (!workspace.data()) return workspace.status();
   char* base = static_cast<char*>(workspace.data());
-  const Crew crew = {threads, is_long ? &watch : nullptr, base + slopes, own};
+  const Crew crew = {threads, is_long(work) ? &watch : nullptr, base + slopes, own};
   if (backward)
     kernels.linear_backward(call, base, crew);
   else

@@ -7,7 +7,6 @@
 // that needs it; tensors of the caller may lie at any address.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 
 #include "mtml/abi.h"
@@ -121,13 +120,11 @@ template <class T>
 void run_product(const GroupProduct<T>& p, const Crew& crew) {
   const int64_t panels = (p.columns + kPanelWidth<T> - 1) / kPanelWidth<T>;
   const int64_t chunks = (p.rows + kUnitRows - 1) / kUnitRows;
-#pragma omp parallel for num_threads(crew.threads) schedule(static) if (crew.threads > 1)
-  for (int64_t u = 0; u < p.groups * panels * chunks; ++u) {
-    if (stops(crew.watch)) continue;
+  share(crew, p.groups * panels * chunks, [&](int64_t u, int slot) {
     const int64_t row = u % chunks * kUnitRows, left = p.rows - row;
     product_unit<T>(p, u / chunks / panels, u / chunks % panels * kPanelWidth<T>, row,
-                    left < kUnitRows ? left : kUnitRows, own_scratch<T>(crew));
-  }
+                    left < kUnitRows ? left : kUnitRows, own_scratch<T>(crew, slot));
+  });
 }
 
 // c[g] = a[g]^T b[g]      a [groups, depth, rows], b [groups, depth, columns], c [groups, rows, columns]
@@ -164,20 +161,17 @@ template <class T>
 void run_gradient(const GroupGradient<T>& p, const Crew& crew) {
   const int64_t panels = (p.columns + kPanelWidth<T> - 1) / kPanelWidth<T>;
   const int64_t chunks = (p.rows + kTileOutputs - 1) / kTileOutputs;
-#pragma omp parallel for num_threads(crew.threads) schedule(static) if (crew.threads > 1)
-  for (int64_t u = 0; u < p.groups * panels * chunks; ++u) {
-    if (stops(crew.watch)) continue;
+  share(crew, p.groups * panels * chunks, [&](int64_t u, int slot) {
     const int64_t row = u % chunks * kTileOutputs, left = p.rows - row;
     gradient_unit<T>(p, u / chunks / panels, u / chunks % panels * kPanelWidth<T>, row,
-                     left < kTileOutputs ? left : kTileOutputs, own_scratch<T>(crew));
-  }
+                     left < kTileOutputs ? left : kTileOutputs, own_scratch<T>(crew, slot));
+  });
 }
 
 // Sums of the rows of every group, in parts: long chains of additions lose digits.
 template <class T>
 void run_row_sums(const T* src, int64_t groups, int64_t rows, int64_t columns, T* to, const Crew& crew) {
-#pragma omp parallel for num_threads(crew.threads) schedule(static) if (crew.threads > 1)
-  for (int64_t g = 0; g < groups; ++g)
+  share(crew, groups, [&](int64_t g, int) {
     for (int64_t i = 0; i < columns && !stops(crew.watch); i += Simd<T>::kLanes) {
       VecOf<T> total = {};
       for (int64_t row = 0; row < rows; row += kTileOutputs) {
@@ -188,6 +182,7 @@ void run_row_sums(const T* src, int64_t groups, int64_t rows, int64_t columns, T
       }
       store_some<T>(to + g * columns + i, total, columns - i);
     }
+  });
 }
 
 // g = dy f'(z) from y, for activations whose slope the output tells.
@@ -235,11 +230,10 @@ void task_linear_slopes(const MtmlkTaskLinear& c, T* g, const Crew& crew) {
   }
   const int64_t n = c.tasks * c.rows * c.outputs, piece = int64_t(1) << 14, pieces = (n + piece - 1) / piece;
   const T* y = static_cast<const T*>(c.y);
-#pragma omp parallel for num_threads(crew.threads) schedule(static) if (crew.threads > 1)
-  for (int64_t i = 0; i < pieces; ++i) {
+  share(crew, pieces, [&](int64_t i, int) {
     const int64_t at = i * piece, some = n - at < piece ? n - at : piece;
-    if (!stops(crew.watch)) slope_by_output<T>(c.activation, y + at, dy + at, some, T(c.c0), g + at);
-  }
+    slope_by_output<T>(c.activation, y + at, dy + at, some, T(c.c0), g + at);
+  });
 }
 
 // `slopes` [T, N, O]: memory for the gradients at z, where there is an activation.

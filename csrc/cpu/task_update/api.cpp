@@ -9,14 +9,14 @@ using namespace mtmlk;
 
 namespace {
 
-constexpr int64_t kParallel = int64_t(1) << 16;  // elements worth the threads' start
+constexpr double kElement = 8;  // multiply-adds that take as long as an element
 
 int run(const MtmlkTaskUpdate& call, bool backward) {
   int64_t elements = 0;
   for (int64_t i = 0; i < call.n; ++i) elements += call.sizes[i];
-  const bool is_long = call.tasks * elements >= kParallel;
+  const double work = kElement * double(call.tasks * elements);
   Watch watch = start_watch();
-  const Crew crew = {is_long ? usable_threads(call.threads) : 1, is_long ? &watch : nullptr, nullptr, 0};
+  const Crew crew = {threads_for(work, call.threads), is_long(work) ? &watch : nullptr, nullptr, 0};
   const TaskKernels& kernels = task_kernels_of(call.dtype);
   (backward ? kernels.update_backward : kernels.update_forward)(call, crew);
   return watch.stopped ? MTMLK_STOPPED : MTMLK_OK;

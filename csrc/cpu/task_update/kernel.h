@@ -5,7 +5,6 @@
 // Threads take tasks; what a task's sums are made of is fixed by its own sizes.
 #pragma once
 
-#include <omp.h>
 #include <stdint.h>
 
 #include "mtml/abi.h"
@@ -114,9 +113,7 @@ void update_task(const MtmlkTaskUpdate& c, const UpdateStep<T>& u, int64_t task)
 template <class T>
 void task_update_forward(const MtmlkTaskUpdate& c, const Crew& crew) {
   const UpdateStep<T> u = update_at<T>(c.rule, c.flags, c.hyper, c.step);
-#pragma omp parallel for num_threads(crew.threads) schedule(static) if (crew.threads > 1)
-  for (int64_t task = 0; task < c.tasks; ++task)
-    if (!stops(crew.watch)) update_task<T>(c, u, task);
+  share(crew, c.tasks, [&](int64_t task, int) { update_task<T>(c, u, task); });
 }
 
 // The way back from one tensor; hyper [kHyperCount] and the sum of a rate's terms are added to.
@@ -182,9 +179,7 @@ void adjoint_task(const MtmlkTaskUpdate& c, const UpdateStep<T>& u, int64_t task
 template <class T>
 void task_update_backward(const MtmlkTaskUpdate& c, const Crew& crew) {
   const UpdateStep<T> u = update_at<T>(c.rule, c.flags, c.hyper, c.step);
-#pragma omp parallel for num_threads(crew.threads) schedule(static) if (crew.threads > 1)
-  for (int64_t task = 0; task < c.tasks; ++task)
-    if (!stops(crew.watch)) adjoint_task<T>(c, u, task);
+  share(crew, c.tasks, [&](int64_t task, int) { adjoint_task<T>(c, u, task); });
 }
 
 }  // namespace

@@ -144,6 +144,8 @@ typedef struct {
 MTMLK_API int mtmlk_plan_create(const MtmlkPlanSpec* spec, MtmlkPlan** plan, MtmlkReason* reason);
 MTMLK_API void mtmlk_plan_destroy(MtmlkPlan* plan);
 MTMLK_API void mtmlk_plan_info(const MtmlkPlan* plan, MtmlkPlanInfo* info);
+// Threads that a call of so many tasks uses, of `most` that it may.
+MTMLK_API int32_t mtmlk_plan_threads(const MtmlkPlan* plan, int64_t tasks, int32_t most);
 MTMLK_API int32_t mtmlk_reads_ids(const MtmlkPlan* plan, int64_t input);  // whether an input is int64 ids
 MTMLK_API int mtmlk_inner_loop(const MtmlkPlan* plan, const MtmlkCall* call, MtmlkError* error);
 
@@ -292,6 +294,10 @@ MTMLK_API void mtmlk_release(void* memory);
 // none.
 enum MtmlkAnswer { MTMLK_GO_ON = 0, MTMLK_STOP = 1, MTMLK_ASK_NO_MORE = 2 };
 MTMLK_API void mtmlk_when_long(int32_t (*ask)(void));
+
+// Multiply-adds of a call for which one more of its threads is worth its start. The threads are the engine's own, begun
+// when a call first wants them.
+MTMLK_API void mtmlk_thread_work(double share);
 
 MTMLK_API double mtmlk_fma_peak(int32_t dtype, int32_t threads, double seconds);  // GFLOP/s
 MTMLK_API const char* mtmlk_isa(void);                                            // "avx512", "avx2" or "base"

@@ -47,6 +47,8 @@ class Explanation:
             for them on a GPU; else empty.
         launch: where a schedule is what runs, or the backend "cuda": the one launch that this backend makes of it
             (kernel, phases, blocks, bytes), or why it cannot; else empty.
+        threads: how many threads of those that PyTorch allows a training call uses: fewer where it is too short to be
+            worth their start. Empty where the engine for CPUs is not what runs.
         calls: those calls, a dict each: where in the inner loop, name, flops, bytes, us (predicted), what bounds it.
     """
 
@@ -66,6 +68,7 @@ class Explanation:
     predicted: str = ""
     calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     launch: str = ""
+    threads: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: strings, numbers, lists and dicts."""
@@ -82,6 +85,7 @@ class Explanation:
         lines += [f"trunk: {self.trunk}"] if self.trunk else []
         lines += [f"schedule: {self.predicted}"] if self.predicted else []
         lines += [f"launch: {self.launch}"] if self.launch else []
+        lines += [f"threads: {self.threads}"] if self.threads else []
         lines += [f"  not fused: {reason}" for reason in self.reasons]
         return "\n".join(lines + _table(self.nodes))
 

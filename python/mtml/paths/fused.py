@@ -17,7 +17,7 @@ from mtml.paths.rates import Rates
 from mtml_kernels.checks import Sizes, check_class_ids, widened
 from mtml_kernels.cuda.backends import FORMS as CUDA_FORMS
 from mtml_kernels.losses import IGNORED
-from mtml_kernels.native.inner_loop import low_rank_weights
+from mtml_kernels.native.inner_loop import call_threads, low_rank_weights
 from mtml_kernels.ops.inner_loop import inner_loop_call, task_gradients_call
 from mtml_kernels.ops.inner_loop_backends import FORMS
 from mtml_kernels.program import Program
@@ -78,6 +78,12 @@ class Fused:
             return 0
         form = FORMS[self.backend]
         return low_rank_weights(self.tensors(), self.rates(), self.spec, sizes.support, sizes.query, form)
+
+    def threads(self, sizes: Sizes) -> str:
+        if self.backend not in FORMS:
+            return ""
+        used, most = call_threads(self.tensors(), self.rates(), self.spec, sizes, FORMS[self.backend])
+        return f"{used} of {most}"
 
     def predicted(self, sizes: Sizes) -> tuple[str, list[dict[str, Any]]]:
         """The schedule in one line and its calls, where a schedule is what runs."""
@@ -178,6 +184,7 @@ class Fused:
             predicted=line,
             calls=calls,
             launch=self.launched(sizes),
+            threads=self.threads(sizes),
         )
 
     def shaped(self, output: Tensor) -> Tensor:

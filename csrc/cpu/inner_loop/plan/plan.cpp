@@ -392,13 +392,22 @@ void place_state(Plan& plan) {
   if (plan.low_rank) place_low_state(plan);
 }
 
-// Whether a pass over one set of a task takes long enough to be looked at inside.
-bool worth_watching(const Plan& plan) {
-  constexpr double kWork = 1 << 20;  // 30 us at the least
-  double sample = 0;
+// Of a forward pass, a sample.
+double sample_work(const Plan& plan) {
+  double work = 0;
   for (int64_t i = 0; i < plan.n_values; ++i)
-    if (plan.values[i].live && plan.values[i].batched) sample += node_work(plan, plan.values[i]);
-  return sample * double(std::max(plan.support.samples, plan.query.samples)) >= kWork;
+    if (plan.values[i].live && plan.values[i].batched) work += node_work(plan, plan.values[i]);
+  return work;
+}
+
+void count_work(Plan& plan) {
+  constexpr double kWatched = 1 << 20;  // a pass over one set of a task that takes 30 us at the least
+  const double sample = sample_work(plan), support = sample * double(plan.support.samples);
+  const double query = sample * double(plan.query.samples);
+  plan.watched = std::max(support, query) >= kWatched;
+  // Forward, and backward to inputs and to weights; along a tangent each of them has two products.
+  const double step = plan.needs == 0 || plan.first_order ? 3 : 9;
+  plan.task_work = step * double(plan.steps) * support + 3 * double(plan.query_steps ? plan.steps + 1 : 1) * query;
 }
 
 }  // namespace
@@ -438,7 +447,7 @@ int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out, MtmlkReason* r
   plan->out_size = output.rows * output.features;
   plan->support = cut_rows(*plan, spec.support);
   plan->query = cut_rows(*plan, spec.query);
-  plan->watched = worth_watching(*plan);
+  count_work(*plan);
   place_scratch(*plan);
   place_state(*plan);
   // A row a task lets the backward pass weigh tasks freely; beyond 64 KiB a row only the sum over the tasks is kept.

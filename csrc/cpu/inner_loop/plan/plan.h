@@ -174,10 +174,11 @@ struct Plan {
   int64_t input_size;  // of one sample, all inputs but ids
 
   // What kind of program it is.
-  bool heavy;     // has convolutions
-  bool mixes;     // a normalisation mixes a set's samples: one block holds them all
-  bool watched;   // a pass takes so long that its nodes look at the call's Watch
-  bool low_rank;  // some weight is in low-rank form
+  bool heavy;        // has convolutions
+  bool mixes;        // a normalisation mixes a set's samples: one block holds them all
+  bool watched;      // a pass takes so long that its nodes look at the call's Watch
+  bool low_rank;     // some weight is in low-rank form
+  double task_work;  // multiply-adds of a task, way back included
 
   // Sizes of parameters and rates, and of a row of the carry.
   int64_t full_size, full_t_size, own_size, own_t_size, lr_size;
