@@ -120,9 +120,9 @@ def memory(args: argparse.Namespace) -> int:
     from bench.workloads import select
     from bench.workloads.inner import WORKLOADS as INNER
 
-    steps, chosen = [int(s) for s in names(args.steps)], args.providers or remembering.PROVIDERS
-    threads = args.threads or torch.get_num_threads()
+    steps, threads = [int(s) for s in names(args.steps)], args.threads or torch.get_num_threads()
     w = INNER.get(args.workload) or select([args.workload])[0]
+    chosen = args.providers or remembering.default(w)
     if args.here:
         print(json.dumps(remembering.measure_here(replace(w, steps=steps[0]), chosen[0], threads)))
         return 0
@@ -255,7 +255,9 @@ def _add_costs(commands: Commands) -> None:
     p = commands.add_parser("memory", help="peak memory of a meta-step at several numbers of inner steps")
     p.add_argument("workload", nargs="?", default="omniglot_mlp")
     p.add_argument("--steps", default="1,10,100", help="default %(default)s")
-    p.add_argument("--providers", type=names, default=(), help="default: mtml,loop; the first is the unit")
+    p.add_argument(
+        "--providers", type=names, default=(), help="default: mtml,loop,mixflow,mixflow:loop; the first is the unit"
+    )
     p.add_argument("--threads", type=positive, default=0)
     p.add_argument("--here", action="store_true", help="the first combination, in this process, printed as JSON")
     p.set_defaults(call=memory)

@@ -193,7 +193,7 @@ def test_unknown_names_list_the_choices() -> None:
         runner.find("nothing")
 
 
-@pytest.mark.parametrize("provider", ["mtml", "loop:per_task", "vmap:loop"])
+@pytest.mark.parametrize("provider", ["mtml", "loop:per_task", "vmap:loop", "mixflow", "mixflow:loop"])
 @pytest.mark.parametrize("inputs", [False, True])
 def test_providers_match(provider: str, inputs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     w = replace(WORKLOADS["tiny"], inputs=inputs)
