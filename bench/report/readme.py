@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.measure import load
 from bench.providers.base import OWN
 from bench.report.record import Record, fastest_peer
 from bench.workloads import WORKLOADS
@@ -55,7 +56,13 @@ def _heads_row(workload: str, rows: list[Record]) -> str:
     return f"| {workload} | {what} | {peers} | {_ms(ours)} | {speedup} |"
 
 
-def _conditions(row: Record) -> str:
+def unquiet(rows: Iterable[Record]) -> str:
+    """What other processes took at most while rows were timed, where that is too much to say nothing."""
+    most = max((r.other_load for r in rows if not math.isnan(r.other_load)), default=0.0)
+    return f"not a quiet machine: other processes took up to {most:.2f} of a core; " if most > load.QUIET else ""
+
+
+def _conditions(row: Record, noise: str) -> str:
     isa = f", {row.isa}" if row.isa else ""
     threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
     heads = row.workload in HEADS
@@ -67,7 +74,7 @@ def _conditions(row: Record) -> str:
     return (
         f"{what}, {row.dtype}, medians, all providers interleaved in "
         f"one process after each one's {result} matched float64. {threads} of {row.machine}{isa}; "
-        f"peak {row.peak_gflops:.0f} GFLOP/s ({row.peak_source}, measured in the same run); "
+        f"peak {row.peak_gflops:.0f} GFLOP/s ({row.peak_source}, measured in the same run); {noise}"
         f"{version}, torch {row.torch}, {row.date[:10]}."
     )
 
@@ -85,7 +92,7 @@ def table(records: Iterable[Record]) -> str:
         raise ValueError("the records mix inner loops and multi-head losses: give a CSV of one kind")
     heads = ours[0].workload in HEADS
     lines = [_heads_row(w, rows) if heads else _row(w, rows) for w in names]
-    return "\n".join([HEADS_HEADER if heads else HEADER, *lines, "", _conditions(ours[-1])])
+    return "\n".join([HEADS_HEADER if heads else HEADER, *lines, "", _conditions(ours[-1], unquiet(rows))])
 
 
 def markers(name: str = "") -> tuple[str, str]:
