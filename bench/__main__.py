@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.arguments import Commands, names, positive
-from bench.commands import autocast, compat, export, gpu, multitask, predict, ranks, task_map, transfer, triton
+from bench.commands import (
+    autocast,
+    compat,
+    contention,
+    export,
+    gpu,
+    multitask,
+    predict,
+    ranks,
+    task_map,
+    transfer,
+    triton,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -75,10 +87,9 @@ def plot(args: argparse.Namespace) -> int:
 
 def readme(args: argparse.Namespace) -> int:
     from bench.report import readme as writing
-    from bench.report import record
 
     target = args.readme or writing.document(args.table)
-    writing.write(target, record.read_csv(args.csv), args.table)
+    writing.write(target, writing.read(args.csv, args.table), args.table)
     print(f"wrote the table into {target}")
     return 0
 
@@ -283,7 +294,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of mtml-kernels.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
-    for module in (gpu, triton, export, predict, ranks, task_map, autocast, compat, multitask, transfer):
+    for module in (gpu, triton, export, predict, ranks, task_map, autocast, compat, multitask, transfer, contention):
         module.add(commands)
     _add_files(commands)
     _add_kernel(commands)

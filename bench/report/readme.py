@@ -12,7 +12,8 @@ from pathlib import Path
 
 from bench.measure import load
 from bench.providers.base import OWN
-from bench.report.record import Record, fastest_peer
+from bench.report import contention
+from bench.report.record import Record, fastest_peer, read_rows
 from bench.workloads import WORKLOADS
 from bench.workloads.heads import WORKLOADS as HEADS
 from bench.workloads.inner import WORKLOADS as INNER
@@ -112,6 +113,18 @@ def document(name: str = "") -> Path:
     )
 
 
+def read(csv: str | os.PathLike[str], name: str = "") -> list[Record]:
+    """The records of the table of this name. Raises ValueError where a file is not of its kind."""
+    return [*read_rows(csv, contention.Contended if name == contention.TABLE else Record)]
+
+
+def _rendered(records: Iterable[Record], name: str) -> str:
+    if name != contention.TABLE:
+        return table(records)
+    rows = [r for r in records if isinstance(r, contention.Contended)]
+    return contention.table(rows, unquiet(rows))
+
+
 def write(path: str | os.PathLike[str], records: Iterable[Record], name: str = "") -> None:
     """Replace what stands between the markers of a document. Raises ValueError where a marker is missing."""
     target = Path(path)
@@ -121,4 +134,4 @@ def write(path: str | os.PathLike[str], records: Iterable[Record], name: str = "
     _, end, after = rest.partition(last)
     if not start or not end:
         raise ValueError(f"{path}: expected the markers {first} and {last}, each on a line of its own")
-    target.write_text(f"{before}{first}\n{table(records)}\n{last}{after}")
+    target.write_text(f"{before}{first}\n{_rendered(records, name)}\n{last}{after}")
