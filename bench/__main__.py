@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.arguments import Commands, names, positive
-from bench.commands import autocast, compat, export, gpu, multitask, predict, ranks, task_map, transfer, triton
+from bench.commands import (
+    autocast,
+    compat,
+    contention,
+    export,
+    gpu,
+    multitask,
+    predict,
+    ranks,
+    task_map,
+    transfer,
+    triton,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -75,10 +87,9 @@ def plot(args: argparse.Namespace) -> int:
 
 def readme(args: argparse.Namespace) -> int:
     from bench.report import readme as writing
-    from bench.report import record
 
     target = args.readme or writing.document(args.table)
-    writing.write(target, record.read_csv(args.csv), args.table)
+    writing.write(target, writing.read(args.csv, args.table), args.table)
     print(f"wrote the table into {target}")
     return 0
 
@@ -120,9 +131,9 @@ def memory(args: argparse.Namespace) -> int:
     from bench.workloads import select
     from bench.workloads.inner import WORKLOADS as INNER
 
-    steps, chosen = [int(s) for s in names(args.steps)], args.providers or remembering.PROVIDERS
-    threads = args.threads or torch.get_num_threads()
+    steps, threads = [int(s) for s in names(args.steps)], args.threads or torch.get_num_threads()
     w = INNER.get(args.workload) or select([args.workload])[0]
+    chosen = args.providers or remembering.default(w)
     if args.here:
         print(json.dumps(remembering.measure_here(replace(w, steps=steps[0]), chosen[0], threads)))
         return 0
@@ -255,7 +266,9 @@ def _add_costs(commands: Commands) -> None:
     p = commands.add_parser("memory", help="peak memory of a meta-step at several numbers of inner steps")
     p.add_argument("workload", nargs="?", default="omniglot_mlp")
     p.add_argument("--steps", default="1,10,100", help="default %(default)s")
-    p.add_argument("--providers", type=names, default=(), help="default: mtml,loop; the first is the unit")
+    p.add_argument(
+        "--providers", type=names, default=(), help="default: mtml,loop,mixflow,mixflow:loop; the first is the unit"
+    )
     p.add_argument("--threads", type=positive, default=0)
     p.add_argument("--here", action="store_true", help="the first combination, in this process, printed as JSON")
     p.set_defaults(call=memory)
@@ -281,7 +294,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of mtml-kernels.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
-    for module in (gpu, triton, export, predict, ranks, task_map, autocast, compat, multitask, transfer):
+    for module in (gpu, triton, export, predict, ranks, task_map, autocast, compat, multitask, transfer, contention):
         module.add(commands)
     _add_files(commands)
     _add_kernel(commands)

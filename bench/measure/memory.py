@@ -1,4 +1,4 @@
-"""``python -m bench memory``: peak memory of one meta-step at several numbers of inner steps, against unrolled graphs.
+"""``python -m bench memory``: peak memory of one meta-step at several numbers of inner steps, against the peers'.
 
 Each figure comes from a process of its own. It warms the provider up on a single task and a single step (libraries
 load, thread pools start), gives free pages back, resets the high-water mark of its resident memory, and runs one
@@ -22,8 +22,10 @@ import torch
 
 from bench.measure.runner import prepare
 from bench.workloads import Workload
+from bench.workloads.inner import InnerWorkload
 
-PROVIDERS = ("mtml", "loop")
+PROVIDERS = ("mtml", "loop", "mixflow", "mixflow:loop")
+"""Ours, the graph of all steps, and the peer that keeps none either, with all tasks' parameters or with one's."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Usage:
     steps: int
     megabytes: float
     error: str = ""
+
+
+def default(w: Workload) -> tuple[str, ...]:
+    """What is measured when nothing is asked for: mixflow has the meta-steps of plain gradient descent alone."""
+    return tuple(p for p in PROVIDERS if not p.startswith("mixflow") or not isinstance(w, InnerWorkload))
 
 
 def _status(field: str) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench import providers, workloads
-from bench.measure import flops, peak, timing
+from bench.measure import flops, load, peak, timing
 from bench.measure.match import Gate, Match
 from bench.providers import Prepared, Unavailable, is_ours
 from bench.providers import inner as inner_providers
@@ -152,20 +152,24 @@ def run_workload(w: AnyWorkload, options: Options, say: Say = print) -> list[Rec
         else:
             admitted[name] = prepared
     before = peak.measure(options.dtype, options.threads, options.device)
+    watch = load.Watch()
     times = timing.interleave({n: p.run for n, p in admitted.items()}, options.seconds, options.device)
+    others = watch.cores()
+    for text in load.warning(w.name, others):
+        say(text)
     best = peak.higher(before, peak.measure(options.dtype, options.threads, options.device))
     work, where = _counts(w, options.dtype.itemsize), environment(options.device)
     records = [_complete(r, times[r.provider], best, work) if r.provider in times else r for r in records]
-    return [replace(r, **where) for r in records]
+    return [replace(r, other_load=others, **where) for r in records]
 
 
 def line(r: Record) -> str:
-    """A timed record in one printed line."""
+    """A timed record in one printed line: the median, how far its middle half spreads, the best."""
     note = f"  ({r.note})" if r.note else ""
     share = f"{r.share_of_peak:5.1%} of {r.peak_gflops:.0f} {r.peak_source}"
     return (
-        f"{r.workload:20s} {r.provider:14s} {r.ms:10.3f} ms  best {r.best_ms:10.3f}  "
-        f"IQR {r.iqr_ms:8.3f}  n={r.n:<4d} match {r.match_error:.1e}  "
+        f"{r.workload:20s} {r.provider:14s} {r.ms:10.3f} ms (IQR {r.iqr_ms:8.3f})  "
+        f"best {r.best_ms:10.3f}  n={r.n:<4d} match {r.match_error:.1e}  "
         f"{r.gflops:7.1f} GFLOP/s ({share})  first {r.first_s:.2f} s{note}"
     )
 
@@ -182,13 +186,17 @@ def ratios(records: Iterable[Record]) -> list[str]:
     return lines
 
 
+def check_providers(specs: Iterable[str]) -> None:
+    """Raises ValueError for a provider or option that does not exist; one that is not installed is told of later."""
+    for spec in specs:
+        with contextlib.suppress(Unavailable):
+            providers.load(spec)
+
+
 def run(chosen: Iterable[str], options: Options, say: Say = print) -> list[Record]:
     """Run several workloads. Raises ValueError for an unknown workload or provider before anything is measured."""
     selected: list[Any] = [find(name) for name in chosen]
-    for spec in options.providers:
-        if spec not in heads.PROVIDERS:
-            with contextlib.suppress(Unavailable):
-                providers.load(spec)
+    check_providers(p for p in options.providers if p not in heads.PROVIDERS)
     options = replace(options, threads=options.threads or torch.get_num_threads())
     torch.set_num_threads(options.threads)
     records: list[Record] = []

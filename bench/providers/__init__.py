@@ -16,10 +16,13 @@ from torch import nn
 from bench.providers.base import OWN, Prepared, Unavailable, is_ours
 from bench.workloads import Data, Workload, to_channels_last
 
-NAMES = ("mtml", "loop", "learn2learn", "higher", "torchopt", "vmap", "compile", "jax")
+NAMES = ("mtml", "loop", "learn2learn", "higher", "torchopt", "vmap", "mixflow", "compile", "jax")
 DEFAULT = (*NAMES, "jax:map")
 """What runs when nothing is asked for: every provider, and the variants that have beaten their plain form."""
-IMAGES = ("mtml", "loop", "loop:channels_last", "learn2learn", "higher", "torchopt", "vmap", "compile", "compile:loop")
+IMAGES = (
+    *("mtml", "loop", "loop:channels_last", "learn2learn", "higher", "torchopt", "vmap", "mixflow"),
+    *("compile", "compile:loop"),
+)
 """The same for convolutional networks, without JAX: with weights of each task they take it 22 to 46 s a step."""
 SHARED_OPTIONS = ("channels_last",)
 Prepare = Callable[[Workload, nn.Module, Data], Prepared]

@@ -10,8 +10,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.measure import load
 from bench.providers.base import OWN
-from bench.report.record import Record, fastest_peer
+from bench.report import contention
+from bench.report.record import Record, fastest_peer, read_rows
 from bench.workloads import WORKLOADS
 from bench.workloads.heads import WORKLOADS as HEADS
 from bench.workloads.inner import WORKLOADS as INNER
@@ -55,7 +57,13 @@ def _heads_row(workload: str, rows: list[Record]) -> str:
     return f"| {workload} | {what} | {peers} | {_ms(ours)} | {speedup} |"
 
 
-def _conditions(row: Record) -> str:
+def unquiet(rows: Iterable[Record]) -> str:
+    """What other processes took at most while rows were timed, where that is too much to say nothing."""
+    most = max((r.other_load for r in rows if not math.isnan(r.other_load)), default=0.0)
+    return f"not a quiet machine: other processes took up to {most:.2f} of a core; " if most > load.QUIET else ""
+
+
+def _conditions(row: Record, noise: str) -> str:
     isa = f", {row.isa}" if row.isa else ""
     threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
     heads = row.workload in HEADS
@@ -67,7 +75,7 @@ def _conditions(row: Record) -> str:
     return (
         f"{what}, {row.dtype}, medians, all providers interleaved in "
         f"one process after each one's {result} matched float64. {threads} of {row.machine}{isa}; "
-        f"peak {row.peak_gflops:.0f} GFLOP/s ({row.peak_source}, measured in the same run); "
+        f"peak {row.peak_gflops:.0f} GFLOP/s ({row.peak_source}, measured in the same run); {noise}"
         f"{version}, torch {row.torch}, {row.date[:10]}."
     )
 
@@ -85,7 +93,7 @@ def table(records: Iterable[Record]) -> str:
         raise ValueError("the records mix inner loops and multi-head losses: give a CSV of one kind")
     heads = ours[0].workload in HEADS
     lines = [_heads_row(w, rows) if heads else _row(w, rows) for w in names]
-    return "\n".join([HEADS_HEADER if heads else HEADER, *lines, "", _conditions(ours[-1])])
+    return "\n".join([HEADS_HEADER if heads else HEADER, *lines, "", _conditions(ours[-1], unquiet(rows))])
 
 
 def markers(name: str = "") -> tuple[str, str]:
@@ -105,6 +113,18 @@ def document(name: str = "") -> Path:
     )
 
 
+def read(csv: str | os.PathLike[str], name: str = "") -> list[Record]:
+    """The records of the table of this name. Raises ValueError where a file is not of its kind."""
+    return [*read_rows(csv, contention.Contended if name == contention.TABLE else Record)]
+
+
+def _rendered(records: Iterable[Record], name: str) -> str:
+    if name != contention.TABLE:
+        return table(records)
+    rows = [r for r in records if isinstance(r, contention.Contended)]
+    return contention.table(rows, unquiet(rows))
+
+
 def write(path: str | os.PathLike[str], records: Iterable[Record], name: str = "") -> None:
     """Replace what stands between the markers of a document. Raises ValueError where a marker is missing."""
     target = Path(path)
@@ -114,4 +134,4 @@ def write(path: str | os.PathLike[str], records: Iterable[Record], name: str = "
     _, end, after = rest.partition(last)
     if not start or not end:
         raise ValueError(f"{path}: expected the markers {first} and {last}, each on a line of its own")
-    target.write_text(f"{before}{first}\n{table(records)}\n{last}{after}")
+    target.write_text(f"{before}{first}\n{_rendered(records, name)}\n{last}{after}")

@@ -26,7 +26,10 @@ R = TypeVar("R", bound="Record")
 
 @dataclass(frozen=True)
 class Record:
-    """One row. ``status``: ok, mismatch, skipped or failed; numbers that do not exist are NaN (empty in the CSV)."""
+    """One row. ``status``: ok, mismatch, skipped or failed; numbers that do not exist are NaN (empty in the CSV).
+
+    other_load: cores that other processes took while the workload was timed.
+    """
 
     workload: str
     provider: str
@@ -49,6 +52,7 @@ class Record:
     device: str = "cpu"
     machine: str = ""
     isa: str = ""
+    other_load: float = NAN
     date: str = ""
     version: str = ""
     torch: str = ""
@@ -104,6 +108,11 @@ def read_rows(path: str | os.PathLike[str], kind: type[R]) -> list[R]:
         if not {"workload", "provider", "status"} <= set(reader.fieldnames or ()):
             raise ValueError(
                 f"{path}: expected a CSV written by `python -m bench run`, got columns {reader.fieldnames}"
+            )
+        if "busy" in set(reader.fieldnames or ()) - kinds.keys():
+            raise ValueError(
+                f"{path}: rows of `python -m bench contention`, several of each provider; expected those of "
+                "`python -m bench run` (`readme --table contention` reads these)"
             )
         return [kind(**{k: _parse(kinds[k], v or "") for k, v in row.items() if k in kinds}) for row in reader]
 

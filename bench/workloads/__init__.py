@@ -178,6 +178,7 @@ WORKLOADS: dict[str, Workload] = {
             5,
             0.1,
         ),
+        Workload("tiny_mlp", "MLP 8-8-3, ReLU", lambda: mlp(8, 8, 3), 4, 6, 6, (8,), 3, 1, 0.1),
         Workload(
             "tiny",
             "MLP 3-8-2, tanh (checks the harness; not a measurement)",

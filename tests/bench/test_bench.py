@@ -193,7 +193,7 @@ def test_unknown_names_list_the_choices() -> None:
         runner.find("nothing")
 
 
-@pytest.mark.parametrize("provider", ["mtml", "loop:per_task", "vmap:loop"])
+@pytest.mark.parametrize("provider", ["mtml", "loop:per_task", "vmap:loop", "mixflow", "mixflow:loop"])
 @pytest.mark.parametrize("inputs", [False, True])
 def test_providers_match(provider: str, inputs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     w = replace(WORKLOADS["tiny"], inputs=inputs)
@@ -362,7 +362,7 @@ def test_readme_table_stands_between_its_markers(tmp_path: Path, name: str) -> N
 
 def test_every_table_has_one_document() -> None:
     assert readme.document().name == "README.md"
-    assert {readme.document(name).name for name in ("images", "heads")} == {"benchmarks.md"}
+    assert {readme.document(name).name for name in ("images", "heads", "contention")} == {"benchmarks.md"}
     with pytest.raises(ValueError, match="--table nothing"):
         readme.document("nothing")
 
@@ -382,7 +382,7 @@ def test_plot_writes_an_image(tmp_path: Path) -> None:
     [
         [],
         *([name] for name in ("run", "gpu", "triton-report", "export", "compare", "plot", "readme")),
-        *([name] for name in ("kernel", "memory", "host", "checksum", "predict")),
+        *([name] for name in ("kernel", "memory", "host", "checksum", "predict", "contention")),
     ],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
