@@ -63,9 +63,9 @@ class Curves(MetaDataset):
 
     def _uniform(self, low: float, high: float) -> np.ndarray:
         """Inputs of one task: [N, 1]"""
-        return self.sample_stream().uniform(low, high, size=(self.num_samples_per_task, 1))
+        return self.stream().uniform(low, high, size=(self.num_samples_per_task, 1))
 
     def _task(self, index: int, inputs: np.ndarray, targets: np.ndarray) -> Any:
         if self.noise_std:
-            targets = targets + self.noise_std * self.sample_stream().randn(*targets.shape)
+            targets = targets + self.noise_std * self.stream().randn(*targets.shape)
         return self._transformed(Points(index, inputs, targets, self.transform, self.target_transform))
