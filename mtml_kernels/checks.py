@@ -23,6 +23,7 @@ __all__ = [
     "check_devices",
     "check_dtypes",
     "check_finite",
+    "check_flag",
     "check_ids",
     "check_in_graph",
     "check_initialised",
@@ -146,6 +147,14 @@ def check_number(
         bound = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
         wanted = bound if finite else f"a finite number {bound}".removesuffix(" at least -inf")
     raise ValueError(f"{name}: expected {wanted}, got {number}")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """A switch; TypeError for what is none, since every word is true, "no" and "False" as well."""
+    found = value.item() if getattr(value, "ndim", -1) == 0 else value  # of numpy, or a tensor
+    if not isinstance(found, int):
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
+    return bool(found)
 
 
 def check_in_graph(right: Tensor, message: str) -> None:

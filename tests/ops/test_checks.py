@@ -226,3 +226,13 @@ def test_helpers() -> None:
     with pytest.raises(TypeError, match=r"sx\['a'\]: expected a tensor"):
         list(checks.leaves("sx", {"a": None}))
     checks.check_finite("lr", torch.full((4,), 3e38))  # the sum overflows, no element does
+
+
+@pytest.mark.parametrize("value", ["no", "False", 0.0, [], torch.ones(2)])
+def test_a_word_is_no_switch(value: Any) -> None:
+    model, batch = mlp(3, 4, 4), classification()
+    for given, call in (({"first_order": value}, {}), ({}, {"first_order": value})):
+        with pytest.raises(TypeError, match="first_order: expected True or False, got "):
+            MAML(model, 0.1, **given).meta_loss(*batch, **call)
+    for switch in (1, torch.tensor(True), True):
+        assert MAML(model, 0.1, first_order=switch).explain(*batch).first_order is True

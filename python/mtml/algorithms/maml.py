@@ -223,7 +223,7 @@ class MAML(ModelLearner):
         listed = None if weights is None else weights_list(weights, check_steps(steps))
         batch = Batch(*parts, listed, extras)
         paths = self._paths if self._paths.owner is self else self._own_paths()
-        return paths.find(batch, steps, bool(first_order), 0), batch
+        return paths.find(batch, steps, first_order, 0), batch
 
     # --- one task at a time -----------------------------------------------------------------------------------------
 
