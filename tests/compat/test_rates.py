@@ -154,3 +154,11 @@ def test_others_are_themselves() -> None:
     for value in (True, 3, 0.5, "x", None, np.array([1.0, 2.0]), np.array("x"), torch.ones(2)):
         assert number(value) is value
         assert scalar(value) is value
+
+
+def test_numbers_of_numpy_become_tensors_to_learn_and_come_back() -> None:
+    opt = torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.5)
+    opt.param_groups[0]["lr"] = np.float32(0.125)
+    assert higher.optim.get_trainable_opt_params(opt)["lr"][0].item() == 0.125
+    higher.optim.apply_trainable_opt_params(opt, {"lr": [np.array([0.25])]})
+    assert opt.param_groups[0]["lr"] == 0.25

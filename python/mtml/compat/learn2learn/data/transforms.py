@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtml.compat.learn2learn.data.description import DataDescription
 from mtml.compat.learn2learn.data.meta_dataset import MetaDataset, together
+from mtml.compat.learn2learn.data.utils import column
 
 __all__ = [
     "ConsecutiveLabels",
@@ -141,6 +142,9 @@ class _Remap:
     def together(remaps: Sequence[_Remap], data: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """The same for all samples of a task at once."""
         x, y, *rest = data
+        if y.numel() != len(y):
+            return None
+        y = column(y)
         ids = [remap.ids[label] for remap, label in zip(remaps, y.tolist(), strict=True)]
         return x, torch.tensor(ids, device=y.device), *rest
 
