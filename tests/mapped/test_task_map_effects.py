@@ -233,6 +233,66 @@ def test_effects_are_those_of_the_loop(make: Callable[[], Case], calls: int, ran
     assert case.ran() == plain.ran()
 
 
+class Counting:
+    """An argument that counts by itself, in a method, and what it calls."""
+
+    def __init__(self) -> None:
+        self.calls, self.seen = 0, set[int]()
+
+    def __call__(self) -> None:
+        self.calls += 1
+
+    def note(self) -> None:
+        self.seen.add(len(self.seen))
+
+
+def by_call(x: Tensor, given: Any) -> Tensor:
+    given()
+    return x.sum()
+
+
+def by_method(x: Tensor, given: Any) -> Tensor:
+    given.note()
+    return x.sum()
+
+
+def by_attribute(x: Tensor, given: Any) -> Tensor:
+    given.calls += 1
+    return x.sum()
+
+
+def by_iteration(x: Tensor, given: Any) -> Tensor:
+    for _ in given.numbers:
+        break
+    return x.sum()
+
+
+@pytest.mark.parametrize("fn", [by_call, by_method, by_attribute, by_iteration])
+def test_effects_of_objects_among_the_arguments(fn: Callable[..., Tensor]) -> None:
+    def made() -> Counting:
+        given: Any = Counting()
+        given.numbers = iter(range(1000))
+        return given
+
+    x, plain, mapped = torch.randn(T, 2), made(), made()
+    task = mtml.task_map(fn, (0, None))
+    for _ in range(2):
+        expected = torch.stack([fn(row, plain) for row in x])
+        assert torch.allclose(task(x, mapped), expected)
+    assert vars(mapped).keys() == vars(plain).keys()
+    assert (mapped.calls, mapped.seen, next(mapped.numbers)) == (plain.calls, plain.seen, next(plain.numbers))  # type: ignore[attr-defined]
+
+
+def test_objects_that_only_hold_numbers_are_no_effect() -> None:
+    class Settings:
+        scale = 2.0
+
+    x = torch.randn(64, 2)
+    task = mtml.task_map(lambda row, given: (row * given.scale).sum(), (0, None))
+    assert torch.allclose(task(x, Settings()), 2 * x.sum(1), atol=1e-5)
+    assert "runs for every task" not in task.explain(x, Settings()).reason
+
+
 def test_a_tensor_with_nan_that_nothing_writes_to_is_no_effect() -> None:
     table = torch.full((2,), float("nan"))
     mapped = mtml.task_map(lambda x: x.sum() + table.nan_to_num().sum())

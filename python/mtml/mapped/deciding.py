@@ -57,7 +57,9 @@ def decide(fn: Function, given: Arguments, randomness: str, fuse: bool, settle: 
     Args:
         fuse: whether fusing is thought of. settle: the choice is for good, whatever the function reads.
     """
-    reach = reach_of(fn)
+    objects = given.objects()
+    whole = functools.partial(fn, *objects) if objects else fn  # what they do, the function does
+    reach = reach_of(whole)
     before = State(reach, given.tensors())
     row = given.of_task(0)
     notes, noted = noting(fn)
@@ -76,7 +78,7 @@ def decide(fn: Function, given: Arguments, randomness: str, fuse: bool, settle: 
             return Decided(found)
         not_fused = found
     words = _vmap_or_loop(fn, given, few, expected, randomness, not_fused)
-    watched = reach_of(fn, functools.partial(Contents, versions=False))
+    watched = reach_of(whole, functools.partial(Contents, versions=False))
     choice = Choice(words, fresh=None if settle else _watch(watched))
     return Decided(choice, results if choice.way == "loop" else ())
 
