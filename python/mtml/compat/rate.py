@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtml_kernels.checks import shown
 
-__all__ = ["number", "rate", "scalar"]
+__all__ = ["count", "number", "rate", "scalar"]
 
 
 def number(value: Any) -> Any:
@@ -30,6 +30,16 @@ def number(value: Any) -> Any:
         found = value.item() if hasattr(value, "item") else float(value)
         return found if isinstance(found, bool | int | float) else value
     return value
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of at least `least`, numpy's too; ValueError for a lower one, TypeError for what is none."""
+    found = number(value)
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise TypeError(f"{name}: expected an int of at least {least}, got {shown(value)}")
+    if found < least:
+        raise ValueError(f"{name}: expected an int of at least {least}, got {found}")
+    return found
 
 
 def rate(name: str, value: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mtml.compat.learn2learn.data.description import DataDescription
 from mtml.compat.learn2learn.data.meta_dataset import MetaDataset, together
 from mtml.compat.learn2learn.data.utils import column
+from mtml.compat.rate import count as whole
 
 __all__ = [
     "ConsecutiveLabels",
@@ -151,6 +152,7 @@ class _Remap:
 
 def _sample(argument: str, of: str, population: Sequence[Any], count: int) -> list[Any]:
     """`count` distinct ones; ValueError where there are fewer."""
+    count = whole(argument, count, least=0)
     if not 0 <= count <= len(population):
         raise ValueError(f"{argument}: expected at most the {len(population)} {of}, got {count}")
     return random.sample(population, k=count)

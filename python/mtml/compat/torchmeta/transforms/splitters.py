@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mtml.compat.rate import count as whole
 from mtml.compat.torchmeta.draws import Draws
 from mtml.compat.torchmeta.transforms.utils import apply_wrapper
 from mtml.compat.torchmeta.utils.data.task import ConcatTask, SubsetTask, Task
-from mtml_kernels.checks import shown
+from mtml_kernels.checks import check_number, shown
 
 __all__ = ["ClassSplitter", "ClassSplitter_", "Splitter", "WeightedClassSplitter", "WeightedClassSplitter_"]
 
@@ -167,6 +168,8 @@ class ClassSplitter_(_BySize):
     ) -> None:
         given = num_train_per_class, num_test_per_class, num_support_per_class, num_query_per_class
         parts = _named(num_samples_per_class, *given, "num_samples_per_class")
+        for name, samples in parts.items():
+            parts[name] = whole(f"num_samples_per_class[{name!r}]", samples, least=0)
         super().__init__(parts, random_state_seed, shuffle)
 
     def _sizes(self, counts: list[int]) -> list[tuple[int, dict[str, int]]]:
@@ -191,6 +194,8 @@ class WeightedClassSplitter_(_BySize):
         random_state_seed: int = 0,
     ) -> None:
         parts = _named(weights, train_weights, test_weights, support_weights, query_weights, "weights")
+        for name, share in parts.items():
+            check_number(f"weights[{name!r}]", share, least=0)
         if sum(parts.values()) > 1:
             raise ValueError(f"weights: expected a sum of at most 1, got {shown(dict(parts))}")
         super().__init__(parts, random_state_seed, shuffle)

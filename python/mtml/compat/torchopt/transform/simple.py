@@ -31,7 +31,7 @@ from mtml.compat.torchopt.transform.leaves import (
     zero_counts,
     zeros,
 )
-from mtml_kernels.checks import shown
+from mtml_kernels.checks import check_number, shown
 
 __all__ = [
     "Decay",
@@ -147,6 +147,7 @@ def trace(
         moment_requires_grad: the zeros that it begins with are leaves that require grad.
     """
     at_least("momentum", momentum)
+    check_number("dampening", dampening)
     if nesterov and (momentum <= 0.0 or dampening != 0.0):
         raise ValueError(
             f"nesterov: expected a momentum above 0 and a dampening of 0 with it, got {momentum} and {dampening}"
