@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.measure.gate import within, worst
 from bench.measure.timing import Timing, interleave
 from bench.workloads import WORKLOADS, make_data, make_network
 
@@ -53,7 +54,7 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        return self.error <= TOLERANCE
+        return within(self.error, TOLERANCE)
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -156,4 +157,4 @@ def error_of(ways: dict[str, tuple[Any, Any]], steps: int) -> float:
         loss = run()
         found.append([loss.detach(), *(torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())])
     first = found[0]
-    return max(float((a - b).norm() / a.norm()) for other in found[1:] for a, b in zip(first, other, strict=True))
+    return worst(float((a - b).norm() / a.norm()) for other in found[1:] for a, b in zip(first, other, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +23,12 @@ __all__ = [
     "check_devices",
     "check_dtypes",
     "check_finite",
+    "check_flag",
     "check_ids",
     "check_in_graph",
     "check_initialised",
     "check_leading",
+    "check_number",
     "check_steps",
     "check_target",
     "leaves",
@@ -115,6 +118,43 @@ def check_finite(name: str, value: Any) -> None:
     else:
         bad = float(value)
     raise ValueError(f"{name}: expected finite rates, got {bad}; {_LOWER}")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> float:
+    """A number, or a tensor of one, as a float; ValueError where it is not finite or not in range, else TypeError.
+
+    >>> check_number("mu", 1, above=0)
+    1.0
+    """
+    number = value.detach().item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise TypeError(f"{name}: expected a number, got {shown(value)}")
+    found = float(number)
+    finite = -math.inf < found < math.inf  # as in check_finite
+    if finite and above < found < below and least <= found <= most:
+        return found
+    if most < math.inf or below < math.inf:
+        wanted = f"in [{least:g}, {most:g}]" if most < math.inf else f"in [{least:g}, {below:g})"
+    else:
+        bound = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
+        wanted = bound if finite else f"a finite number {bound}".removesuffix(" at least -inf")
+    raise ValueError(f"{name}: expected {wanted}, got {number}")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """A switch; TypeError for what is none, since every word is true, "no" and "False" as well."""
+    found = value.item() if getattr(value, "ndim", -1) == 0 else value  # of numpy, or a tensor
+    if not isinstance(found, int):
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
+    return bool(found)
 
 
 def check_in_graph(right: Tensor, message: str) -> None:

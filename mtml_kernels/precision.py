@@ -12,7 +12,7 @@ and outputs are float32. float64 stays what it is, which autocast leaves alone t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -23,7 +23,18 @@ from torch.utils import _pytree as pytree
 
 from mtml_kernels.registry import Registry
 
-__all__ = ["HALF", "autocast_dtype", "cast", "casts", "computed_in", "float32_call", "mixes", "plainly", "result_dtype"]
+__all__ = [
+    "HALF",
+    "autocast_dtype",
+    "cast",
+    "casts",
+    "computed_in",
+    "first_floating",
+    "float32_call",
+    "mixes",
+    "plainly",
+    "result_dtype",
+]
 
 HALF = frozenset({torch.float16, torch.bfloat16})
 SINGLE = frozenset({torch.float32})
@@ -81,6 +92,13 @@ def float32_call(computed: Computed, requested: str | None, like: Any, *given: A
     if casts(like):
         return mixes(like.dtype) and not kinds.isdisjoint(HALF)
     return kinds == {like.dtype} and computed(requested, like.device.type, like.dtype) is torch.float32
+
+
+def first_floating(tensors: Iterable[Tensor]) -> Tensor:
+    """The first tensor of floating point, whose dtype and device are a model's: tables of integers among its parameters
+    say nothing. Where there is none, an empty one of the default dtype on the CPU.
+    """
+    return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
 
 def result_dtype(like: Tensor) -> torch.dtype:

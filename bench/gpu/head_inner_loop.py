@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from bench.measure import timing
+from bench.measure.gate import within, worst
 from bench.workloads.heads import Draw
 from mtml_kernels.losses import LossSpec
 from mtml_kernels.ops.head_inner_loop import head_inner_loop_call
@@ -144,7 +145,7 @@ def step(provider: str, case: Task) -> Callable[[], list[Tensor]]:
 
 def error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     """The largest relative l2 error of a tensor."""
-    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True))
+    return worst(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True))
 
 
 def unavailable(provider: str, shape: Shape) -> str | None:
@@ -167,8 +168,8 @@ def run_case(name: str, providers: Sequence[str], device: str, seconds: float | 
         if reason is None:
             run = step(provider, own)
             found = error(run(), truth)
-            agreed = agreed and found <= limit
-            reason = None if found <= limit else f"mismatch: error {found:.1e}, limit {limit:.1e}"
+            agreed = agreed and within(found, limit)
+            reason = None if within(found, limit) else f"mismatch: error {found:.1e}, limit {limit:.1e}"
             runs |= {provider: run} if reason is None else {}
             if reason is None and seconds is None:
                 print(f"{name:14s} {provider:14s} match: error {found:.1e}, limit {limit:.1e}")

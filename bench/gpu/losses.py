@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bench.gpu import multihead_loss as heads
+from bench.measure.gate import within
 from bench.report.record import Record
 from bench.workloads.heads import Draw
 
@@ -43,7 +44,7 @@ class Admission:
             return None, replace(row, status="failed", note=f"{type(failure).__name__}: {str(failure).strip()[:200]}")
         seconds = time.perf_counter() - start
         row = replace(row, first_s=seconds, match_error=found, match_score=found / self.limit)
-        if not found <= self.limit:
+        if not within(found, self.limit):
             why = f"error {found:.1e}, limit {self.limit:.1e}: not timed"
             return None, replace(row, status="mismatch", note=why)
         return run, row

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.measure import timing
+from bench.measure.gate import within, worst
 from bench.workloads.heads import Draw
 from mtml_kernels import linear_multihead_loss
 from mtml_kernels.losses import HeadLoss
@@ -279,7 +280,7 @@ def error(found: tuple[Tensor, list[Tensor]], truth: tuple[Tensor, list[Tensor]]
     pairs = [(found[0], truth[0]), *zip(found[1], truth[1], strict=True)]
     squares = [(float((a.double() - b).square().sum()), float(b.square().sum())) for a, b in pairs]
     off, size = (sum(column) for column in zip(*squares[1:], strict=True))
-    return max((squares[0][0] / squares[0][1]) ** 0.5, (off / size) ** 0.5)
+    return worst([(squares[0][0] / squares[0][1]) ** 0.5, (off / size) ** 0.5])
 
 
 def peak(run: Callable[[], Any], device: str) -> float:
@@ -300,7 +301,7 @@ def mismatch(run: Callable[[], Any], truth: tuple[Tensor, list[Tensor]], limit: 
         found = error(run(), truth)
     except Exception as failure:
         return f"{type(failure).__name__}: {failure}"
-    return f"mismatch: error {found:.1e}, limit {limit:.1e}" if not found <= limit else None
+    return f"mismatch: error {found:.1e}, limit {limit:.1e}" if not within(found, limit) else None
 
 
 def run_case(name: str, providers: Sequence[str], dtype: torch.dtype, device: str, seconds: float) -> bool:

@@ -6,7 +6,6 @@ same autocast makes of the loop that users would write. Gradients are compared w
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from bench import providers, workloads
 from bench.measure import timing
+from bench.measure.gate import median, within
 from bench.measure.match import Truth
 from bench.measure.runner import outcome, prepare
 from bench.providers import Prepared
@@ -59,7 +59,7 @@ def _errors(w: Workload) -> dict[str, float]:
         for name, prepared in _ways(w, seed).items():
             truth = of_rounded if name == BFLOAT16 else exact
             found[name].append(Truth(truth, truth, 0.0).judge(outcome(prepared)).error)
-    return {name: statistics.median(errors) for name, errors in found.items()}
+    return {name: median(errors) for name, errors in found.items()}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Compared:
     @property
     def ok(self) -> bool:
         """Whether the error under autocast is at most twice the plain loop's."""
-        return self.errors[AUTOCAST] <= 2 * self.errors[LOOP]
+        return within(self.errors[AUTOCAST], 2 * self.errors[LOOP])
 
     def lines(self) -> list[str]:
         """A line a way: time, its ratio to float32's, error."""

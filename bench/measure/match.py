@@ -11,7 +11,6 @@ reference's own errors: deep ReLU networks flip one in most draws, the reference
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bench.measure.gate import median, within, worst
 from bench.providers.base import Result
 
 FACTOR = 4.0
@@ -35,11 +35,6 @@ def _norm(x: Tensor) -> float:
 
 def _total(norms: list[float]) -> float:
     return math.sqrt(sum(n * n for n in norms))
-
-
-def _median(values: list[float]) -> float:
-    """NaN where any value is: a median would sort it anywhere."""
-    return math.nan if any(map(math.isnan, values)) else statistics.median(values)
 
 
 def _double(tensors: list[Tensor]) -> list[Tensor]:
@@ -91,7 +86,8 @@ class Truth:
         ratios = [abs(float(result[0]) - self.loss) / loss_tolerance]
         for error, base, norm in zip(errors, self.base_errors, self.norms, strict=True):
             ratios.append(error / self._tolerance(base, usual * norm, self.slack * total))
-        score = math.nan if any(map(math.isnan, ratios)) else max(ratios)
+        # a baseline that overflowed has no tolerance
+        score = worst(ratios) if math.isfinite(usual + _total(self.base_errors)) else math.nan
         return Judged(_total(errors) / max(total, 1e-300), score)
 
     @staticmethod
@@ -137,8 +133,8 @@ class Gate:
         judged = [self.truth(self.seed).judge(first)]
         if not judged[0].score <= 1 and math.isfinite(judged[0].score):
             judged = self._over_draws(first, other_seeds)
-        error, score = _median([j.error for j in judged]), _median([j.score for j in judged])
-        return Match(score <= 1, error, score, len(judged))
+        error, score = median([j.error for j in judged]), median([j.score for j in judged])
+        return Match(within(score, 1.0), error, score, len(judged))
 
     def _over_draws(self, first: Result, other_seeds: Callable[[int], Result]) -> list[Judged]:
         truths = [self.truth(seed) for seed in range(SEEDS)]

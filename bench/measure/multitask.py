@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import mtml
 from bench.measure import timing
+from bench.measure.gate import relative, within
 from bench.workloads.multitask import LR, STEPS, make_batches, make_model
 
 __all__ = ["WAYS", "MultiTask", "measure"]
@@ -40,7 +41,7 @@ class MultiTask:
     @property
     def ok(self) -> bool:
         """Whether all ways have the same gradients."""
-        return all(error <= TOLERANCES[dtype] for dtype, each in self.errors.items() for error in each.values())
+        return all(within(error, TOLERANCES[dtype]) for dtype, each in self.errors.items() for error in each.values())
 
     def lines(self) -> list[str]:
         """The report."""
@@ -129,12 +130,7 @@ def _errors(tasks: int, dtype: torch.dtype) -> dict[str, float]:
     """Of every way but the loop."""
     model, batches = make_model(dtype), make_batches(tasks, dtype)
     expected = _gradients("loop", model, batches)
-    largest = max(float(g.abs().max()) for g in expected)
-    found = {way: _gradients(way, model, batches) for way in WAYS if way != "loop"}
-    return {
-        way: max(float((a - b).abs().max()) for a, b in zip(each, expected, strict=True)) / largest
-        for way, each in found.items()
-    }
+    return {way: relative(_gradients(way, model, batches), expected) for way in WAYS if way != "loop"}
 
 
 def measure(tasks: int, threads: int, seconds: float) -> MultiTask:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mtml
+from bench.measure.gate import within
 from bench.workloads import Workload, make_data, make_network, select
 from mtml.distributed import MetaLoss, average_gradients, mean_over_tasks, shard_tasks
 from mtml.train.adam import FlatAdam
@@ -44,7 +45,7 @@ class Scaling:
     @property
     def ok(self) -> bool:
         """Whether all ways have the same gradients."""
-        return self.error <= TOLERANCE
+        return within(self.error, TOLERANCE)
 
     def lines(self) -> list[str]:
         """The report."""

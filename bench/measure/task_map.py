@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 import mtml
 from bench.measure import timing
+from bench.measure.gate import relative, within
 from bench.workloads import Workload, make_data, make_network, select
 
 __all__ = ["Ways", "measure"]
@@ -34,7 +35,7 @@ class Ways:
     @property
     def ok(self) -> bool:
         """Whether all ways have the same gradients."""
-        return all(error <= TOLERANCE for error in self.errors.values())
+        return all(within(error, TOLERANCE) for error in self.errors.values())
 
     def lines(self) -> list[str]:
         """The report."""
@@ -80,10 +81,5 @@ def measure(workload: str, threads: int, seconds: float) -> Ways:
         return list(torch.autograd.grad(meta[way](*data).mean(), leaves))
 
     gradients = {way: run(way) for way in meta}
-    largest = max(float(g.abs().max()) for g in gradients["loop"])
-    errors = {
-        way: max(float((a - b).abs().max()) for a, b in zip(found, gradients["loop"], strict=True)) / largest
-        for way, found in gradients.items()
-        if way != "loop"
-    }
+    errors = {way: relative(found, gradients["loop"]) for way, found in gradients.items() if way != "loop"}
     return Ways(w, timing.interleave({way: functools.partial(run, way) for way in meta}, seconds), errors)

@@ -11,6 +11,7 @@ from before the ranges were recorded are judged by their medians.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -89,6 +90,10 @@ def _judge(key: Key, base: dict[Key, Record], head: dict[Key, Record], tolerance
         verdict = "gone" if new is None or new.status == "skipped" else new.status
         return Verdict(key, "ms", old.ms, float("nan"), float("nan"), verdict, new.note if new else "not in head")
     peer = _common_peer(key, base, head) if metric == "auto" and is_ours(key[1]) else None
+    timed = [old, new] if peer is None else [old, new, base[peer], head[peer]]
+    if not all(0 < r.ms < math.inf for r in timed):
+        note = f"expected times, got {', '.join(f'{r.ms:g} ms' for r in timed)}: measure again"
+        return Verdict(key, "ms", old.ms, new.ms, float("nan"), "failed", note)
     if peer is None:
         before, after = _time(old), _time(new)
         change = before.value / after.value

@@ -24,6 +24,7 @@ from mtml_kernels.general.loop import GeneralPlan, general_inner_loop
 from mtml_kernels.general.modules import fresh_buffers, notice_recomputing, same_random_numbers, written_buffers
 from mtml_kernels.general.private import Private
 from mtml_kernels.general.task import TaskRule
+from mtml_kernels.precision import first_floating
 from mtml_kernels.transforms import is_forward_mode
 
 __all__ = ["Probe", "choose", "probe"]
@@ -43,7 +44,8 @@ class Probe(NamedTuple):
 
 def _explain_failure(error: RuntimeError, x: Any, model: nn.Module) -> None:
     """Turn PyTorch's words for an input of the wrong dtype into ours; anything else is left to be raised as it is."""
-    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    params = list(model.parameters())
+    wanted = first_floating(params).dtype if params else None
     for index, tensor in enumerate(t for t in pytree.tree_leaves(x) if isinstance(t, Tensor)):
         if wanted is None or tensor.dtype == wanted:
             continue

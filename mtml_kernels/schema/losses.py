@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -188,6 +189,10 @@ CLASS_KINDS = frozenset(name for name, info in LOSSES.items() if info.classes)
 
 
 def _check_options(prefix: str, spec: LossSpec | HeadLoss) -> None:
+    for name in ("label_smoothing", "delta"):
+        value: Any = getattr(spec, name)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{prefix}: expected a number as {name}, got {value!r}")
     if not 0.0 <= spec.label_smoothing <= 1.0:
         raise ValueError(f"{prefix}: expected label_smoothing between 0 and 1, got {spec.label_smoothing}")
     if not spec.delta > 0.0:

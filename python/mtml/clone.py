@@ -209,11 +209,19 @@ def step_rates(lr: Any, module: nn.Module, tensors: Mapping[str, Tensor], step: 
     return {name: rate_at(table, i, step) for i, name in enumerate(tensors)}
 
 
-def shallow(wrapper: nn.Module, **modules: nn.Module) -> Any:
-    """The wrapper (a MAML) around other modules; everything else, its learning rates included, is shared."""
+def shallow(wrapper: nn.Module, settings: Mapping[str, Any], **modules: nn.Module) -> Any:
+    """The wrapper (a MAML) around other modules; everything else, its learning rates included, is shared.
+
+    Args:
+        settings: what a `clone` was given: they take the place of the wrapper's own, where they are not None.
+
+    What is kept of the wrapper's calls on batches is not the copy's.
+    """
     again = type(wrapper).__new__(type(wrapper))
     again.__dict__.update(wrapper.__dict__)
     again.__dict__["_parameters"] = dict(wrapper._parameters)
     again.__dict__["_buffers"] = dict(wrapper._buffers)
     again.__dict__["_modules"] = {**wrapper._modules, **modules}
+    again.__dict__.update({name: value for name, value in settings.items() if value is not None})
+    again.__dict__.pop("_engine", None)
     return again

@@ -269,6 +269,7 @@ def _check(name: str, value: Any, least: float, below: float = math.inf) -> None
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number or a scalar tensor, got {shown(value)}")
-    if not least <= value < below:
-        limits = f"at least {least:g}" + (f" and below {below:g}" if below < math.inf else "")
+    if not (-math.inf < value and least <= value < below):
+        limits = "finite size" if least == -math.inf else f"at least {least:g}"
+        limits += f" and below {below:g}" if below < math.inf else ""
         raise ValueError(f"{name}: expected a number of {limits}, got {value}")

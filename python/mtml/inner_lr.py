@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mtml.params import ParamsArg, adaptable, select
-from mtml_kernels.checks import check_choice, check_finite, check_initialised, check_steps
+from mtml_kernels.checks import check_choice, check_finite, check_initialised, check_number, check_steps
+from mtml_kernels.precision import first_floating
 
 __all__ = ["InnerLR"]
 
@@ -32,7 +33,8 @@ class InnerLR(nn.Module):
             parameters, frozen ones included.
 
     Raises:
-        ValueError: init is not finite, min exceeds max, `per` is unknown or steps < 1.
+        TypeError: init, min or max is no number.
+        ValueError: one of them is not finite, min exceeds max, `per` is unknown or steps < 1.
 
     Example:
         >>> import torch, mtml
@@ -65,6 +67,9 @@ class InnerLR(nn.Module):
         check_initialised(model)
         if steps is not None and check_steps(steps) < 1:
             raise ValueError(f"steps: expected None or at least 1, got {steps}")
+        for name, bound in (("min", min), ("max", max)):
+            if bound is not None:
+                check_number(name, bound)
         if min is not None and max is not None and min > max:
             raise ValueError(f"min: expected at most max={max}, got {min}")
         self.per, self.steps, self.min, self.max = per, steps, min, max
@@ -75,7 +80,7 @@ class InnerLR(nn.Module):
             else [name for name, _ in model.named_parameters() if name in tensors]
         )
         self.shapes = {name: tensors[name].shape for name in names}
-        like = next(iter(tensors.values()), torch.empty(0))
+        like = first_floating(tensors.values())
         rows = 1 if steps is None else steps
         # stored in the form the op takes, [rows] or [rows, *shape], so that reading them costs nothing
         forms = [()] if per == "all" else [self.shapes[n] if per == "element" else () for n in names]

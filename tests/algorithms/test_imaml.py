@@ -232,7 +232,7 @@ def test_errors_name_the_argument() -> None:
     assert raised(lambda: mtml.IMAML(model, mtml.InnerLR(model))).startswith("lr: expected numbers or tensors")
     assert raised(lambda: mtml.IMAML(model, 0.1, update=mtml.inner.SGD(momentum=rate))).startswith("update: expected")
     assert raised(lambda: mtml.IMAML(model, 0.1, update=lambda *a: a)).startswith("update: expected a rule")
-    assert raised(lambda: mtml.IMAML(model, 0.1, strength=0.0)).startswith("strength: expected a number above 0")
+    assert raised(lambda: mtml.IMAML(model, 0.1, strength=0.0)).startswith("strength: expected above 0, got 0.0")
     assert raised(lambda: mtml.IMAML(model, 0.1, cg_steps=0)).startswith("cg_steps: expected at least 1")
     assert raised(lambda: mtml.IMAML(model, 0.1, batch_norm="per_step")).startswith("batch_norm: ")
     learner = line()

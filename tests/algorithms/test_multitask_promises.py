@@ -361,6 +361,8 @@ BATCH = mtml.TaskBatch(X, IDS, X, IDS)
         (lambda: made().transfer("new", None, X, IDS), ValueError, "name: expected a group"),
         (lambda: made().transfer("class", None, X[0, 0], IDS), ValueError, "sx: expected inputs \\[T, N"),
         (lambda: made().meta_loss({"class": BATCH}, tasks={}), ValueError, "tasks: expected"),
+        (lambda: made().meta_loss({"class": BATCH}, tasks=3), TypeError, "tasks: expected {group: number of tasks}"),
+        (lambda: made().meta_loss({"class": BATCH}, tasks={"class": "3"}), TypeError, "tasks: expected an int"),
         (lambda: made().transfer("new", 3, X, IDS), TypeError, "heads\\['new'\\]"),
         (lambda: made(lr=dict.fromkeys(VECTORS, 0.1)).transfer("new", HEADS["class"], X, IDS), ValueError, "lr"),
         (lambda: mtml.MultiTaskMAML(cases.trunks(), cases.HEADS, 0.1).transfer("new", mtml.Classification(3), X, IDS),

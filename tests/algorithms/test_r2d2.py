@@ -129,7 +129,7 @@ def raised(call: Callable[[], Any]) -> str:
 def test_errors_name_the_argument() -> None:
     r2d2, data = learner(), batch()
     assert raised(lambda: mtml.R2D2(trunk(), 0)).startswith("outputs: expected at least 1")
-    assert raised(lambda: mtml.R2D2(trunk(), 2, strength=0.0)).startswith("strength: expected a number above 0")
+    assert raised(lambda: mtml.R2D2(trunk(), 2, strength=0.0)).startswith("strength: expected above 0, got 0.0")
     assert raised(lambda: mtml.R2D2(trunk(), 2, loss=lambda o, t: o)).startswith("loss: expected one known by name")
     assert raised(lambda: mtml.R2D2("trunk", 2)).startswith("features: expected an nn.Module")
     assert raised(lambda: r2d2.meta_loss(data, steps=3)).startswith("steps: R2D2 has none")
@@ -145,3 +145,28 @@ def test_it_learns() -> None:
     assert after < 0.5 * before
     before, after = trained(mtml.R2D2(perceptron(1, 16), 1, loss="mse"), curves, 150)
     assert after < 0.5 * before
+
+
+def test_a_table_of_integers_before_the_layers_is_not_the_dtype() -> None:
+    class Indexed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.arange(3), requires_grad=False)
+            self.layer = nn.Linear(2, 4).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    learner = mtml.R2D2(Indexed(), 2)
+    assert {p.dtype for p in (learner.log_strength, learner.scale, learner.shift)} == {torch.float64}
+    batch = torch.randn(2, 4, 2, dtype=torch.float64), torch.randint(2, (2, 4))
+    assert learner.meta_loss(*batch, *batch).dtype == torch.float64
+    assert mtml.R2D2(nn.Flatten(), 2).scale.dtype == torch.float32
+
+
+def test_a_tensor_given_as_a_number_stays_the_users() -> None:
+    scale = torch.tensor(2.0)
+    learner = mtml.R2D2(trunk(), 2, scale=scale)
+    with torch.no_grad():
+        learner.scale.add_(1.0)
+    assert scale == 2.0 and learner.scale == 3.0

@@ -386,3 +386,22 @@ def test_benchmarks_that_are_absent_name_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"name: expected one of omniglot, got 'omni'"):
         benchmarks.get_tasksets("omni")
     assert list(benchmarks.list_tasksets()) == ["omniglot"]
+
+
+def test_labels_may_stand_in_a_column() -> None:
+    """A column was sorted along its own single entry: the first sample came for all."""
+    x, ids, tasks = torch.arange(12.0), torch.arange(12) % 3, []
+    for labels in (ids, ids[:, None]):
+        support, query = data.partition_task(x, labels, 1)
+        assert support[0].tolist() == [0, 1, 2] and support[1].flatten().tolist() == [0, 1, 2]
+        assert sorted(query[0].tolist()) == list(range(3, 12))
+        dataset = data.MetaDataset(TensorDataset(x, labels))
+        assert dataset.labels == [0, 1, 2]
+        way = [T.FusedNWaysKShots(dataset, n=2, k=2), T.LoadData(dataset), T.RemapLabels(dataset)]
+        random.seed(0)
+        tasks.append(data.Taskset(dataset, way).sample())
+    assert all(torch.equal(a, b) for a, b in zip(*tasks, strict=True))
+    several = torch.zeros(12, 2, dtype=torch.int64)
+    for take in (lambda: data.partition_task(x, several), lambda: data.MetaDataset(TensorDataset(x, several))):
+        with pytest.raises(ValueError, match=r"labels: expected one number for each sample, \[N\] or \[N, 1\], got"):
+            take()

@@ -144,6 +144,14 @@ def test_small_things() -> None:
         l2l.warn_once("once")
     with pytest.raises(RuntimeError, match="severe"):
         l2l.warn_once("severe", severity="error")
+    with pytest.raises(ValueError, match="severity: expected 'default', 'deprecation', 'error' or a class"):
+        l2l.warn_once("of no kind", severity="warning")
+    for _ in range(2):  # a filter that makes errors of warnings has shown nothing yet
+        with warnings.catch_warnings(), pytest.raises(UserWarning, match="of no kind"):
+            warnings.simplefilter("error")
+            l2l.warn_once("of no kind")
+    with pytest.warns(FutureWarning, match="of no kind"):
+        l2l.warn_once("of no kind", severity=FutureWarning)
 
 
 # --- optim -----------------------------------------------------------------------------------------------------------

@@ -378,6 +378,72 @@ def test_workers_draw_samples_of_their_own() -> None:
             np.testing.assert_allclose(y[i], alone.amplitudes[t] * np.sin(x[i].numpy() - alone.phases[t]))
 
 
+class SameTask(data.MetaDataset):
+    """One task of two classes under every index."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        return self._transformed(Labelled(np.arange(40) % 2))
+
+
+class Labelled(data.Task):
+    """Samples 0..N-1 with labels of any kind."""
+
+    def __init__(self, labels: Any) -> None:
+        super().__init__(0, 2)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[float, Any]:
+        return float(index), self.labels[index]
+
+
+def test_workers_split_in_orders_of_their_own_and_the_same_by_the_seed() -> None:
+    def epochs() -> list[list[tuple[float, ...]]]:
+        torch.manual_seed(0)
+        tasks = transforms.ClassSplitter(SameTask(meta_train=True), num_train_per_class=8, num_test_per_class=2)
+        tasks.seed(0)
+        loader = data.BatchMetaDataLoader(tasks, shuffle=False, num_workers=2)
+        return [[tuple(batch["train"][0].flatten().tolist()) for batch in loader] for _ in range(2)]
+
+    first = epochs()
+    assert len({order for epoch in first for order in epoch}) == 16  # of 8 tasks, twice
+    assert len({frozenset(order) for epoch in first for order in epoch}) == 1
+    assert epochs() == first
+
+
+def test_tasks_drawn_in_workers_differ_and_leave_the_curves() -> None:
+    class Drawn(torch.utils.data.IterableDataset[Any]):
+        def __init__(self) -> None:
+            self.tasks = toy.Sinusoid(4, num_tasks=1000)
+            self.tasks.seed(0)
+
+        def __iter__(self) -> Any:
+            for _ in range(3):
+                task = self.tasks.sample_task()
+                yield task.index, self.tasks.amplitudes[task.index]
+
+    alone = toy.Sinusoid(4, num_tasks=1000)
+    alone.seed(0)
+    rows = list(torch.utils.data.DataLoader(Drawn(), batch_size=None, num_workers=2))
+    assert len({index for index, _ in rows}) == 6
+    assert all(alone.amplitudes[index] == amplitude for index, amplitude in rows)
+
+
+LABELS = np.arange(8) % 2
+
+
+@pytest.mark.parametrize("labels", [LABELS, LABELS[:, None], torch.tensor(LABELS), torch.tensor(LABELS)[:, None]])
+def test_labels_of_a_task_may_stand_in_a_column(labels: Any) -> None:
+    parts = transforms.ClassSplitter(Labelled(labels), num_train_per_class=1, num_test_per_class=2)
+    assert [parts["train"][i][1].item() for i in range(2)] == [0, 1]
+    assert [parts["test"][i][1].item() for i in range(4)] == [0, 0, 1, 1]
+
+
 def test_subsets_and_copies() -> None:
     task = toy.Sinusoid(5, num_tasks=1)[0]
     some = data.SubsetTask(task, [4, 1], target_transform=lambda y: y * 0)

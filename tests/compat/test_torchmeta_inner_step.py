@@ -291,7 +291,7 @@ def test_errors_of_the_call() -> None:
         meta_loss(model, {"train": (sx, sy)})
     with pytest.raises(ValueError, match="step_size: expected a step size for each"):
         meta_loss(model, sx, sy, qx, qy, step_size={"0.weight": 0.1}, loss="mse")
-    with pytest.raises(TypeError, match="step_size: expected numbers or tensors, got 'much'"):
+    with pytest.raises(TypeError, match="step_size: expected a number or a tensor, got 'much'"):
         meta_loss(model, sx, sy, qx, qy, step_size="much", loss="mse")
     model[0].bias.requires_grad_(False)
     with pytest.raises(RuntimeError, match=r"'0\.bias' does not"):

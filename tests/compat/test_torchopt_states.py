@@ -72,6 +72,18 @@ def test_clones_of_optimizers_and_trees() -> None:
     assert torchopt.module_clone(tree)["a"][0] is tree["a"][0] and torchopt.module_clone(tree)["b"] is None  # type: ignore[index]
 
 
+def test_a_cloned_optimizer_takes_parameters_of_its_own() -> None:
+    net, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    inner = torchopt.MetaSGD(net, lr=0.1)
+    clone = torchopt.module_clone(inner, by="copy")
+    clone.add_param_group(other)
+    x = torch.ones(1, 2)
+    clone.step((net(x) + other(x)).sum())
+    inner.step(net(x).sum())  # of one group still
+    assert (len(clone.state_dict()), len(inner.state_dict())) == (2, 1)
+    assert torchopt.module_clone({"weight": net.weight, "steps": 3}, by="copy")["steps"] == 3
+
+
 def test_stop_gradient() -> None:
     net, x = net_of(), torch.randn(6, 2)
     inner = torchopt.MetaAdam(net)

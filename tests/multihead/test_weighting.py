@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import mtml
+import mtml_kernels
 from mtml.weighting import COSMOS, DWA, FAMO, GLS, IMTLL, RLW, STCH, Fixed, GradNorm, Uncertainty, Weighting
 
 HEADS = {"a": mtml.Classification(3), "b": mtml.Regression(2), "c": mtml.MultiLabel(4)}
@@ -56,6 +57,19 @@ def test_uncertainty_is_kendalls() -> None:
     torch.testing.assert_close(each.grad, torch.tensor([1 / sigma[0] ** 2, 0.5 / sigma[1] ** 2, 1 / sigma[2] ** 2]))
     slopes = [0.5 - each[0].item() / sigma[0] ** 2, 0.5 - each[1].item() / (2 * sigma[1] ** 2), 0.5 - 3 / sigma[2] ** 2]
     torch.testing.assert_close(weighting.log_vars.grad, torch.tensor(slopes))
+
+
+def test_uncertainty_is_a_likelihood_whichever_way_its_square_is_written() -> None:
+    torch.manual_seed(0)
+    mean, y, s = torch.randn(40, 1), torch.randn(40, 1), 0.7
+    kinds = {"mse": mean, "huber": mean, "gaussian_nll": torch.cat([mean, torch.zeros(40, 1)], 1)}
+    likelihood = -torch.distributions.Normal(mean, math.exp(s / 2)).log_prob(y).mean() - math.log(2 * math.pi) / 2
+    for loss, prediction in kinds.items():
+        head = mtml.Regression(1, loss=loss, delta=1e6 if loss == "huber" else 1.0)  # never linear
+        weighting = Uncertainty(s)
+        weighting.bind({loss: head})
+        found = weighting(mtml_kernels.multihead_loss([prediction], [y], [head.spec])[0].reshape(1), ALL[:1])
+        torch.testing.assert_close(found, likelihood, rtol=1e-5, atol=1e-6)
 
 
 def test_dwa_follows_the_epochs_means() -> None:
@@ -191,6 +205,23 @@ def test_cosmos_takes_preferences() -> None:
     assert torch.equal(again.weighting.preferences, given)
     with pytest.raises(ValueError, match=r"preferences: expected \[3\], one a head \(a, b, c\), got .*\[2\]"):
         heads.weighting.prefer(torch.ones(2))
+    for wrong in ([-1.0, 1.0, 1.0], [math.nan, 1.0, 1.0], [1.0, math.inf, 1.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(
+            ValueError, match="preferences: expected finite numbers of at least 0, one of them above 0, got"
+        ):
+            heads.weighting.prefer(torch.tensor(wrong))
+    for shape in ((), (1, 3), (4,)):
+        with pytest.raises(ValueError, match=r"preferences: expected \[3\], one a head"):
+            heads.weighting.prefer(torch.ones(shape))
+    assert torch.equal(heads.weighting.preferences, given)  # what was refused changed nothing
+    assert torch.equal(heads.weighting.prefer(torch.tensor([0, 2, 2])), torch.tensor([0.0, 2.0, 2.0]))
+
+
+@pytest.mark.parametrize("make", [STCH, COSMOS])
+def test_preferences_of_0_for_all_are_refused(make: type[STCH] | type[COSMOS]) -> None:
+    with pytest.raises(ValueError, match="weighting: expected preferences of which one is above 0, got 0 for a, b, c"):
+        bound(make(preferences=dict.fromkeys(HEADS, 0.0)))
+    bound(make(preferences={"a": 0.0, "b": 0.0}))
 
 
 @pytest.mark.parametrize("make", [STCH, COSMOS])

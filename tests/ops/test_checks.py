@@ -226,3 +226,37 @@ def test_helpers() -> None:
     with pytest.raises(TypeError, match=r"sx\['a'\]: expected a tensor"):
         list(checks.leaves("sx", {"a": None}))
     checks.check_finite("lr", torch.full((4,), 3e38))  # the sum overflows, no element does
+
+
+@pytest.mark.parametrize("value", ["no", "False", 0.0, [], torch.ones(2)])
+def test_a_word_is_no_switch(value: Any) -> None:
+    model, batch = mlp(3, 4, 4), classification()
+    for given, call in (({"first_order": value}, {}), ({}, {"first_order": value})):
+        with pytest.raises(TypeError, match="first_order: expected True or False, got "):
+            MAML(model, 0.1, **given).meta_loss(*batch, **call)
+    for switch in (1, torch.tensor(True), True):
+        assert MAML(model, 0.1, first_order=switch).explain(*batch).first_order is True
+
+
+@pytest.mark.parametrize("value", ["a", ["a", "b"], 3, [None, 1.0]])
+def test_step_weights_are_numbers(value: Any) -> None:
+    fails(
+        TypeError,
+        "step_weights: expected numbers or a tensor, got ",
+        "general",
+        classification(),
+        step_weights=value,
+        steps=2,
+    )
+
+
+@pytest.mark.parametrize("value", [[float("nan"), 1.0], [0.0, float("inf")], torch.tensor([float("nan"), 1.0])])
+def test_step_weights_are_finite(value: Any) -> None:
+    fails(
+        ValueError,
+        r"step_weights: expected finite numbers, got \[",
+        "general",
+        classification(),
+        step_weights=value,
+        steps=2,
+    )

@@ -18,7 +18,7 @@ from mtml.paths.explain import Explanation
 from mtml.paths.path import Finder, Outcome, Path
 from mtml_kernels.checks import check_choice, check_steps, shown
 
-__all__ = ["CallOptions", "Loss", "MetaLearner", "MetaOutput"]
+__all__ = ["CallOptions", "Loss", "MetaLearner", "MetaOutput", "StepOptions", "TaskOptions"]
 
 Loss = str | Callable[..., Tensor]
 
@@ -31,17 +31,27 @@ class MetaOutput(NamedTuple):
     support_losses: Tensor
 
 
-class CallOptions(TypedDict, total=False):
-    """The keyword arguments of `MetaLearner.meta_forward`, which says what they mean."""
+class TaskOptions(TypedDict, total=False):
+    """The keyword arguments of `MetaLearner.meta_forward` on the tasks and their steps; it says what they mean."""
 
-    steps: int | None
-    first_order: bool | None
     support_mask: Tensor | None
     query_mask: Tensor | None
     step_weights: Sequence[float] | Tensor | None
     per_step: bool
     query_steps: bool
     start: Adapted | Mapping[str, Tensor] | None
+
+
+class StepOptions(TaskOptions, total=False):
+    """Those, and the order of the inner gradients: what a function that names `steps` itself takes beside."""
+
+    first_order: bool | None
+
+
+class CallOptions(StepOptions, total=False):
+    """All keyword arguments of `MetaLearner.meta_forward`."""
+
+    steps: int | None
 
 
 class MetaLearner(nn.Module, abc.ABC):

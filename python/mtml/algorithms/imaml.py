@@ -19,7 +19,7 @@ from mtml.inner_lr import InnerLR
 from mtml.params import ParamsArg, aliases, by_first_name
 from mtml.paths.batch import Batch, Parts, unpacked
 from mtml.paths.explain import Explanation
-from mtml_kernels.checks import check_choice, check_finite, check_steps, shown
+from mtml_kernels.checks import check_choice, check_number, check_steps, shown
 from mtml_kernels.functional.task_update import task_update
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.rates import op_rates, rate_at
@@ -82,9 +82,8 @@ class IMAML(ModelLearner):
             raise TypeError(f"update: expected a rule of mtml.inner or None, got {shown(self.update)}")
         _check_constant("lr", list(lr.parameters()) if isinstance(lr, InnerLR) else lr)
         _check_constant("update", self.update.numbers() if isinstance(self.update, Rule) else [])
-        check_finite("strength", strength)
-        _check_positive(strength)
-        check_finite("damping", damping)
+        check_number("strength", strength, above=0)
+        check_number("damping", damping)
         self.strength, self.damping = strength, damping
         self._pulled: tuple[tuple[Any, ...], ModelLearner] | None = None
         self.cg_steps = check_steps(cg_steps, "cg_steps")
@@ -148,7 +147,7 @@ class IMAML(ModelLearner):
     def _solution(self, data: Data, steps: int | None) -> tuple[dict[str, Tensor], Tensor]:
         """phi {name: [T, *shape]} with its implicit derivative, and the support losses [K, T]."""
         if isinstance(self.strength, Tensor) and self.strength.device.type == "cpu":
-            _check_positive(self.strength)
+            check_number("strength", self.strength, above=0)
         count = self.steps if steps is None else check_steps(steps)
         theta = self._everywhere(len(Batch(*data[:2])), {})
         with torch.no_grad():
@@ -252,9 +251,3 @@ def _check_constant(name: str, given: Any) -> None:
             f"{name}: expected numbers or tensors that require no grad, because iMAML's solution does not depend on "
             "them, got one that does; pass .detach(), or InnerLR(learnable=False)"
         )
-
-
-def _check_positive(strength: float | Tensor) -> None:
-    value = float(strength.detach() if isinstance(strength, Tensor) else strength)
-    if value <= 0:
-        raise ValueError(f"strength: expected a number above 0, got {value}")

@@ -22,6 +22,7 @@ from mtml_kernels.checks import check_finite, shown
 from mtml_kernels.functional.hvp import follows, recordable
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.losses import resolve
+from mtml_kernels.precision import first_floating
 
 __all__ = ["BACKENDS", "LearnerOptions", "ModelLearner", "Rate"]
 
@@ -140,7 +141,7 @@ class ModelLearner(MetaLearner):
     def _long_step(self) -> ModelLearner:
         """The learner that takes the step of a `Point`."""
         own = adaptable(self.module)
-        dtype = next((own[name].dtype for name in select(self.module, self.params)), torch.float32)
+        dtype = first_floating(own[name] for name in select(self.module, self.params)).dtype
         # layers per step were replaced already, and a derivative is no reason to move running statistics
         mode = "module" if self.batch_norm in ("per_step", "track") else self.batch_norm
         losses = self.loss, self.query_loss

@@ -223,7 +223,7 @@ class MAML(ModelLearner):
         listed = None if weights is None else weights_list(weights, check_steps(steps))
         batch = Batch(*parts, listed, extras)
         paths = self._paths if self._paths.owner is self else self._own_paths()
-        return paths.find(batch, steps, bool(first_order), 0), batch
+        return paths.find(batch, steps, first_order, 0), batch
 
     # --- one task at a time -----------------------------------------------------------------------------------------
 
@@ -254,9 +254,8 @@ class MAML(ModelLearner):
             torch.Size([1, 2])
         """
         named = frozenset() if self.params is None else frozenset(select(self.module, self.params))
-        learner: MAML = shallow(self, module=clone_module(self.module, named))
         given = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
-        learner.__dict__.update({name: value for name, value in given.items() if value is not None})
+        learner: MAML = shallow(self, given, module=clone_module(self.module, named))
         return learner
 
     def adapt(

@@ -16,7 +16,7 @@ from mtml.algorithms.maml import MAML
 from mtml.inner_lr import InnerLR
 from mtml.params import ParamsArg
 from mtml_kernels.batch_norm import per_step_batch_norm
-from mtml_kernels.checks import check_finite, check_steps
+from mtml_kernels.checks import check_number, check_steps
 
 __all__ = ["MAMLPlusPlus", "multi_step_weights"]
 
@@ -97,9 +97,7 @@ class MAMLPlusPlus(MAML):
         **options: Unpack[LearnerOptions],
     ) -> None:
         for name, epochs in (("multi_step_epochs", multi_step_epochs), ("first_order_epochs", first_order_epochs)):
-            check_finite(name, epochs)
-            if epochs < 0:
-                raise ValueError(f"{name}: expected at least 0, got {epochs}")
+            check_number(name, epochs, least=0)
         steps = check_steps(options.get("steps", 5))
         options = {"batch_norm": "per_step", **options, "steps": steps}
         if options["batch_norm"] == "per_step":  # first, because rows for the steps get no rates

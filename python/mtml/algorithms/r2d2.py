@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -14,9 +15,10 @@ from mtml.algorithms.base import Loss, MetaLearner
 from mtml.paths.path import Outcome, Path
 from mtml.paths.ridge import RidgeFinder
 from mtml.wrappers import refuse_data_parallel
-from mtml_kernels.checks import check_finite, check_steps, shown
+from mtml_kernels.checks import check_number, check_steps, shown
 from mtml_kernels.general import GeneralPlan
 from mtml_kernels.losses import LossSpec, resolve
+from mtml_kernels.precision import first_floating
 
 __all__ = ["R2D2", "AdaptedRidge"]
 
@@ -81,15 +83,12 @@ class R2D2(MetaLearner):
             )
         if query_loss is not None:
             resolve(query_loss)
-        for name, value in (("strength", strength), ("scale", scale), ("shift", shift)):
-            check_finite(name, value)
-        if strength <= 0:
-            raise ValueError(f"strength: expected a number above 0, got {strength}")
-        like = next(features.parameters(), torch.empty(0))
+        start = math.log(check_number("strength", strength, above=0))
+        numbers = start, check_number("scale", scale), check_number("shift", shift)
+        like = first_floating(features.parameters())
         self.features, self.outputs = features, outputs
         self.log_strength, self.scale, self.shift = (
-            nn.Parameter(torch.as_tensor(v, dtype=like.dtype, device=like.device), learnable)
-            for v in (torch.tensor(strength, dtype=torch.float64).log(), scale, shift)
+            nn.Parameter(torch.tensor(v, dtype=like.dtype, device=like.device), learnable) for v in numbers
         )
         self._paths = RidgeFinder(self)
 

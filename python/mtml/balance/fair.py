@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtml.balance.programs import root
+from mtml_kernels.checks import check_number
 
 if TYPE_CHECKING:
     from mtml.balance.methods import Array
@@ -48,9 +49,7 @@ def fairgrad(gram: Array, *, alpha: float = 2.0) -> Array:
 
     Paper: Ban, Ji, "Fair Resource Allocation in Multi-Task Learning", 2024 (arXiv:2402.15638).
     """
-    if not 0.5 <= alpha <= 10:
-        raise ValueError(f"alpha: expected in [0.5, 10], got {alpha}")
-    return _fair_weights(gram, 1 / alpha)
+    return _fair_weights(gram, 1 / check_number("alpha", alpha, least=0.5, most=10))
 
 
 def _fair_weights(gram: Array, p: float) -> Array:

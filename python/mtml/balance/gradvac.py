@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mtml.balance.remembering import Remembering
-from mtml_kernels.checks import check_finite
+from mtml_kernels.checks import check_number
 
 if TYPE_CHECKING:
     from mtml.balance.methods import Array
@@ -53,10 +53,7 @@ class GradVac(Remembering):
 
     def __init__(self, losses: int, beta: float = 0.01, *, generator: torch.Generator | None = None) -> None:
         super().__init__(losses)
-        check_finite("beta", beta)
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta: expected in [0, 1], got {beta}")
-        self.beta, self.generator = float(beta), generator
+        self.beta, self.generator = check_number("beta", beta, least=0, most=1), generator
         self.register_buffer("cosines", torch.zeros(losses, losses, dtype=torch.float64))
 
     @torch.no_grad()

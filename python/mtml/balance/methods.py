@@ -26,6 +26,7 @@ import torch
 
 from mtml.balance.fair import fairgrad, nash
 from mtml.balance.programs import above, min_norm, optimiser, root
+from mtml_kernels.checks import check_number
 
 __all__ = ["METHODS", "Array", "aligned_mtl", "cagrad", "config", "dualproj", "imtl_g", "mgda", "pcgrad", "upgrad"]
 
@@ -74,8 +75,7 @@ def cagrad(gram: Array, *, c: float = 0.4) -> Array:
     Paper: Liu, Liu, Jin, Stone, Liu, "Conflict-Averse Gradient Descent for Multi-task Learning", 2021
     (arXiv:2110.14048).
     """
-    if not 0 <= c < 1:
-        raise ValueError(f"c: expected in [0, 1), got {c}")
+    c = check_number("c", c, least=0, below=1)
     n = len(gram)
     gram = gram / np.trace(gram) * n
     mean = np.full(n, 1 / n)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mtml.balance.affinity import products_of
 from mtml.balance.gradients import Losses, Shared, gradients
 from mtml.balance.remembering import Remembering
-from mtml_kernels.checks import check_finite
+from mtml_kernels.checks import check_number
 
 if TYPE_CHECKING:
     from mtml.balance.methods import Array
@@ -54,13 +54,7 @@ class MoDo(Remembering):
 
     def __init__(self, losses: int, gamma: float = 0.1, rho: float = 0.0) -> None:
         super().__init__(losses)
-        for name, value in (("gamma", gamma), ("rho", rho)):
-            check_finite(name, value)
-        if not gamma > 0:
-            raise ValueError(f"gamma: expected above 0, got {gamma}")
-        if rho < 0:
-            raise ValueError(f"rho: expected at least 0, got {rho}")
-        self.gamma, self.rho = float(gamma), float(rho)
+        self.gamma, self.rho = check_number("gamma", gamma, above=0), check_number("rho", rho, least=0)
         self.register_buffer("weights", torch.full((losses,), 1 / losses, dtype=torch.float64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 

@@ -93,7 +93,7 @@ class _Alias(Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(self.real)
-        self.spec, self.loader = module.__spec__, getattr(module, "__loader__", None)
+        self.spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:

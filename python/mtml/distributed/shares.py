@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mtml.distributed.group import Group, place, reaching
-from mtml_kernels.checks import shown
+from mtml_kernels.checks import check_steps, shown
 
 __all__ = ["mean_over_tasks", "shard_tasks", "share_of"]
 
@@ -88,6 +88,7 @@ def mean_over_tasks(losses: Tensor, tasks: int | None = None, *, group: Group = 
         group: of processes; None: all of them.
 
     Raises:
+        TypeError: a number of tasks that is no int.
         ValueError: losses that are no vector, or fewer tasks in all than here.
         RankLost: another rank has ended.
 
@@ -101,7 +102,7 @@ def mean_over_tasks(losses: Tensor, tasks: int | None = None, *, group: Group = 
         raise ValueError(f"losses: expected one for each of this rank's tasks, [t], got {shown(losses)}")
     if tasks is None:
         tasks = _counted(losses, ranks, group)
-    if tasks < max(len(losses), 1) or (ranks == 1 and tasks != len(losses)):
+    if check_steps(tasks, "tasks") < max(len(losses), 1) or (ranks == 1 and tasks != len(losses)):
         raise ValueError(
             f"tasks: expected the number of tasks of all ranks together, got {tasks} with {len(losses)} losses on one "
             f"of {ranks} rank(s)"

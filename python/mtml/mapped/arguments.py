@@ -50,11 +50,14 @@ class Arguments(NamedTuple):
         """Those among the leaves."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
 
+    def objects(self) -> list[Any]:
+        """Leaves that are neither tensors nor plain values: what they do and hold is the function's own."""
+        return [leaf for leaf in self.leaves if not isinstance(leaf, Tensor | _PLAIN)]
+
     def unwatched(self) -> str | None:
         """What of them may change in place without a sign, or None."""
-        for leaf in self.leaves:
-            if not isinstance(leaf, Tensor | _PLAIN):
-                return f"it takes a {type(leaf).__name__}, which may change from call to call"
+        for leaf in self.objects():
+            return f"it takes a {type(leaf).__name__}, which may change from call to call"
         return None
 
     def signature(self) -> Hashable:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from mtml.mapped.arguments import Arguments
-from mtml.mapped.effects import effect, reach_of, state_of, unwatched
+from mtml.mapped.effects import State, effect, reach_of, unwatched
 from mtml.mapped.explain import TaskMapExplanation
 from mtml.mapped.fused import FusedLoop
 from mtml.mapped.recognise import Unknown, recognised
@@ -57,14 +57,16 @@ def decide(fn: Function, given: Arguments, randomness: str, fuse: bool, settle: 
     Args:
         fuse: whether fusing is thought of. settle: the choice is for good, whatever the function reads.
     """
-    reach = reach_of(fn)
-    before = state_of(reach, given.tensors())
+    objects = given.objects()
+    whole = functools.partial(fn, *objects) if objects else fn  # what they do, the function does
+    reach = reach_of(whole)
+    before = State(reach, given.tensors())
     row = given.of_task(0)
     notes, noted = noting(fn)
     results = [of_task(noted, given, 0, row, randomness)]
     results = in_turn(fn, given, randomness, results, FEW)
     why = effect(reach)
-    if why is None and state_of(reach, given.tensors()) != before:
+    if why is None and before.changed():
         why = "a run of it changes what it reads or is given"
     if why is not None:
         return Decided(Choice(TaskMapExplanation("loop", f"{why}, so it runs for every task")), results)
@@ -76,8 +78,9 @@ def decide(fn: Function, given: Arguments, randomness: str, fuse: bool, settle: 
             return Decided(found)
         not_fused = found
     words = _vmap_or_loop(fn, given, few, expected, randomness, not_fused)
-    watched = reach_of(fn, functools.partial(Contents, versions=False))
-    return Decided(Choice(words, fresh=None if settle else _watch(watched)))
+    watched = reach_of(whole, functools.partial(Contents, versions=False))
+    choice = Choice(words, fresh=None if settle else _watch(watched))
+    return Decided(choice, results if choice.way == "loop" else ())
 
 
 def _watch(reach: Reach) -> Watch:

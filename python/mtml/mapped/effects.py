@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from mtml.paths.contents import Contents, package_of
 from mtml.paths.reach import Reach
 
-__all__ = ["effect", "reach_of", "state_of", "unwatched"]
+__all__ = ["State", "effect", "reach_of", "unwatched"]
 
-_ACTS = {"print", "open", "input", "next", "exec", "eval", "breakpoint", "__import__"}
+_ACTS = {"print", "open", "input", "next", "exec", "eval", "breakpoint", "__import__", "globals"}
 _PURE = {
     "abs", "all", "any", "bool", "callable", "complex", "dict", "divmod", "enumerate", "filter", "float", "frozenset",
     "getattr", "hasattr", "int", "isinstance", "issubclass", "iter", "len", "list", "map", "max", "min", "object",
@@ -34,6 +34,8 @@ _HELD = (
     Tensor, nn.Module, dict, types.MappingProxyType, list, tuple, set, frozenset, torch.Size, torch.dtype, torch.device,
 )  # fmt: skip
 _CODE = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+# What changes when it is used, and shows no trace of that.
+_OPAQUE = (torch.Generator, torch.UntypedStorage, torch.TypedStorage, memoryview)
 _FUNCTIONS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
@@ -44,11 +46,43 @@ def reach_of(fn: Callable[..., Any], contents_of: Callable[[], Contents] = Conte
     return Reach(holder, contents_of=contents_of)
 
 
-def state_of(reach: Reach, arguments: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What a run may change: contents that can be reached, tensors of modules, arguments, PyTorch's random numbers."""
-    own = [t for module in reach.contents.modules for t in (*module.parameters(), *module.buffers())]
-    versions = [0 if t.is_inference() else t._version for t in (*own, *arguments)]
-    return reach.now(), versions, torch.get_rng_state().tolist()
+class State:
+    """What a run may change: contents that can be reached, tensors of modules, arguments, PyTorch's random numbers.
+
+    Tensors are compared with copies, since a write through ``.data`` leaves their version as it was, and so are
+    gradients that ``backward`` adds to: as much memory as one inner step needs.
+    """
+
+    def __init__(self, reach: Reach, arguments: Sequence[Tensor]) -> None:
+        self._reach = reach
+        own = [t for module in reach.contents.modules for t in (*module.parameters(), *module.buffers())]
+        held = [value for value in reach.contents.held if isinstance(value, Tensor)]
+        self._tensors = list({id(t): t for t in (*own, *held, *arguments)}.values())
+        self._seen = self._look()
+        self._copies = [(t, t.detach().clone()) for t in self._with_gradients() if _plain(t)]
+
+    def changed(self) -> bool:
+        """Whether anything is not as it was."""
+        return self._look() != self._seen or not all(_as_it_was(t, copy) for t, copy in self._copies)
+
+    def _with_gradients(self) -> list[Tensor]:
+        return self._tensors + [t.grad for t in self._tensors if t.is_leaf and t.grad is not None]
+
+    def _look(self) -> tuple[Any, ...]:
+        versions = [0 if t.is_inference() else t._version for t in self._tensors]
+        return self._reach.now(), versions, list(map(id, self._with_gradients())), torch.get_rng_state().tolist()
+
+
+def _plain(t: Tensor) -> bool:
+    """Whether its memory can be read; of others the version has to do."""
+    return t.layout is torch.strided and not t.is_meta and not t.is_quantized
+
+
+def _as_it_was(now: Tensor, before: Tensor) -> bool:
+    if now.shape != before.shape or now.dtype != before.dtype:
+        return False
+    now = now.detach()
+    return bool(((now == before) | ((now != now) & (before != before))).all())
 
 
 def effect(reach: Reach) -> str | None:
@@ -61,6 +95,8 @@ def effect(reach: Reach) -> str | None:
             if outer or at.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
                 return f"it changes {at.argval!r} outside itself"
     for value in reach.contents.held:
+        if isinstance(value, _OPAQUE) or (hasattr(type(value), "__next__") and not isinstance(value, type)):
+            return f"it reads {_name(value)}, which is another after every use"
         library, fine = _library(value), _HARMLESS if isinstance(value, _CODE) else _LIBRARIES
         if library == "numpy" or (library in sys.stdlib_module_names and library not in fine):
             return f"it uses {_name(value)} of {library}, which may act or differ from call to call"

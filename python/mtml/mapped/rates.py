@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtml.mapped.recognise import Rate
+from mtml_kernels.precision import first_floating
 
 __all__ = ["rates_of"]
 
@@ -60,7 +61,7 @@ def _one(rate: Rate, factor: float, now: Callable[[Tensor], Tensor]) -> Any:
     reads = [now(t) for t in rate.reads]
     if rate.itself and factor == 1.0:
         return reads[0]
-    like = next(t for t in reads if t.is_floating_point())
+    like = first_floating(reads)
     value = -rate.update(like.new_zeros(()), like.new_ones(()), *reads)
     return value if factor == 1.0 else factor * value
 

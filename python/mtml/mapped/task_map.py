@@ -53,8 +53,8 @@ def task_map(fn: Callable[..., Any], in_dims: Dims = 0, *, randomness: str = "er
     Args:
         fn: of one task; its tensors lack the task dimension. It returns a tensor, or a tuple, list or dict of such.
         in_dims: 0 where all positional arguments have the task dimension first; or 0 or None for each, None for one
-            that all tasks share. Arguments may be pytrees, a TaskBatch too; what is no tensor is shared, and keyword
-            arguments have the task dimension.
+            that all tasks share. Arguments may be pytrees, a TaskBatch too, whose lists and dicts every task gets
+            anew, as of torch.func.vmap; what is no tensor is shared, and keyword arguments have the task dimension.
         randomness: as of torch.func.vmap: "error" refuses random numbers, "different" draws for each task, "same" gives
             all tasks the same. Functions that draw run in the loop unless `way` says otherwise.
         way: one of the three by name, or "auto". "vmap" is not held against the loop then.

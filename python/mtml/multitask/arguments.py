@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from mtml.multihead.heads import Head, HeadLayer
@@ -13,6 +12,7 @@ from mtml.multitask.features import trunk_width
 from mtml.tasks.task_batch import TaskBatch
 from mtml.wrappers import refuse_data_parallel
 from mtml_kernels.checks import check_steps, leaves, shown
+from mtml_kernels.precision import first_floating
 
 __all__ = ["by_group", "check_inputs", "check_sets", "layers_of", "trunks_of"]
 
@@ -55,8 +55,7 @@ def layers_of(trunks: Mapping[str, nn.Module], heads: Mapping[str, Head], in_fea
     found = {}
     for name, head in heads.items():
         width = trunk_width(name, trunks[name]) if widths[name] is None else check_steps(widths[name], "in_features")
-        like = next((p for p in trunks[name].parameters() if p.is_floating_point()), torch.empty(0))
-        found[name] = HeadLayer(width, head).to(like)
+        found[name] = HeadLayer(width, head).to(first_floating(trunks[name].parameters()))
     return found
 
 

@@ -350,6 +350,8 @@ class MultiTaskMAML(nn.Module):
 
 def _mean(losses: Tensor, name: str, tasks: Mapping[str, int] | None) -> Tensor:
     if tasks is not None:
+        if not isinstance(tasks, Mapping):
+            raise TypeError(f"tasks: expected {{group: number of tasks}}, got {shown(tasks)}")
         if name not in tasks:
             raise ValueError(f"tasks: expected the number of tasks of {name!r} too, got {tasks}")
         return mean_over_tasks(losses, tasks[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -160,7 +161,8 @@ def signature(value: Any) -> Hashable:
 def weights_list(weights: Any, steps: int) -> Any:
     """Step weights as K+1 numbers, or as a tensor [K+1] where they require grad, lie on another device or are traced.
 
-    Raises ValueError unless there are K or K+1 of them, TypeError for what is no sequence of numbers.
+    Raises ValueError unless there are K or K+1 of them, or where a number that lies here is not finite; TypeError for
+    what is no sequence of numbers.
     """
     if isinstance(weights, Tensor):
         if weights.ndim != 1:
@@ -170,8 +172,10 @@ def weights_list(weights: Any, steps: int) -> Any:
     else:
         try:
             numbers = [float(w) for w in weights]
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise TypeError(f"step_weights: expected numbers or a tensor, got {shown(weights)}") from error
+    if not isinstance(numbers, Tensor) and not all(-math.inf < w < math.inf for w in numbers):
+        raise ValueError(f"step_weights: expected finite numbers, got {numbers}")
     count = len(numbers)
     if count == steps + 1:
         return numbers

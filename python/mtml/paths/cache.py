@@ -30,7 +30,7 @@ from mtml.paths.reach import Reach
 from mtml.paths.stand_in import describe, stand_in
 from mtml.paths.traced import Traces, traced_path
 from mtml.wrappers import refuse_sharded
-from mtml_kernels.checks import check_batch, check_initialised, check_steps
+from mtml_kernels.checks import check_batch, check_flag, check_initialised, check_steps
 from mtml_kernels.neutral import uncompiled
 
 __all__ = ["PathCache", "Watch"]
@@ -84,10 +84,11 @@ class PathCache:
             path = finder.calls.get(key)
         except TypeError:  # sizes that torch.export traces have no hash
             batch = stand_in(describe(batch), check_steps(steps))
-            return self.find(batch, steps, bool(first_order), keep, quiet)
+            return self.find(batch, steps, check_flag("first_order", first_order), keep, quiet)
         if path is None:
             extras = batch.extras or NO_EXTRAS
-            options = Options(check_steps(steps), bool(first_order), keep, extras.axes, extras.taken)
+            flag = check_flag("first_order", first_order)
+            options = Options(check_steps(steps), flag, keep, extras.axes, extras.taken)
             path = self._prepared(finder, key, batch, options)
         if path.notice is not None and not quiet:
             (mode, reasons), path.notice = path.notice, None

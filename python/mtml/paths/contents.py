@@ -24,6 +24,7 @@ LIMIT = 4_000  # values looked at, a tenth of a millisecond to compare; beyond t
 ARRAY_BYTES = 1 << 14  # of an array that is compared at every call: a copy of so much takes a microsecond
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice, torch.dtype, torch.device)
+_NO_OWNER = (types.ModuleType, type, type(None))  # what a built-in function belongs to that is no method of an object
 _CONTAINERS = (dict, types.MappingProxyType, list, tuple, deque, set, frozenset)
 _LIBRARIES = {"torch", "numpy", "builtins", "mtml", "mtml_kernels"}  # what their objects hold is their own affair
 
@@ -148,6 +149,8 @@ class Contents:
         inside: list[Any]
         if isinstance(value, types.MethodType):
             inside = [value.__func__, value.__self__]
+        elif isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, _NO_OWNER):
+            inside = [value.__name__, value.__self__]  # as the append of a list
         elif isinstance(value, functools.partial):
             inside = [value.func, value.args, value.keywords]
         elif isinstance(value, staticmethod | classmethod):

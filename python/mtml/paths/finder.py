@@ -36,7 +36,7 @@ from mtml_kernels.losses.matching import Sizes as LossSizes
 from mtml_kernels.losses.task import TaskLoss
 from mtml_kernels.neutral import exclusive, uncompiled, unhooked
 from mtml_kernels.ops.inner_loop import BACKENDS
-from mtml_kernels.precision import HALF, autocast_dtype, computed_in, mixes
+from mtml_kernels.precision import HALF, autocast_dtype, computed_in, first_floating, mixes
 from mtml_kernels.program import Norm, Op, Program, Unfusable, trace
 from mtml_kernels.program.guards import SIDE_EFFECTS
 from mtml_kernels.program.split import once_is_dearer, split_head
@@ -82,7 +82,7 @@ class PathFinder:
         self.losses = tuple(map(resolve, (maml.loss, maml.loss if maml.query_loss is None else maml.query_loss)))
         self.names, self.others = select(self.model, maml.params), aliases(self.model)
         self.tensors = adaptable(self.model) | dict(self.model.named_buffers()) | dict(self.model.named_parameters())
-        self.device_type = next((t.device.type for t in self.tensors.values() if t.is_floating_point()), "cpu")
+        self.device_type = first_floating(self.tensors.values()).device.type
         self.calls: dict[Hashable, Path] = {}
         self.programs: dict[Hashable, _Traced] = {}
         self.changes = 0
@@ -134,7 +134,7 @@ class PathFinder:
         if whole.extras is not None:
             self._check_extras(whole, whole.extras, options.steps)
         sizes = check_batch(*batch.parts(), options.steps)
-        like = next(t for t in self.tensors.values() if t.is_floating_point())
+        like = first_floating(self.tensors.values())
         check_devices(like.device, iter(batch.tensors()))
         rates = self._rates(self.names, options, like)
         if self.requested() == GENERAL:

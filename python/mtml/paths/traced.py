@@ -21,7 +21,7 @@ import torch
 from mtml.paths.batch import Batch, check_parts
 from mtml.paths.path import Path
 from mtml.paths.stand_in import Description, describe, stand_in
-from mtml_kernels.checks import check_steps
+from mtml_kernels.checks import check_flag, check_steps
 from mtml_kernels.transforms import is_forward_mode
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def traced_path(cache: PathCache, batch: Batch, steps: int, first_order: bool, k
     Raises what an eager call raises, where there is no graph around it.
     """
     traces = cache.traces
-    options = operator.index(check_steps(steps)), bool(first_order), keep
+    options = operator.index(check_steps(steps)), check_flag("first_order", first_order), keep
     name = _named(traces.name, describe(batch), *options)
     if not name.startswith(CALL):
         exact = _named(traces.name, describe(batch, every=True), *options)  # whose numbers are the batch's

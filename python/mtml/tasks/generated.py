@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtml.tasks.stream import TaskStream, check_counts, entropy
 from mtml.tasks.task_batch import TaskBatch
+from mtml_kernels.checks import check_number
 
 __all__ = ["Languages", "Regions"]
 
@@ -64,9 +65,8 @@ class Languages(_Generated):
     ) -> None:
         super().__init__(shots, queries, tasks, seed, stream)
         check_counts(length=length, vocabulary=vocabulary)
-        if not 0 <= order <= 1:
-            raise ValueError(f"order: expected a share in [0, 1], got {order}")
-        self.length, self.vocabulary, self.order = length, vocabulary, order
+        self.length, self.vocabulary = length, vocabulary
+        self.order = check_number("order", order, least=0, most=1)
 
     def batch(self, index: int) -> TaskBatch:
         """Meta-batch number `index`."""
@@ -120,9 +120,7 @@ class Regions(_Generated):
     ) -> None:
         super().__init__(shots, queries, tasks, seed, stream)
         check_counts(side=side, classes=classes)
-        if not noise >= 0:
-            raise ValueError(f"noise: expected at least 0, got {noise}")
-        self.side, self.classes, self.noise = side, classes, noise
+        self.side, self.classes, self.noise = side, classes, check_number("noise", noise, least=0)
 
     def batch(self, index: int) -> TaskBatch:
         """Meta-batch number `index`."""

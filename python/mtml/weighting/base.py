@@ -5,15 +5,18 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mtml_kernels.checks import shown
+
 if TYPE_CHECKING:
     from mtml.multihead.heads import Head
 
-__all__ = ["Weighting", "by_head", "checked", "preferred", "share_among"]
+__all__ = ["Weighting", "by_head", "checked", "preferences_of", "preferred", "share_among"]
 
 
 class Weighting(nn.Module, abc.ABC):
@@ -80,12 +83,26 @@ def by_head(what: str, given: Mapping[str, float], heads: Mapping[str, Head], de
     return torch.tensor([float(given.get(name, default)) for name in heads])
 
 
+def preferences_of(given: Mapping[str, float], heads: Mapping[str, Head]) -> Tensor:
+    """Preferences [H], 1 where a head is not named.
+
+    Raises:
+        ValueError: a name that is no head; all are 0, under which nothing would learn.
+    """
+    found = by_head("preferences", given, heads, 1.0)
+    if not found.any():
+        raise ValueError(f"weighting: expected preferences of which one is above 0, got 0 for {', '.join(heads)}")
+    return found
+
+
 def checked(what: str, given: Mapping[str, float] | None, *, least: float = -math.inf) -> dict[str, float]:
-    """{head: number} of finite numbers, none below `least`; ValueError otherwise."""
+    """{head: number} of finite numbers, none below `least`; ValueError otherwise, TypeError for what is no number."""
     for name, value in (given or {}).items():
-        if not (math.isfinite(value) and value >= least):
+        number = not isinstance(value, bool) and isinstance(value, Real)
+        if not (number and math.isfinite(value) and value >= least):
             bound = "" if least == -math.inf else f" of at least {least:g}"
-            raise ValueError(f"weighting: expected finite {what}{bound}, got {value} for {name!r}")
+            kind = ValueError if number else TypeError
+            raise kind(f"weighting: expected finite {what}{bound}, got {shown(value)} for {name!r}")
     return dict(given or {})
 
 

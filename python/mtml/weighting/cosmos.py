@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from mtml.weighting.base import Weighting, by_head, checked, preferred
-from mtml_kernels.checks import check_finite, shown
+from mtml.weighting.base import Weighting, checked, preferences_of, preferred
+from mtml_kernels.checks import check_in_graph, check_number, shown
 
 if TYPE_CHECKING:
     from mtml.multihead.heads import Head
 
 __all__ = ["COSMOS"]
+
+
+WANTED = "expected finite numbers of at least 0, one of them above 0"
 
 
 class COSMOS(Weighting):
@@ -31,7 +35,8 @@ class COSMOS(Weighting):
         preferences: {head: r}, at least 0, brought to sum 1 over the present heads; heads that are not named have 1.
 
     Raises:
-        ValueError: a penalty or preference that is negative or not finite; (when bound) a name that is no head.
+        TypeError: a penalty or preference that is no number.
+        ValueError: one that is negative or not finite; (when bound) a name that is no head, preferences that are all 0.
 
     Example:
         >>> import torch, mtml
@@ -49,27 +54,31 @@ class COSMOS(Weighting):
 
     def __init__(self, penalty: float = 1.0, *, preferences: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        check_finite("penalty", penalty)
-        if penalty < 0:
-            raise ValueError(f"penalty: expected at least 0, got {penalty}")
-        self.penalty = float(penalty)
+        self.penalty = check_number("penalty", penalty, least=0)
         self.given = checked("preferences", preferences, least=0)
 
     def setup(self, heads: Mapping[str, Head]) -> None:
-        self.register_buffer("preferences", by_head("preferences", self.given, heads, 1.0))
+        self.register_buffer("preferences", preferences_of(self.given, heads))
 
     @torch.no_grad()
     def prefer(self, preferences: Tensor) -> Tensor:
-        """Take preferences [H], at least 0, from now on; they come back on the weighting's device.
+        """Take preferences [H], at least 0 and not all 0, from now on; they come back on the weighting's device.
+
+        They need no sum of 1, to which every call brings those of the heads that are present.
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape; a preference that is negative or not finite; none above 0. The ones before stay.
         """
         if not isinstance(preferences, Tensor) or preferences.shape != self.preferences.shape:
             raise ValueError(
                 f"preferences: expected [{len(self.preferences)}], one a head ({', '.join(self.names)}), got "
                 f"{shown(preferences)}"
             )
+        fine = (preferences >= 0).all() & torch.isfinite(preferences).all() & (preferences > 0).any()
+        if is_compiling():
+            check_in_graph(fine, f"preferences: {WANTED}")
+        elif not fine:
+            raise ValueError(f"preferences: {WANTED}, got {preferences.tolist()} for {', '.join(self.names)}")
         return self.preferences.copy_(preferences).clone()
 
     def forward(self, losses: Tensor, present: Tensor, norms: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtml.head_losses import HeadLosses
 from mtml.weighting.base import Weighting, by_head, checked, share_among
-from mtml_kernels.checks import check_finite, shown
+from mtml_kernels.checks import check_number, shown
 
 if TYPE_CHECKING:
     from mtml.multihead.heads import Head
@@ -63,11 +63,7 @@ class FAMO(Weighting):
 
     def __init__(self, lr: float = 0.025, decay: float = 1e-3, *, lower: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        for name, value in (("lr", lr), ("decay", decay)):
-            check_finite(name, value)
-            if value < 0:
-                raise ValueError(f"{name}: expected at least 0, got {value}")
-        self.lr, self.decay = float(lr), float(decay)
+        self.lr, self.decay = check_number("lr", lr, least=0), check_number("decay", decay, least=0)
         self.given = checked("lower bounds", lower)
 
     def setup(self, heads: Mapping[str, Head]) -> None:

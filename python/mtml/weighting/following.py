@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mtml.weighting.base import Weighting
-from mtml_kernels.checks import check_finite
+from mtml_kernels.checks import check_number
 
 if TYPE_CHECKING:
     from mtml.multihead.heads import Head
@@ -49,10 +49,7 @@ class DWA(Weighting):
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
-        check_finite("temperature", temperature)
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected above 0, got {temperature}")
-        self.temperature = float(temperature)
+        self.temperature = check_number("temperature", temperature, above=0)
 
     def setup(self, heads: Mapping[str, Head]) -> None:
         self.register_buffer("means", torch.zeros(len(heads)))  # of this epoch's losses so far
@@ -113,10 +110,7 @@ class GradNorm(Weighting):
 
     def __init__(self, alpha: float = 1.5, *, shared: Iterable[Tensor] | None = None) -> None:
         super().__init__()
-        check_finite("alpha", alpha)
-        if alpha < 0:
-            raise ValueError(f"alpha: expected at least 0, got {alpha}")
-        self.alpha = float(alpha)
+        self.alpha = check_number("alpha", alpha, least=0)
         self.shared = None if shared is None else tuple(shared)  # in a tuple they stay the trunk's parameters
 
     def setup(self, heads: Mapping[str, Head]) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mtml.weighting.base import Weighting, by_head, checked, preferred
-from mtml_kernels.checks import check_finite
+from mtml.weighting.base import Weighting, by_head, checked, preferences_of, preferred
+from mtml_kernels.checks import check_number
 
 if TYPE_CHECKING:
     from mtml.multihead.heads import Head
@@ -32,7 +32,9 @@ class STCH(Weighting):
         ideal: {head: z}, the best loss that a head can have; heads that are not named have 0.
 
     Raises:
-        ValueError: mu is not above 0, a preference is negative, a number is not finite; (when bound) a name is no head.
+        TypeError: what is no number.
+        ValueError: mu is not above 0, a preference is negative, a number is not finite; (when bound) a name is no head,
+            all preferences are 0.
 
     Example:
         >>> import torch, mtml
@@ -56,15 +58,12 @@ class STCH(Weighting):
         ideal: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        check_finite("mu", mu)
-        if not mu > 0:
-            raise ValueError(f"mu: expected above 0, got {mu}")
-        self.mu = float(mu)
+        self.mu = check_number("mu", mu, above=0)
         self.given = checked("preferences", preferences, least=0), checked("ideal losses", ideal)
 
     def setup(self, heads: Mapping[str, Head]) -> None:
         preferences, ideal = self.given
-        self.register_buffer("preferences", by_head("preferences", preferences, heads, 1.0), persistent=False)
+        self.register_buffer("preferences", preferences_of(preferences, heads), persistent=False)
         self.register_buffer("ideal", by_head("ideal losses", ideal, heads, 0.0), persistent=False)
 
     def forward(self, losses: Tensor, present: Tensor, norms: Tensor | None = None) -> Tensor:

@@ -1,7 +1,10 @@
 """Homoscedastic uncertainty as loss weights.
 
 With a log variance s_h = log sigma_h^2 for every head, learned beside the model,
-    total = sum_h a_h exp(-s_h) L_h + s_h / 2        a_h = 1/2 for regression, 1 for the other heads
+    total = sum_h a_h exp(-s_h) L_h + s_h / 2        a_h = 1/2 for the squared error, 1 for the other losses
+
+For "mse" it is the negative logarithm of a Gaussian likelihood, up to a constant. "huber" and "gaussian_nll" hold the
+half of the square themselves: huber of a large delta weighs as mse does.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mtml.weighting.base import Weighting
-from mtml_kernels.checks import check_finite
+from mtml_kernels.checks import check_number
 
 if TYPE_CHECKING:
     from mtml.multihead.heads import Head
@@ -44,14 +47,11 @@ class Uncertainty(Weighting):
 
     def __init__(self, init: float = 0.0) -> None:
         super().__init__()
-        check_finite("init", init)
-        self.init = float(init)
+        self.init = check_number("init", init)
 
     def setup(self, heads: Mapping[str, Head]) -> None:
-        from mtml.multihead.heads import Regression
-
         self.log_vars = nn.Parameter(torch.full((len(heads),), self.init))
-        factors = torch.tensor([0.5 if isinstance(head, Regression) else 1.0 for head in heads.values()])
+        factors = torch.tensor([0.5 if head.spec.kind == "mse" else 1.0 for head in heads.values()])
         self.register_buffer("factors", factors, persistent=False)
 
     def forward(self, losses: Tensor, present: Tensor, norms: Tensor | None = None) -> Tensor:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from mtml import inner
-from mtml.algorithms.base import Loss
+from mtml.algorithms.base import Loss, StepOptions
 from mtml.algorithms.maml import MAML
+from mtml.compat.follow import follow
 from mtml.compat.higher.optim import diff_optim_type
 from mtml.compat.higher.optimizer import DifferentiableOptimizer, Override, override_groups
 from mtml.compat.higher.rules import (
@@ -21,6 +22,8 @@ from mtml.compat.higher.rules import (
     DifferentiableRMSprop,
     DifferentiableSGD,
 )
+from mtml.compat.higher.utils import recursive_map
+from mtml.compat.rate import number
 from mtml_kernels.checks import shown
 
 __all__ = ["meta_loss"]
@@ -46,7 +49,7 @@ def meta_loss(
     query_loss: Loss | None = None,
     override: Override | None = None,
     backend: str = "auto",
-    **options: Any,
+    **options: Unpack[StepOptions],
 ) -> Tensor:
     """The query loss of every task [T] after `steps` steps of the optimiser on its support set, by `mtml.MAML`.
 
@@ -77,7 +80,7 @@ def meta_loss(
     if not isinstance(opt, torch.optim.Optimizer):
         raise TypeError(f"opt: expected an optimiser of torch.optim over the model's parameters, got {shown(opt)}")
     kind = diff_optim_type(type(opt))
-    groups = [dict(group) for group in opt.param_groups]
+    groups = [_settings(group) for group in opt.param_groups]
     names = _names(model, groups)
     override_groups(override or {}, groups, kind.settings_known)
     adapted = [
@@ -89,14 +92,15 @@ def meta_loss(
     fusable = kind in ENGINE and _fusable(opt, groups)
     learner = _learner(model, opt, adapted, fusable)
     if fusable:
-        _set(learner, "lr", _rates(names, groups))
-        _set(learner, "update", _rule(learner.update, kind, groups[0]))
+        follow(learner, lr=_rates(names, groups), update=_rule(learner.update, kind, groups[0]))
     else:
-        _set(learner, "lr", 1.0)
-        _set(learner, "update", _general(learner.update, kind, opt, names, override))
-    for name, value in (("loss", loss), ("query_loss", query_loss), ("backend", backend)):
-        _set(learner, name, value)
+        follow(learner, lr=1.0, update=_general(learner.update, kind, opt, names, override))
+    follow(learner, loss=loss, query_loss=query_loss, backend=backend)
     return learner.meta_loss(sx, sy, qx, qy, steps=steps, **options)
+
+
+def _settings(group: Group) -> Group:
+    return {name: value if name == "params" else recursive_map(value, number) for name, value in group.items()}
 
 
 def _names(model: nn.Module, groups: list[Group]) -> list[list[str]]:
@@ -114,11 +118,6 @@ def _learner(model: nn.Module, opt: torch.optim.Optimizer, names: list[str], fus
     if found is None or not fits or isinstance(found.update, _GeneralRule) is fusable:
         found = _learners[opt] = MAML(model, 1.0, allow_unused=True, params=names)
     return found
-
-
-def _set(learner: MAML, name: str, value: Any) -> None:
-    if getattr(learner, name) is not value:
-        setattr(learner, name, value)
 
 
 def _fusable(opt: torch.optim.Optimizer, groups: list[Group]) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mtml.compat.higher.patch import FunctionalModule
 from mtml.compat.higher.utils import copied, recursive_map
+from mtml.compat.rate import number
 from mtml.gradients import recorded_gradients
 from mtml_kernels.checks import shown
 from mtml_kernels.transforms import refuse_transforms
@@ -31,6 +32,7 @@ def override_groups(override: Override, groups: Sequence[dict[str, Any]], known:
         ValueError: as many values as neither one nor one a group; with `known`, a setting that the groups have not.
     """
     for name, values in override.items():
+        values = recursive_map(values, number)
         if isinstance(values, int | float) or (isinstance(values, Tensor) and values.ndim == 0):
             values = [values]
         if len(values) not in (1, len(groups)):
@@ -202,6 +204,7 @@ class DifferentiableOptimizer(abc.ABC):
 
 def _own(value: Any) -> Any:
     """A setting of one's own; a tensor to learn stays what it is."""
+    value = number(value)
     if isinstance(value, bool | int | float | None):
         return value
     return value if isinstance(value, Tensor) and value.requires_grad else copy.deepcopy(value)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtml.compat.higher.optimizer import Override
 from mtml.compat.higher.utils import flatten, recursive_map
+from mtml.compat.rate import number
 from mtml_kernels.checks import shown
 
 __all__ = ["apply_trainable_opt_params", "get_trainable_opt_params"]
@@ -33,7 +34,8 @@ def get_trainable_opt_params(opt: torch.optim.Optimizer, device: torch.device | 
 
     override: dict[str, list[Any]] = {}
     for group in opt.param_groups:
-        for name, value in group.items():
+        for name, given in group.items():
+            value = given if name == "params" else recursive_map(given, number)
             if name != "params" and all(map(_is_number, flatten(value))):
                 override.setdefault(name, []).append(recursive_map(value, tensor))
     return override
@@ -73,6 +75,7 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
 
 def _applied(name: str, value: Any, present: Any) -> Any:
     """`present` with the numbers of `value`."""
+    value = number(value)
     if isinstance(present, Tensor):
         present.data = torch.as_tensor(value).detach().to(present)
         return present

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from mtml.algorithms.base import Loss
+from mtml.algorithms.base import Loss, TaskOptions
 from mtml.algorithms.maml import MAML
+from mtml.compat.follow import follow
+from mtml.compat.rate import scalar
 from mtml.compat.torchmeta.utils.gradient_based import check_model, check_trainable, rates_by_name
 from mtml.tasks import TaskBatch
 from mtml_kernels.batch_norm import tracks
@@ -32,7 +34,7 @@ def meta_loss(
     loss: Loss = "cross_entropy",
     query_loss: Loss | None = None,
     backend: str = "auto",
-    **options: Any,
+    **options: Unpack[TaskOptions],
 ) -> Tensor:
     """The query loss of every task [T] after `steps` calls of `gradient_update_parameters`, by `mtml.MAML`.
 
@@ -66,11 +68,8 @@ def meta_loss(
         sx = _batch(sx)
     named = dict(check_model(model).meta_named_parameters())
     maml = _kept(model, list(check_trainable(named)))
-    settings = {"lr": _rates(step_size, maml), "loss": loss, "query_loss": query_loss, "backend": backend}
-    settings["batch_norm"] = "track" if tracks(model) else "module"  # running statistics move as in the loop
-    for name, value in settings.items():
-        if getattr(maml, name) is not value:
-            setattr(maml, name, value)
+    batch_norm = "track" if tracks(model) else "module"  # running statistics move as in the loop
+    follow(maml, lr=_rates(step_size, maml), loss=loss, query_loss=query_loss, backend=backend, batch_norm=batch_norm)
     return maml.meta_loss(sx, sy, qx, qy, steps=steps, first_order=first_order, **options)
 
 
@@ -114,19 +113,11 @@ def _kept(model: nn.Module, names: list[str]) -> MAML:
 
 def _rates(step_size: Any, maml: MAML) -> Any:
     """As MAML takes them; the ones that it has already where they are the same."""
+    step_size = scalar(step_size)
     if isinstance(step_size, float | int):
         return float(step_size)
     names: Any = maml.params
-    rates = {name: _rate(rate) for name, rate in rates_by_name(step_size, names).items() if name in names}
+    rates = {name: rate for name, rate in rates_by_name(step_size, names).items() if name in names}
     before = maml.lr
     same = isinstance(before, dict) and all(before.get(name) is rate for name, rate in rates.items())
     return before if same else rates
-
-
-def _rate(rate: Any) -> Any:
-    """One number for a tensor, in whatever shape it comes, is a scalar."""
-    if isinstance(rate, Tensor):
-        return rate.reshape(()) if rate.ndim and rate.numel() == 1 else rate
-    if not isinstance(rate, float | int):
-        raise TypeError(f"step_size: expected numbers or tensors, got {shown(rate)}")
-    return float(rate)

@@ -9,6 +9,7 @@ import torch
 
 from mtml.compat.torchopt.base import GradientTransformation, Kernel, Leaves, transformation
 from mtml.compat.torchopt.transform.leaves import present, put, scaled, settled
+from mtml.compat.torchopt.transform.simple import at_least
 
 __all__ = ["clip_grad_norm"]
 
@@ -43,5 +44,9 @@ def clip_grad_norm(max_norm: float, norm_type: float = 2.0, error_if_nonfinite: 
         max_norm: the largest norm that passes.
         norm_type: of the p-norm; infinity too.
         error_if_nonfinite: raise where the norm is not finite.
+
+    Raises:
+        TypeError, ValueError: a `max_norm` that is no number, or below 0, which would turn the updates round.
     """
+    at_least("max_norm", max_norm)
     return transformation(ClipGradNorm(max_norm, float(norm_type), error_if_nonfinite))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mtml import inner as rules
+from mtml.algorithms.base import Loss, StepOptions
 from mtml.algorithms.maml import MAML
+from mtml.compat.follow import follow
+from mtml.compat.rate import scalar
 from mtml.compat.torchopt import pytree
 from mtml.compat.torchopt.base import Chain, GradientTransformation, Kernel, kernel_of
 from mtml.compat.torchopt.optim.meta.base import MetaOptimizer
@@ -17,8 +20,6 @@ from mtml.compat.torchopt.transform.moments import ScaleByAdam, ScaleByRms
 from mtml.compat.torchopt.transform.simple import Decay, Scale, ScaleBySchedule, Trace
 
 __all__ = ["meta_loss"]
-
-Loss = Any
 
 
 def meta_loss(
@@ -31,7 +32,7 @@ def meta_loss(
     *,
     steps: int = 1,
     loss: Loss = "cross_entropy",
-    **options: Any,
+    **options: Unpack[StepOptions],
 ) -> Tensor:
     """The query losses [T] of all tasks, as the loop over tasks computes them: step `steps` times, then look.
 
@@ -70,16 +71,15 @@ def meta_loss(
 def _engine(model: nn.Module, inner: MetaOptimizer, steps: int, loss: Loss) -> MAML:
     """The MAML of this optimizer: that of the call before where nothing has changed."""
     rule, lr = _followed(inner.impl, steps)
-    learnt = isinstance(lr, Tensor) and lr.requires_grad and not isinstance(lr, nn.Parameter)  # made anew by a schedule
+    # made anew at every call: by a schedule, or of a tensor [1]
+    learnt = isinstance(lr, Tensor) and (lr._is_view() or (lr.requires_grad and not isinstance(lr, nn.Parameter)))
     key = (model, inner.impl, loss, _adapted(model, inner), None if learnt else lr)
     if inner._engine is None or not all(map(_same, inner._engine[0], key)):
         rates = torch.tensor(lr, dtype=torch.float64) if isinstance(lr, tuple) else lr
         options: dict[str, Any] = {"loss": loss, "params": key[3], "update": rule}
         inner._engine = key, MAML(model, rates, allow_unused=True, allow_nograd=True, **options)
     found: MAML = inner._engine[1]
-    if learnt:
-        found.lr = lr
-    return found
+    return follow(found, lr=lr) if learnt else found
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -109,7 +109,7 @@ def _followed(impl: GradientTransformation, steps: int) -> tuple[Any, Any]:
     rule = _rule(kernels[:-1]) if kernels else None
     last = kernels[-1] if kernels else None
     if rule is not None and isinstance(last, Scale) and last.negative:
-        return rule, last.size
+        return rule, scalar(last.size)
     if rule is not None and isinstance(last, ScaleBySchedule) and last.negative:
         return rule, _scheduled(last, steps)
     return _Transformed(impl), 1.0
@@ -150,9 +150,10 @@ def _rule(kernels: Sequence[Kernel]) -> rules.Rule | None:
 def _scheduled(schedule: ScaleBySchedule, steps: int) -> Any:
     """The rates of all steps: numbers, or [K] where they are computed from tensors that are learnt."""
     counts = torch.arange(max(steps, 1))
-    values = [schedule.schedule(count) for count in counts]
-    if any(isinstance(value, Tensor) and value.requires_grad for value in values):
-        return torch.stack([torch.as_tensor(value) for value in values])
+    values = [scalar(schedule.schedule(count)) for count in counts]
+    learnt = next((value for value in values if isinstance(value, Tensor) and value.requires_grad), None)
+    if learnt is not None:  # in float64, else the numbers among them would be rounded to float32
+        return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=learnt.device) for value in values])
     return tuple(float(value) for value in values)
 
 

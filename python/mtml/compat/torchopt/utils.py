@@ -155,7 +155,8 @@ def module_clone(
 ) -> Any:
     """A module again with the tensors that `by` says (as in `extract_state_dict`); or a MetaOptimizer, or a tree.
 
-    The clone of a MetaOptimizer steps the same module, with a state of its own.
+    The clone of a MetaOptimizer steps the same module, with a state of its own, and parameters that are added to one
+    are not the other's. What is no tensor in a tree stays.
 
     Example:
         >>> import torch
@@ -171,8 +172,9 @@ def module_clone(
     if isinstance(target, MetaOptimizer):
         new = copy.copy(target)
         new.state_groups = list(extract_state_dict(target, by=by, device=device))
+        new._slots, new.param_containers_groups = list(target._slots), list(target.param_containers_groups)
         return new
-    return pytree.tree_map(of, target)
+    return pytree.tree_map(lambda leaf: of(leaf) if isinstance(leaf, Tensor) else leaf, target)
 
 
 def stop_gradient(target: Any) -> None:

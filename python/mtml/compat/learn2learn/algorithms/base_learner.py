@@ -48,7 +48,3 @@ class BaseLearner(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's."""
         return self._modules["module"](*args, **kwargs)  # type: ignore[misc]  # found sooner than as an attribute
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was made for it and is made anew when it is missing."""
-        return {name: value for name, value in self.__dict__.items() if name != "_engine"}

@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtml.algorithms.base import Loss
 from mtml.clone import Held, clone_module, inner_gradients, shallow
 from mtml.compat.learn2learn.algorithms.base_learner import check_model
-from mtml.compat.learn2learn.algorithms.engine import bare, batch_losses
+from mtml.compat.learn2learn.algorithms.engine import Batchable, Inner, bare
 from mtml.compat.learn2learn.optim.parameter_update import ParameterUpdate
 from mtml.compat.learn2learn.optim.update_rules import DifferentiableSGD
+from mtml.compat.rate import number
 
 __all__ = ["GBML"]
 
 
-class GBML(nn.Module):
+class GBML(Batchable, nn.Module):
     """theta' = theta - lr * transform(gradient), where the transform of each parameter is a module that is learned.
 
     Args:
@@ -63,7 +63,7 @@ class GBML(nn.Module):
         self.module = module
         self.transform = transform
         self.adapt_transform = adapt_transform
-        self.lr = lr
+        self.lr = lr = number(lr)
         self.first_order = first_order
         self.allow_unused, self.allow_nograd = allow_unused, allow_nograd
         self.compute_update = (
@@ -85,17 +85,16 @@ class GBML(nn.Module):
     ) -> GBML:
         """A copy to adapt to one task; gradients arrive in this learner's parameters and transforms."""
         done: dict[int, Tensor] = {}
+        given = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
+        given["adapt_transform"] = adapt_transform
         learner: GBML = shallow(
             self,
+            given,
             module=clone_module(self.module, done=done),
             compute_update=clone_module(self.compute_update, done=done),
             diff_sgd=DifferentiableSGD(self.lr),
         )
-        given = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
-        given["adapt_transform"] = adapt_transform
-        learner.__dict__.update({name: value for name, value in given.items() if value is not None})
         learner._params_updated = False
-        learner.__dict__.pop("_engine", None)
         return learner
 
     def adapt(
@@ -138,45 +137,17 @@ class GBML(nn.Module):
         )
         self.diff_sgd(self.compute_update, grads)
 
-    def meta_loss(
-        self,
-        sx: Any,
-        sy: Any = None,
-        qx: Any = None,
-        qy: Any = None,
-        *,
-        steps: int = 1,
-        loss: Loss = "cross_entropy",
-        query_loss: Loss | None = None,
-        batch_norm: str = "module",
-        **options: Any,
-    ) -> Tensor:
-        """The query loss of every task [T] in one call, as `MAML.meta_loss`; on the general path, all tasks at once.
-
-        With `allow_unused` the transform of a parameter that the loss does not depend on takes a gradient of zero. The
-        loop leaves the parameter alone: another result where a transform of zero is not zero.
-
-        Raises:
-            ValueError: `adapt_transform` is on, which has no batched form.
-        """
+    def _inner(self) -> Inner:
         if self.adapt_transform:
             raise ValueError(
                 "adapt_transform: expected False for meta_loss, which takes one update rule for all steps; with True "
                 "adapt a clone for each task"
             )
-        options = {**options, "steps": steps}
         kept = self.__dict__.get("_engine")
         rule = None if kept is None else kept.update
         if rule is None or rule.compute_update is not self.compute_update or rule.model is not self.module:
             rule = _Rule(self.compute_update, self.module)
-        tasks, losses = (sx, sy, qx, qy), (loss, query_loss)
-        return batch_losses(
-            self, self.lr, tasks, losses, options, allow_unused=self.allow_unused, update=rule, batch_norm=batch_norm
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was made for it and is made anew when it is missing."""
-        return {name: value for name, value in self.__dict__.items() if name != "_engine"}
+        return Inner(self.lr, self.allow_unused, rule)
 
 
 class _Rule(nn.Module):

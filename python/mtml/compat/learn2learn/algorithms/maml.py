@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mtml.algorithms.base import Loss
 from mtml.clone import Held, clone_module, descend, inner_gradients, shallow, step_rates
 from mtml.compat.learn2learn.algorithms.base_learner import BaseLearner, check_model
-from mtml.compat.learn2learn.algorithms.engine import batch_losses
+from mtml.compat.learn2learn.algorithms.engine import Batchable, Inner
 from mtml.compat.learn2learn.utils import update_module
-from mtml.inner_lr import InnerLR
+from mtml.compat.rate import number, scalar
 from mtml_kernels.checks import check_finite
 
 __all__ = ["MAML", "maml_update"]
@@ -46,10 +43,11 @@ def maml_update(model: nn.Module, lr: Any, grads: Sequence[Tensor | None] | None
     """
     if grads is None:
         return update_module(model)
+    lr = number(lr)
     return update_module(model, [None if g is None else -lr * g for g in grads])
 
 
-class MAML(BaseLearner):
+class MAML(Batchable, BaseLearner):
     """learn2learn's MAML: `clone` for a task, `adapt` by a gradient step, and `meta_loss` for a batch of tasks at once.
 
     Args:
@@ -87,7 +85,8 @@ class MAML(BaseLearner):
         allow_nograd: bool = False,
     ) -> None:
         check_model("model", model)
-        if isinstance(lr, Real):  # numpy's too
+        lr = number(lr)
+        if isinstance(lr, float | int):
             lr = float(lr)
             check_finite("lr", lr)
         super().__init__(model)
@@ -132,10 +131,10 @@ class MAML(BaseLearner):
 
     def _stepped(self, held: Held, grads: list[Tensor | None], step: int) -> list[Tensor | None]:
         """The parameters after the step, None for those that stay."""
-        lr = self.lr
+        lr = scalar(self.lr)
         if isinstance(lr, float | int):
             return descend(held.tensors, grads, lr)
-        if isinstance(lr, Tensor) and lr.numel() == 1:
+        if isinstance(lr, Tensor) and lr.ndim == 0:
             return [None if g is None else t - lr * g for t, g in zip(held.tensors, grads, strict=True)]
         triples = zip(held.names(), held.tensors, grads, strict=True)
         moved = {name: (tensor, grad) for name, tensor, grad in triples if grad is not None}
@@ -153,45 +152,9 @@ class MAML(BaseLearner):
         Buffers, and so running statistics, are shared, and the learning rate too. The arguments replace this learner's
         settings in the copy.
         """
-        learner: MAML = shallow(self, module=clone_module(self.module))
         given = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
-        learner.__dict__.update({name: value for name, value in given.items() if value is not None})
-        learner.__dict__.pop("_engine", None)
+        learner: MAML = shallow(self, given, module=clone_module(self.module))
         return learner
 
-    def meta_loss(
-        self,
-        sx: Any,
-        sy: Any = None,
-        qx: Any = None,
-        qy: Any = None,
-        *,
-        steps: int = 1,
-        loss: Loss = "cross_entropy",
-        query_loss: Loss | None = None,
-        batch_norm: str = "module",
-        **options: Any,
-    ) -> Tensor:
-        """The query loss of every task [T], as the loop over tasks computes it, in one call of the batched engine.
-
-        Args:
-            sx, sy, qx, qy: a batch of tasks, sx [T, S, ...] and so on, as `mtml.MAML` takes them.
-            steps: inner gradient steps.
-            loss, query_loss: what the loop computes from outputs and targets, such as the `nn.CrossEntropyLoss()`.
-            batch_norm: as of `mtml.MAML`. "module": running statistics stay as they are, on which no result depends
-                in train mode; "track": they move as in the loop, for who calls `eval()` later, on a slower path.
-            options: further ones of `mtml.MAML.meta_loss`.
-
-        Parameters that require no grad stay as they are, with and without `allow_nograd`.
-        """
-        options = {**options, "steps": steps}
-        tasks, losses = (sx, sy, qx, qy), (loss, query_loss)
-        return batch_losses(
-            self, self._rate(), tasks, losses, options, allow_unused=self.allow_unused, batch_norm=batch_norm
-        )
-
-    def _rate(self) -> Any:
-        lr = self.lr
-        if isinstance(lr, InnerLR) or not isinstance(lr, Tensor) or lr.numel() != 1 or lr.ndim == 0:
-            return lr
-        return torch.reshape(lr, ())
+    def _inner(self) -> Inner:
+        return Inner(self.lr, self.allow_unused)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtml.algorithms.base import Loss
 from mtml.clone import Held, clone_module, inner_gradients, shallow
 from mtml.compat.learn2learn.algorithms.base_learner import BaseLearner, check_model
-from mtml.compat.learn2learn.algorithms.engine import bare, batch_losses
+from mtml.compat.learn2learn.algorithms.engine import Batchable, Inner, bare
 from mtml.compat.learn2learn.utils import clone_parameters
+from mtml.compat.rate import number, rate, scalar
 
 __all__ = ["MetaSGD", "meta_sgd_update"]
 
@@ -45,11 +45,11 @@ def meta_sgd_update(
             f"and {len(grads)} gradients"
         )
     triples = zip(held.tensors, rates, grads, strict=True)
-    held.replace([None if g is None else t - lr * g for t, lr, g in triples])
+    held.replace([None if g is None else t - number(lr) * g for t, lr, g in triples])
     return model
 
 
-class MetaSGD(BaseLearner):
+class MetaSGD(Batchable, BaseLearner):
     """learn2learn's Meta-SGD: MAML with a learned rate for every element of every parameter.
 
     Args:
@@ -76,16 +76,16 @@ class MetaSGD(BaseLearner):
         check_model("model", model)
         super().__init__(model)
         if lrs is None:
-            lrs = nn.ParameterList([nn.Parameter(torch.ones_like(p) * lr) for p in model.parameters()])
+            start = scalar(rate("lr", lr))
+            lrs = nn.ParameterList([nn.Parameter(torch.ones_like(p) * start) for p in model.parameters()])
         self.lrs: Any = lrs
         self.first_order = first_order
 
     def clone(self) -> MetaSGD:
         """A copy to adapt to one task; gradients arrive in this learner's parameters and rates."""
-        learner: MetaSGD = shallow(self, module=clone_module(self.module))
+        learner: MetaSGD = shallow(self, {}, module=clone_module(self.module))
         learner._modules.pop("lrs", None)
         learner.__dict__["lrs"] = clone_parameters(self.lrs)
-        learner.__dict__.pop("_engine", None)
         return learner
 
     def adapt(self, loss: Tensor, first_order: bool | None = None) -> None:
@@ -97,23 +97,6 @@ class MetaSGD(BaseLearner):
         )
         meta_sgd_update(self.module, self.lrs, grads)
 
-    def meta_loss(
-        self,
-        sx: Any,
-        sy: Any = None,
-        qx: Any = None,
-        qy: Any = None,
-        *,
-        steps: int = 1,
-        loss: Loss = "cross_entropy",
-        query_loss: Loss | None = None,
-        batch_norm: str = "module",
-        **options: Any,
-    ) -> Tensor:
-        """The query loss of every task [T], in one call of the batched engine: as `MAML.meta_loss`."""
-        options = {**options, "steps": steps}
+    def _inner(self) -> Inner:
         pairs = zip(bare(self.module).named_parameters(), self.lrs, strict=True)
-        rates = {name: lr for (name, p), lr in pairs if p.requires_grad}
-        return batch_losses(
-            self, rates, (sx, sy, qx, qy), (loss, query_loss), options, allow_unused=False, batch_norm=batch_norm
-        )
+        return Inner({name: lr for (name, p), lr in pairs if p.requires_grad}, allow_unused=False)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from mtml.compat.learn2learn.data.utils import OnDeviceDataset
+from mtml.compat.learn2learn.data.utils import OnDeviceDataset, column
 from mtml.tasks.files import atomic_write
 from mtml_kernels.checks import shown
 
@@ -130,7 +130,7 @@ def _labels(dataset: Any) -> list[Label]:
     if hasattr(dataset, "sample_labels"):
         return dataset.sample_labels()
     if type(dataset) is TensorDataset:
-        return dataset.tensors[1].tolist()
+        return column(dataset.tensors[1]).tolist()
     return [_scalar(dataset[i][1]) for i in range(len(dataset))]
 
 

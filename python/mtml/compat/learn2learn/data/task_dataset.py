@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, default_collate
 from mtml.compat.learn2learn.data.description import DataDescription
 from mtml.compat.learn2learn.data.meta_dataset import MetaDataset
 from mtml.compat.learn2learn.data.utils import partition_task
+from mtml.compat.rate import number
 from mtml.tasks import TaskBatch, collate
 from mtml_kernels.checks import shown
 
@@ -58,11 +59,12 @@ class Taskset(Dataset[Any]):
         num_tasks: int = -1,
         task_collate: Callable[..., Any] | None = None,
     ) -> None:
-        if num_tasks < -1 or num_tasks == 0:
+        tasks = number(num_tasks)
+        if isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < -1 or tasks == 0:
             raise ValueError(f"num_tasks: expected -1 (endless) or a positive int, got {shown(num_tasks)}")
         self.dataset = dataset if isinstance(dataset, MetaDataset) else MetaDataset(dataset)
         self.task_transforms: Any = [] if task_transforms is None else task_transforms
-        self.num_tasks = int(num_tasks)
+        self.num_tasks = tasks
         self.task_collate = default_collate if task_collate is None else task_collate
         self.sampled_descriptions: dict[int, Description] = {}
         self._task_id = 0

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mtml.compat.learn2learn.data.description import DataDescription
 from mtml.compat.learn2learn.data.meta_dataset import MetaDataset, together
+from mtml.compat.learn2learn.data.utils import column
+from mtml.compat.rate import count as whole
 
 __all__ = [
     "ConsecutiveLabels",
@@ -141,12 +143,16 @@ class _Remap:
     def together(remaps: Sequence[_Remap], data: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """The same for all samples of a task at once."""
         x, y, *rest = data
+        if y.numel() != len(y):
+            return None
+        y = column(y)
         ids = [remap.ids[label] for remap, label in zip(remaps, y.tolist(), strict=True)]
         return x, torch.tensor(ids, device=y.device), *rest
 
 
 def _sample(argument: str, of: str, population: Sequence[Any], count: int) -> list[Any]:
     """`count` distinct ones; ValueError where there are fewer."""
+    count = whole(argument, count, least=0)
     if not 0 <= count <= len(population):
         raise ValueError(f"{argument}: expected at most the {len(population)} {of}, got {count}")
     return random.sample(population, k=count)

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from mtml_kernels.checks import shown
 
-__all__ = ["InfiniteIterator", "OnDeviceDataset", "partition_task"]
+__all__ = ["InfiniteIterator", "OnDeviceDataset", "column", "partition_task"]
 
 
 class InfiniteIterator:
@@ -36,18 +36,26 @@ class InfiniteIterator:
         raise ValueError("dataloader: expected at least one batch, got none")
 
 
+def column(labels: Tensor) -> Tensor:
+    """Labels [N], of [N] or of a column [N, 1]; ValueError for several numbers a sample."""
+    if labels.numel() != len(labels):
+        raise ValueError(f"labels: expected one number for each sample, [N] or [N, 1], got {shown(labels)}")
+    return labels.reshape(-1)
+
+
 def partition_task(data: Tensor, labels: Tensor, shots: int = 1) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Divide a task: the first `shots` samples of every class to adapt on, the others to be judged on, class by class.
 
     Args:
         data: [N, ...].
-        labels: [N], every class with equally many samples.
+        labels: [N], or in a column [N, 1], every class with equally many samples.
 
     Returns:
         (support data, support labels), (query data, query labels), sorted by label.
 
     Raises:
-        ValueError: data and labels of different lengths, classes of different sizes, or too few samples.
+        ValueError: data and labels of different lengths, labels of several numbers, classes of different sizes, or too
+            few samples.
 
     Example:
         >>> import torch
@@ -57,13 +65,14 @@ def partition_task(data: Tensor, labels: Tensor, shots: int = 1) -> tuple[tuple[
     """
     if len(data) != len(labels):
         raise ValueError(f"labels: expected one for each of the {len(data)} samples of data, got {shown(labels)}")
-    classes, counts = labels.unique(return_counts=True)
+    ids = column(labels)
+    classes, counts = ids.unique(return_counts=True)
     if bool((counts != counts[:1]).any()):
         raise ValueError(f"labels: expected equally many samples of every class, got {counts.tolist()}")
     each = int(counts[0]) if len(counts) else 0
     if not 0 <= shots <= each:
         raise ValueError(f"shots: expected at most the {each} samples of a class, got {shots}")
-    order = labels.argsort(stable=True).view(len(classes), each)
+    order = ids.argsort(stable=True).view(len(classes), each)
     parts = [order[:, :shots].flatten(), order[:, shots:].flatten()]
     support, query = ((data[rows.to(data.device)], labels[rows]) for rows in parts)
     return support, query

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtml.clone import Held
+from mtml.compat.rate import rate, scalar
 
 __all__ = ["LearnableOptimizer"]
 
@@ -24,7 +25,7 @@ class LearnableOptimizer(nn.Module):
         lr: the learning rate.
 
     Raises:
-        TypeError: the model is no module.
+        TypeError: the model is no module, or the rate neither a number nor a tensor.
 
     Example:
         >>> import torch
@@ -46,7 +47,7 @@ class LearnableOptimizer(nn.Module):
             raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
         self.info = {"model": model}
         self.transforms = nn.ModuleList([transform(p) for p in model.parameters()])
-        self.lr = lr
+        self.lr = rate("lr", lr)
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Update the model from its parameters' `.grad`, after `closure`, where one is given; returns its loss."""
@@ -54,11 +55,11 @@ class LearnableOptimizer(nn.Module):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        held = Held(self.info["model"])
+        held, lr = Held(self.info["model"]), scalar(self.lr)
         new: list[Tensor | None] = []
         for tensor, transform in zip(held.tensors, self.transforms, strict=True):
             grad = tensor.grad
-            new.append(None if grad is None else tensor.detach() - self.lr * transform(grad.detach()))
+            new.append(None if grad is None else tensor.detach() - lr * transform(grad.detach()))
         held.replace(new)
         for moved in new:
             if moved is not None and moved.requires_grad:

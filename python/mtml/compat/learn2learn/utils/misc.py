@@ -58,20 +58,36 @@ def flatten_config(args: Any, prefix: str | None = None) -> dict[str | None, Any
     return flat
 
 
+SEVERITIES = {None: UserWarning, "default": UserWarning, "deprecation": DeprecationWarning}
+
+
 class _WarnOnce:
-    """Each message once."""
+    """Each message once.
+
+    Args:
+        message: what to say.
+        severity: None or "default" (UserWarning), "deprecation", "error" (RuntimeError, at every call), or a class of
+            warnings.
+
+    Raises:
+        ValueError: another severity.
+    """
 
     def __init__(self) -> None:
         self.warned: set[str] = set()
 
     def __call__(self, message: str, severity: str | type[Warning] | None = None) -> None:
+        kind = severity if isinstance(severity, type) else SEVERITIES.get(severity)
+        if kind is None and severity != "error":
+            raise ValueError(
+                f"severity: expected 'default', 'deprecation', 'error' or a class of warnings, got {severity!r}"
+            )
         if message in self.warned:
             return
-        if severity == "error":
+        if kind is None:
             raise RuntimeError(message)
-        self.warned.add(message)
-        kinds: dict[Any, type[Warning]] = {None: UserWarning, "default": UserWarning, "deprecation": DeprecationWarning}
-        warnings.warn(message, kinds[severity] if isinstance(severity, str | None) else severity, stacklevel=2)
+        warnings.warn(message, kind, stacklevel=2)
+        self.warned.add(message)  # not where a filter made it an error
 
 
 warn_once = _WarnOnce()

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mtml.compat.rate import count
 from mtml.compat.torchmeta.utils.data.dataset import MetaDataset
 from mtml.compat.torchmeta.utils.data.task import Task, Transform
+from mtml_kernels.checks import check_number
 
 __all__ = ["Curves", "Points"]
 
@@ -51,8 +53,10 @@ class Curves(MetaDataset):
         dataset_transform: Any = None,
     ) -> None:
         super().__init__(meta_split="train", target_transform=target_transform, dataset_transform=dataset_transform)
-        self.num_samples_per_task, self.num_tasks = num_samples_per_task, num_tasks
-        self.noise_std, self.transform = noise_std, transform
+        self.num_samples_per_task = count("num_samples_per_task", num_samples_per_task)
+        self.num_tasks = count("num_tasks", num_tasks)
+        self.noise_std = None if noise_std is None else check_number("noise_std", noise_std, least=0)
+        self.transform = transform
 
     def __len__(self) -> int:
         return self.num_tasks
@@ -63,9 +67,9 @@ class Curves(MetaDataset):
 
     def _uniform(self, low: float, high: float) -> np.ndarray:
         """Inputs of one task: [N, 1]"""
-        return self.sample_stream().uniform(low, high, size=(self.num_samples_per_task, 1))
+        return self.stream().uniform(low, high, size=(self.num_samples_per_task, 1))
 
     def _task(self, index: int, inputs: np.ndarray, targets: np.ndarray) -> Any:
         if self.noise_std:
-            targets = targets + self.noise_std * self.sample_stream().randn(*targets.shape)
+            targets = targets + self.noise_std * self.stream().randn(*targets.shape)
         return self._transformed(Points(index, inputs, targets, self.transform, self.target_transform))

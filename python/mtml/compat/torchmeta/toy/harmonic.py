@@ -49,5 +49,5 @@ class Harmonic(Curves):
     def __getitem__(self, index: int) -> Any:
         domain, frequency = self.domains[index], self.frequencies[index]
         (b1, b2), (a1, a2) = self.phases[index], self.amplitudes[index]
-        x = domain + self.sample_stream().randn(self.num_samples_per_task, 1)
+        x = domain + self.stream().randn(self.num_samples_per_task, 1)
         return self._task(index, x, a1 * np.sin(frequency * x + b1) + a2 * np.sin(2 * frequency * x + b2))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mtml.compat.rate import count
 from mtml.compat.torchmeta.transforms.target_transforms import TargetTransform
 
 __all__ = ["Categorical", "FixedCategory"]
@@ -28,7 +29,7 @@ class Categorical(TargetTransform):
     """
 
     def __init__(self, num_classes: int | None = None) -> None:
-        self.num_classes = num_classes
+        self.num_classes = None if num_classes is None else count("num_classes", num_classes)
         self.reset()
 
     def reset(self) -> None:

@@ -8,17 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from mtml.compat.rate import count as whole
+from mtml.compat.torchmeta.draws import Draws
 from mtml.compat.torchmeta.transforms.utils import apply_wrapper
 from mtml.compat.torchmeta.utils.data.task import ConcatTask, SubsetTask, Task
-from mtml_kernels.checks import shown
+from mtml_kernels.checks import check_number, shown
 
 __all__ = ["ClassSplitter", "ClassSplitter_", "Splitter", "WeightedClassSplitter", "WeightedClassSplitter_"]
 
 Count = int | Mapping[str, int] | None
 
 
-class Splitter:
+class Splitter(Draws):
     """Base: task -> {name of the part: SubsetTask}. A subclass has `get_indices_task` and `get_indices_concattask`.
 
     Args:
@@ -29,10 +32,6 @@ class Splitter:
     def __init__(self, splits: Mapping[str, Any], random_state_seed: int = 0) -> None:
         self.splits, self.random_state_seed = splits, random_state_seed
         self.seed(random_state_seed)
-
-    def seed(self, seed: int | None) -> None:
-        """Start the random numbers anew."""
-        self.np_random = np.random.RandomState(seed)
 
     def get_indices(self, task: Task) -> Mapping[str, Sequence[int]]:
         """{name: indices of its samples in the task}; ValueError for what is no task."""
@@ -79,7 +78,7 @@ class _BySize(Splitter, abc.ABC):
         return self._divided(task, list(_classes(task)))
 
     def _divided(self, task: Task, classes: list[tuple[int, Sequence[int]]]) -> OrderedDict[str, list[int]]:
-        sizes = self._sizes([len(members) for _, members in classes])
+        sizes, draws = self._sizes([len(members) for _, members in classes]), self.stream()
         indices: OrderedDict[str, list[int]] = OrderedDict((name, []) for name in self.splits)
         for (seed, members), (count, wanted) in zip(classes, sizes, strict=True):
             order = self._order(hash(task) + seed, count)
@@ -88,7 +87,7 @@ class _BySize(Splitter, abc.ABC):
                 chosen = order[start : start + size]
                 start += size
                 if self.shuffle:
-                    self.np_random.shuffle(chosen)
+                    draws.shuffle(chosen)
                 indices[name].extend(members[i] for i in chosen.tolist())
         return indices
 
@@ -122,10 +121,18 @@ def _by_target(task: Task) -> list[list[int]]:
         sample = task[index]
         if not isinstance(sample, tuple) or len(sample) < 2:
             raise ValueError(f"task: expected samples (input, ..., target), got {shown(sample)}")
-        found.setdefault(sample[-1], []).append(index)
+        found.setdefault(_label(sample[-1]), []).append(index)
     if len(found) != task.num_classes:
         raise ValueError(f"task: expected the {task.num_classes} classes of its num_classes, got {len(found)}")
     return list(found.values())
+
+
+def _label(target: Any) -> Any:
+    """What equal labels share: arrays and tensors, scalars and columns [1], by the values that they hold."""
+    if not isinstance(target, Tensor | np.ndarray):
+        return target
+    values = target.reshape(-1).tolist()
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _named(
@@ -161,6 +168,8 @@ class ClassSplitter_(_BySize):
     ) -> None:
         given = num_train_per_class, num_test_per_class, num_support_per_class, num_query_per_class
         parts = _named(num_samples_per_class, *given, "num_samples_per_class")
+        for name, samples in parts.items():
+            parts[name] = whole(f"num_samples_per_class[{name!r}]", samples, least=0)
         super().__init__(parts, random_state_seed, shuffle)
 
     def _sizes(self, counts: list[int]) -> list[tuple[int, dict[str, int]]]:
@@ -185,6 +194,8 @@ class WeightedClassSplitter_(_BySize):
         random_state_seed: int = 0,
     ) -> None:
         parts = _named(weights, train_weights, test_weights, support_weights, query_weights, "weights")
+        for name, share in parts.items():
+            check_number(f"weights[{name!r}]", share, least=0)
         if sum(parts.values()) > 1:
             raise ValueError(f"weights: expected a sum of at most 1, got {shown(dict(parts))}")
         super().__init__(parts, random_state_seed, shuffle)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtml.compat.rate import number, rate, scalar
 from mtml.compat.torchmeta.modules.module import MetaModule, Params
 from mtml.gradients import recorded_gradients
 from mtml_kernels.checks import shown
@@ -50,6 +51,7 @@ def gradient_update_parameters(
     params = check_trainable(dict(model.meta_named_parameters()) if params is None else params)
     names, tensors = list(params), list(params.values())
     grads = _gradients(loss, names, tensors, first_order)
+    step_size = number(step_size)
     if isinstance(step_size, float | int):
         moved: Any = torch._foreach_add(tensors, grads, alpha=-step_size)
     else:
@@ -68,10 +70,10 @@ def check_model(model: Any) -> MetaModule:
 
 
 def rates_by_name(step_size: Any, names: list[str]) -> dict[str, Any]:
-    """{name: step size}; ValueError for a dict that lacks one."""
+    """{name: step size}; ValueError for a dict that lacks one, TypeError for one that is neither number nor tensor."""
     if not hasattr(step_size, "items"):  # an nn.ParameterDict is no Mapping
-        return dict.fromkeys(names, step_size)
-    rates = dict(step_size.items())
+        return dict.fromkeys(names, scalar(rate("step_size", step_size)))
+    rates = {name: scalar(rate(f"step_size[{name!r}]", value)) for name, value in step_size.items()}
     if lacking := [name for name in names if name not in rates]:
         raise ValueError(f"step_size: expected a step size for each of {', '.join(names)}; {lacking[0]!r} has none")
     return rates

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mtml.compat.rate import number
 from mtml.compat.torchopt.base import GradientTransformation, transformation
 from mtml.compat.torchopt.transform.simple import Scale, ScaleBySchedule, at_least, decay
 
@@ -18,15 +19,15 @@ flip_sign_and_add_weight_decay = decay
 
 
 def check_rate(lr: Any) -> None:
-    """Raise ValueError for a negative learning rate; a schedule is called when steps are taken."""
+    """Raise for a learning rate that is negative or no number; a schedule is called when steps are taken."""
     if not callable(lr):
-        at_least("lr", lr)
+        at_least("lr", number(lr))
 
 
 def scale_by_neg_lr(lr: Rate) -> GradientTransformation:
     """Multiply by -lr: a number, a tensor (read at every step, and differentiated through) or a schedule."""
     check_rate(lr)
-    return transformation(ScaleBySchedule(lr, negative=True) if callable(lr) else Scale(lr, negative=True))
+    return transformation(ScaleBySchedule(lr, negative=True) if callable(lr) else Scale(number(lr), negative=True))
 
 
 def _set_use_chain_flat(use_chain_flat: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtml.compat.rate import scalar
 from mtml.compat.torchopt.base import Leaves
 from mtml_kernels.transforms import under_transform
 
@@ -62,7 +63,8 @@ def added(x: Tensors, y: Tensors, alpha: float = 1.0) -> Tensors:
 def scaled(x: Tensors, factor: Factor) -> Tensors:
     """factor x; one factor, or one for each."""
     if isinstance(factor, Tensor):
-        return [factor.to(a.device, a.dtype) * a for a in x]
+        rate: Tensor = scalar(factor)  # [1] would give a parameter without dimensions one
+        return [rate.to(a.device, a.dtype) * a for a in x]
     each = list(factor) if isinstance(factor, Sequence) else [float(factor)] * len(x)
     if under_transform() or not x:
         return [a * b for a, b in zip(x, each, strict=True)]

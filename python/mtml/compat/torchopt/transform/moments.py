@@ -70,10 +70,15 @@ def _keep(old: Leaves, at: Sequence[int], new: Tensors, inplace: bool) -> list[A
     return settled(old, put(old, at, new), inplace)
 
 
+def _below_one(name: str, value: float) -> None:
+    at_least(name, value)
+    if not value < 1.0:
+        raise ValueError(f"{name}: expected a number of at least 0 and below 1, got {value}")
+
+
 def _check(b1: float, b2: float, eps: float) -> None:
     for name, beta in (("betas[0]", b1), ("betas[1]", b2)):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"{name}: expected a number of at least 0 and below 1, got {beta}")
+        _below_one(name, beta)
     at_least("eps", eps)
 
 
@@ -235,8 +240,7 @@ def scale_by_adadelta(
     rho: float = 0.9, eps: float = 1e-6, moment_requires_grad: bool = False
 ) -> GradientTransformation:
     """Adadelta (Zeiler 2012, arXiv:1212.5701): updates of the size of earlier ones."""
-    if not 0.0 <= rho < 1.0:
-        raise ValueError(f"rho: expected a number of at least 0 and below 1, got {rho}")
+    _below_one("rho", rho)
     at_least("eps", eps)
     return transformation(ScaleByAdadelta(rho, eps, moment_requires_grad))
 

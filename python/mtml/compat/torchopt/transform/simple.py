@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mtml.compat.rate import number
 from mtml.compat.torchopt import pytree
 from mtml.compat.torchopt.base import (
     GradientTransformation,
@@ -29,6 +31,7 @@ from mtml.compat.torchopt.transform.leaves import (
     zero_counts,
     zeros,
 )
+from mtml_kernels.checks import check_number, shown
 
 __all__ = [
     "Decay",
@@ -53,8 +56,10 @@ Mask = Any  # a tree of bools, or a function of the list of parameters that retu
 
 
 def at_least(name: str, value: Any, least: float = 0.0) -> None:
-    """Raise ValueError for a number below."""
-    if not value >= least:
+    """Raise ValueError for a number below, TypeError for what is none."""
+    if not isinstance(value, Real | Tensor) or (isinstance(value, Tensor) and value.numel() != 1):
+        raise TypeError(f"{name}: expected a number of at least {least:g}, got {shown(value)}")
+    if not (value.detach() if isinstance(value, Tensor) else float(value)) >= least:
         raise ValueError(f"{name}: expected a number of at least {least:g}, got {value}")
 
 
@@ -76,7 +81,7 @@ class Scale(Kernel):
 
 def scale(step_size: float | Tensor) -> GradientTransformation:
     """Multiply updates by a number."""
-    return transformation(Scale(step_size))
+    return transformation(Scale(number(step_size)))
 
 
 class ScaleByScheduleState(NamedTuple):
@@ -93,7 +98,7 @@ class ScaleBySchedule(Kernel):
 
     def step(self, grads: Leaves, state: Any, params: Leaves | None, inplace: bool) -> tuple[list[Any], Any]:
         at = present(grads)
-        sizes = {id(state.count[i]): self.schedule(state.count[i]) for i in at}
+        sizes = {id(state.count[i]): number(self.schedule(state.count[i])) for i in at}
         factors = [-sizes[id(state.count[i])] if self.negative else sizes[id(state.count[i])] for i in at]
         found = [scaled([grads[i]], factor)[0] for i, factor in zip(at, factors, strict=True)]
         return settled(grads, put(grads, at, found), inplace), ScaleByScheduleState(counted(state.count, at)[0])
@@ -142,6 +147,7 @@ def trace(
         moment_requires_grad: the zeros that it begins with are leaves that require grad.
     """
     at_least("momentum", momentum)
+    check_number("dampening", dampening)
     if nesterov and (momentum <= 0.0 or dampening != 0.0):
         raise ValueError(
             f"nesterov: expected a momentum above 0 and a dampening of 0 with it, got {momentum} and {dampening}"

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtml.clone import Held, descend
+from mtml.compat.rate import rate, scalar
 
 __all__ = ["DifferentiableSGD"]
 
@@ -17,6 +18,9 @@ class DifferentiableSGD(nn.Module):
 
     Args:
         lr: a number or a tensor.
+
+    Raises:
+        TypeError: a rate that is neither.
 
     Example:
         >>> import torch
@@ -30,14 +34,14 @@ class DifferentiableSGD(nn.Module):
 
     def __init__(self, lr: Any) -> None:
         super().__init__()
-        self.lr = lr
+        self.lr = rate("lr", lr)
 
     def forward(self, module: nn.Module, gradients: Sequence[Tensor | None] | None = None) -> None:
         """Step, in place; gradients in the order of ``module.parameters()``, None for what stays.
 
         Without them: the parameters' `.grad`. Raises ValueError for other gradients in number than parameters.
         """
-        held, lr = Held(module), self.lr
+        held, lr = Held(module), scalar(self.lr)
         if gradients is None:
             gradients = [tensor.grad for tensor in held.tensors]
         if len(gradients) != len(held.tensors):

@@ -10,10 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-import torch
-
 from mtml.compat.torchmeta.compose import Compose, parts_of
+from mtml.compat.torchmeta.draws import Draws
 from mtml.compat.torchmeta.transforms.categorical import Categorical, FixedCategory
 from mtml.compat.torchmeta.transforms.target_transforms import DefaultTargetTransform
 from mtml.compat.torchmeta.transforms.utils import wrap_transform
@@ -104,7 +102,7 @@ class ClassDataset(_Split):
         return self.num_classes * (len(self.class_augmentations) + 1)
 
 
-class MetaDataset(_Split):
+class MetaDataset(Draws, _Split):
     """Base of sets of tasks: item i is task i. A subclass has ``__getitem__`` and ``__len__``.
 
     Args:
@@ -131,31 +129,17 @@ class MetaDataset(_Split):
 
     def seed(self, seed: int | None = None) -> None:
         """Start the random numbers of the set, and of its `dataset_transform`, anew."""
-        self.np_random = np.random.RandomState(seed)
-        self._of_worker: tuple[int, np.random.RandomState] | None = None
+        super().seed(seed)
         for transform in parts_of(self.dataset_transform) or [self.dataset_transform]:
             if hasattr(transform, "seed"):
                 transform.seed(seed)
-
-    def sample_stream(self) -> np.random.RandomState:
-        """Random numbers for the samples of tasks: `np_random`, and in a loader's worker ones of its own.
-
-        Workers are copies of one process: from `np_random` they would all draw the same samples.
-        """
-        worker = torch.utils.data.get_worker_info()
-        if worker is None:
-            return self.np_random
-        if self._of_worker is None or self._of_worker[0] != worker.seed:
-            drawn = self.np_random.randint(2**31)
-            self._of_worker = worker.seed, np.random.RandomState([worker.seed % 2**32, drawn])
-        return self._of_worker[1]
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
 
     def sample_task(self) -> Any:
         """A random task."""
-        return self[self.np_random.randint(len(self))]
+        return self[int(self.stream().randint(len(self)))]
 
     def __getitem__(self, index: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__}: expected __getitem__(index) -> task")
@@ -219,7 +203,7 @@ class CombinationMetaDataset(MetaDataset):
         return (self[index] for index in combinations(range(len(self.dataset)), self.num_classes_per_task))
 
     def sample_task(self) -> Any:
-        chosen = self.np_random.choice(len(self.dataset), size=self.num_classes_per_task, replace=False)
+        chosen = self.stream().choice(len(self.dataset), size=self.num_classes_per_task, replace=False)
         return self[tuple(chosen.tolist())]
 
     def __getitem__(self, index: Sequence[int]) -> Any:
