@@ -43,7 +43,7 @@ def test_by_learn2learns_own_name() -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_the_script_trains(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--iterations", "20"])
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--iterations", "60"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _, _ in lines] == ["maml", "meta_sgd", "gbml"]
