@@ -20,6 +20,7 @@ from bench.commands import (
     multitask,
     predict,
     ranks,
+    results,
     task_map,
     transfer,
     triton,
@@ -294,7 +295,20 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of mtml-kernels.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
-    for module in (gpu, triton, export, predict, ranks, task_map, autocast, compat, multitask, transfer, contention):
+    for module in (
+        gpu,
+        triton,
+        export,
+        predict,
+        ranks,
+        task_map,
+        autocast,
+        compat,
+        multitask,
+        transfer,
+        contention,
+        results,
+    ):
         module.add(commands)
     _add_files(commands)
     _add_kernel(commands)

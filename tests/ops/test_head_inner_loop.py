@@ -156,7 +156,11 @@ def test_one_gradient_at_a_time(name: str, backend: str) -> None:
     case = make_head_case(groups=2, decay=0.1)
     expected = gradients(case, backend)[DIFFERENTIABLE.index(name)]
     wanted = getattr(case.args, name).requires_grad_()
-    assert torch.equal(torch.autograd.grad(total(case.call(backend)), wanted)[0], expected)
+    alone = torch.autograd.grad(total(case.call(backend)), wanted)[0]
+    if backend == "reference":  # PyTorch may add up in another order where there is less to differentiate
+        torch.testing.assert_close(alone, expected, rtol=1e-12, atol=1e-12)
+    else:
+        assert torch.equal(alone, expected)
 
 
 @every_backend

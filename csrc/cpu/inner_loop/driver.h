@@ -31,10 +31,10 @@ namespace {
 // one of convolutions (four of mini_conv's are half a second).
 inline int64_t group_size(const Plan& p) { return p.carry_per_task || p.heavy || p.low_rank ? 1 : 4; }
 
-// What one team of threads works with, in cache lines of its own: beside another team's, or on the stack of a thread
+// What a thread works with, or the threads that share a task, in cache lines of its own: beside another's, or on a stack
 // that writes there, every read would wait for the other core (23 of 179 us of a 25-task call on two).
 template <class T>
-struct alignas(128) Team {
+struct alignas(128) Seat {
   MtmlkCall call;
   Shared<T> shared;
   Runner<T> runner;
@@ -43,9 +43,9 @@ struct alignas(128) Team {
 
 template <class T>
 struct Layout {
-  Team<T>* teams;
+  Seat<T>* seats;
   int64_t count;  // tasks worked on at once
-  bool alone;     // each team packs theta_0 for itself
+  bool alone;     // each packs theta_0 for itself
   T* groups;      // [groups, carry_cols] where the carry is summed
   T* losses;      // [tasks, losses_ld]
   int64_t losses_ld;
@@ -79,19 +79,19 @@ Layout<T> lay_out(Carver& c, const Plan& p, int64_t tasks, int threads, bool car
     l.inputs = c.take<const T*>(wave * (p.steps + 1) * p.n_inputs);
     l.scratch = carry ? c.take<T>(threads * low_rank_scratch<T>()) : nullptr;
   }
-  c.used = round_up(c.used, alignof(Team<T>));
-  l.teams = c.take<Team<T>>(l.count);
+  c.used = round_up(c.used, alignof(Seat<T>));
+  l.seats = c.take<Seat<T>>(l.count);
   for (int64_t i = 0; i < l.count; ++i) {
-    Team<T> team = {};
+    Seat<T> seat = {};
     if (i == 0 || l.alone) {
-      team.shared.packed = c.take<T>(p.full_size + p.full_t_size);
-      team.shared.rates = c.take<T>(p.lr_size);
-      team.shared.ones = c.take<T>(p.n_params);
-      team.shared.base = c.take<ParamPtr<T>>(p.n_params);
+      seat.shared.packed = c.take<T>(p.full_size + p.full_t_size);
+      seat.shared.rates = c.take<T>(p.lr_size);
+      seat.shared.ones = c.take<T>(p.n_params);
+      seat.shared.base = c.take<ParamPtr<T>>(p.n_params);
     }
-    team.shared.workers = tasks >= threads ? 1 : threads;
-    team.runner.carve(c, p, team.shared.workers);
-    if (c.base) l.teams[i] = team;
+    seat.shared.workers = tasks >= threads ? 1 : threads;
+    seat.runner.carve(c, p, seat.shared.workers);
+    if (c.base) l.seats[i] = seat;
   }
   return l;
 }
@@ -131,9 +131,9 @@ void pack_rates(const Plan& p, const MtmlkCall& call, Shared<T>& shared) {
 }
 
 template <class T>
-void run_group(const Plan& p, const Layout<T>& l, Team<T>& team, int64_t group, int64_t size) {
-  const MtmlkCall& call = team.call;
-  Runner<T>& r = team.runner;
+void run_group(const Plan& p, const Layout<T>& l, Seat<T>& seat, int64_t group, int64_t size) {
+  const MtmlkCall& call = seat.call;
+  Runner<T>& r = seat.runner;
   T* own = r.lambda;
   for (int64_t t = group * size; t < (group + 1) * size && t < call.tasks; ++t) {
     r.task = t;
@@ -201,13 +201,13 @@ void sum_low_rank(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int6
 }
 
 template <class T>
-void prepare(const Plan& p, const MtmlkCall& call, const Layout<T>& l, Team<T>& team, Watch* watch) {
-  for (int64_t i = 0; l.alone && i < p.n_params; ++i) pack_one(p, call, team.shared, i);
-  if (l.alone) pack_rates(p, call, team.shared);
-  team.call = call;
-  team.runner.plan = &p, team.runner.call = &team.call, team.runner.shared = &team.shared;
-  team.runner.watch = watch;
-  team.ready = true;
+void prepare(const Plan& p, const MtmlkCall& call, const Layout<T>& l, Seat<T>& seat, Watch* watch) {
+  for (int64_t i = 0; l.alone && i < p.n_params; ++i) pack_one(p, call, seat.shared, i);
+  if (l.alone) pack_rates(p, call, seat.shared);
+  seat.call = call;
+  seat.runner.plan = &p, seat.runner.call = &seat.call, seat.runner.shared = &seat.shared;
+  seat.runner.watch = watch;
+  seat.ready = true;
 }
 
 // Groups [first, last) of tasks.
@@ -215,15 +215,15 @@ template <class T>
 void run_groups(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last, Watch* watch) {
   const int64_t size = group_size(p);
   if (l.count == 1) {
-    prepare(p, call, l, l.teams[0], watch);
-    for (int64_t g = first; g < last && !stops(watch); ++g) run_group(p, l, l.teams[0], g, size);
+    prepare(p, call, l, l.seats[0], watch);
+    for (int64_t g = first; g < last && !stops(watch); ++g) run_group(p, l, l.seats[0], g, size);
     return;
   }
-  for (int64_t i = 0; i < l.count; ++i) l.teams[i].ready = false;
+  for (int64_t i = 0; i < l.count; ++i) l.seats[i].ready = false;
   each_piece(int(l.count), last - first, watch, [&](int64_t g, int slot) {
-    Team<T>& team = l.teams[slot];
-    if (!team.ready) prepare(p, call, l, team, watch);
-    run_group(p, l, team, first + g, size);
+    Seat<T>& seat = l.seats[slot];
+    if (!seat.ready) prepare(p, call, l, seat, watch);
+    run_group(p, l, seat, first + g, size);
   });
 }
 
@@ -233,9 +233,9 @@ void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace, Watch
   Layout<T> l = lay_out<T>(c, p, call.tasks, call.threads, call.carry != nullptr);
   const int64_t size = group_size(p), groups = (call.tasks + size - 1) / size;
   if (!l.alone) {
-    each_piece(call.threads, p.n_params, watch, [&](int64_t i, int) { pack_one(p, call, l.teams[0].shared, i); });
-    pack_rates(p, call, l.teams[0].shared);
-    for (int64_t i = 1; i < l.count; ++i) l.teams[i].shared = l.teams[0].shared;
+    each_piece(call.threads, p.n_params, watch, [&](int64_t i, int) { pack_one(p, call, l.seats[0].shared, i); });
+    pack_rates(p, call, l.seats[0].shared);
+    for (int64_t i = 1; i < l.count; ++i) l.seats[i].shared = l.seats[0].shared;
   }
   const int64_t wave = p.low_rank ? l.wave : groups;  // of groups, which are single tasks in low-rank form
   for (int64_t g = 0; g < groups; g += wave) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["published"]
+__all__ = ["SETTINGS", "published"]
 
 # per cent, by (network, ways, shots); Finn 2017, Li 2017 (Meta-SGD), Antoniou 2019 (MAML++)
 _PUBLISHED: dict[tuple[str, int, int], dict[str, float]] = {
@@ -13,6 +13,7 @@ _PUBLISHED: dict[tuple[str, int, int], dict[str, float]] = {
     ("conv4", 20, 1): {"MAML": 95.8, "first-order MAML": 89.4, "MAML++": 97.65},
     ("conv4", 20, 5): {"MAML": 98.9, "first-order MAML": 97.9, "MAML++": 99.33},
 }
+SETTINGS = tuple(_PUBLISHED)  # (network, ways, shots)
 
 
 def published(net: str, ways: int, shots: int) -> dict[str, float]:
