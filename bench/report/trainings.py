@@ -44,7 +44,7 @@ def read_records(folder: Path = RECORDS) -> dict[str, Record]:
 def _cost(record: Record) -> str:
     threads = record.get("environment", {}).get("threads", 1)
     hours = record["seconds"] / 3600
-    return f"{record['iterations']} | {hours:.2f} h on {threads} thread{'' if threads == 1 else 's'}"
+    return f"{record['iterations']} | {hours:.3g} h on {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _percent(share: Mapping[str, float]) -> str:
@@ -66,8 +66,9 @@ def _sinusoid_rows(records: Mapping[str, Record]) -> list[str]:
 
 def _is_sinusoid(record: Record, meta_sgd: bool) -> bool:
     s = record["settings"]
-    of_paper = s.get("experiment") == "sinusoid" and (s["tasks"], s["shots"], s["steps"]) == ("meta-sgd", 5, 1)
-    return of_paper and s["meta_sgd"] == meta_sgd
+    if "mse" not in record:
+        return False
+    return (s["tasks"], s["shots"], s["steps"], s["meta_sgd"]) == ("meta-sgd", 5, 1, meta_sgd)
 
 
 def _omniglot_rows(records: Mapping[str, Record]) -> list[str]:

@@ -27,9 +27,14 @@
 namespace mtmlk {
 namespace {
 
-// A thread takes a group at a time: four small tasks, whose sums would otherwise be as much work as a part of them, or
-// one of convolutions (four of mini_conv's are half a second).
-inline int64_t group_size(const Plan& p) { return p.carry_per_task || p.heavy || p.low_rank ? 1 : 4; }
+// A thread takes a group at a time, and a group has one sum of the carry: four small tasks, for which sums would
+// otherwise be as much work as a part of them, else one (four of mini_conv's are half a second), while there is room.
+template <class T>
+int64_t group_size(const Plan& p, int64_t tasks) {
+  constexpr double kSmall = 1 << 22, kRoom = 256 << 20;  // multiply-adds; bytes
+  if (p.carry_per_task || p.heavy || p.low_rank) return 1;
+  return p.task_work >= kSmall && double(tasks) * double(p.carry_cols) * sizeof(T) <= kRoom ? 1 : 4;
+}
 
 // What a thread works with, or the threads that share a task, in cache lines of its own: beside another's, or on a stack
 // that writes there, every read would wait for the other core (23 of 179 us of a 25-task call on two).
@@ -65,13 +70,13 @@ bool packs_alone(const Plan& p) {
 
 template <class T>
 Layout<T> lay_out(Carver& c, const Plan& p, int64_t tasks, int threads, bool carry) {
+  const int64_t group = group_size<T>(p, tasks);
   Layout<T> l = {};
   l.count = tasks >= threads ? threads : 1;
   l.alone = packs_alone<T>(p);
   l.losses_ld = round_up(p.steps + 1 + (p.query_steps ? p.steps : 0), 64 / int64_t(sizeof(T)));
   l.losses = c.take<T>(tasks * l.losses_ld);
-  l.groups =
-      carry && !p.carry_per_task ? c.take<T>((tasks + group_size(p) - 1) / group_size(p) * p.carry_cols) : nullptr;
+  l.groups = carry && !p.carry_per_task ? c.take<T>((tasks + group - 1) / group * p.carry_cols) : nullptr;
   if (p.low_rank) {
     const int64_t wave = l.wave = wave_tasks<T>(p, tasks, threads);
     l.planes = c.take<T>(wave * p.task_size);
@@ -213,7 +218,7 @@ void prepare(const Plan& p, const MtmlkCall& call, const Layout<T>& l, Seat<T>& 
 // Groups [first, last) of tasks.
 template <class T>
 void run_groups(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last, Watch* watch) {
-  const int64_t size = group_size(p);
+  const int64_t size = group_size<T>(p, call.tasks);
   if (l.count == 1) {
     prepare(p, call, l, l.seats[0], watch);
     for (int64_t g = first; g < last && !stops(watch); ++g) run_group(p, l, l.seats[0], g, size);
@@ -231,7 +236,7 @@ template <class T>
 void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace, Watch* watch) {
   Carver c = {static_cast<char*>(workspace), 0};
   Layout<T> l = lay_out<T>(c, p, call.tasks, call.threads, call.carry != nullptr);
-  const int64_t size = group_size(p), groups = (call.tasks + size - 1) / size;
+  const int64_t size = group_size<T>(p, call.tasks), groups = (call.tasks + size - 1) / size;
   if (!l.alone) {
     each_piece(call.threads, p.n_params, watch, [&](int64_t i, int) { pack_one(p, call, l.seats[0].shared, i); });
     pack_rates(p, call, l.seats[0].shared);
