@@ -191,7 +191,7 @@ def low_rank_weights(
 def call_threads(
     params: list[Tensor], lr: list[Tensor], spec: InnerLoopSpec, sizes: Sizes, form: int = AUTO
 ) -> tuple[int, int]:
-    """How many threads training calls of these sizes use, and how many they might."""
+    """How many threads training calls of these sizes use at most, and how many PyTorch allows."""
     most = torch.get_num_threads()
     plan = _training_plan(params, lr, spec, sizes.support, sizes.query, form)
     return plan.engine_plan.threads(sizes.tasks, most), most

@@ -54,6 +54,17 @@ def test_what_runs_by_no_schedule_lists_no_calls() -> None:
         assert found.launch == "" and "launch" not in str(found)
 
 
+def test_threads_are_said_of_the_engine_alone() -> None:
+    """Of as many as PyTorch allows: the tests' small calls are worth every one."""
+    maml = MAML(mlp(3, 6, 2), 0.1, steps=2, loss="mse", backend="cpu")
+    most = torch.get_num_threads()
+    found = maml.explain(*regression())
+    assert found.threads == f"at most {most} of {most}" and f"threads: {found.threads}" in str(found)
+    for backend in ("torch", "reference", "general"):
+        other = MAML(mlp(3, 6, 2), 0.1, steps=2, loss="mse", backend=backend).explain(*regression())
+        assert other.threads == "" and "\nthreads:" not in str(other)
+
+
 def test_the_one_launch_of_backend_cuda_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     """In numbers, for an H200 where there is no GPU, and with the reason why it does not run here."""
     found = MAML(mlp(3, 6, 2), 0.1, steps=2, loss="mse", backend="torch").explain(*regression())

