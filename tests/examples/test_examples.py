@@ -15,6 +15,7 @@ SHORT = {"fields": ["--side", "8"], "federated": ["--clients", "3"]}
 NUMBER = r"(-?[\d.]+)%?"
 # What each says at its end: its score, and its baseline's.
 SAID = {
+    "characters": rf"new tasks: accuracy {NUMBER} \(nearest drawing {NUMBER}\)\nover (\d+) characters",
     "fields": rf"new images: {NUMBER} dB after 3 steps \(an image's mean colour {NUMBER} dB",
     "federated": rf"accuracy after \d+ rounds: {NUMBER} \(of a client's weights, not averaged, {NUMBER}",
     "image_and_text": rf"text: accuracy {NUMBER} \(linear {NUMBER}\)",
@@ -62,6 +63,16 @@ def test_every_example_is_here_and_in_the_readme() -> None:
 @pytest.mark.parametrize("name", SAID)
 def test_example_runs(name: str, tmp_path: Path) -> None:
     run(name, ["--steps", "2", *SHORT.get(name, [])], tmp_path)
+
+
+def test_characters_are_those_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("PIL")
+    from cases.omniglot_files import make_omniglot, zip_parts
+
+    monkeypatch.setenv("MTML_CACHE", str(tmp_path / "cache"))
+    zips = zip_parts(make_omniglot(tmp_path / "folders"), tmp_path / "zips")
+    *_, tested = run("characters", ["--steps", "2", "--data", str(zips)], tmp_path)
+    assert tested == "5"
 
 
 @pytest.mark.slow
