@@ -63,6 +63,16 @@ def test_broken_links_are_noticed(tmp_path: Path) -> None:
     assert broken_links(page) == ["#nowhere", "missing.md"]
 
 
+def test_code_of_pages_stands_between_empty_lines() -> None:
+    """GitHub does without; on the pages that `make docs` makes the text before or after it would be no paragraph."""
+    run_on = []
+    for page in (ROOT / "docs").rglob("*.md"):
+        fences = list(re.finditer(r"(?:^(.*)\n)?^```.*\n(?=(.*)$)", page.read_text(), re.M))
+        run_on += [f"{page.name}: {opening[1]}" for opening in fences[::2] if opening[1] and opening[1][0] != "#"]
+        run_on += [f"{page.name}: {closing[2]}" for closing in fences[1::2] if closing[2]]
+    assert run_on == []
+
+
 def test_lists_and_tables_of_pages_follow_an_empty_line() -> None:
     """GitHub does without; on the pages that `make docs` makes they would be running text."""
     inside = re.compile(r"^\s*$|^#|^<!--|^\s|^[-|] |^\|-|^\d+\. ")
