@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.report.record import NAN, Record
+from bench.report.record import NAN, Record, milliseconds
 
 TABLE = "contention"
 FIGURES = ("ms", "mean_ms", "p99_ms")
@@ -52,7 +52,7 @@ def _cells(r: Rated) -> list[str]:
     for name, ratio in zip(FIGURES, r.ratios, strict=True):
         ms = getattr(r.row, name)
         times = "" if math.isnan(ratio) else f" ({ratio:.2f}x)"
-        found.append("-" if math.isnan(ms) else f"{ms:.3g} ms{times}")
+        found.append("-" if math.isnan(ms) else milliseconds(ms) + times)
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bench.providers.base import is_ours
-from bench.report.record import Record
+from bench.report.record import Record, milliseconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ def _panel(axes: Axes, workload: str, rows: list[Record]) -> None:
     rows = sorted(rows, key=lambda r: -r.ms)
     colours = ["tab:orange" if is_ours(r.provider) else "tab:blue" for r in rows]
     bars = axes.barh([r.provider for r in rows], [r.ms for r in rows], color=colours)
-    axes.bar_label(bars, [f"{r.ms:.3g} ms" for r in rows], padding=3, fontsize=8)
+    axes.bar_label(bars, [milliseconds(r.ms) for r in rows], padding=3, fontsize=8)
     axes.set_xscale("log")
     axes.tick_params(axis="x", which="minor", labelbottom=False)  # the bars carry their numbers
     axes.set_xlim(min(r.ms for r in rows) / 3, max(r.ms for r in rows) * 4)

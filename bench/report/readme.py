@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.measure import load
 from bench.providers.base import OWN
 from bench.report import contention
-from bench.report.record import Record, fastest_peer, read_rows
+from bench.report.record import Record, fastest_peer, milliseconds, read_rows
 from bench.workloads import WORKLOADS
 from bench.workloads.heads import WORKLOADS as HEADS
 from bench.workloads.inner import WORKLOADS as INNER
@@ -33,7 +33,7 @@ HEADS_HEADER = """| workload | what | eager | torch.compile | mtml | speed-up ov
 def _ms(record: Record | None) -> str:
     if not record or not record.ok:
         return "-"
-    return f"{record.ms:.3g} ms" + ("" if math.isnan(record.iqr_ms) else f" (IQR {record.iqr_ms:.2g})")
+    return milliseconds(record.ms) + ("" if math.isnan(record.iqr_ms) else f" (IQR {record.iqr_ms:.2g})")
 
 
 def _row(workload: str, rows: list[Record]) -> str:

@@ -81,6 +81,11 @@ def _parse(kind: str, text: str) -> Any:
     return int(text or 0) if kind == "int" else text
 
 
+def milliseconds(ms: float) -> str:
+    """Three digits, and no exponent where a time is long."""
+    return f"{float(f'{ms:.3g}'):g} ms"
+
+
 def write_csv(path: str | os.PathLike[str], records: Iterable[Record], append: bool = False) -> None:
     """Write records of one kind (after those already there, with ``append``); the file is replaced in one step."""
     target, given = Path(path), list(records)

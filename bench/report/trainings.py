@@ -42,9 +42,12 @@ def read_records(folder: Path = RECORDS) -> dict[str, Record]:
 
 
 def _cost(record: Record) -> str:
-    threads = record.get("environment", {}).get("threads", 1)
-    hours = record["seconds"] / 3600
-    return f"{record['iterations']} | {hours:.3g} h on {threads} thread{'' if threads == 1 else 's'}"
+    """Iterations, time, and the threads where the record has them."""
+    threads = record.get("environment", {}).get("threads")
+    on = "" if threads is None else f" on {threads} thread{'' if threads == 1 else 's'}"
+    seconds = record["seconds"]
+    time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"{record['iterations']} | {time}{on}"
 
 
 def _percent(share: Mapping[str, float]) -> str:

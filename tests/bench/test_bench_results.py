@@ -13,7 +13,7 @@ def test_a_record_stands_beside_what_was_published() -> None:
     records = trainings.read_records()
     conv4 = records["omniglot-conv4-5way-1shot-finn2017"]
     row = next(line for line in trainings.page(records).splitlines() if line.startswith("| conv4 | 5, 1 |"))
-    assert "98.7 (MAML)" in row and f"{conv4['iterations']} | 1 h on 2 threads" in row
+    assert "98.7 (MAML)" in row and f"{conv4['iterations']} | 60 min on 2 threads" in row
     assert f"**{100 * conv4['accuracy'][-1]['mean']:.2f} ± " in row
 
 
