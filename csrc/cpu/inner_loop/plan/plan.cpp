@@ -424,12 +424,31 @@ void count_work(Plan& plan) {
   plan.task_work = step * double(plan.steps) * support + 3 * double(plan.query_steps ? plan.steps + 1 : 1) * query;
 }
 
+// A group has one sum of the carry: four small tasks, for which sums would otherwise be as much work as a part of them,
+// else one (four of mini_conv's are half a second), while there is room.
+int64_t group_size(const Plan& p, int64_t tasks) {
+  constexpr double kSmall = 1 << 22, kRoom = 256 << 20;  // multiply-adds; bytes
+  if (p.carry_per_task || p.heavy || p.low_rank) return 1;
+  const double sums = double(tasks) * double(p.carry_cols) * double(element_bytes(p.dtype));
+  return p.task_work >= kSmall && sums <= kRoom ? 1 : 4;
+}
+
 }  // namespace
 
 int64_t params_room(const Plan& plan) {
   int64_t room = 0;
   for (int64_t i = 0; i < plan.n_params; ++i) room += param_room(plan.params[i]);
   return room;
+}
+
+Split split_tasks(const Plan& p, int64_t tasks, int threads) {
+  Split split = {};
+  split.group = group_size(p, tasks);
+  split.groups = (tasks + split.group - 1) / split.group;
+  split.seats = int(std::min<int64_t>(split.groups, threads));
+  const int64_t shares = p.mixes ? threads : std::max(p.support.chunks, p.query.chunks);
+  split.workers = int(std::min<int64_t>(threads / split.seats, shares));
+  return split;
 }
 
 int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out, MtmlkReason* reason) {
