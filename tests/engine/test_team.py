@@ -125,11 +125,42 @@ def threads_of_calls() -> list[list[int]]:
 def test_a_small_call_is_its_callers_alone() -> None:
     small, sinusoid, large = script("threads_of_calls", module="engine.test_team", MTML_THREAD_WORK="")
     assert small == [1, 1, 1] and large == [1, 2, 64]
-    assert sinusoid[:2] == [1, 2] and 2 < sinusoid[2] < 64
+    assert sinusoid[:2] == [1, 2] and 2 < sinusoid[2] <= 25
 
 
 def test_the_tests_share_small_calls_too() -> None:
-    assert threads_of_calls()[0] == [1, 2, 64]
+    assert threads_of_calls()[0] == [1, 2, 4]  # there are four tasks, of one chunk each
+
+
+# --- many threads -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("widths", "tasks", "support", "expected"),
+    [
+        ([1, 40, 40, 1], 25, 10, 25),  # a thread a task
+        ([784, 256, 5], 4, 5, 4),
+        ([2, 64, 3], 4, 1024, 16),  # and of each task four chunks
+        ([2, 64, 3], 1, 1024, 4),
+        ([2, 64, 3], 24, 1024, 48),
+        ([1, 40, 40, 1], 4096, 10, 64),
+    ],
+)
+def test_tasks_and_their_chunks_go_to_64_threads(widths: list[int], tasks: int, support: int, expected: int) -> None:
+    case = draft_case(mlp(widths), tasks=1, steps=1)
+    with on_threads(64):
+        used, _ = call_threads(case.params, case.lr, case.spec, Sizes(tasks, support, support))
+    assert used == expected
+
+
+@pytest.mark.parametrize("widths", [[3, 8, 2], [5, 300, 300, 3]])
+@pytest.mark.parametrize("tasks", [1, 3, 4])
+def test_bits_of_more_threads_than_tasks(widths: list[int], tasks: int) -> None:
+    case = draft_case(mlp(widths), tasks=tasks, support=600, steps=2)
+    cotangents = ones_of(case)
+    expected = evaluate(case, ENGINE, cotangents, threads=1)
+    for threads in (2, 7, 64):
+        assert same_bits(evaluate(case, ENGINE, cotangents, threads=threads), expected)
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "many", "nan", "inf"])

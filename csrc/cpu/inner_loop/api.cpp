@@ -87,7 +87,9 @@ void mtmlk_plan_info(const MtmlkPlan* handle, MtmlkPlanInfo* info) {
 }
 
 int32_t mtmlk_plan_threads(const MtmlkPlan* handle, int64_t tasks, int32_t most) {
-  return threads_of(*handle->plan, tasks, most);
+  if (tasks <= 0) return 1;
+  const Split split = split_tasks(*handle->plan, tasks, threads_of(*handle->plan, tasks, most));
+  return split.seats * split.workers;
 }
 
 int32_t mtmlk_reads_ids(const MtmlkPlan* handle, int64_t input) { return handle->plan->inputs[input].ids; }

@@ -1,7 +1,7 @@
 // All tasks of a call.
 //
-// Tasks go to threads; where there are fewer tasks than threads, the threads share each task's chunks. Sums over tasks
-// run in task order within groups of a few tasks, and over the groups in order, so the bits do not depend on threads.
+// Groups of a few tasks go to threads; where there are fewer groups, the threads that are left share the tasks' chunks.
+// Sums over tasks run in task order within a group, and over the groups in order, so the bits do not depend on threads.
 #pragma once
 
 #include <stdint.h>
@@ -13,7 +13,6 @@
 #include "runtime/carver.h"
 #include "runtime/stops.h"
 #include "runtime/team.h"
-#include "runtime/threads.h"
 #include "runtime/watch.h"
 #include "inner_loop/plan/plan.h"
 #include "layers/block.h"
@@ -26,15 +25,6 @@
 
 namespace mtmlk {
 namespace {
-
-// A thread takes a group at a time, and a group has one sum of the carry: four small tasks, for which sums would
-// otherwise be as much work as a part of them, else one (four of mini_conv's are half a second), while there is room.
-template <class T>
-int64_t group_size(const Plan& p, int64_t tasks) {
-  constexpr double kSmall = 1 << 22, kRoom = 256 << 20;  // multiply-adds; bytes
-  if (p.carry_per_task || p.heavy || p.low_rank) return 1;
-  return p.task_work >= kSmall && double(tasks) * double(p.carry_cols) * sizeof(T) <= kRoom ? 1 : 4;
-}
 
 // What a thread works with, or the threads that share a task, in cache lines of its own: beside another's, or on a stack
 // that writes there, every read would wait for the other core (23 of 179 us of a 25-task call on two).
@@ -49,7 +39,7 @@ struct alignas(128) Seat {
 template <class T>
 struct Layout {
   Seat<T>* seats;
-  int64_t count;  // tasks worked on at once
+  int64_t count;  // groups worked on at once
   bool alone;     // each packs theta_0 for itself
   T* groups;      // [groups, carry_cols] where the carry is summed
   T* losses;      // [tasks, losses_ld]
@@ -70,13 +60,13 @@ bool packs_alone(const Plan& p) {
 
 template <class T>
 Layout<T> lay_out(Carver& c, const Plan& p, int64_t tasks, int threads, bool carry) {
-  const int64_t group = group_size<T>(p, tasks);
+  const Split split = split_tasks(p, tasks, threads);
   Layout<T> l = {};
-  l.count = tasks >= threads ? threads : 1;
+  l.count = split.seats;
   l.alone = packs_alone<T>(p);
   l.losses_ld = round_up(p.steps + 1 + (p.query_steps ? p.steps : 0), 64 / int64_t(sizeof(T)));
   l.losses = c.take<T>(tasks * l.losses_ld);
-  l.groups = carry && !p.carry_per_task ? c.take<T>((tasks + group - 1) / group * p.carry_cols) : nullptr;
+  l.groups = carry && !p.carry_per_task ? c.take<T>(split.groups * p.carry_cols) : nullptr;
   if (p.low_rank) {
     const int64_t wave = l.wave = wave_tasks<T>(p, tasks, threads);
     l.planes = c.take<T>(wave * p.task_size);
@@ -94,7 +84,7 @@ Layout<T> lay_out(Carver& c, const Plan& p, int64_t tasks, int threads, bool car
       seat.shared.ones = c.take<T>(p.n_params);
       seat.shared.base = c.take<ParamPtr<T>>(p.n_params);
     }
-    seat.shared.workers = tasks >= threads ? 1 : threads;
+    seat.shared.workers = split.workers;
     seat.runner.carve(c, p, seat.shared.workers);
     if (c.base) l.seats[i] = seat;
   }
@@ -109,15 +99,24 @@ int64_t workspace_bytes(const Plan& p, int64_t tasks, int threads, bool carry) {
 }
 
 template <class T>
-void pack_one(const Plan& p, const MtmlkCall& call, Shared<T>& shared, int64_t i) {
+void pack_one(const Plan& p, const MtmlkCall& call, Shared<T>& shared, int64_t i, int64_t part) {
   const ParamPlan& param = p.params[i];
   T* value = shared.packed + param.full;
   T* transposed = shared.packed + p.full_size + param.full_t;
-  shared.base[i] = {value, transposed};
-  shared.ones[i] = T(1);
+  if (part == 0) shared.base[i] = {value, transposed}, shared.ones[i] = T(1);
   if (param.starts) return;  // each task packs its own
-  pack_param<T>(param, static_cast<const T*>(call.params[i]), value);
-  if (param.size_t_) transpose_param<T>(param, value, transposed);
+  pack_part<T>(param, part, static_cast<const T*>(call.params[i]), value, param.size_t_ ? transposed : nullptr);
+}
+
+template <class T>
+void pack_params(const Plan& p, const MtmlkCall& call, Shared<T>& shared, int threads, Watch* watch) {
+  int64_t parts = 0;
+  for (int64_t i = 0; i < p.n_params; ++i) parts += parts_of<T>(p.params[i]);
+  each_piece(threads, parts, watch, [&](int64_t part, int) {
+    int64_t i = 0;
+    for (; part >= parts_of<T>(p.params[i]); ++i) part -= parts_of<T>(p.params[i]);
+    pack_one(p, call, shared, i, part);
+  });
 }
 
 template <class T>
@@ -207,18 +206,20 @@ void sum_low_rank(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int6
 
 template <class T>
 void prepare(const Plan& p, const MtmlkCall& call, const Layout<T>& l, Seat<T>& seat, Watch* watch) {
-  for (int64_t i = 0; l.alone && i < p.n_params; ++i) pack_one(p, call, seat.shared, i);
-  if (l.alone) pack_rates(p, call, seat.shared);
+  if (l.alone) {
+    pack_params(p, call, seat.shared, 1, nullptr);
+    pack_rates(p, call, seat.shared);
+  }
   seat.call = call;
   seat.runner.plan = &p, seat.runner.call = &seat.call, seat.runner.shared = &seat.shared;
   seat.runner.watch = watch;
   seat.ready = true;
 }
 
-// Groups [first, last) of tasks.
+// Groups [first, last) of `size` tasks.
 template <class T>
-void run_groups(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last, Watch* watch) {
-  const int64_t size = group_size<T>(p, call.tasks);
+void run_groups(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t size, int64_t first, int64_t last,
+                Watch* watch) {
   if (l.count == 1) {
     prepare(p, call, l, l.seats[0], watch);
     for (int64_t g = first; g < last && !stops(watch); ++g) run_group(p, l, l.seats[0], g, size);
@@ -236,80 +237,22 @@ template <class T>
 void run_inner_loop(const Plan& p, const MtmlkCall& call, void* workspace, Watch* watch) {
   Carver c = {static_cast<char*>(workspace), 0};
   Layout<T> l = lay_out<T>(c, p, call.tasks, call.threads, call.carry != nullptr);
-  const int64_t size = group_size<T>(p, call.tasks), groups = (call.tasks + size - 1) / size;
+  const Split split = split_tasks(p, call.tasks, call.threads);
+  const int64_t groups = split.groups;
   if (!l.alone) {
-    each_piece(call.threads, p.n_params, watch, [&](int64_t i, int) { pack_one(p, call, l.seats[0].shared, i); });
+    pack_params(p, call, l.seats[0].shared, call.threads, watch);
     pack_rates(p, call, l.seats[0].shared);
     for (int64_t i = 1; i < l.count; ++i) l.seats[i].shared = l.seats[0].shared;
   }
   const int64_t wave = p.low_rank ? l.wave : groups;  // of groups, which are single tasks in low-rank form
   for (int64_t g = 0; g < groups; g += wave) {
     const int64_t end = g + wave < groups ? g + wave : groups;
-    run_groups(p, call, l, g, end, watch);
+    run_groups(p, call, l, split.group, g, end, watch);
     if (stops(watch)) return;  // planes that were to be summed are not there
     if (p.low_rank && call.carry) sum_low_rank(p, call, l, g, end, watch);
   }
   if (l.groups) sum_groups(p, call, l.groups, groups);
   write_losses(p, call, l);
-}
-
-// grads[p] = sum_t scale_t carry_t, unpacked; of what tasks bring of their own grads[p][t] = scale_t carry_t.
-template <class T>
-void carry_to_grads(const Plan& p, const void* carry, int64_t rows, const void* scale, int64_t stride,
-                    const CarryTargets& to, int threads) {
-  const T* source = static_cast<const T*>(carry);
-  const T* scales = static_cast<const T*>(scale);
-  const auto sum = [&](int64_t start, int64_t size, T* packed) {
-    for (int64_t i = 0; i < size; i += Simd<T>::kLanes) {
-      VecOf<T> total = scales[0] * load<T>(source + start + i);
-      for (int64_t t = 1; t < rows; ++t)
-        total = multiply_add<T>(splat<T>(scales[t * stride]), load<T>(source + t * p.carry_room + start + i), total);
-      store<T>(packed + i, total);
-    }
-  };
-  const auto each = [&](const ParamPlan& param, int64_t at, T* scratch, T* out) {
-    for (int64_t t = 0; t < rows; ++t, out += param.rows * param.cols) {
-      affine<T>(source + t * p.carry_room + at, param.size, scales[t * stride], T(0), false, scratch);
-      unpack_param<T>(param, scratch, out);
-    }
-  };
-  T* scratch = static_cast<T*>(to.params[p.n_params]);  // [carry_room], from the caller
-  each_piece(threads_for(8 * double(rows * p.carry_cols), threads), p.n_params, nullptr, [&](int64_t i, int) {
-    if (!to.params[i]) return;
-    const ParamPlan& param = p.params[i];
-    const int64_t at = param.low ? param.low_at : param.full;
-    T* out = static_cast<T*>(to.params[i]);
-    if (param.starts || p.tasks_apart) {
-      each(param, at, scratch + at, out);
-      return;
-    }
-    sum(at, param.size, scratch + at);
-    unpack_param<T>(param, scratch + at, out);
-  });
-  for (int64_t i = 0; to.lr && i < p.n_lr; ++i) {
-    if (!to.lr[i]) continue;
-    const LrPlan& lr = p.lrs[i];
-    T* packed = scratch + lr.carry;
-    sum(lr.carry, round_up(lr.steps * lr.size, Simd<T>::kLanes), packed);
-    T* out = static_cast<T*>(to.lr[i]);
-    for (int64_t k = 0; k < lr.steps; ++k) {
-      if (lr.elements)
-        unpack_param<T>(p.params[lr.param], packed + k * lr.size,
-                        out + k * p.params[lr.param].rows * p.params[lr.param].cols);
-      else
-        out[k] = packed[k];
-    }
-  }
-  if (to.hyper) {
-    sum(p.hyper_at, round_up(kHyperCount, Simd<T>::kLanes), scratch + p.hyper_at);
-    copy_elements(scratch + p.hyper_at, kHyperCount, static_cast<T*>(to.hyper));
-  }
-  for (int64_t m = 0, nth = 0; to.moments && m < p.n_moments; ++m)
-    for (int64_t i = 0; i < p.n_params; ++i) {
-      if (!p.params[i].adapted) continue;
-      T* out = static_cast<T*>(to.moments[nth++]);
-      if (out) each(p.params[i], p.moments_at + m * p.own_size + p.params[i].own, scratch, out);
-    }
 }
 
 }  // namespace

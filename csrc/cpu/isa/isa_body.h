@@ -2,6 +2,7 @@
 // file. Everything that it includes is inside an anonymous namespace: a weak symbol could make the linker choose one
 // set's code for another.
 #include "simd/simd.h"
+#include "inner_loop/carry.h"
 #include "inner_loop/driver.h"
 #include "head_inner_loop/driver.h"
 #include "multihead_loss/kernel.h"

@@ -83,5 +83,38 @@ void transpose_param(const ParamPlan& p, const T* src, T* dst) {
     transpose_packed<T>(src, channels, p.rows, p.cols, p.taps * p.rows, tap * channels, tap * p.rows, dst);
 }
 
+// Threads share a packed weight by its panels.
+template <class T>
+int64_t parts_of(const ParamPlan& p) {
+  const bool panels = p.layout == kLinearWeight && !p.narrow && !p.in_out;
+  return panels ? (p.rows + kPanelWidth<T> - 1) / kPanelWidth<T> : 1;
+}
+
+template <class T>
+int64_t outputs_of_part(const ParamPlan& p, int64_t part) {
+  const int64_t left = p.rows - part * kPanelWidth<T>;
+  return left < kPanelWidth<T> ? left : kPanelWidth<T>;
+}
+
+// A part of the packed parameter and of its transposed copy, where it has one (dst_t is not nullptr).
+template <class T>
+void pack_part(const ParamPlan& p, int64_t part, const T* src, T* dst, T* dst_t) {
+  if (parts_of<T>(p) == 1) {
+    pack_param<T>(p, src, dst);
+    if (dst_t) transpose_param<T>(p, dst, dst_t);
+    return;
+  }
+  const int64_t output = part * kPanelWidth<T>, outputs = outputs_of_part<T>(p, part), at = output * p.cols;
+  pack_weight<T>(src + at, outputs, p.cols, dst + at);
+  if (dst_t) transpose_packed<T>(dst + at, p.cols, outputs, p.cols, p.rows, 0, output, dst_t);
+}
+
+template <class T>
+void unpack_part(const ParamPlan& p, int64_t part, const T* src, T* dst) {
+  if (parts_of<T>(p) == 1) return unpack_param<T>(p, src, dst);
+  const int64_t at = part * kPanelWidth<T> * p.cols;
+  unpack_weight<T>(src + at, outputs_of_part<T>(p, part), p.cols, dst + at);
+}
+
 }  // namespace
 }  // namespace mtmlk

@@ -2,7 +2,8 @@
 //
 // A call publishes its job at a place of a board; the team's threads look there for pieces. All that changes of a job
 // while it runs is one word, so that to take a piece is one compare-and-swap, which fails for who has read an older
-// job. Places are never freed: a thread may look at one whose job has ended.
+// job. Places are never freed: a thread may look at one whose job has ended. Pieces may have pieces of their own: who
+// waits there waits for deeper ones only, so somebody always goes on.
 #include "runtime/team.h"
 
 #include <pthread.h>
@@ -68,7 +69,6 @@ struct Team {
 };
 
 std::atomic<Team*> current{new Team};  // never destroyed: its threads sleep on it as the process ends
-thread_local bool inside = false;      // of a piece
 
 // A forked child has none of the threads, and jobs that nobody would end.
 const int registered = pthread_atfork(nullptr, nullptr, [] { current.store(new Team); });
@@ -127,7 +127,6 @@ bool help_anywhere(Team& team) {
 
 void* work(void* given) {
   Team& team = *static_cast<Team*>(given);
-  inside = true;
   for (;;) {
     const uint32_t seen = team.published.load();
     if (help_anywhere(team)) continue;
@@ -194,9 +193,7 @@ void run_job(Team& team, Place& place, Watch* watch) {
   team.published.fetch_add(1);
   const int64_t others = place.count - 1, threads = place.threads - 1;
   wake_some(team, others < threads ? others : threads);
-  inside = true;
   while (take(place, &word)) place.run(given_out(word), 0);
-  inside = false;
   wait_for_helpers(place, watch);
   // Before the next job's number of pieces is there, of which an old word would seem to have some left.
   place.word.store(job + kNoJob);
@@ -207,7 +204,7 @@ void run_job(Team& team, Place& place, Watch* watch) {
 void run_on_team(int threads, int64_t n, Pieces pieces, const void* body, Watch* watch) {
   (void)registered;
   Team& team = *current.load(std::memory_order_acquire);
-  Place* place = inside ? nullptr : take_place(team);
+  Place* place = take_place(team);
   if (!place) return pieces(body, 0, n, 0);
   threads = threads < kMostThreads ? threads : kMostThreads;
   const int64_t size = n / (int64_t(kShares) * threads);  // at most 2 kShares kMostThreads pieces: their number fits

@@ -20,8 +20,8 @@ void run_on_team(int threads, int64_t n, Pieces pieces, const void* body, Watch*
 
 namespace {
 
-// body(i, slot) for every i < n, less what is left when the call is stopped, by `threads` threads at most. A call from
-// inside of a piece that threads share is its thread's alone.
+// body(i, slot) for every i < n, less what is left when the call is stopped, by `threads` threads at most. From inside of
+// a piece that threads share, they are as many more: whoever cuts there divides them.
 template <class Body>
 void each_piece(int threads, int64_t n, Watch* watch, const Body& body) {
   if (threads <= 1 || n <= 1) {

@@ -94,44 +94,8 @@ MTMLK_INLINE void finish(const Gemm<T>& g, const VecOf<T> (&acc)[R][V]) {
     }
 }
 
-// Rounding errors grow with the length of a chain of additions: longer products are summed in parts, whose sums wait in
-// memory (a load, an addition and a store per kChain multiply-adds).
-constexpr int64_t kChain = 256;
-
-template <class T, int R, int V, bool kColumns>
-void accumulate_parts(VecOf<T> (&total)[R][V], Product<T> p) {
-  const int64_t step_a = kColumns ? p.lda : 1;
-  for (int64_t left = p.k; left > 0; left -= kChain) {
-    p.k = left < kChain ? left : kChain;
-    VecOf<T> acc[R][V];
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[r][v] = VecOf<T>{};
-    accumulate<T, R, V, kColumns>(acc, p);
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) total[r][v] += acc[r][v];
-    p.a += p.k * step_a;
-    p.b += p.k * p.ldb;
-  }
-}
-
-template <class T, int R, int V, bool kColumns>
-void long_tile(const Gemm<T>& g) {
-  VecOf<T> total[R][V] = {};
-  accumulate_parts<T, R, V, kColumns>(total, g.p1);
-  accumulate_parts<T, R, V, kColumns>(total, g.p2);
-  if (!kColumns && g.gate)
-    finish<T, R, V, true>(g, total);
-  else
-    finish<T, R, V, false>(g, total);
-}
-
 template <class T, int R, int V, bool kColumns>
 void tile(const Gemm<T>& g) {
-  if (__builtin_expect(g.p1.k > kChain || g.p2.k > kChain, 0)) return long_tile<T, R, V, kColumns>(g);
   VecOf<T> acc[R][V];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
@@ -173,15 +137,15 @@ TileFn<T> tile_of(int rows) {
   return kTiles[rows - 1];
 }
 
-// One panel: M rows in tiles of nearly equal height (10 rows are 5 + 5, not 8 + 2: a short tile starves the pipes).
+// M rows in tiles of nearly equal height (10 rows are 5 + 5, not 8 + 2: a short tile starves the pipes).
 template <class T, int V, bool kColumns>
-void panel(int m, Gemm<T>& g) {
+void tiles(int m, Gemm<T>& g) {
   if (m <= tile_rows(V)) return tile_of<T, V, kColumns>(m)(g);
-  const int tiles = (m + tile_rows(V) - 1) / tile_rows(V);
-  const int base = m / tiles, longer = m % tiles;
+  const int count = (m + tile_rows(V) - 1) / tile_rows(V);
+  const int base = m / count, longer = m % count;
   T* const c = g.c;
   const T *const d = g.d, *const gate = g.gate, *const a1 = g.p1.a, *const a2 = g.p2.a;
-  for (int i = 0, row = 0; i < tiles; ++i) {
+  for (int i = 0, row = 0; i < count; ++i) {
     const int rows = base + (i < longer);
     tile_of<T, V, kColumns>(rows)(g);
     row += rows;
@@ -192,6 +156,65 @@ void panel(int m, Gemm<T>& g) {
     if (a2) g.p2.a = a2 + row * (kColumns ? 1 : g.p2.lda);
   }
   g.c = c, g.d = d, g.gate = gate, g.p1.a = a1, g.p2.a = a2;
+}
+
+// Rounding errors grow with the length of a chain of additions: longer products are summed in parts, of which the rows of
+// B stay in the first-level cache while tiles pass over them. At depth 512 a panel of four vectors is 128 KiB: from the
+// second-level cache for every tile, it held an Intel Xeon's tiles to half of their speed (a Zen 5's to 98 %).
+constexpr int64_t kChain = 256;
+constexpr int64_t kPartBytes = 32 << 10;
+
+constexpr int64_t part_depth(int vecs) {
+  const int64_t rows = kPartBytes / (vecs * kVecBytes);
+  return rows < kChain ? rows : kChain;
+}
+
+// C = D + beta sums, for sums [m, V vectors]
+template <class T, int V>
+void finish_rows(int m, const T* sums, Gemm<T> g) {
+  constexpr int64_t kWidth = V * Simd<T>::kLanes;
+  for (int r = 0; r < m; ++r) {
+    VecOf<T> row[1][V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) row[0][v] = load<T>(sums + r * kWidth + v * Simd<T>::kLanes);
+    g.gate ? finish<T, 1, V, true>(g, row) : finish<T, 1, V, false>(g, row);
+    g.c += g.ldc;
+    if (g.d) g.d += g.ldd;
+    if (g.gate) g.gate += g.ldgate;
+  }
+}
+
+// Rows whose sums wait for the next part, 24 KiB at most: whole tiles of each height.
+constexpr int kDeepRows = 96;
+
+template <class T, int V, bool kColumns>
+void deep_panel(int m, Gemm<T> g) {
+  constexpr int64_t kWidth = V * Simd<T>::kLanes, kDepth = part_depth(V);
+  T sums[kDeepRows * kWidth] __attribute__((aligned(kVecBytes)));
+  Product<T>* const products[2] = {&g.p1, &g.p2};
+  for (int row = 0; row < m; row += kDeepRows) {
+    const int rows = m - row < kDeepRows ? m - row : kDeepRows;
+    Gemm<T> part = {sums, kWidth, nullptr, kWidth, T(1), nullptr, 0, {}, {}};
+    for (Product<T>* p : products) {
+      for (int64_t k = 0; k < p->k; k += kDepth) {
+        const T* a = p->a + k * (kColumns ? p->lda : 1);
+        part.p1 = {a, p->lda, p->b + k * p->ldb, p->ldb, p->k - k < kDepth ? p->k - k : kDepth};
+        tiles<T, V, kColumns>(rows, part);
+        part.d = sums;
+      }
+      p->a += rows * (kColumns ? 1 : p->lda);
+    }
+    finish_rows<T, V>(rows, sums, g);
+    g.c += rows * g.ldc;
+    if (g.d) g.d += rows * g.ldd;
+    if (g.gate) g.gate += rows * g.ldgate;
+  }
+}
+
+template <class T, int V, bool kColumns>
+void panel(int m, Gemm<T>& g) {
+  if (__builtin_expect(g.p1.k > kChain || g.p2.k > kChain, 0)) return deep_panel<T, V, kColumns>(m, g);
+  tiles<T, V, kColumns>(m, g);
 }
 
 template <class T, bool kColumns>

@@ -13,6 +13,9 @@
 namespace mtmlk {
 namespace {
 
+template <class T>
+constexpr int64_t kPanelWidth = kPanelVecs * Simd<T>::kLanes;
+
 // Calls body(panel start, column, width) for each panel of a packed matrix with `k` rows and `n` columns.
 template <class T, class Body>
 MTMLK_INLINE void each_panel(int64_t k, int64_t n, Body body) {

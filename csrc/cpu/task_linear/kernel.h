@@ -28,9 +28,6 @@ constexpr int64_t kTileRows = 192;   // whose sums lie in the first-level cache
 constexpr int64_t kDepthRows = 256;  // rows of x packed together for dW
 constexpr int64_t kTileOutputs = 64;
 
-template <class T>
-constexpr int64_t kPanelWidth = kPanelVecs * Simd<T>::kLanes;
-
 // What a product is turned into on its way to memory: f(z) or, with `by`, by f'(z).
 template <class T>
 struct Epilogue {

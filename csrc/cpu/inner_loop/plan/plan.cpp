@@ -336,8 +336,22 @@ double rows_of_weights(const Plan& plan, int64_t otherwise) {
   return weights > 0 ? products / weights : double(otherwise);
 }
 
-// Rows are cut so that a block's planes stay in the second-level cache; chunks only where a task has many rows, since
-// each costs a gradient buffer (256 rows make the buffer's sum under 3 % of the products).
+// Rows of a block from which on products take more from planes than from weights [rows, cols] and their gradients, which
+// every block reads again, on average over the multiply-adds: 32 of 64 x 64, 256 of 512 x 512.
+double rows_to_outweigh(const Plan& plan) {
+  double products = 0, weighed = 0;
+  for (int64_t i = 0; i < plan.n_values; ++i) {
+    const ValuePlan& v = plan.values[i];
+    if (!v.live || !v.batched || !(traits_of(v.op).flags & kProducts)) continue;
+    const ParamPlan& w = plan.params[v.weight];
+    products += node_work(plan, v);
+    weighed += node_work(plan, v) * double(w.rows * w.cols) / double(w.rows + w.cols);
+  }
+  return products > 0 ? weighed / products : 0;
+}
+
+// Rows are cut so that a block's planes stay in the second-level cache, or outweigh its weights; chunks only where a task
+// has many rows, since each costs a gradient buffer (256 rows make the buffer's sum under 3 % of the products).
 Cut cut_rows(const Plan& plan, int64_t samples) {
   constexpr int64_t kBlockBytes = 192 << 10, kChunkRows = 256, kMaxChunks = 16, kMinBlockRows = 48;
   const int64_t bytes = element_bytes(plan.dtype);
@@ -351,8 +365,8 @@ Cut cut_rows(const Plan& plan, int64_t samples) {
   const double weighed = rows_of_weights(plan, rows);
   cut.chunks = std::clamp<int64_t>(int64_t(double(samples) * weighed) / kChunkRows, 1, std::min(kMaxChunks, samples));
   const int64_t chunk = (samples + cut.chunks - 1) / cut.chunks;
-  const int64_t fit =
-      std::max(kBlockBytes / std::max<int64_t>(sample * bytes, 1), int64_t(std::ceil(kMinBlockRows / weighed)));
+  const double least = std::max<double>(kMinBlockRows, rows_to_outweigh(plan));
+  const int64_t fit = std::max(kBlockBytes / std::max<int64_t>(sample * bytes, 1), int64_t(std::ceil(least / weighed)));
   cut.blocks = (chunk + fit - 1) / fit;
   cut.block_samples = (chunk + cut.blocks - 1) / cut.blocks;
   return cut;
@@ -410,12 +424,31 @@ void count_work(Plan& plan) {
   plan.task_work = step * double(plan.steps) * support + 3 * double(plan.query_steps ? plan.steps + 1 : 1) * query;
 }
 
+// A group has one sum of the carry: four small tasks, for which sums would otherwise be as much work as a part of them,
+// else one (four of mini_conv's are half a second), while there is room.
+int64_t group_size(const Plan& p, int64_t tasks) {
+  constexpr double kSmall = 1 << 22, kRoom = 256 << 20;  // multiply-adds; bytes
+  if (p.carry_per_task || p.heavy || p.low_rank) return 1;
+  const double sums = double(tasks) * double(p.carry_cols) * double(element_bytes(p.dtype));
+  return p.task_work >= kSmall && sums <= kRoom ? 1 : 4;
+}
+
 }  // namespace
 
 int64_t params_room(const Plan& plan) {
   int64_t room = 0;
   for (int64_t i = 0; i < plan.n_params; ++i) room += param_room(plan.params[i]);
   return room;
+}
+
+Split split_tasks(const Plan& p, int64_t tasks, int threads) {
+  Split split = {};
+  split.group = group_size(p, tasks);
+  split.groups = (tasks + split.group - 1) / split.group;
+  split.seats = int(std::min<int64_t>(split.groups, threads));
+  const int64_t shares = p.mixes ? threads : std::max(p.support.chunks, p.query.chunks);
+  split.workers = int(std::min<int64_t>(threads / split.seats, shares));
+  return split;
 }
 
 int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** out, MtmlkReason* reason) {

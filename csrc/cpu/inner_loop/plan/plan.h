@@ -214,6 +214,13 @@ struct Plan {
   int64_t task_rows;  // of lambda_0's factors in one layer, at most
 };
 
+// How the tasks of a call go to its threads: groups of tasks in a row to `seats`, which share their tasks' chunks, or their
+// nodes where samples are mixed, with `workers` each. The groups do not depend on the threads.
+struct Split {
+  int64_t group, groups;  // tasks of one; how many
+  int seats, workers;
+};
+
 // Where `carry_to_grads` writes; entries that are not wanted are NULL.
 struct CarryTargets {
   void* const* params;   // [n_params + 1]: [*shape], where tasks bring their own [T, *shape]; then room for a carry row
@@ -224,6 +231,7 @@ struct CarryTargets {
 
 int create_plan(const MtmlkPlanSpec& spec, int lanes, Plan** plan, MtmlkReason* reason);
 void destroy_plan(Plan* plan);
+Split split_tasks(const Plan& plan, int64_t tasks, int threads);
 bool ids_ok(const Plan& plan, const MtmlkCall& call, MtmlkError* error);  // of embeddings; false: `error` says which
 
 }  // namespace mtmlk
