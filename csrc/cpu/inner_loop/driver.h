@@ -188,12 +188,11 @@ void write_losses(const Plan& p, const MtmlkCall& call, const Layout<T>& l) {
 // lambda_0 of the low weights, over tasks [first, last) whose planes are at hand.
 template <class T>
 void sum_low_rank(const Plan& p, const MtmlkCall& call, const Layout<T>& l, int64_t first, int64_t last, Watch* watch) {
-  int64_t units = 0;
-  each_low_rank_unit<T>(p, [&](const LowRankUnit<T>&) { ++units; });
-  each_piece(call.threads, units, watch, [&](int64_t unit, int slot) {
+  const UnitSize most = unit_size<T>(p, call.threads);
+  each_piece(call.threads, count_units<T>(p, most), watch, [&](int64_t unit, int slot) {
     LowRankUnit<T> own = {};
     int64_t nth = 0;
-    each_low_rank_unit<T>(p, [&](const LowRankUnit<T>& u) {
+    each_low_rank_unit<T>(p, most, [&](const LowRankUnit<T>& u) {
       if (nth++ == unit) own = u;
     });
     T* scratch = l.scratch + slot * low_rank_scratch<T>();
