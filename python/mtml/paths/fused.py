@@ -68,6 +68,12 @@ class Fused:
         self.apart = spec.has(TASKS_APART)
         self.notice: tuple[str, str] | None = None
 
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether batches of plain tensors, and the model's own, go to the engine as they are."""
+        one = self.support_names is None and self.query_names is None
+        return one and self.rule is None and self.classes == (0, 0) and not (self.copies or self.float32 or self.apart)
+
     def tensors(self) -> list[Tensor]:
         """The program's parameters in the dtype that is computed in."""
         return [t.to(self.dtype) for t in self.params]
