@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from bench.__main__ import main
 from bench.measure import host, host_cuda
@@ -21,15 +20,6 @@ def test_both_ways_are_native_calls() -> None:
     shapes = {tuple(g.shape for g in each) for each in grads}
     assert len(shapes) == 1
     assert BACKENDS.named("cuda") is before
-
-
-def test_the_function_that_does_nothing_does_nothing() -> None:
-    params, x = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)], torch.ones(4)
-    results = [torch.zeros(5), torch.zeros(1)]
-    found = host.nothing_like(params, [x], results).apply(*params, x)
-    assert [t.shape for t in found] == [t.shape for t in results]
-    grads = torch.autograd.grad(found[0], params, torch.ones(5))
-    assert all(torch.equal(g, torch.zeros_like(p)) for g, p in zip(grads, params, strict=True))
 
 
 def test_the_command_says_the_ratio(capsys: pytest.CaptureFixture[str]) -> None:
