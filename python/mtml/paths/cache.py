@@ -94,7 +94,7 @@ class PathCache:
             flag = check_flag("first_order", first_order)
             options = Options(check_steps(steps), flag, keep, extras.axes, extras.taken)
             path = self._prepared(finder, key, batch, options)
-        if keep == 0 and type(path) is Fused:
+        if keep == 0 and type(path) is Fused and path.plain:
             remember(finder, path, batch, steps, first_order)
         if path.notice is not None and not quiet:
             (mode, reasons), path.notice = path.notice, None

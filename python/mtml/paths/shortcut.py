@@ -97,9 +97,9 @@ def at_once(
 
 
 def remember(finder: PathFinder, path: Fused, batch: Batch, steps: Any, first_order: Any) -> None:
-    """Calls like this one may be run at once from now on, where nothing but tensors tells them apart from others."""
+    """Calls like this one, of a plain path, run at once from now on if nothing but tensors tells them from others."""
     beyond = batch.extras, batch.weights, batch.support_mask, batch.query_mask
-    if any(part is not None for part in beyond) or batch.qx is None or not path.takes_tensors:
+    if any(part is not None for part in beyond) or batch.qx is None or path.float32:
         return
     if not is_open() or torch._C._is_any_autocast_enabled():
         return
