@@ -68,9 +68,14 @@ class PlanForward {
         adapted_(adapted),
         data_(std::move(data)),
         tasks_(tasks) {
-    lists_.fits(plan_->counts());
-    if (outputs.size() < kFixed + adapted)
-      throw Malformed("outputs: expected loss, output, support losses and the rest");
+    const MtmlkPlanInfo& counts = plan_->counts();
+    lists_.fits(counts);
+    const size_t moments = size_t(counts.n_moments * counts.n_adapted);
+    const bool all = outputs.size() == kFixed + adapted || outputs.size() == kFixed + adapted + moments;
+    if (!all || (adapted && adapted != size_t(counts.n_adapted)))
+      throw Malformed("outputs: expected loss, output, support losses and what the plan keeps");
+    if (!carry.empty() && elements_of(carry[0]) != (counts.carry_per_task ? tasks : 1) * counts.carry_cols)
+      throw Malformed("carry: expected the plan's rows and columns first");
     if (carry.size() != (carry.empty() ? 0 : 1 + data_.size()) || data_.size() > kData)
       throw Malformed("carry: expected one shape and one for each gradient of the data");
     for (const size_t place : data_)

@@ -400,8 +400,10 @@ def test_what_nobody_writes_is_nan(only_lane: Counted) -> None:
     [
         ({"lists": [3, 1, 1, 1, 0, 0]}, "lists: expected as many tensors as the plan reads"),
         ({"outputs": [[3]]}, "outputs: expected loss, output, support losses"),
-        ({"carry": [[3, 8]], "data": [0]}, "carry: expected one shape"),
-        ({"carry": [[3, 8], [4]], "data": [6]}, "data: expected places below 6"),
+        ({"adapted": 1, "outputs": [[3]] * 4}, "outputs: expected loss, output, support losses"),
+        ({"carry": [[3, 8]]}, "carry: expected the plan's rows and columns"),
+        ({"data": [0]}, "carry: expected one shape"),
+        ({"carry": "twice", "data": [6]}, "data: expected places below 6"),
     ],
 )
 def test_native_parts_refuse_what_does_not_fit_their_plan(changed: dict[str, Any], words: str) -> None:
@@ -420,6 +422,8 @@ def test_native_parts_refuse_what_does_not_fit_their_plan(changed: dict[str, Any
         patch.setattr(inner_loop_lane, "engine", Module)
         lane = inner_loop_lane.engine_lane(0).make(a)
     assert lane is not None and given
+    if changed.get("carry") == "twice":
+        changed = changed | {"carry": given["carry"] * 2}
     with pytest.raises(ValueError, match=words):
         engine().PlanForward(**given | changed)
     with pytest.raises(ValueError, match="addresses: expected those of a call of this form"):
