@@ -12,10 +12,11 @@ namespace {
 class Snapshot {
  public:
   // owners, keys, values: what each mapping has under each key. tables: dicts of which every name and value counts.
-  // sized: mappings whose lengths count. tensors: of which dtype, shape, device and requires_grad do. typed: objects
+  // sized: mappings that have these `sizes`. tensors: of which dtype, shape, device and requires_grad do. typed: objects
   // whose types do.
   Snapshot(std::shared_ptr<CallTensors> reader, const py::list& owners, const py::list& keys, const py::list& values,
-           const py::list& tables, const py::list& sized, const py::list& tensors, const py::list& typed)
+           const py::list& tables, const py::list& sized, std::vector<py::ssize_t> sizes, const py::list& tensors,
+           const py::list& typed)
       : reader_(std::move(reader)),
         owners_(pointers(owners)),
         keys_(pointers(keys)),
@@ -23,14 +24,15 @@ class Snapshot {
         tables_(pointers(tables)),
         sized_(pointers(sized)),
         tensors_(pointers(tensors)),
-        typed_(pointers(typed)) {
+        typed_(pointers(typed)),
+        sizes_(std::move(sizes)) {
+    if (sized_.size() != sizes_.size()) throw Malformed("sizes: expected one for each of `sized`");
     if (owners_.size() != keys_.size() || keys_.size() != values_.size())
       throw Malformed("pairs: expected as many owners, keys and values");
     py::list kept;
     for (const py::list& given : {owners, keys, values, tables, sized, tensors, typed})
       kept.append(py::tuple(given));  // a list might be changed
     for (PyObject* table : tables_) look_into(table, kept);
-    for (PyObject* mapping : sized_) sizes_.push_back(size_of(mapping));
     for (PyObject* tensor : tensors_)
       if (!reader_->traits(tensor, traits_)) throw Malformed("tensors: expected plain ones");
     for (PyObject* object : typed_) {
@@ -131,7 +133,7 @@ class Snapshot {
 
   std::shared_ptr<CallTensors> reader_;
   Pointers owners_, keys_, values_, tables_, names_, entries_, sized_, tensors_, typed_, types_;
-  std::vector<py::ssize_t> counts_, sizes_;
+  std::vector<py::ssize_t> sizes_, counts_;
   Shape traits_;
   mutable Shape now_;  // under the GIL
 };
@@ -157,9 +159,9 @@ void bind_snapshot(py::module_& m) {
   using py::arg;
   using List = const py::list&;
   py::class_<Snapshot>(m, "Snapshot", py::custom_type_setup(&collectable))
-      .def(py::init<std::shared_ptr<CallTensors>, List, List, List, List, List, List, List>(), py::kw_only(),
-           arg("reader"), arg("owners"), arg("keys"), arg("values"), arg("tables"), arg("sized"), arg("tensors"),
-           arg("typed"))
+      .def(py::init<std::shared_ptr<CallTensors>, List, List, List, List, List, std::vector<py::ssize_t>, List, List>(),
+           py::kw_only(), arg("reader"), arg("owners"), arg("keys"), arg("values"), arg("tables"), arg("sized"),
+           arg("sizes"), arg("tensors"), arg("typed"))
       .def("__call__", &Snapshot::operator());
 }
 

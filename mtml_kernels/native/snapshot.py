@@ -15,7 +15,7 @@ def snapshot(**parts: list[Any]) -> Callable[[], bool] | None:
     """A function that says whether all is as it is now.
 
     owners, keys, values: what each mapping has under each key, by identity. tables: dicts of which every name and value
-    counts. sized: mappings whose lengths do. tensors: of which dtype, shape, device and requires_grad do. typed:
+    counts. sized: mappings that have these `sizes`. tensors: of which dtype, shape, device and requires_grad do. typed:
     objects whose types do. None where there is no compiled module, a table is no plain dict, or a tensor is not
     PyTorch's own.
     """

@@ -18,6 +18,8 @@ from mtml.paths import shortcut as _shortcut
 from mtml.paths.batch import Batch
 from mtml.paths.cache import Watch
 from mtml.paths.shortcut import Shortcut
+from mtml_kernels.native import engine
+from mtml_kernels.native.tensors import call_tensors
 from mtml_kernels.ops.inner_loop import BACKENDS
 
 
@@ -380,3 +382,24 @@ def test_what_the_native_watch_cannot_compare_python_does() -> None:
     assert isinstance(watch, Watch) and watch.native is None and watch()
     net.eval()
     assert not watch()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"keys": []}, "pairs: expected as many"),
+        ({"sizes": [1, 2]}, "sizes: expected one for each"),
+        ({"tables": [["a list"]]}, "tables: expected dicts"),
+        ({"tensors": [1.0]}, "tensors: expected plain ones"),
+    ],
+)
+def test_a_snapshot_refuses_what_it_cannot_compare(changed: dict[str, Any], words: str) -> None:
+    names = {"a": 1}
+    parts: dict[str, Any] = {"owners": [names], "keys": ["a"], "values": [names["a"]], "tables": [names]}
+    parts |= {"sized": [names], "sizes": [1], "tensors": [torch.ones(2)], "typed": [names]}
+    plain = engine().Snapshot(reader=call_tensors(), **parts)
+    assert plain()
+    with pytest.raises(ValueError, match=words):
+        engine().Snapshot(reader=call_tensors(), **parts | changed)
+    names["b"] = 2
+    assert not plain()

@@ -178,7 +178,7 @@ class Watch:
         self.traits = list(map(_traits, self.tensors))
         self.native = snapshot(
             owners=self.owners, keys=self.keys, values=self.values, tables=tables, sized=self.dicts,
-            tensors=self.tensors, typed=self.modules,
+            sizes=self.sizes, tensors=self.tensors, typed=self.modules,
         )  # fmt: skip
 
     def reads(self, holder: Any, name: str) -> bool:
