@@ -9,17 +9,15 @@ Times are the thread's own: one thread does all of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.measure import timing
+from bench.measure.host import HostTimes, one_thread, runs_of
 from bench.providers import Unavailable
-from bench.workloads import Workload, make_data, make_network, select
+from bench.workloads import select
 from mtml_kernels import native
 from mtml_kernels.cuda.inner_loop.backend import Persistent
 from mtml_kernels.cuda.inner_loop.chip import Chip
@@ -27,26 +25,15 @@ from mtml_kernels.cuda.inner_loop.device import DeviceEngine
 from mtml_kernels.cuda.inner_loop.lane import Lane
 from mtml_kernels.cuda.inner_loop.mlp import Perceptrons
 from mtml_kernels.cuda.inner_loop.mlp_call import MlpCall, MlpLaunch, MlpShape
-from mtml_kernels.functional import inner_loop
 from mtml_kernels.native.tensors import read_call
 from mtml_kernels.ops.inner_loop import BACKENDS
-from mtml_kernels.program import trace
 from mtml_kernels.registry import Backend
 from mtml_kernels.schedule.devices import DEVICES
 from mtml_kernels.schema.inner_loop_lane import FastLane
 
-__all__ = ["HostTimes", "measure", "nothing_like", "runs_of", "without_kernels"]
+__all__ = ["measure", "without_kernels"]
 
 GPU = "h200"  # whose numbers decide about blocks and threads
-
-
-@dataclass(frozen=True)
-class HostTimes:
-    """Of one meta-step: the function, the module above it, and a Function that does nothing."""
-
-    function: timing.Timing
-    module: timing.Timing
-    nothing: timing.Timing
 
 
 class NoKernels(DeviceEngine):
@@ -104,51 +91,6 @@ def without_kernels() -> Iterator[None]:
         BACKENDS.register(before)
 
 
-def nothing_like(
-    params: Sequence[Tensor], others: Sequence[Tensor], results: Sequence[Tensor]
-) -> type[torch.autograd.Function]:
-    """A Function with these inputs and results that only saves what it is given."""
-    grads = (*(torch.zeros_like(p) for p in params), *[None] * len(others))
-
-    class Nothing(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-            ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*tensors)
-            return tuple(results)
-
-        @staticmethod
-        def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-            _ = ctx.saved_tensors
-            return grads
-
-    return Nothing
-
-
-def runs_of(w: Workload) -> dict[str, Callable[[], Any]]:
-    """Meta-steps by backend ``cuda``, forward and backward, and the Function that does nothing."""
-    import mtml
-
-    net, (sx, sy, qx, qy) = make_network(w), make_data(w)
-    named = dict(net.named_parameters())
-    params, seed = list(named.values()), torch.full((w.tasks,), 1 / w.tasks)
-    program = trace(net, [w.x])
-    maml = mtml.MAML(net, lr=w.lr, steps=w.steps, loss=w.loss, backend="cuda")
-    options: dict[str, Any] = {"steps": w.steps, "loss": w.loss, "query_x": qx, "query_y": qy, "keep": "none"}
-    first = inner_loop(program, named, sx, sy, w.lr, backend="cuda", **options)
-    others, results = [sx, sy, qx, qy, torch.full((1,), w.lr)], [t.detach().clone() for t in first[:3]]
-    nothing = nothing_like(params, others, results)
-
-    def back(loss: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss, params, seed)
-
-    return {
-        "function": lambda: back(inner_loop(program, named, sx, sy, w.lr, backend="cuda", **options).loss),
-        "module": lambda: back(maml.meta_loss(sx, sy, qx, qy)),
-        "nothing": lambda: back(nothing.apply(*params, *others)[0]),
-    }
-
-
 def measure(workload: str, seconds: float = 2.0) -> HostTimes:
     """Host times of a workload's meta-step, forward and backward.
 
@@ -160,14 +102,8 @@ def measure(workload: str, seconds: float = 2.0) -> HostTimes:
     if read_call(torch.ones(1)) is None:
         raise Unavailable("tensors are read by PyTorch's DLPack exchange table, which this version does not have")
     (w,) = select([workload])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with without_kernels():
-            runs = runs_of(w)
-            for run in (*runs.values(), *runs.values()):
-                run()  # the first call traces, plans and remembers
-            found = timing.interleave(runs, seconds, clock=time.thread_time)
-    finally:
-        torch.set_num_threads(threads)
-    return HostTimes(**found)
+    with one_thread(), without_kernels():
+        runs = runs_of(w, "cuda")
+        for run in (*runs.values(), *runs.values()):
+            run()  # the first call traces, plans and remembers
+        return HostTimes(**timing.interleave(runs, seconds, clock=time.thread_time))

@@ -5,7 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <chrono>
+#include <time.h>
+
 #include <cstdint>
 #include <new>
 #include <stdexcept>
@@ -22,15 +23,22 @@ namespace py = pybind11;
 using Address = uintptr_t;
 using Addresses = std::vector<Address>;
 
-inline double native_seconds = 0;  // spent inside the engine, under the GIL's protection
+inline double native_seconds = 0;        // spent inside the engine, under the GIL's protection
+inline bool native_thread_time = false;  // of the calling thread's own time, which other work leaves alone
 
 class Timed {
  public:
-  Timed() : start_(std::chrono::steady_clock::now()) {}
-  ~Timed() { native_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  Timed() : start_(now()) {}
+  ~Timed() { native_seconds += now() - start_; }
 
  private:
-  std::chrono::steady_clock::time_point start_;
+  static double now() {
+    timespec t;
+    clock_gettime(native_thread_time ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+  }
+
+  double start_;
 };
 
 struct BadLabel : std::runtime_error {
@@ -98,7 +106,9 @@ inline void finish(int status, const MtmlkHeadError& error) {
 // Each in the file of its name.
 void bind_inner_loop(py::module_& m);
 void bind_inner_loop_lane(py::module_& m);
-void bind_mlp_lane(py::module_& m);  // behind it
+void bind_mlp_lane(py::module_& m);              // behind it
+void bind_inner_loop_plan_lane(py::module_& m);  // likewise, and behind bind_inner_loop
+void bind_snapshot(py::module_& m);              // behind bind_inner_loop_lane
 void bind_head_inner_loop(py::module_& m);
 void bind_multihead_loss(py::module_& m);
 void bind_linear_multihead_loss(py::module_& m);

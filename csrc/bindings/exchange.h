@@ -148,14 +148,18 @@ class TensorReader {
  protected:
   static constexpr int kCpu = 1, kCuda = 2, kInt = 0, kFloat = 2;
 
-  // Of one value or int64 an element, on any device; values still to be negated are not there yet.
-  bool look(PyObject* t, TensorView& v) const {
+  // Of one of PyTorch's own classes, with memory.
+  bool of_torch(PyObject* t, TensorView& v) const {
     const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(t));
     if (type != tensor_.ptr() && type != parameter_.ptr()) return false;
-    if (table_->view(t, &v) != 0) {  // no memory of its own: wrapped by a transform, sparse, on the meta device
-      PyErr_Clear();
-      return false;
-    }
+    if (table_->view(t, &v) == 0) return true;
+    PyErr_Clear();  // no memory of its own: wrapped by a transform, sparse, on the meta device
+    return false;
+  }
+
+  // Of one value or int64 an element, on any device; values still to be negated are not there yet.
+  bool look(PyObject* t, TensorView& v) const {
+    if (!of_torch(t, v)) return false;
     if (v.lanes != 1 || v.byte_offset != 0 || !v.data || (v.ndim && !v.strides)) return false;
     if (v.code == kInt) return v.bits == 64;
     if (v.code != kFloat || (v.bits != 32 && v.bits != 64)) return false;

@@ -71,6 +71,8 @@ PYBIND11_MODULE(_C, m) {
   bind_inner_loop(m);
   bind_inner_loop_lane(m);
   bind_mlp_lane(m);
+  bind_inner_loop_plan_lane(m);
+  bind_snapshot(m);
   bind_head_inner_loop(m);
   bind_multihead_loss(m);
   bind_linear_multihead_loss(m);
@@ -89,4 +91,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_reason", &mtmlk_isa_reason);
   m.def("isa_available", &mtmlk_isa_available);
   m.def("native_seconds", [] { return native_seconds; });
+  m.def("native_thread_time", [](bool on) { native_thread_time = on; });
 }

@@ -49,11 +49,16 @@ __all__ = [
     "AUTO",
     "LOW_RANK",
     "WEIGHTS",
+    "Plan",
+    "carry_shapes_of",
+    "data_places",
+    "in_words",
     "inner_loop_backward",
     "inner_loop_carry_shapes",
     "inner_loop_forward",
     "label_error",
     "low_rank_weights",
+    "plan_of",
 ]
 
 # How adapted weights of linear layers are held (csrc/cpu/inner_loop/low_rank.h): chosen by the plan's cost model, each
@@ -120,6 +125,11 @@ def _plan(a: InnerLoopArgs, support: int, query: int, form: int) -> Plan:
             _plans.clear()
         found = _plans[key] = Plan(_engine_plan(a, options), a.spec, dtype)
     return found
+
+
+def plan_of(a: InnerLoopArgs, form: int) -> Plan:
+    """The plan of a call."""
+    return _plan(a, a.support_samples, a.query_x[0].shape[1] if a.query_x else 0, form)
 
 
 def _needs_weights(a: InnerLoopArgs) -> str:
@@ -258,7 +268,7 @@ def _inputs_closely(a: InnerLoopArgs, plan: Plan) -> tuple[Any, Any]:
     return inputs, (found, _with_rule(inputs, a, plan))
 
 
-def _in_words(error: ValueError) -> ValueError:
+def in_words(error: ValueError) -> ValueError:
     """An error of the engine, of which a bad label or id comes as numbers."""
     module = engine()
     if isinstance(error, module.BadLabel):
@@ -285,9 +295,9 @@ def label_error(text: str, support: str, query: str) -> ValueError:
 
 def inner_loop_forward(a: InnerLoopArgs, form: int = AUTO) -> Outputs:
     """The op's forward, which goes on to the meta-gradient of each task's loss where `needs` asks for gradients."""
-    spec, shape, has_loss = a.spec, a.support_y.shape, a.query_y is not None and bool(a.query_x)
-    axes, tasks, query = spec.axes, shape[0], a.query_x[0].shape[1] if a.query_x else 0
-    plan = _plan(a, shape[2 if axes & PER_STEP else 1], query, form)
+    spec, has_loss = a.spec, a.has_loss
+    axes, tasks, query = spec.axes, a.tasks, a.query_x[0].shape[1] if a.query_x else 0
+    plan = plan_of(a, form)
     dtype = plan.dtype
     inputs, held = _inputs(a, plan)
     every = (spec.steps + 1,) if axes & QUERY_STEPS else ()
@@ -298,7 +308,7 @@ def inner_loop_forward(a: InnerLoopArgs, form: int = AUTO) -> Outputs:
     at_kept = addresses_of(kept) if kept else kept
     carry: list[Tensor] = []
     at_carry, at_data = 0, _NOWHERE
-    differentiate = bool(a.needs) and has_loss and not every  # the losses of the steps have cotangents of their own
+    differentiate = _carries(a)
     if differentiate:
         carry = [(torch.empty if tasks else torch.zeros)(plan.carry_shape(tasks), dtype=dtype, device="cpu")]
         at_carry = carry[0].data_ptr()
@@ -311,7 +321,7 @@ def inner_loop_forward(a: InnerLoopArgs, form: int = AUTO) -> Outputs:
     try:
         plan.engine_plan.forward(tasks, torch.get_num_threads(), inputs, *at_outputs, differentiate, at_carry, at_data)
     except ValueError as error:
-        raise _in_words(error) from None
+        raise in_words(error) from None
     del held
     return loss, output, support_losses, kept, carry
 
@@ -330,6 +340,11 @@ def _data_groups(a: InnerLoopArgs) -> Sequence[tuple[int, list[Tensor]]]:
     return a.groups[2:4] + a.groups[6:]
 
 
+def data_places(a: InnerLoopArgs) -> list[int]:
+    """Which of the groups of data have gradients."""
+    return [i for i, (needed, _) in enumerate(_data_groups(a)) if needed]
+
+
 def _differentiable(tensors: Sequence[Tensor]) -> int:
     """Elements of the tensors that have a gradient: ids have none."""
     return sum(x.numel() for x in tensors if x.is_floating_point())
@@ -344,13 +359,22 @@ def _data_gradients(a: InnerLoopArgs) -> Grads:
 
 def inner_loop_carry_shapes(a: InnerLoopArgs, form: int = AUTO) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shapes and dtypes of what `inner_loop_forward` leaves for `inner_loop_backward`; arithmetic on sizes only."""
-    if not (a.needs and a.has_loss) or a.spec.has(QUERY_STEPS):
+    if not _carries(a):
         return []
-    dtype = a.params[0].dtype
-    shapes: list[tuple[tuple[int, ...], torch.dtype]]
-    shapes = [(_plan(a, 1, 1, form).carry_shape(a.support_x[0].shape[0]), dtype)]
-    shapes += [((_differentiable(tensors),), dtype) for needed, tensors in _data_groups(a) if needed]
-    return shapes
+    return [(shape, a.params[0].dtype) for shape in carry_shapes_of(_plan(a, 1, 1, form), a)]
+
+
+def _carries(a: InnerLoopArgs) -> bool:
+    """Whether the forward goes on to gradients; losses of all steps have cotangents of their own."""
+    return bool(a.needs) and a.has_loss and not a.spec.has(QUERY_STEPS)
+
+
+def carry_shapes_of(plan: Plan, a: InnerLoopArgs) -> list[tuple[int, ...]]:
+    """What a plan's forward leaves: the carry, and the gradients of each group of data, flat; else nothing."""
+    if not _carries(a):
+        return []
+    data = [(_differentiable(tensors),) for needed, tensors in _data_groups(a) if needed]
+    return [plan.carry_shape(a.support_x[0].shape[0]), *data]
 
 
 # --- backward ---------------------------------------------------------------------------------------------------------
@@ -370,7 +394,7 @@ def inner_loop_backward(
     if not needs:
         return tuple([None] * len(tensors) for _, tensors in a.groups)
     targets = _Targets.of(a)
-    plan = _plan(a, a.support_samples, a.query_x[0].shape[1] if a.query_x else 0, form)
+    plan = plan_of(a, form)
     others = [g for g in (grad_output, grad_support_losses, *grad_adapted) if g is not None]
     groups = _data_groups(a)
     if carry and grad_loss is not None and not others and _spread(plan, carry[0], grad_loss, targets):
@@ -451,7 +475,7 @@ def _run_again(
     try:
         plan.engine_plan.backward(tasks, torch.get_num_threads(), inputs, *at_cotangents, *at_gradients)
     except ValueError as error:
-        raise _in_words(error) from None
+        raise in_words(error) from None
     del held
     return carry, rooms
 

@@ -24,6 +24,7 @@ __all__ = [
     "checked_inputs",
     "checked_one",
     "cotangent_address",
+    "home_of",
     "plain_tensors",
     "read_call",
     "recycled",
@@ -72,6 +73,14 @@ def read_call(*groups: Sequence[Tensor | None] | Tensor | None) -> tuple[bytes, 
     reader = _call_tensors()
     found: tuple[bytes, bytes] | None = None if reader is None else reader.read(*groups)
     return found
+
+
+def home_of(like: Tensor) -> Any:
+    """Where tensors like this one lie, for a lane to make others there."""
+    cuda, index, bits = like.device.type == "cuda", like.device.index or 0, like.dtype.itemsize * 8
+    return engine().Home(
+        tensors=call_tensors(), dtype=like.dtype, device=like.device, bits=bits, cuda=cuda, index=index
+    )
 
 
 # --- where checked tensors lie: 0 stands for None ---------------------------------------------------------------------

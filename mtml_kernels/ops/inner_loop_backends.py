@@ -36,6 +36,7 @@ from mtml_kernels.native.inner_loop import (
     inner_loop_carry_shapes,
     inner_loop_forward,
 )
+from mtml_kernels.native.inner_loop_lane import engine_lane
 from mtml_kernels.ops.common import own_memory, recording
 from mtml_kernels.program import decode
 from mtml_kernels.reference.inner_loop import inner_loop as reference_inner_loop
@@ -188,6 +189,7 @@ def _cpu_backend(name: str, form: int) -> Backend:
         backward=partial(inner_loop_backward, form=form),
         supports=cpu_supports,
         carry_shapes=partial(inner_loop_carry_shapes, form=form),
+        fast_lane=engine_lane(form),
     )
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from bench.__main__ import main
-from bench.measure import host_cuda
+from bench.measure import host, host_cuda
 from bench.workloads import WORKLOADS
 from mtml_kernels.ops.inner_loop import BACKENDS
 
@@ -14,22 +13,13 @@ from mtml_kernels.ops.inner_loop import BACKENDS
 def test_both_ways_are_native_calls() -> None:
     before = BACKENDS.named("cuda")
     with host_cuda.without_kernels():
-        runs = host_cuda.runs_of(WORKLOADS["sinusoid"])
+        runs = host.runs_of(WORKLOADS["sinusoid"], "cuda")
         grads = [run() for run in runs.values() for _ in range(2)]
         lanes = [lane for _, lane in BACKENDS.named("cuda").fast_lane.calls.values()]
     assert lanes and all(lane is not None and lane.call.backward is not None for lane in lanes)
     shapes = {tuple(g.shape for g in each) for each in grads}
     assert len(shapes) == 1
     assert BACKENDS.named("cuda") is before
-
-
-def test_the_function_that_does_nothing_does_nothing() -> None:
-    params, x = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)], torch.ones(4)
-    results = [torch.zeros(5), torch.zeros(1)]
-    found = host_cuda.nothing_like(params, [x], results).apply(*params, x)
-    assert [t.shape for t in found] == [t.shape for t in results]
-    grads = torch.autograd.grad(found[0], params, torch.ones(5))
-    assert all(torch.equal(g, torch.zeros_like(p)) for g, p in zip(grads, params, strict=True))
 
 
 def test_the_command_says_the_ratio(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from cases.call_random import random_call, weighed
 from cases.cuda_engine import CUDA_HOST, HostEngine, registered
 from cases.cuda_mlp import HostKernels, with_kernels
+from cases.eager_call import eager
 from cases.engine import Evaluated, same_bits
 from cases.network_calls import NETWORKS, network_call
 from torch import Tensor, nn
@@ -25,9 +26,9 @@ from mtml_kernels.functional import inner_loop
 from mtml_kernels.functional.inner_loop import InnerLoopResult
 from mtml_kernels.native import engine as native_engine
 from mtml_kernels.native.tensors import read_call
-from mtml_kernels.ops.inner_loop import BACKENDS, inner_loop_call
+from mtml_kernels.ops.inner_loop import BACKENDS
 from mtml_kernels.program import Program, trace
-from mtml_kernels.schema.inner_loop import DATA, DATA_NEEDS, LISTS, NEED_LR, NEED_PARAMS, STARTS, InnerLoopArgs
+from mtml_kernels.schema.inner_loop import NEED_LR, NEED_PARAMS, STARTS, InnerLoopArgs
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -72,37 +73,9 @@ def only_lane(engine: Counted) -> Counted:
 # --- calls of all kinds, through the door of eager code ---------------------------------------------------------------
 
 
-def eager(a: InnerLoopArgs, cotangents: Cotangents, backend: str = CUDA_HOST) -> Evaluated:
-    """Outputs, and gradients of what `a.needs` names."""
-    lists: dict[str, list[Tensor]] = {
-        name: [t.detach().requires_grad_(bool(a.needs & 1 << i) and t.is_floating_point()) for t in getattr(a, name)]
-        for i, name in enumerate(LISTS)
-    }
-    data = dict.fromkeys(DATA)
-    for name, bit in zip(DATA, DATA_NEEDS, strict=True):
-        t = getattr(a, name)
-        data[name] = None if t is None else t.detach().requires_grad_(bool(a.needs & bit) and t.is_floating_point())
-    rule = {"hyper": lists.pop("hyper"), "moments": lists.pop("moments")}
-    loss, output, support, kept = inner_loop_call(
-        a.spec, **lists, **data, step_weights=a.step_weights, backend=backend, **rule
-    )
-    outputs = [loss, output, support, *kept]
-    leaves = [t for group in (*lists.values(), *rule.values(), data.values()) for t in group if is_leaf(t)]
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None and o.requires_grad]
-    grads: Sequence[Tensor] = [torch.zeros_like(t) for t in leaves]
-    if pairs and leaves:
-        ends, seeds = [o for o, _ in pairs], [c for _, c in pairs]
-        grads = torch.autograd.grad(ends, leaves, seeds, allow_unused=True, materialize_grads=True)
-    return [o.detach() for o in outputs], list(grads)
-
-
-def is_leaf(t: Tensor | None) -> bool:
-    return t is not None and t.requires_grad
-
-
 def long_way(a: InnerLoopArgs, cotangents: Cotangents) -> Evaluated:
     with registered(lane=False):
-        return eager(a, cotangents)
+        return eager(a, cotangents, CUDA_HOST)
 
 
 @every_dtype
@@ -112,7 +85,7 @@ def test_the_lane_has_the_bits_of_the_long_way(name: str, dtype: torch.dtype) ->
     for alone in (True, False):
         with registered() as backend:
             cotangents = weighed(a, backend, alone)
-            found = [eager(a, cotangents) for _ in range(2)]
+            found = [eager(a, cotangents, CUDA_HOST) for _ in range(2)]
         expected = long_way(a, cotangents)
         assert all(same_bits(each, expected) for each in found)
 
@@ -125,7 +98,7 @@ def test_gradients_of_parameters_and_rates_come_by_the_lane(name: str, dtype: to
     counted = Counted()
     with registered(counted) as backend:
         cotangents = weighed(a, backend, alone=True)
-        found = eager(a, cotangents)
+        found = eager(a, cotangents, CUDA_HOST)
     assert counted.calls == (1 if a.spec.has(STARTS) else 2)  # own starts have gradients of their own
     assert same_bits(found, long_way(a, cotangents))
 
@@ -137,7 +110,7 @@ def test_random_calls_have_the_bits_of_the_long_way() -> None:
         counted = Counted()
         with registered(counted) as backend:
             cotangents = weighed(a, backend, alone=seed % 2 == 0)
-            found = eager(a, cotangents)
+            found = eager(a, cotangents, CUDA_HOST)
         taken += counted.calls > 0
         assert same_bits(found, long_way(a, cotangents)), seed
     assert taken > 12  # others have to be converted, or are empty
@@ -428,7 +401,7 @@ def test_step_weights_that_require_grad_are_refused(engine: Counted) -> None:
     weights = torch.ones(a.spec.steps + 1, dtype=a.params[0].dtype, requires_grad=True)
     for _ in range(2):
         with pytest.raises(ValueError, match="step_weights requires grad"):
-            eager(a._replace(step_weights=weights, needs=1), [None] * 3)
+            eager(a._replace(step_weights=weights, needs=1), [None] * 3, CUDA_HOST)
 
 
 # --- the reader -------------------------------------------------------------------------------------------------------

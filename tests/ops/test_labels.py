@@ -173,5 +173,6 @@ def test_other_errors_of_the_engine_keep_their_words(monkeypatch: pytest.MonkeyP
         raise ValueError("step_weights: as it was")
 
     monkeypatch.setattr(mtml.paths.fused, "inner_loop_call", fails)
+    monkeypatch.setattr(mtml.paths.shortcut, "run", fails)  # calls like one before
     with pytest.raises(ValueError, match=r"^step_weights: as it was$"):
         run("weights", "cross_entropy", "sy", ids(), ids())

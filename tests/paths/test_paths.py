@@ -14,6 +14,7 @@ from cases.maml_oracle import assert_same, mlp, oracle, regression
 from torch import Tensor, nn
 
 import mtml
+import mtml_kernels
 from mtml import MAML, FallbackWarning
 from mtml.paths import finder as _plan
 from mtml_kernels.general.choice import GeneralPlan
@@ -91,16 +92,15 @@ def test_backend_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         MAML(mlp(3, 4, 2), 0.1, loss="mse").meta_loss(*batch)
 
 
-@pytest.mark.parametrize("form", ["parts", "batch"])
-def test_a_prepared_path_is_seven_functions_from_the_engine(form: str) -> None:
-    """Host time is most of a small model's meta-step, and every Python function costs its share of it."""
-    here, called = str(Path(mtml.__file__).parent), []
+def functions_before(door: str, form: str, backend: str) -> list[tuple[str, str]]:
+    """File and name of what a second call goes through until it meets a function."""
+    called = []
 
     def note(frame: types.FrameType, event: str, _: object) -> None:
         if event == "call":
             called.append((frame.f_code.co_filename, frame.f_code.co_qualname))
 
-    maml, data = MAML(mlp(3, 4, 2), 0.1, steps=2, loss="mse"), regression()
+    maml, data = MAML(mlp(3, 4, 2), 0.1, steps=2, loss="mse", backend=backend), regression()
     given = data if form == "parts" else (mtml.TaskBatch(*data),)
     maml.meta_loss(*given)
     sys.setprofile(note)
@@ -108,10 +108,24 @@ def test_a_prepared_path_is_seven_functions_from_the_engine(form: str) -> None:
         maml.meta_loss(*given)
     finally:
         sys.setprofile(None)
-    door = next(i for i, (_, name) in enumerate(called) if name == "inner_loop_call")
-    own = {place for place in called[:door] if place[0].startswith(here)}
+    return called[: next(i for i, (_, name) in enumerate(called) if name == door)]
+
+
+@pytest.mark.parametrize("form", ["parts", "batch"])
+def test_a_prepared_path_is_seven_functions_from_the_engine(form: str) -> None:
+    """Host time is most of a small model's meta-step, and every Python function costs its share of it."""
+    here, called = str(Path(mtml.__file__).parent), functions_before("inner_loop_call", form, "torch")
+    own = {place for place in called if place[0].startswith(here)}
     assert len(own) <= 7 and len({file for file, _ in own}) <= 4, own
-    assert len(own) == door  # nothing twice, and nothing of others
+    assert len(own) == len(called)  # nothing twice, and nothing of others
+
+
+@pytest.mark.parametrize("form", ["parts", "batch"])
+def test_a_call_like_one_before_is_ten_functions_from_the_lane(form: str) -> None:
+    ours = tuple(str(Path(str(package.__file__)).parent) for package in (mtml, mtml_kernels))
+    called = [name for file, name in functions_before("run", form, "cpu") if file.startswith(ours)]
+    assert len(called) <= (9 if form == "parts" else 10), called
+    assert {"at_once", "Shortcut.__call__"} <= set(called)
 
 
 @pytest.mark.parametrize("backend", BACKENDS.available())

@@ -20,7 +20,7 @@ from mtml_kernels.cuda.inner_loop.mlp import Bound, Perceptrons
 from mtml_kernels.cuda.inner_loop.mlp_form import Form
 from mtml_kernels.cuda.inner_loop.program import BlockProgram
 from mtml_kernels.native import engine
-from mtml_kernels.native.tensors import call_tensors
+from mtml_kernels.native.tensors import home_of
 from mtml_kernels.schedule.call import ABSENT
 from mtml_kernels.schema.inner_loop import LISTS, NEED_LR, SINGLE, InnerLoopArgs, output_shapes
 from mtml_kernels.schema.inner_loop_lane import LaneCall
@@ -62,7 +62,7 @@ class Lane:
         if read is None or results is None:
             return None
         run, add_up = launcher.functions()
-        home = _home(a.params[0])
+        home = home_of(a.params[0])
         launch = engine().ScheduleLaunch(
             function=run, sizes=launcher.sizes(program, a.tasks, bound.blocks, device), tasks=a.tasks,
             words=bound.words, program=bound.words.data_ptr(), strides=read.strides + results.strides,
@@ -84,7 +84,7 @@ class Lane:
         launcher, device, home, places = (
             self._launcher(),
             a.params[0].device,
-            _home(a.params[0]),
+            home_of(a.params[0]),
             _of_mlp(a, bound.form),
         )
         if any(t is None or t.dtype != a.params[0].dtype for t in (a.tensors[place] for place in places)):
@@ -104,14 +104,6 @@ class Lane:
             sums = _sums_of_mlp(a, bound.form)
             back = engine().LaneBackward(home=home, function=add_up, tasks=a.tasks, elements=bound.parts, **sums)
         return LaneCall(launcher.calling(forward, device), back and launcher.calling(back, device))
-
-
-def _home(like: Tensor) -> Any:
-    """Where tensors like this one lie."""
-    cuda, index, bits = like.device.type == "cuda", like.device.index or 0, like.dtype.itemsize * 8
-    return engine().Home(
-        tensors=call_tensors(), dtype=like.dtype, device=like.device, bits=bits, cuda=cuda, index=index
-    )
 
 
 class _Read(NamedTuple):

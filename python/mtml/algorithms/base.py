@@ -16,7 +16,9 @@ from mtml.adapted import Adapted
 from mtml.paths.batch import Batch, Extras, Parts, unpacked, weights_list
 from mtml.paths.explain import Explanation
 from mtml.paths.path import Finder, Outcome, Path
+from mtml.paths.shortcut import at_once
 from mtml_kernels.checks import check_choice, check_steps, shown
+from mtml_kernels.ops.inner_loop_lane import is_open
 
 __all__ = ["CallOptions", "Loss", "MetaLearner", "MetaOutput", "StepOptions", "TaskOptions"]
 
@@ -123,6 +125,12 @@ class MetaLearner(nn.Module, abc.ABC):
             steps = self.steps
         if first_order is None:
             first_order = self.first_order
+        paths = self._paths if self._paths.owner is self else self._own_paths()
+        plain = step_weights is None and support_mask is None and query_mask is None and start is None
+        if plain and paths.shortcuts and not (per_step or query_steps) and is_open():
+            found = at_once(paths.shortcuts, sx, sy, qx, qy, steps, first_order)
+            if found is not None:
+                return MetaOutput(*found)
         weights = None if step_weights is None else weights_list(step_weights, check_steps(steps))
         extras = None
         if per_step or query_steps or start is not None:
@@ -130,7 +138,6 @@ class MetaLearner(nn.Module, abc.ABC):
             if query_steps and weights is not None:
                 raise ValueError("step_weights: expected None with query_steps=True, which returns every step's loss")
         batch = Batch(sx, sy, qx, qy, support_mask, query_mask, weights, extras)
-        paths = self._paths if self._paths.owner is self else self._own_paths()
         path = paths.find(batch, steps, first_order, 0)
         result = path(batch)
         return MetaOutput(result.loss, path.shaped(result.output), result.support_losses)

@@ -24,13 +24,16 @@ from mtml.paths.batch import Batch, Extras
 from mtml.paths.contents import Contents, package_of
 from mtml.paths.explain import Explanation, Subject, loss_names
 from mtml.paths.finder import GENERAL, PathFinder
+from mtml.paths.fused import Fused
 from mtml.paths.loss_reads import LossReads, Verdicts, tokens_of
 from mtml.paths.path import Options, Path
 from mtml.paths.reach import Reach
+from mtml.paths.shortcut import Shortcut, remember
 from mtml.paths.stand_in import describe, stand_in
 from mtml.paths.traced import Traces, traced_path
 from mtml.wrappers import refuse_sharded
 from mtml_kernels.checks import check_batch, check_flag, check_initialised, check_steps
+from mtml_kernels.native.snapshot import snapshot
 from mtml_kernels.neutral import uncompiled
 
 __all__ = ["PathCache", "Watch"]
@@ -52,6 +55,7 @@ class PathCache:
     def __init__(self, owner: Any) -> None:
         self.owner = owner
         self.now: PathFinder | None = None
+        self.shortcuts: dict[Hashable, Shortcut] = {}  # of that one
         self.states: dict[Hashable, PathFinder] = {}
         self.reads = LossReads()
         self.traces = Traces(self)
@@ -90,6 +94,8 @@ class PathCache:
             flag = check_flag("first_order", first_order)
             options = Options(check_steps(steps), flag, keep, extras.axes, extras.taken)
             path = self._prepared(finder, key, batch, options)
+        if keep == 0 and type(path) is Fused and path.plain:
+            remember(finder, path, batch, steps, first_order)
         if path.notice is not None and not quiet:
             (mode, reasons), path.notice = path.notice, None
             warn_of_fallback(self.owner.module, mode, reasons)
@@ -135,6 +141,7 @@ class PathCache:
         finder.look_again()
         finder.fresh = Watch(owner, [finder.reach, *(v for v in verdicts.values() if isinstance(v, Reach))], options)
         self.states[key] = self.now = finder
+        self.shortcuts = finder.shortcuts
         return finder
 
 
@@ -142,8 +149,8 @@ class Watch:
     """A snapshot of a MAML, its model and what it was given beside it. Call it: True while nothing has changed."""
 
     __slots__ = (
-        "contents", "dicts", "empty", "entries", "filled", "keys", "modules", "names", "owners", "sizes", "tensors",
-        "traits", "types", "values",
+        "contents", "dicts", "empty", "entries", "filled", "keys", "modules", "names", "native", "owners", "sizes",
+        "tensors", "traits", "types", "values",
     )  # fmt: skip
 
     def __init__(self, owner: Any, reaches: Sequence[Reach], options: Contents) -> None:
@@ -169,6 +176,10 @@ class Watch:
         self.sizes = [*map(len, self.dicts[: len(self.modules)]), *chain.from_iterable(r.sizes for r in reaches)]
         self.tensors = [*owner.parameters(), *owner.buffers()]
         self.traits = list(map(_traits, self.tensors))
+        self.native = snapshot(
+            owners=self.owners, keys=self.keys, values=self.values, tables=tables, sized=self.dicts,
+            sizes=self.sizes, tensors=self.tensors, typed=self.modules,
+        )  # fmt: skip
 
     def reads(self, holder: Any, name: str) -> bool:
         """Whether an attribute is among what is compared."""
@@ -180,6 +191,12 @@ class Watch:
         return chain(self.empty, self.filled, *(contents.containers() for contents in self.contents))
 
     def __call__(self) -> bool:
+        if self.native is not None:
+            return self.native() and (not self.contents or all(contents() for contents in self.contents))
+        return self.looks_the_same()
+
+    def looks_the_same(self) -> bool:
+        """The same by Python alone."""
         try:
             return (
                 not any(self.empty)

@@ -24,6 +24,7 @@ from mtml.paths.loss_reads import Verdicts
 from mtml.paths.path import Options, Path
 from mtml.paths.rates import Rates
 from mtml.paths.reach import Reach
+from mtml.paths.shortcut import Shortcut
 from mtml.paths.trunk import TrunkOnce
 from mtml_kernels.batch_norm import check_batch_norm
 from mtml_kernels.checks import NARROW, Sizes, check_batch, check_devices, check_dtypes, check_ids, check_target
@@ -84,6 +85,7 @@ class PathFinder:
         self.tensors = adaptable(self.model) | dict(self.model.named_buffers()) | dict(self.model.named_parameters())
         self.device_type = first_floating(self.tensors.values()).device.type
         self.calls: dict[Hashable, Path] = {}
+        self.shortcuts: dict[Hashable, Shortcut] = {}
         self.programs: dict[Hashable, _Traced] = {}
         self.changes = 0
         self._look()
@@ -105,6 +107,7 @@ class PathFinder:
         """Drop what was traced; what could not be is tried again, but ever more rarely."""
         failed = {key: traced for key, traced in self.programs.items() if traced.program is None}
         self.programs = failed
+        self.shortcuts.clear()
         self.calls = {key: path for key, path in self.calls.items() if path.kind == GENERAL}
         if failed and self.changes & (self.changes - 1) == 0 and not any(map(_writes, failed.values())):
             self.programs = {key: self._program(traced.shapes) for key, traced in failed.items()}

@@ -18,7 +18,7 @@ from mtml_kernels.checks import Sizes, check_class_ids, widened
 from mtml_kernels.cuda.backends import FORMS as CUDA_FORMS
 from mtml_kernels.losses import IGNORED
 from mtml_kernels.native.inner_loop import call_threads, low_rank_weights
-from mtml_kernels.ops.inner_loop import inner_loop_call, task_gradients_call
+from mtml_kernels.ops.inner_loop import BACKENDS, inner_loop_call, task_gradients_call
 from mtml_kernels.ops.inner_loop_backends import FORMS
 from mtml_kernels.program import Program
 from mtml_kernels.schedule.describe import SCHEDULED
@@ -67,6 +67,10 @@ class Fused:
         self.trunk = ""  # what explain() says of the layers before the first adapted one
         self.apart = spec.has(TASKS_APART)
         self.notice: tuple[str, str] | None = None
+        # whether batches of plain tensors, and the model's own, go to a lane as they are, unless `float32`
+        one = self.support_names is None and self.query_names is None and self.classes == (0, 0)
+        plain = one and self.rule is None and not (self.copies or self.apart)
+        self.plain = plain and BACKENDS.named(backend).fast_lane is not None
 
     def tensors(self) -> list[Tensor]:
         """The program's parameters in the dtype that is computed in."""

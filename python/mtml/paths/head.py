@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class HeadFinder:
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
+        self.shortcuts: dict[Hashable, Any] = {}  # there are none: the trunk runs in PyTorch
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HeadFinder, (None,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -59,9 +59,13 @@ class Path(Protocol):
 
 
 class Finder(Protocol):
-    """What a learner asks for the path of a call. `owner` is that learner: its copies make finders of their own."""
+    """What a learner asks for the path of a call. `owner` is that learner: its copies make finders of their own.
+
+    shortcuts: by steps, order and whether gradients are recorded, what runs calls like one before at once.
+    """
 
     owner: Any
+    shortcuts: dict[Hashable, Any]
 
     def find(self, batch: Batch, steps: int, first_order: bool, keep: int) -> Path:
         """The path, checked against the batch; warns where it is a slow one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class RidgeFinder:
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
+        self.shortcuts: dict[Hashable, Any] = {}  # there are none: the trunk runs in PyTorch
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RidgeFinder, (None,)
