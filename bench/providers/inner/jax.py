@@ -36,7 +36,9 @@ def _forward(net: nn.Module, tensors: dict[str, Any], x: Any) -> Any:
     return x
 
 
-def _linear(x: Any, weight: Any, bias: Any) -> Any:
+def _of_head(theta: dict[str, Any], x: Any) -> Any:
+    """The logits of a linear layer's weight and bias, which JAX sorts by name."""
+    bias, weight = (theta[name] for name in sorted(theta))
     return x @ weight.T + bias
 
 
@@ -56,7 +58,7 @@ def _objective(w: InnerWorkload, net: nn.Module) -> Callable[..., Any]:
     import jax.numpy as jnp
 
     def loss(theta: dict[str, Any], fixed: dict[str, Any], x: Any, y: Any) -> Any:
-        out = _linear(x, *theta.values()) if w.head else _forward(net, fixed | theta, x)
+        out = _of_head(theta, x) if w.head else _forward(net, fixed | theta, x)
         if w.loss == "mse":
             return ((out - y) ** 2).mean()
         return -jnp.take_along_axis(jax.nn.log_softmax(out), y[:, None].astype(jnp.int32), 1).mean()
