@@ -26,7 +26,7 @@ omniglot_conv, 85.3 for mini_conv). ``taps="all"`` counts them, as a dense im2co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -157,7 +157,8 @@ def inner_loop(w: InnerWorkload) -> int:
     Gradients for the support inputs cost the first layer what the last rows of the table say. Where the inner loop
     changes a latent that shifts the layers, its steps need no dW and its tangents pass no tangent of a weight: 1 + 1
     products for the gradient step, then 1 + 1 for the tangents and 2 for dW; of the first layer 1, and 1 for dW. What
-    is computed from the latent alone, once a task, counts nothing.
+    is computed from the latent alone, once a task, counts nothing. Where the last layer alone adapts, the others have
+    one gradient step on both sets.
 
     >>> from bench.workloads.inner import WORKLOADS
     >>> round(inner_loop(WORKLOADS["fedavg"]) / 1e9, 1)
@@ -166,6 +167,8 @@ def inner_loop(w: InnerWorkload) -> int:
     layers = product_layers(on_meta(w), w.x)
     if w.goal == "adapt":
         return weight_space(w, layers, "adapt")
+    if w.head:
+        return _on_features(w, layers)
     if w.goal == "expert":
         inner = sum(layer.gradient_step(inputs=False) + layer.tangent(inputs=True) for layer in layers)
         return 2 * w.tasks * w.support * w.steps * inner
@@ -174,6 +177,14 @@ def inner_loop(w: InnerWorkload) -> int:
     step = sum(layer.macs * (2 if layer.first else 6) for layer in layers)
     query = sum(layer.gradient_step(inputs=False) for layer in layers)
     return 2 * w.tasks * (w.support * w.steps * step + w.query * query)
+
+
+def _on_features(w: InnerWorkload, layers: list[Layer]) -> int:
+    """FLOPs where the last layer alone adapts: one gradient step of the rest, and a head that wants its inputs'."""
+    samples, head = w.tasks * (w.support + w.query), replace(w, inputs=True)
+    trunk = 2 * samples * sum(layer.gradient_step(inputs=False) for layer in layers[:-1])
+    by_weights = weight_space(head, [Layer(layers[-1].macs, first=True)])
+    return trunk + min(by_weights, gram_head(head, layers[-1].macs // w.out))
 
 
 def meta_step_bytes(w: Workload, itemsize: int = 4, mode: Mode = "forward+backward") -> int:
@@ -198,6 +209,7 @@ def inner_loop_bytes(w: InnerWorkload, itemsize: int = 4) -> int:
     params = sum(p.numel() for p in on_meta(w).parameters())
     sample = math.prod(w.x) * itemsize + (w.out * itemsize if w.loss == "mse" else 8)
     support = w.tasks * w.support * (w.steps if w.per_step else 1)
+    params *= 1 + (w.steps if w.rates else 0)
     read = (support + w.tasks * w.query) * sample + (w.tasks if w.own_starts else 1) * params * itemsize
     if w.goal == "expert":
         return read + (params + support * math.prod(w.x)) * itemsize

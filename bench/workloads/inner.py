@@ -1,5 +1,7 @@
 """Workloads of the inner loops that people run beyond plain MAML: Adam inside, new data at every step, own starts.
 
+Others adapt a part of the network (a latent, or the head alone), or learn the rates of the inner loop.
+
 Each has a goal. ``query``: the mean query loss and its gradient for all parameters, as the meta-steps of
 ``bench.workloads``. ``adapt``: no meta-gradient; the result is how far each task's weights moved. ``expert``: the
 distance of the adapted weights to an expert's, relative to that of the start, and its gradient for the support inputs
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import stack_module_state
 
-from bench.workloads import Workload, make_network, mlp, sine_mlp
+from bench.workloads import Workload, convnet, make_network, mlp, sine_mlp
 from bench.workloads.networks import ModulatedSiren, client, distilled
 
 Tensors = dict[str, Tensor]
@@ -27,8 +29,10 @@ class InnerWorkload(Workload):
 
     ``update``: gradient descent, or Adam with ``eps_root`` under the root (its derivative at 0 is infinite without).
     ``per_step``: every step has a support set of its own, sx [T, K, S, *x]. ``own_starts``: every task has weights of
-    its own. ``adapted``: the one tensor that the inner loop changes; "" stands for all parameters. ``providers``: what
-    runs when nothing is asked for. ``oracle``: the provider that tells the match gate the truth.
+    its own. ``adapted``: the one tensor that the inner loop changes; "" stands for all parameters. ``head``: it changes
+    the last layer alone, on features that the rest gives once for both sets of a task together (ANIL). ``rates``: every
+    element has a rate of its own for each step, which is trained as well. ``providers``: what runs when nothing is
+    asked for. ``oracle``: the provider that tells the match gate the truth.
     """
 
     update: Literal["sgd", "adam"] = "sgd"
@@ -36,6 +40,8 @@ class InnerWorkload(Workload):
     per_step: bool = False
     own_starts: bool = False
     adapted: str = ""
+    head: bool = False
+    rates: bool = False
     goal: Literal["query", "adapt", "expert"] = "query"
     providers: tuple[str, ...] = ("mtml", "loop", "vmap", "compile", "jax")
     oracle: str = "loop"
@@ -43,7 +49,8 @@ class InnerWorkload(Workload):
 
 class Problem(NamedTuple):
     """A workload's tensors. ``start``: the adapted ones, [*shape], or [T, *shape] with own starts; ``fixed``: the rest
-    of the network; ``expert``: what the adapted ones are to come near to, where that is the goal; ``lr``: a scalar."""
+    of the network; ``expert``: what the adapted ones are to come near to, where that is the goal; ``lr``: a scalar;
+    ``rates``: those of the elements, {"lr.NAME": [K, *shape]}, where every one has its own."""
 
     net: nn.Module
     sx: Tensor
@@ -54,11 +61,13 @@ class Problem(NamedTuple):
     fixed: Tensors
     expert: Tensors
     lr: Tensor
+    rates: Tensors
 
     @property
     def trained(self) -> Tensors:
-        """What a meta-gradient is taken for: the network's parameters, adapted or not."""
-        return {n: t for n, t in (self.start | self.fixed).items() if n in dict(self.net.named_parameters())}
+        """What a meta-gradient is taken for: the network's parameters, adapted or not, and the elements' rates."""
+        held = self.start | self.fixed
+        return {n: held[n] for n, _ in self.net.named_parameters()} | self.rates
 
 
 WORKLOADS: dict[str, InnerWorkload] = {
@@ -144,6 +153,50 @@ WORKLOADS: dict[str, InnerWorkload] = {
             providers=("mtml", "loop:per_task", "compile", "compile:loop", "jax", "jax:map"),
             oracle="loop:per_task",
         ),
+        InnerWorkload(
+            "coinpp",
+            "SIREN 10 x 512, latent 128 shifts every layer; the latent adapts",
+            lambda: ModulatedSiren(512, 10, 128),
+            tasks=2,
+            support=1024,
+            query=1024,
+            x=(2,),
+            out=3,
+            steps=3,
+            lr=0.01,
+            loss="mse",
+            adapted="latent",
+            providers=("mtml", "loop", "loop:per_task", "compile:loop", "jax:map"),
+        ),
+        InnerWorkload(
+            "anil_fc100",
+            "4 x conv 64, BatchNorm, ReLU, max-pool; linear 256-5, which alone adapts",
+            lambda: convnet(3, 64, 256, 5),
+            tasks=8,
+            support=25,
+            query=25,
+            x=(3, 32, 32),
+            out=5,
+            steps=5,
+            lr=0.1,
+            head=True,
+            providers=("mtml", "loop", "loop:per_task", "loop:channels_last", "vmap:loop", "compile:loop"),
+        ),
+        InnerWorkload(
+            "metasdf",
+            "MLP 2-256-256-256-256-1, ReLU; a learned rate for every element and step",
+            lambda: mlp(2, 256, 256, 256, 256, 1),
+            tasks=8,
+            support=512,
+            query=512,
+            x=(2,),
+            out=1,
+            steps=5,
+            lr=0.005,
+            loss="mse",
+            rates=True,
+            providers=("mtml", "loop", "loop:per_task", "vmap", "compile:loop", "jax:map"),
+        ),
     )
 }
 
@@ -153,6 +206,16 @@ _TINY = {
     "fedavg": {"tasks": 2, "support": 3, "steps": 2},
     "distill": {"build": lambda: distilled(4, 8), "x": (3, 8, 8), "support": 3, "steps": 3},
     "functa": {"build": lambda: ModulatedSiren(8, 3, 4), "tasks": 3, "support": 5, "query": 6},
+    "coinpp": {"build": lambda: ModulatedSiren(6, 4, 3), "support": 5, "query": 6},
+    "anil_fc100": {
+        "build": lambda: convnet(3, 4, 16, 5, depth=2),
+        "x": (3, 8, 8),
+        "tasks": 3,
+        "support": 6,
+        "query": 5,
+        "steps": 3,
+    },
+    "metasdf": {"build": lambda: mlp(2, 6, 6, 6, 1), "tasks": 3, "support": 7, "query": 6, "steps": 3},
 }
 
 
@@ -176,10 +239,20 @@ def make_problem(w: InnerWorkload, dtype: torch.dtype, device: str, seed: int = 
     sx, sy = pair(w.tasks, *([w.steps] if w.per_step else []), w.support)
     qx, qy = pair(w.tasks, w.query)
     held = {n: t.detach() for n, t in (*net.named_parameters(), *net.named_buffers())}
-    start = {n: t for n, t in held.items() if w.adapted in ("", n)}
+    start = {n: t for n, t in held.items() if _adapts(w, net, n)}
     if w.own_starts:
         nets = [w.build() for _ in range(w.tasks)]  # go on with the seed of make_network
         start = {n: t.detach().to(device, dtype) for n, t in stack_module_state(nets)[0].items()}
     expert = {n: t + 0.01 * real(*t.shape) for n, t in start.items()} if w.goal == "expert" else {}
     fixed = {n: t for n, t in held.items() if n not in start}
-    return Problem(net, sx, sy, qx, qy, start, fixed, expert, torch.tensor(w.lr, dtype=dtype, device=device))
+    lr = torch.tensor(w.lr, dtype=dtype, device=device)
+    # unequal, so that a row or an element in another's place shows
+    rates = {f"lr.{n}": lr * real(w.steps, *t.shape).sigmoid() for n, t in start.items()} if w.rates else {}
+    return Problem(net, sx, sy, qx, qy, start, fixed, expert, lr, rates)
+
+
+def _adapts(w: InnerWorkload, net: nn.Module, name: str) -> bool:
+    """Whether the inner loop changes the tensor of this name."""
+    if w.head:
+        return name.startswith(f"{len(list(net.children())) - 1}.")
+    return w.adapted in ("", name)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mtml_kernels.program.encoding import LAYOUT_STEPS, InputInfo, Node, ParamInfo, Program, constants_of, op_name
 from mtml_kernels.program.ops import OPS, Op
 
-__all__ = ["Parts", "once_is_dearer", "split_head"]
+__all__ = ["Parts", "mixes_samples", "once_is_dearer", "split_head"]
 
 FEATURES = "features"  # what the head's program calls its input
 
@@ -52,16 +52,16 @@ def split_head(program: Program, adapted: Sequence[bool]) -> Parts | str:
         if any(program.params[p].layout == LAYOUT_STEPS for p in _read(node)):
             return f"{_called(program, i)} reads a row of its own in every step"
     # every node is needed for the output, so what stands before the layer is needed for its operand
-    return Parts(_trunk(program, at), _head(program, at), not any(map(_mixes_samples, program.nodes[:at])))
+    return Parts(_trunk(program, at), _head(program, at), not mixes_samples(program.nodes[:at]))
 
 
 def _read(node: Node) -> list[int]:
     return [p for p in (node.weight, node.bias) if p >= 0]
 
 
-def _mixes_samples(node: Node) -> bool:
+def mixes_samples(nodes: Sequence[Node]) -> bool:
     """Whether a sample's value depends on those beside it, as with batch statistics."""
-    return node.b in OPS[node.op].mixing
+    return any(node.b in OPS[node.op].mixing for node in nodes)
 
 
 def _called(program: Program, i: int) -> str:

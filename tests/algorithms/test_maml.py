@@ -340,3 +340,17 @@ def test_meta_training_learns() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_steps_of_wide_layers_with_many_samples() -> None:
+    """18 MB of planes a task, which the engine keeps for the way back where layers are wide."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 1)).double()
+    rates = {n: torch.full((4, *p.shape), 0.02).double().requires_grad_() for n, p in net.named_parameters()}
+    sx, sy = torch.rand(1, 1100, 2).double(), torch.randn(1, 1100, 1).double()
+    qx, qy = sx[:, :20] + 0.1, sy[:, :20]
+    found = []
+    for backend in ("cpu", "reference"):
+        loss = MAML(net, rates, steps=4, loss="mse", backend=backend).meta_loss(sx, sy, qx, qy)
+        found.append([loss, *torch.autograd.grad(loss.sum(), [*net.parameters(), *rates.values()])])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench.providers.base import Result, loss_of
@@ -30,9 +31,9 @@ def corrections(step: Any) -> tuple[Any, Any]:
 def updated(
     w: InnerWorkload, theta: Mapping[str, Any], grads: Mapping[str, Any], held: Any, lr: Any, scales: tuple[Any, Any]
 ) -> tuple[Any, Any]:
-    """The parameters and moments after a step of the workload's rule; arrays of any library."""
+    """The parameters and moments after a step of the workload's rule; arrays of any library. ``lr`` may be by name."""
     if w.update == "sgd":
-        return {n: theta[n] - lr * grads[n] for n in theta}, ()
+        return {n: theta[n] - (lr[n] if isinstance(lr, Mapping) else lr) * grads[n] for n in theta}, ()
     m = {n: BETA1 * held[0][n] + (1 - BETA1) * grads[n] for n in theta}
     v = {n: BETA2 * held[1][n] + (1 - BETA2) * grads[n] * grads[n] for n in theta}
     spread = {n: (v[n] / scales[1] + w.eps_root) ** 0.5 + EPS for n in theta}
@@ -40,9 +41,30 @@ def updated(
 
 
 def objective(w: InnerWorkload, p: Problem) -> Callable[[Tensors, Tensors, Tensor, Tensor], Tensor]:
-    """loss(adapted, fixed, x, y) of one task."""
+    """loss(adapted, fixed, x, y) of one task; x as ``read`` gives it."""
     loss_fn = loss_of(w)
+    if w.head:
+        return lambda theta, fixed, x, y: loss_fn(F.linear(x, *theta.values()), y)
     return lambda theta, fixed, x, y: loss_fn(functional_call(p.net, {**fixed, **theta}, (x,)), y)
+
+
+def read(w: InnerWorkload, p: Problem, fixed: Tensors, sx: Tensor, qx: Tensor) -> tuple[Tensor, Tensor]:
+    """What the inner loop of a task reads: its sets, or for a head their features, by one pass over both."""
+    if not w.head:
+        return sx, qx
+    rows = functional_call(trunk_of(p), fixed, (torch.cat((sx, qx)),))
+    return rows[: len(sx)], rows[len(sx) :]
+
+
+def trunk_of(p: Problem) -> nn.Module:
+    """All layers but the last."""
+    assert isinstance(p.net, nn.Sequential)
+    return p.net[:-1]
+
+
+def rate_of(lr: Any, rates: Mapping[str, Any], step: int) -> Any:
+    """The rate of a step, or those of all elements by the names of their tensors."""
+    return {n.removeprefix("lr."): rows[step] for n, rows in rates.items()} if rates else lr
 
 
 def of_task(tensors: Tensors, task: int, own: bool) -> Tensors:

@@ -36,12 +36,29 @@ def _forward(net: nn.Module, tensors: dict[str, Any], x: Any) -> Any:
     return x
 
 
+def _of_head(theta: dict[str, Any], x: Any) -> Any:
+    """The logits of a linear layer's weight and bias, which JAX sorts by name."""
+    bias, weight = (theta[name] for name in sorted(theta))
+    return x @ weight.T + bias
+
+
+def _read(w: InnerWorkload, net: nn.Module, fixed: dict[str, Any], sx: Any, qx: Any) -> tuple[Any, Any]:
+    """As ``base.read``."""
+    import jax.numpy as jnp
+
+    if not w.head:
+        return sx, qx
+    assert isinstance(net, nn.Sequential)
+    rows = _forward(net[:-1], fixed, jnp.concatenate((sx, qx)))
+    return rows[: len(sx)], rows[len(sx) :]
+
+
 def _objective(w: InnerWorkload, net: nn.Module) -> Callable[..., Any]:
     import jax
     import jax.numpy as jnp
 
     def loss(theta: dict[str, Any], fixed: dict[str, Any], x: Any, y: Any) -> Any:
-        out = _forward(net, fixed | theta, x)
+        out = _of_head(theta, x) if w.head else _forward(net, fixed | theta, x)
         if w.loss == "mse":
             return ((out - y) ** 2).mean()
         return -jnp.take_along_axis(jax.nn.log_softmax(out), y[:, None].astype(jnp.int32), 1).mean()
@@ -50,19 +67,22 @@ def _objective(w: InnerWorkload, net: nn.Module) -> Callable[..., Any]:
 
 
 def _adapt(w: InnerWorkload, loss: Callable[..., Any]) -> Callable[..., Any]:
-    """adapt(start, fixed, sx, sy, lr) -> (loss before the last step, parameters) of one task."""
+    """adapt(start, fixed, sx, sy, lr, rates) -> (loss before the last step, parameters) of one task."""
     import jax
     import jax.numpy as jnp
 
-    def adapt(start: dict[str, Any], fixed: dict[str, Any], sx: Any, sy: Any, lr: Any) -> tuple[Any, Any]:
+    def adapt(
+        start: dict[str, Any], fixed: dict[str, Any], sx: Any, sy: Any, lr: Any, rates: Any = None
+    ) -> tuple[Any, Any]:
         def step(carry: Any, given: Any) -> tuple[Any, Any]:
-            (theta, held), (k, x, y) = carry, given
+            (theta, held), (k, x, y, own) = carry, given
             x, y = (x, y) if w.per_step else (sx, sy)
             value, grads = jax.value_and_grad(loss)(theta, fixed, x, y)
-            return base.updated(w, theta, grads, held, lr, base.corrections(k)), value
+            return base.updated(w, theta, grads, held, own if rates else lr, base.corrections(k)), value
 
         data = (sx, sy) if w.per_step else (None, None)
-        steps = (jnp.arange(w.steps, dtype=lr.dtype), *data)
+        own = {n.removeprefix("lr."): rows for n, rows in rates.items()} if rates else None
+        steps = (jnp.arange(w.steps, dtype=lr.dtype), *data, own)
         unroll = w.steps if w.steps <= UNROLLED else 1
         (theta, _), values = jax.lax.scan(step, (start, base.moments(w, start)), steps, unroll=unroll)
         return values[-1], theta
@@ -94,9 +114,11 @@ def _function(w: InnerWorkload, a: Any, net: nn.Module, in_turn: bool) -> tuple[
 
     def query(trained: Any, *batch: Any) -> Any:
         start, fixed = ({n: trained.get(n, t) for n, t in part.items()} for part in (a["start"], a["fixed"]))
+        rates = {n: trained[n] for n in a["rates"]}
 
         def task(start: Any, sx: Any, sy: Any, qx: Any, qy: Any) -> Any:
-            return loss(adapt(start, fixed, sx, sy, a["lr"])[1], fixed, qx, qy)
+            sx, qx = _read(w, net, fixed, sx, qx)
+            return loss(adapt(start, fixed, sx, sy, a["lr"], rates)[1], fixed, qx, qy)
 
         return _over_tasks(w, task, start, batch, in_turn).mean()
 

@@ -15,6 +15,7 @@ from bench.workloads.inner import InnerWorkload, Problem, Tensors
 
 REQUIRES = ("torch",)
 OPTIONS = ("per_task", "checkpoint", "channels_last")
+Rate = Tensor | Tensors
 
 
 class Loop:
@@ -24,7 +25,7 @@ class Loop:
         self.w, self.p, self.loss = w, p, base.objective(w, p)
 
     def step(
-        self, theta: Tensors, fixed: Tensors, x: Tensor, y: Tensor, held: object, lr: Tensor, k: int, graph: bool
+        self, theta: Tensors, fixed: Tensors, x: Tensor, y: Tensor, held: object, lr: Rate, k: int, graph: bool
     ) -> tuple[Tensor, Tensors, object]:
         """(loss before the step, parameters and moments after it); differentiable with ``graph``."""
         loss = self.loss(theta, fixed, x, y)
@@ -33,15 +34,18 @@ class Loop:
         with torch.set_grad_enabled(graph):
             return loss, *base.updated(self.w, theta, named, held, lr, base.corrections(k))
 
-    def adapt(self, task: int, start: Tensors, fixed: Tensors, sx: Tensor, lr: Tensor, graph: bool) -> Tensors:
-        """A task's parameters after all steps; the graph reaches back to all that is given."""
+    def adapt(
+        self, task: int, start: Tensors, fixed: Tensors, sx: Tensor, lr: Tensor, graph: bool, rates: Tensors
+    ) -> Tensors:
+        """A task's parameters after all steps on its own sx; the graph reaches back to all that is given."""
         theta = base.of_task(start, task, self.w.own_starts)
         if not any(t.requires_grad for t in theta.values()):
             theta = {n: t.detach().requires_grad_() for n, t in theta.items()}
         held = base.moments(self.w, theta)
         for k in range(self.w.steps):
-            x, y = base.of_step(self.w, sx[task], k), base.of_step(self.w, self.p.sy[task], k)
-            self.last, theta, held = self.step(theta, fixed, x, y, held, lr, k, graph)
+            x, y = base.of_step(self.w, sx, k), base.of_step(self.w, self.p.sy[task], k)
+            rate = base.rate_of(lr, rates, k)
+            self.last, theta, held = self.step(theta, fixed, x, y, held, rate, k, graph)
             if not graph:
                 theta = {n: t.requires_grad_() for n, t in theta.items()}
         return theta
@@ -53,10 +57,12 @@ class Loop:
         """The sum of some tasks' query losses over the number of all tasks, and its gradient."""
         p, trained = self.p, {n: t.detach().requires_grad_() for n, t in self.p.trained.items()}
         start, fixed = ({n: trained.get(n, t) for n, t in part.items()} for part in (p.start, p.fixed))
+        rates = {n: trained[n] for n in p.rates}
         total = torch.zeros((), dtype=p.sx.dtype, device=p.sx.device)
         for t in tasks:
-            theta = self.adapt(t, start, fixed, p.sx, p.lr, graph=True)
-            total = total + self.loss(theta, fixed, p.qx[t], p.qy[t]) / self.w.tasks
+            sx, qx = base.read(self.w, p, fixed, p.sx[t], p.qx[t])
+            theta = self.adapt(t, start, fixed, sx, p.lr, True, rates)
+            total = total + self.loss(theta, fixed, qx, p.qy[t]) / self.w.tasks
         return total.detach(), list(torch.autograd.grad(total, list(trained.values())))
 
     def query_per_task(self) -> Result:
@@ -70,14 +76,14 @@ class Loop:
     def weights(self) -> tuple[Tensor, Tensors]:
         losses, rows = [], []
         for t in range(self.w.tasks):
-            rows.append(self.adapt(t, self.p.start, self.p.fixed, self.p.sx, self.p.lr, graph=False))
+            rows.append(self.adapt(t, self.p.start, self.p.fixed, self.p.sx[t], self.p.lr, False, {}))
             losses.append(self.last.detach())
         stacked = {n: torch.stack([row[n].detach() for row in rows]) for n in self.p.start}
         return torch.stack(losses).mean(), stacked
 
     def expert(self) -> Result:
         p, sx, lr = self.p, self.p.sx.detach().requires_grad_(), self.p.lr.detach().requires_grad_()
-        total = base.distance(self.adapt(0, p.start, p.fixed, sx, lr, graph=True), p.start, p.expert)
+        total = base.distance(self.adapt(0, p.start, p.fixed, sx[0], lr, True, {}), p.start, p.expert)
         return total.detach(), list(torch.autograd.grad(total, [sx, lr]))
 
     def expert_in_reverse(self) -> Result:

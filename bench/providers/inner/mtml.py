@@ -1,11 +1,14 @@
-"""This project: ``mtml.MAML(...)`` and its ``meta_loss`` or ``adapt_tasks``. An option is a backend."""
+"""This project: ``mtml.MAML(...)`` and its ``meta_loss`` or ``adapt_tasks``; ``mtml.ANIL`` where the head alone adapts.
+
+An option is a backend.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.providers.base import Prepared, Result
 from bench.providers.inner import base
@@ -15,11 +18,16 @@ REQUIRES = ("mtml",)
 OPTIONS = ("cpu", "reference", "general", "weights", "low_rank")
 
 
-def learner(w: InnerWorkload, p: Problem, options: frozenset[str], lr: Tensor | float) -> Any:
-    """The MAML module of a workload."""
+def learner(w: InnerWorkload, p: Problem, options: frozenset[str], lr: Tensor | float | Tensors) -> Any:
+    """The learner of a workload."""
     import mtml
 
     option = next(iter(options), "auto")
+    if w.head:
+        assert isinstance(p.net, nn.Sequential)
+        head = p.net[-1]
+        assert isinstance(head, nn.Linear)
+        return mtml.ANIL(p.net[:-1], head, lr, steps=w.steps, loss=w.loss, batch_norm="task", backend=option)
     return mtml.MAML(
         p.net,
         lr=lr,
@@ -33,8 +41,9 @@ def learner(w: InnerWorkload, p: Problem, options: frozenset[str], lr: Tensor | 
 
 def prepare(w: InnerWorkload, p: Problem, options: frozenset[str]) -> Prepared:
     sx, rate = (t.clone().requires_grad_(w.goal == "expert") for t in (p.sx, p.lr))
-    maml = learner(w, p, options, rate if w.goal == "expert" else w.lr)
-    trained = [t for n, t in p.net.named_parameters() if n in p.trained]
+    rates = {n.removeprefix("lr."): t.clone().requires_grad_() for n, t in p.rates.items()}
+    maml = learner(w, p, options, rates or (rate if w.goal == "expert" else w.lr))
+    trained = [*(t for n, t in p.net.named_parameters() if n in p.trained), *rates.values()]
     by_name: dict[str, Any] = {"per_step": w.per_step, "start": p.start if w.own_starts else None}
 
     def query() -> Result:

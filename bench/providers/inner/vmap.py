@@ -28,7 +28,7 @@ def _stepper(w: InnerWorkload, p: Problem) -> Callable[..., tuple[Tensor, Tensor
     loss = base.objective(w, p)
 
     def step(
-        theta: Tensors, held: Any, fixed: Tensors, x: Tensor, y: Tensor, lr: Tensor, scales: Any
+        theta: Tensors, held: Any, fixed: Tensors, x: Tensor, y: Tensor, lr: Any, scales: Any
     ) -> tuple[Tensor, Tensors, Any]:
         grads, value = grad_and_value(loss)(theta, fixed, x, y)
         return value, *base.updated(w, theta, grads, held, lr, scales)
@@ -48,9 +48,11 @@ def _query(w: InnerWorkload, p: Problem, wrap: Wrap, in_turn: bool) -> Prepared:
 
     def task(trained: Tensors, sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
         theta, fixed = ({n: trained.get(n, t) for n, t in part.items()} for part in (p.start, p.fixed))
-        held = base.moments(w, theta)
+        rates, held = {n: trained[n] for n in p.rates}, base.moments(w, theta)
+        sx, qx = base.read(w, p, fixed, sx, qx)
         for k in range(w.steps):
-            _, theta, held = step(theta, held, fixed, sx, sy, p.lr, base.corrections(k))
+            rate = base.rate_of(p.lr, rates, k)
+            _, theta, held = step(theta, held, fixed, sx, sy, rate, base.corrections(k))
         return loss(theta, fixed, qx, qy)
 
     def meta(trained: Tensors, *batch: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from mtml.adapted import Adapted
 from mtml.algorithms.base import Loss, MetaLearner
 from mtml.inner_lr import InnerLR
-from mtml.paths.head import HeadFinder, fold, fused_loss, head_rate, rows_of
+from mtml.paths.features import BATCH_NORMS, fold, rows_of
+from mtml.paths.head import HeadFinder, fused_loss, head_rate
 from mtml.paths.path import Outcome, Path
 from mtml.wrappers import refuse_data_parallel, refuse_sharded
-from mtml_kernels.checks import check_finite, shown
+from mtml_kernels.checks import check_choice, check_finite, shown
 from mtml_kernels.general import GeneralPlan
 
 __all__ = ["ANIL", "AdaptedHead"]
@@ -30,8 +31,10 @@ class ANIL(MetaLearner):
     where that is cheaper. Gradients are exact, second order included, and reach the trunk through both sets.
 
     Batch normalisation in train mode therefore takes its statistics over all tasks and both sets, and updates running
-    statistics once a call; in eval mode each sample stands alone, as in `MAML`. For statistics of each task's own sets
-    use `mtml.MAML` with ``params="head.*"``.
+    statistics once a call; in eval mode each sample stands alone, as in `MAML`. ``batch_norm="task"`` takes those of
+    each task's samples, of both sets together, as loops over tasks do (learn2learn's); for statistics of each set by
+    itself use `mtml.MAML` with ``params="head.*"``. On a CPU convolutions run in the fused engine wherever that
+    computes the same (`explain` says): with "task", and where no sample's features depend on the others.
 
     Args:
         features: the trunk, x [N, ...] -> [N, D] (further dimensions are flattened).
@@ -40,6 +43,8 @@ class ANIL(MetaLearner):
             of such, or {"weight": ..., "bias": ...}; or an `InnerLR` of the head, per "all" or "tensor".
         steps: K.
         loss, query_loss: "cross_entropy", "mse", "bce_with_logits", "huber" or "l1", or the ``nn.*Loss`` or ``F.*``.
+        batch_norm: what the trunk's batch statistics are taken over: "module", all samples of a call; "task", those of
+            a task, and running statistics stay as they are.
         weight_decay, proximal: weight_decay * theta, and proximal * (theta - theta_0), are added to inner gradients.
         backend: "auto", "cpu", "triton" (on a GPU; see `mtml_kernels.head_inner_loop`) or "reference".
 
@@ -71,6 +76,7 @@ class ANIL(MetaLearner):
         steps: int = 1,
         loss: Loss = "cross_entropy",
         query_loss: Loss | None = None,
+        batch_norm: str = "module",
         weight_decay: float = 0.0,
         proximal: float = 0.0,
         backend: str = "auto",
@@ -88,9 +94,10 @@ class ANIL(MetaLearner):
             )
         for given in (loss,) if query_loss is None else (loss, query_loss):
             fused_loss(given)
+        check_choice("batch_norm", batch_norm, BATCH_NORMS)
         check_finite("weight_decay", weight_decay)
         check_finite("proximal", proximal)
-        self.features, self.head, self.lr = features, head, lr
+        self.features, self.head, self.lr, self.batch_norm = features, head, lr, batch_norm
         self.weight_decay, self.proximal = float(weight_decay), float(proximal)
         head_rate(lr, head, self.steps)  # raises where it does not fit
         self._paths = HeadFinder(self)
@@ -99,6 +106,12 @@ class ANIL(MetaLearner):
         """The head as it is before adaptation, on the trunk's features: [N, ...] -> [N, C]."""
         logits: Tensor = self.head(rows_of(self.features, x))
         return logits
+
+    def features_of_tasks(self, x: Any) -> Tensor:
+        """The trunk's features [T, N, D] of samples x [T, N, ...], by the module's `batch_norm`."""
+        paths = self._paths if self._paths.owner is self else self._own_paths()
+        assert isinstance(paths, HeadFinder)
+        return paths.trunk(self, x)[0]
 
     def _adapted(self, path: Path, result: Outcome, keep_steps: bool, taken: int) -> AdaptedHead:
         loss = self.loss if self.query_loss is None else self.query_loss
@@ -113,7 +126,8 @@ class AdaptedHead(Adapted):
         """Each task's head on its own inputs: x [T, N, ...] (or a tuple or dict of such) -> [T, N, C]."""
         self._check_tasks("x", x)
         params = self.params_at(step)
-        features = self.model.features
-        assert isinstance(features, nn.Module)
-        logits = fold(features, x) @ params["head.weight"].mT
+        model = self.model
+        assert isinstance(model.features, nn.Module)
+        features = model.features_of_tasks(x) if isinstance(model, ANIL) else fold(model.features, x)
+        logits = features @ params["head.weight"].mT
         return logits + params["head.bias"][:, None] if "head.bias" in params else logits

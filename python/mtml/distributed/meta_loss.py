@@ -11,7 +11,7 @@ from mtml.algorithms.anil import ANIL
 from mtml.algorithms.base import CallOptions, MetaLearner
 from mtml.distributed.shares import tasks_of
 from mtml.paths.batch import unpacked
-from mtml.paths.head import features_of
+from mtml.paths.features import features_of
 from mtml.wrappers import is_sharded
 from mtml_kernels.checks import shown
 

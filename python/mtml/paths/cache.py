@@ -52,6 +52,8 @@ _traits = attrgetter("requires_grad", "dtype", "shape", "device")
 class PathCache:
     """The prepared paths of one MAML. It is no part of the module's state: copies and pickles start an empty one."""
 
+    finds: type[PathFinder] = PathFinder
+
     def __init__(self, owner: Any) -> None:
         self.owner = owner
         self.now: PathFinder | None = None
@@ -61,10 +63,10 @@ class PathCache:
         self.traces = Traces(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PathCache, (None,)
+        return type(self), (None,)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PathCache:
-        return PathCache(None)
+        return type(self)(None)
 
     def find(self, batch: Batch, steps: int, first_order: bool, keep: int, quiet: bool = False) -> Path:
         """How to run this call. Warns, unless `quiet`, where it falls back to the general path."""
@@ -110,8 +112,12 @@ class PathCache:
             finder.calls.pop(list(finder.calls)[0], None)  # noqa: RUF015 - other threads may add to it meanwhile
         if not torch._C._len_torch_dispatch_stack():  # a path made under FakeTensorMode, say, holds its tensors
             finder.calls[key] = path
-        warn_of_statistics(self.owner.module, finder.batch_norm)
+        self._warn(finder)
         return path
+
+    def _warn(self, finder: PathFinder) -> None:
+        """Of what the model's state makes of every call."""
+        warn_of_statistics(self.owner.module, finder.batch_norm)
 
     def explain(self, batch: Batch) -> Explanation:
         """How such calls run, with the owner's steps and order, and why."""
@@ -134,7 +140,7 @@ class PathCache:
         key = (structure(owner.module), tuple(options.tokens), words)
         finder = self.states.pop(key, None)
         if finder is None:
-            finder = PathFinder(owner)
+            finder = self.finds(owner)
             while len(self.states) >= STATES:
                 self.states.pop(next(iter(self.states)))
         finder.verdicts = verdicts

@@ -1,17 +1,18 @@
-"""ANIL's path: the trunk as PyTorch runs it, once over all samples, and the steps of a linear head as one operation."""
+"""ANIL's path: one pass of the trunk, and the steps of a linear head as one operation."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from mtml.inner_lr import InnerLR
 from mtml.paths.batch import Batch
 from mtml.paths.explain import Explanation, Subject, loss_names
+from mtml.paths.features import TrunkFeatures
 from mtml.paths.path import Options, Outcome, in_our_words
 from mtml.paths.trunk import TrunkOnce
 from mtml.wrappers import is_sharded, refuse_sharded
@@ -32,7 +33,7 @@ from mtml_kernels.losses import KINDS, Loss, LossSpec, Opaque, resolve
 from mtml_kernels.ops.head_inner_loop import BACKENDS, backend_for
 from mtml_kernels.precision import casts, computed_in, mixes
 
-__all__ = ["HeadFinder", "HeadPath", "features_of", "fold", "fused_loss", "head_rate", "rows_of"]
+__all__ = ["HeadFinder", "HeadPath", "fused_loss", "head_rate"]
 
 _computed = computed_in(BACKENDS)
 
@@ -42,7 +43,8 @@ class HeadFinder:
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
-        self.shortcuts: dict[Hashable, Any] = {}  # there are none: the trunk runs in PyTorch
+        self.shortcuts: dict[Hashable, Any] = {}  # there are none: a call is a trunk's pass and a head's
+        self.trunk = TrunkFeatures(owner)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HeadFinder, (None,)
@@ -63,7 +65,7 @@ class HeadFinder:
         if is_sharded(self.owner.head.weight):
             refuse_sharded("head", self.owner.head)
         check_batch(*batch.parts(), check_steps(steps))
-        return HeadPath(self.owner, Options(steps, False, keep))
+        return HeadPath(self.owner, Options(steps, False, keep), self.trunk)
 
     def explain(self, batch: Batch) -> Explanation:
         """How such calls run, and why."""
@@ -71,8 +73,9 @@ class HeadFinder:
         sizes = check_batch(*batch.parts(), owner.steps)
         weight, adapted = owner.head.weight, ["head.weight", "head.bias"][: 1 if owner.head.bias is None else 2]
         node = {"node": 0, "op": "linear", "path": "head", "params": adapted, "shape": (weight.shape[0],)}
-        subject = Subject([], [node], *loss_names(owner.loss, owner.query_loss), "module")
-        return HeadPath(owner, Options(owner.steps, False, 0)).explain(subject, sizes)
+        subject = Subject([], [node], *loss_names(owner.loss, owner.query_loss), owner.batch_norm)
+        found = HeadPath(owner, Options(owner.steps, False, 0), self.trunk).explain(subject, sizes)
+        return dataclasses.replace(found, trunk=found.trunk + self.trunk.how(owner, batch.sx))
 
 
 class HeadPath:
@@ -81,14 +84,14 @@ class HeadPath:
     kind = "head"
     notice: tuple[str, str] | None = None
 
-    def __init__(self, anil: Any, options: Options) -> None:
-        self.anil, self.options = anil, options
+    def __init__(self, anil: Any, options: Options, trunk: TrunkFeatures) -> None:
+        self.anil, self.options, self.trunk = anil, options, trunk
 
     def __call__(self, batch: Batch) -> Outcome:
         """loss [T], output [T, Q, C], support_losses [K, T], and the head's weight [T, C, D] and bias [T, C]."""
         anil, steps = self.anil, self.options.steps
         head = anil.head
-        support, query = features_of(anil.features, batch.sx, batch.qx)
+        support, query = self.trunk(anil, batch.sx, batch.qx)
         try:
             found = head_inner_loop(
                 support,
@@ -170,36 +173,6 @@ class HeadPath:
                     f"{name}: expected class ids [T, N], got probabilities {list(y.shape)}; use mtml.MAML(head, ...) "
                     "on features that require grad, which takes them, or .argmax(2)"
                 )
-
-
-def features_of(trunk: nn.Module, sx: Any, qx: Any) -> tuple[Tensor, Tensor]:
-    """Features [T, S, D] and [T, Q, D] of one pass of the trunk over both sets; Q = 0 without queries."""
-    if qx is None:
-        support = fold(trunk, sx)
-        return support, support[:, :0]
-    lead = [pytree.tree_leaves(x)[0].shape[:2] for x in (sx, qx)]
-    cut = lead[0].numel()
-    both = pytree.tree_map(lambda s, q: torch.cat((s.flatten(0, 1), q.flatten(0, 1))), sx, qx)
-    rows = rows_of(trunk, both)
-    return rows[:cut].unflatten(0, lead[0]), rows[cut:].unflatten(0, lead[1])
-
-
-def fold(trunk: nn.Module, x: Any) -> Tensor:
-    """Features [T, N, D] of one set x [T, N, ...]."""
-    lead = pytree.tree_leaves(x)[0].shape[:2]
-    return rows_of(trunk, pytree.tree_map(lambda t: t.flatten(0, 1), x)).unflatten(0, lead)
-
-
-def rows_of(trunk: nn.Module, x: Any) -> Tensor:
-    """Features [N, D] of a tensor, or of a tuple (several arguments) or dict (keyword arguments) of such.
-
-    Raises TypeError where the trunk returns anything else.
-    """
-    args, named = ((), x) if isinstance(x, Mapping) else (x if isinstance(x, list | tuple) else (x,), {})
-    found = trunk(*args, **named)
-    if not isinstance(found, Tensor) or found.ndim < 2:
-        raise TypeError(f"features: expected the trunk to return a tensor [N, D], got {shown(found)}")
-    return found.flatten(1)
 
 
 def head_rate(lr: Any, head: nn.Linear, steps: int) -> Any:

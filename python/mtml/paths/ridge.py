@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtml.paths.batch import Batch
 from mtml.paths.explain import Explanation, Subject, loss_names
-from mtml.paths.head import features_of
+from mtml.paths.features import features_of
 from mtml.paths.judge import check_targets, task_losses
 from mtml.paths.path import Options, Outcome
 from mtml.paths.trunk import TrunkOnce

@@ -73,8 +73,8 @@ class Traces:
         return name
 
 
-def traced_path(cache: PathCache, batch: Batch, steps: int, first_order: bool, keep: int) -> Path:
-    """The path of a call that is being traced; all but `_named` is traced.
+def traced_path(cache: PathCache, batch: Batch, steps: int, first_order: bool, keep: int, quiet: bool = False) -> Path:
+    """The path of a call that is being traced, which warns of nothing; all but `_named` is traced.
 
     Raises what an eager call raises, where there is no graph around it.
     """

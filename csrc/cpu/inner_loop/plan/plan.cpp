@@ -372,26 +372,41 @@ Cut cut_rows(const Plan& plan, int64_t samples) {
   return cut;
 }
 
+// Of a forward pass, a sample.
+double sample_work(const Plan& plan) {
+  double work = 0;
+  for (int64_t i = 0; i < plan.n_values; ++i)
+    if (plan.values[i].live && plan.values[i].batched) work += node_work(plan, plan.values[i]);
+  return work;
+}
+
 void place_state(Plan& plan) {
   const int64_t bytes = element_bytes(plan.dtype);
   const bool second_order = plan.needs != 0 && !plan.first_order;
   const int64_t aux = plan.out_rows * plan.out_ld;
   const int64_t planes = plan.plane_size[kPrimal] + plan.plane_size[kDelta] + aux;
   const int64_t block_planes = planes * plan.support.block_samples * plan.support.blocks * plan.support.chunks;
-  // Above 16 MiB a task, reading the planes back costs more than computing them again. Convolutions compute more an
-  // element: mini_conv keeps 55 MiB, whose reading takes a tenth of what they would take to make.
-  const int64_t limit = int64_t(plan.heavy ? 128 : 16) << 20;
-  plan.keep_planes = second_order && plan.steps * block_planes * bytes <= limit;
   plan.state_grad = plan.own_size + plan.own_t_size;
   plan.state_moments = plan.state_grad + (keeps_gradients(plan) ? plan.own_size : 0);
   plan.state_fixed = plan.state_moments + plan.n_moments * plan.own_size;
   plan.state_blocks = plan.state_fixed + plan.fixed_size[kPrimal] + plan.fixed_size[kDelta];
+  // Above 16 MiB a task, reading the planes back costs more than computing them again, forward and back to the inputs.
+  // Convolutions compute more an element: mini_conv keeps 55 MiB, whose reading takes a tenth of what they would take to
+  // make. So do linear layers from 128 columns on, where steps need not be run again for it: 40 MiB of them take 0.85 of
+  // the time with 256 columns, 0.95 with 64 (Zen 5).
+  constexpr int64_t kFew = int64_t(16) << 20, kMany = int64_t(128) << 20;
+  constexpr double kDear = 96;  // multiply-adds an element
+  const bool few = plan.steps * block_planes * bytes <= (plan.heavy ? kMany : kFew);
+  const bool dear = !few && 2 * sample_work(plan) >= kDear * double(planes) &&
+                    plan.steps * (plan.state_blocks + block_planes) * bytes <= kMany;
+  plan.keep_planes = second_order && (few || dear);
   plan.state_size = plan.state_blocks + (plan.keep_planes ? block_planes : 0);
   // Above 64 MiB a task, only every sqrt(K)-th step is kept and the steps between are recomputed.
   plan.slots = std::max<int64_t>(plan.steps, 1);
+  const int64_t most = plan.heavy || dear ? kMany : int64_t(64) << 20;
   if (plan.needs == 0) {
     plan.slots = std::min<int64_t>(plan.slots, 2);
-  } else if (plan.steps * plan.state_size * bytes > std::max(limit, int64_t(64) << 20)) {
+  } else if (plan.steps * plan.state_size * bytes > most) {
     plan.slots = 1;
     while (plan.slots * plan.slots < plan.steps) ++plan.slots;
   }
@@ -404,14 +419,6 @@ void place_state(Plan& plan) {
       plan.support.chunks == 1 && plan.support.blocks == 1 && plan.plain && !(plan.needs & MTMLK_NEED_LR);
   for (int64_t i = 0; i < plan.n_lr; ++i) plan.fused_update &= !plan.lrs[i].elements;
   if (plan.low_rank) place_low_state(plan);
-}
-
-// Of a forward pass, a sample.
-double sample_work(const Plan& plan) {
-  double work = 0;
-  for (int64_t i = 0; i < plan.n_values; ++i)
-    if (plan.values[i].live && plan.values[i].batched) work += node_work(plan, plan.values[i]);
-  return work;
 }
 
 void count_work(Plan& plan) {
