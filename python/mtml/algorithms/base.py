@@ -127,7 +127,8 @@ class MetaLearner(nn.Module, abc.ABC):
             first_order = self.first_order
         paths = self._paths if self._paths.owner is self else self._own_paths()
         plain = step_weights is None and support_mask is None and query_mask is None and start is None
-        if plain and paths.shortcuts and not (per_step or query_steps) and is_open():
+        # is_open first: torch.compile guards whatever it reads, and shortcuts come and go
+        if is_open() and plain and paths.shortcuts and not (per_step or query_steps):
             found = at_once(paths.shortcuts, sx, sy, qx, qy, steps, first_order)
             if found is not None:
                 return MetaOutput(*found)
