@@ -366,6 +366,14 @@ def test_planes_computed_again() -> None:
     check_all(draft_case(draft, support=250, query=3, tasks=1, steps=5, weight_scale=0.5, **WHOLE))
 
 
+@pytest.mark.parametrize("act", [Act.TANH, Act.RELU])  # the products apply relu themselves
+@pytest.mark.parametrize("samples", [1, 97, 130])
+def test_products_deeper_than_a_part(act: Act, samples: int) -> None:
+    """Depths of 290 and 270 are taken in parts, 96 rows at a time (simd/gemm.h), with one product and with two."""
+    draft = mlp([3, 290, 270, 2], act)
+    check_all(draft_case(draft, support=samples, query=samples, tasks=1, steps=2, weight_scale=0.5, **WHOLE))
+
+
 @pytest.mark.parametrize("steps", [4, 5, 9])
 def test_segments_between_checkpoints(steps: int) -> None:
     """1.1 million parameters and their transposes take 18 MB a step: above 64 MiB only every second or third step is
