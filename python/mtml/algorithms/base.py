@@ -18,7 +18,6 @@ from mtml.paths.explain import Explanation
 from mtml.paths.path import Finder, Outcome, Path
 from mtml.paths.shortcut import at_once
 from mtml_kernels.checks import check_choice, check_steps, shown
-from mtml_kernels.ops.inner_loop_lane import is_open
 
 __all__ = ["CallOptions", "Loss", "MetaLearner", "MetaOutput", "StepOptions", "TaskOptions"]
 
@@ -127,9 +126,8 @@ class MetaLearner(nn.Module, abc.ABC):
             first_order = self.first_order
         paths = self._paths if self._paths.owner is self else self._own_paths()
         plain = step_weights is None and support_mask is None and query_mask is None and start is None
-        # is_open first: torch.compile guards whatever it reads, and shortcuts come and go
-        if is_open() and plain and paths.shortcuts and not (per_step or query_steps):
-            found = at_once(paths.shortcuts, sx, sy, qx, qy, steps, first_order)
+        if plain and not (per_step or query_steps):
+            found = at_once(paths, sx, sy, qx, qy, steps, first_order)
             if found is not None:
                 return MetaOutput(*found)
         weights = None if step_weights is None else weights_list(step_weights, check_steps(steps))
