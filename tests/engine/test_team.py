@@ -153,10 +153,14 @@ def test_tasks_and_their_chunks_go_to_64_threads(widths: list[int], tasks: int, 
     assert used == expected
 
 
-@pytest.mark.parametrize("widths", [[3, 8, 2], [5, 300, 300, 3]])
+@pytest.mark.parametrize(
+    ("widths", "support"),
+    [([3, 8, 2], 600), ([5, 300, 300, 3], 600), ([784, 256, 5], 5)],
+    ids=["chunks", "wide", "low rank"],
+)
 @pytest.mark.parametrize("tasks", [1, 3, 4])
-def test_bits_of_more_threads_than_tasks(widths: list[int], tasks: int) -> None:
-    case = draft_case(mlp(widths), tasks=tasks, support=600, steps=2)
+def test_bits_of_more_threads_than_tasks(widths: list[int], support: int, tasks: int) -> None:
+    case = draft_case(mlp(widths), tasks=tasks, support=support, steps=2)
     cotangents = ones_of(case)
     expected = evaluate(case, ENGINE, cotangents, threads=1)
     for threads in (2, 7, 64):

@@ -288,7 +288,7 @@ def test_memory_of_forms_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def watch_of(maml: mtml.MAML) -> Watch:
     found(maml, batch())
-    watch = maml._paths.now.fresh
+    watch = maml._paths.now.watch
     assert isinstance(watch, Watch) and watch.native is not None
     return watch
 
@@ -378,7 +378,7 @@ def test_what_the_native_watch_cannot_compare_python_does() -> None:
     net[0].weight = Other(net[0].weight.detach())
     maml = learner(model=net)
     maml.meta_loss(*batch())
-    watch = maml._paths.now.fresh
+    watch = maml._paths.now.watch
     assert isinstance(watch, Watch) and watch.native is None and watch()
     net.eval()
     assert not watch()

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from mtml.adapted import Adapted
 from mtml.paths.batch import Batch, Extras, Parts, unpacked, weights_list
+from mtml.paths.cache import at_once
 from mtml.paths.explain import Explanation
 from mtml.paths.path import Finder, Outcome, Path
-from mtml.paths.shortcut import at_once
 from mtml_kernels.checks import check_choice, check_steps, shown
 
 __all__ = ["CallOptions", "Loss", "MetaLearner", "MetaOutput", "StepOptions", "TaskOptions"]

@@ -9,13 +9,13 @@ loops that run in C, in a few microseconds.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, getitem, is_
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 
@@ -26,7 +26,7 @@ from mtml.paths.explain import Explanation, Subject, loss_names
 from mtml.paths.finder import GENERAL, PathFinder
 from mtml.paths.fused import Fused
 from mtml.paths.loss_reads import LossReads, Verdicts, tokens_of
-from mtml.paths.path import Options, Path
+from mtml.paths.path import Finder, Options, Path
 from mtml.paths.reach import Reach
 from mtml.paths.shortcut import Shortcut, remember
 from mtml.paths.stand_in import describe, stand_in
@@ -35,6 +35,7 @@ from mtml.wrappers import refuse_sharded
 from mtml_kernels.checks import check_batch, check_flag, check_initialised, check_steps
 from mtml_kernels.native.snapshot import snapshot
 from mtml_kernels.neutral import uncompiled
+from mtml_kernels.ops.inner_loop_lane import is_open
 
 __all__ = ["PathCache", "Watch"]
 
@@ -145,10 +146,31 @@ class PathCache:
                 self.states.pop(next(iter(self.states)))
         finder.verdicts = verdicts
         finder.look_again()
-        finder.fresh = Watch(owner, [finder.reach, *(v for v in verdicts.values() if isinstance(v, Reach))], options)
+        finder.watch = Watch(owner, [finder.reach, *(v for v in verdicts.values() if isinstance(v, Reach))], options)
+        finder.fresh = finder.watch.ask()
         self.states[key] = self.now = finder
         self.shortcuts = finder.shortcuts
         return finder
+
+
+def at_once(
+    paths: Finder, sx: Any, sy: Any, qx: Any, qy: Any, steps: Any, first_order: Any
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What a call gives that is like one before; None for others. In eager code only (`is_open`)."""
+    if not paths.shortcuts or not is_open():
+        return None
+    try:
+        shortcut = paths.shortcuts.get((steps, first_order, torch.is_grad_enabled()))
+    except TypeError:  # the checks say what is wrong
+        return None
+    return None if shortcut is None else shortcut(sx, sy, qx, qy)
+
+
+def _none(*_: Any) -> None:
+    """In place of `at_once` where torch.compile traces, which guards what it reads: shortcuts come and go."""
+
+
+at_once._torchdynamo_inline = _none  # type: ignore[attr-defined]
 
 
 class Watch:
@@ -200,6 +222,10 @@ class Watch:
         if self.native is not None:
             return self.native() and (not self.contents or all(contents() for contents in self.contents))
         return self.looks_the_same()
+
+    def ask(self) -> Callable[[], bool]:
+        """What to call in its place, with nothing between where the compiled module alone compares."""
+        return self if self.native is None or self.contents else self.native
 
     def looks_the_same(self) -> bool:
         """The same by Python alone."""

@@ -70,7 +70,8 @@ class PathFinder:
     """Paths for one state of one model and one set of options; `fresh()` says whether that state still holds."""
 
     left: int  # calls until `verify`; from 0 on down there is none
-    fresh: Callable[[], bool]  # set by who watches the model
+    watch: Any  # a Watch over the model, set by who watches it
+    fresh: Callable[[], bool]  # what asks it
     verdicts: Verdicts = MappingProxyType({})  # on callable losses, set likewise
 
     def __init__(self, maml: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtml.paths.batch import Batch
 from mtml.paths.fused import Fused
-from mtml.paths.path import Finder, in_our_words
+from mtml.paths.path import in_our_words
 from mtml_kernels.ops.inner_loop import BACKENDS, lane_of
 from mtml_kernels.ops.inner_loop_lane import Lane, is_open, run
 from mtml_kernels.registry import Backend
@@ -24,7 +24,7 @@ from mtml_kernels.schema.inner_loop import InnerLoopArgs
 if TYPE_CHECKING:
     from mtml.paths.finder import PathFinder
 
-__all__ = ["Shortcut", "at_once", "remember"]
+__all__ = ["Shortcut", "remember"]
 
 FORMS = 64  # of a model's state, steps and order
 _UNKNOWN: tuple[Any, None] = None, None
@@ -82,26 +82,6 @@ class Shortcut:
             raise in_our_words(error) from None
         loss, output, support_losses = found
         return loss, path.shaped(output), support_losses
-
-
-def at_once(
-    paths: Finder, sx: Any, sy: Any, qx: Any, qy: Any, steps: Any, first_order: Any
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """What a call gives that is like one before; None for others. In eager code only (`is_open`)."""
-    if not paths.shortcuts or not is_open():
-        return None
-    try:
-        shortcut = paths.shortcuts.get((steps, first_order, torch.is_grad_enabled()))
-    except TypeError:  # the checks say what is wrong
-        return None
-    return None if shortcut is None else shortcut(sx, sy, qx, qy)
-
-
-def _none(*_: Any) -> None:
-    """In place of `at_once` where torch.compile traces, which guards what it reads: shortcuts come and go."""
-
-
-at_once._torchdynamo_inline = _none  # type: ignore[attr-defined]
 
 
 def remember(finder: PathFinder, path: Fused, batch: Batch, steps: Any, first_order: Any) -> None:

@@ -56,7 +56,7 @@ class Traces:
         check_parts(batch.sx, batch.sy, batch.qx, batch.qy, keep != 0, cache.owner)
         call = TracedCall(cache, batch, (steps, first_order, keep))
         assert cache.now is not None
-        refuse_changes(cast("Watch", cache.now.fresh))
+        refuse_changes(cast("Watch", cache.now.watch))
         key = description, call.options, call.modes, call.form
         name = self.names.setdefault(key, f"{CALL}{len(self.names)}")
         known = self.calls.__dict__.setdefault(name, call)
